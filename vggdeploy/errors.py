@@ -1,0 +1,95 @@
+"""Every error that vggdeploy raises on purpose, and the exit code that each one ends a command with.
+
+    VggdeployError                  1    a known error: one line of cause, one line of remedy
+    ├── UsageError                  2    the call cannot mean anything: a bad name, a bad range
+    ├── InputError                  1    an image or an array that cannot be used
+    ├── DataError                   1    a data set that is missing, empty or damaged
+    ├── CheckpointError             1    a checkpoint that is missing, damaged or from another spec
+    ├── TrainingError               1    a training run that cannot go on
+    ├── BundleError                 1    a bundle that cannot be opened or written
+    │   └── IntegrityError          1    bytes that are not the ones the manifest names
+    ├── BuildError                  1    an exporter, parser or builder refused the model
+    ├── ParityError                 3    what was built does not compute what was trained
+    ├── TargetError                 4    an accuracy or speed target was missed
+    └── IncompatibleError           5    this machine or library cannot do it
+        └── MissingDependencyError  5    a Python package is not installed
+
+An interrupted command (Ctrl-C) ends with 130.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+EXIT_INTERRUPTED = 130
+
+
+class VggdeployError(Exception):
+    """A known error. ``cause`` says what is wrong, ``hint`` what to do about it; both are one line."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str, hint: str = "") -> None:
+        super().__init__(cause, hint)
+        self.cause = cause
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.cause} — {self.hint}" if self.hint else self.cause
+
+
+class UsageError(VggdeployError):
+    exit_code = 2
+
+
+class InputError(VggdeployError):
+    pass
+
+
+class DataError(VggdeployError):
+    pass
+
+
+class CheckpointError(VggdeployError):
+    pass
+
+
+class TrainingError(VggdeployError):
+    pass
+
+
+class BundleError(VggdeployError):
+    pass
+
+
+class IntegrityError(BundleError):
+    pass
+
+
+class BuildError(VggdeployError):
+    pass
+
+
+class ParityError(VggdeployError):
+    exit_code = 3
+
+
+class TargetError(VggdeployError):
+    exit_code = 4
+
+
+class IncompatibleError(VggdeployError):
+    exit_code = 5
+
+
+class MissingDependencyError(IncompatibleError):
+    pass
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not in ``known``: it offers the closest match, then the whole list."""
+    names = sorted(known)
+    close = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    offer = f"did you mean '{close[0]}'? " if close else ""
+    return UsageError(f"unknown {kind} '{name}'", f"{offer}known: {', '.join(names) or 'none'}")

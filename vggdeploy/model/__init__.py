@@ -1,0 +1,1 @@
+"""The network itself. `summary` and `outputs` need no torch; the other modules do."""

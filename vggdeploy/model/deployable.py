@@ -1,0 +1,74 @@
+"""A VGG with its preprocessing in front and its named outputs behind: the module that is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vggdeploy.model.outputs import LOGITS, PROBABILITIES, output_layers, output_specs
+from vggdeploy.model.vgg import VGG
+from vggdeploy.spec import PreprocessSpec
+
+
+class Deployable(nn.Module):
+    """``image`` → a tuple of the named outputs, each ``float32``.
+
+    Args:
+        model: the network. Its own dtype (``.half()``) is the precision of the computation.
+        preprocess: mean and std, which become a multiplication and an addition in FP32.
+        outputs: names, see `vggdeploy.model.outputs`. What they do not need is not computed.
+        input_dtype: ``"uint8"`` for ``[N, H, W, C]`` pixels; ``"float32"`` for normalised ``[N, C, H, W]``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, model: VGG, preprocess: PreprocessSpec, *, outputs: Sequence[str] = (LOGITS,), input_dtype: str = "uint8"
+    ) -> None:
+        super().__init__()
+        output_specs(model.spec, outputs)  # refuses unknown names
+        known = output_layers(model.spec)
+        self.names = tuple(outputs)
+        self.pixels = input_dtype == "uint8"
+        self.features = model.features
+        self.classifier = model.classifier
+        self._taps = {known[name].key: name for name in outputs if name not in (LOGITS, PROBABILITIES)}
+        self._last = max((known[name] for name in outputs), key=lambda layer: (layer.part == "classifier", layer.index))
+        shape = (1, preprocess.channels, 1, 1)
+        self.register_buffer("scale", torch.tensor(preprocess.scale).reshape(shape), persistent=False)
+        self.register_buffer("shift", torch.tensor(preprocess.shift).reshape(shape), persistent=False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        x = image
+        if self.pixels:
+            # Cast first: TensorRT takes a uint8 input only into a cast.
+            x = x.float().permute(0, 3, 1, 2) * self.scale + self.shift
+        first = self.features[0] if len(self.features) else self.classifier[0]
+        x = x.to(first.weight.dtype)
+        found: dict[str, Tensor] = {}
+        for part, modules in (("features", self.features), ("classifier", self.classifier)):
+            if part == "classifier":
+                if self._last.part == "features":
+                    break
+                x = torch.flatten(x, 1)
+            for index, module in enumerate(modules):
+                x = module(x)
+                name = self._taps.get(f"{part}.{index}")
+                if name is not None:
+                    found[name] = x.clone() if self._overwritten(modules, index) else x
+                if part == self._last.part and index == self._last.index:
+                    break
+        if LOGITS in self.names or PROBABILITIES in self.names:
+            found[LOGITS] = x
+        if PROBABILITIES in self.names:
+            found[PROBABILITIES] = torch.softmax(x.float(), dim=1)
+        return tuple(found[name].float() for name in self.names)
+
+    @staticmethod
+    def _overwritten(modules: nn.Module, index: int) -> bool:
+        """Whether the next module is an in-place ReLU, which would change a tapped convolution's output."""
+        following = list(modules.children())[index + 1 : index + 2]
+        return bool(following) and isinstance(following[0], nn.ReLU)

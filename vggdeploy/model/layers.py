@@ -1,0 +1,81 @@
+"""The layers of a VGG in order, derived from its spec alone: names, positions, shapes. Torch-free.
+
+Everything that walks a VGG (the torch module, the summary, the cutting of outputs) walks this list, so that they
+cannot disagree. Names are the paper's and Caffe's: conv3_2, relu3_2, pool3, fc6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vggdeploy.spec import ModelSpec
+
+Kind = Literal["conv", "batch_norm", "relu", "pool", "linear", "dropout"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module: where it stands (``features.5``), what it is, and the shape of one sample of its output."""
+
+    name: str
+    kind: Kind
+    part: Literal["features", "classifier"]
+    index: int
+    inputs: int
+    outputs: int
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Its prefix in a torchvision state dict."""
+        return f"{self.part}.{self.index}"
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters: weights and biases."""
+        if self.kind == "conv":
+            return (9 * self.inputs + 1) * self.outputs
+        if self.kind == "linear":
+            return (self.inputs + 1) * self.outputs
+        return 2 * self.outputs if self.kind == "batch_norm" else 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one sample, of convolutions and matrix products (as torchvision counts GFLOPS)."""
+        if self.kind == "conv":
+            return 9 * self.inputs * self.outputs * self.shape[1] * self.shape[2]
+        return self.inputs * self.outputs if self.kind == "linear" else 0
+
+
+def layers_of(spec: ModelSpec) -> list[Layer]:
+    """Every module of ``features`` and ``classifier``, in the order (and with the indices) of torchvision's VGG."""
+    found: list[Layer] = []
+    channels, size = spec.in_channels, spec.image_size
+
+    def feature(name: str, kind: Kind, outputs: int) -> None:
+        found.append(Layer(name, kind, "features", len(found), channels, outputs, (outputs, size, size)))
+
+    for b, block in enumerate(spec.blocks, 1):
+        for c, outputs in enumerate(block, 1):
+            feature(f"conv{b}_{c}", "conv", outputs)
+            channels = outputs
+            if spec.batch_norm:
+                feature(f"bn{b}_{c}", "batch_norm", outputs)
+            feature(f"relu{b}_{c}", "relu", outputs)
+        size //= 2
+        feature(f"pool{b}", "pool", channels)
+
+    fc6, fc7 = spec.hidden
+    head: tuple[tuple[str, Kind, int, int], ...] = (
+        ("fc6", "linear", spec.flat_features, fc6),
+        ("relu6", "relu", fc6, fc6),
+        ("drop6", "dropout", fc6, fc6),
+        ("fc7", "linear", fc6, fc7),
+        ("relu7", "relu", fc7, fc7),
+        ("drop7", "dropout", fc7, fc7),
+        ("fc8", "linear", fc7, spec.classes),
+    )
+    for index, (name, kind, inputs, outputs) in enumerate(head):
+        found.append(Layer(name, kind, "classifier", index, inputs, outputs, (outputs,)))
+    return found

@@ -1,0 +1,50 @@
+"""The named outputs of a VGG: what each name means, and its shape. Torch-free.
+
+``convB_I`` is the convolution with its batch norm, before the ReLU; ``reluB_I`` after it; ``poolB`` the block's end.
+``fc6`` and ``fc7`` are after their ReLU, as in Caffe, whose in-place ReLU made those blobs the well-known features.
+``logits`` are fc8; ``probabilities`` their softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vggdeploy.errors import UsageError, unknown_name
+from vggdeploy.model.layers import Layer, layers_of
+from vggdeploy.spec import ModelSpec
+from vggdeploy.types import TensorSpec
+
+LOGITS = "logits"
+PROBABILITIES = "probabilities"
+
+
+def output_layers(spec: ModelSpec) -> dict[str, Layer]:
+    """Output name → the layer after which it is taken, in the network's order."""
+    found: dict[str, Layer] = {}
+    for layer in layers_of(spec):
+        if layer.kind in ("relu", "pool") and layer.part == "features":
+            found[layer.name] = layer
+        elif layer.kind == "conv" and not spec.batch_norm:
+            found[layer.name] = layer
+        elif layer.kind == "batch_norm":
+            found[layer.name.replace("bn", "conv")] = layer
+        elif layer.name in ("relu6", "relu7"):
+            found[layer.name.replace("relu", "fc")] = layer
+        elif layer.name == "fc8":
+            found[LOGITS] = found[PROBABILITIES] = layer
+    return found
+
+
+def output_specs(spec: ModelSpec, names: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """Names → specs of the graph's outputs, in the order asked.
+
+    Raises:
+        UsageError: no name, a name twice, or one that this network does not have (with the closest match).
+    """
+    known = output_layers(spec)
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"outputs {list(names)}", "name at least one output, and each only once")
+    for name in names:
+        if name not in known:
+            raise unknown_name("output", name, known)
+    return tuple(TensorSpec(name, "float32", ("N", *known[name].shape)) for name in names)

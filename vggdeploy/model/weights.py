@@ -1,0 +1,84 @@
+"""Weights in and out of files: safetensors only, never pickle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from vggdeploy.bundle.checkpoint import (
+    CHECKPOINT_NAME,
+    WEIGHTS_NAME,
+    Checkpoint,
+    read_checkpoint,
+)
+from vggdeploy.errors import CheckpointError
+from vggdeploy.files import atomic_directory, sha256_of
+from vggdeploy.model.vgg import VGG
+from vggdeploy.optional import first_line
+from vggdeploy.records import to_json
+
+
+def save_checkpoint(target: Path, model: VGG, checkpoint: Checkpoint, *, overwrite: bool = False) -> Checkpoint:
+    """Write a checkpoint directory in one step; returns the record as written (with the weights' hash).
+
+    Raises:
+        UsageError: ``target`` exists and may not be replaced.
+    """
+    with atomic_directory(target, marker=CHECKPOINT_NAME, overwrite=overwrite) as draft:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        try:
+            safetensors.torch.save_file(state, draft / WEIGHTS_NAME)
+        except SafetensorError as error:  # it wraps the operating system's error in a string
+            raise OSError(f"cannot write {WEIGHTS_NAME}: {first_line(error)}") from error
+        written = msgspec.structs.replace(checkpoint, weights_sha256=sha256_of(draft / WEIGHTS_NAME))
+        (draft / CHECKPOINT_NAME).write_bytes(to_json(written))
+    return written
+
+
+def load_model(path: str | os.PathLike[str], *, check_weights: bool = True) -> VGG:
+    """The model of a checkpoint directory, in evaluation mode, its tensors mapped from the file.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged file, or weights that do not fit the spec.
+    """
+    root = Path(path)
+    checkpoint = read_checkpoint(root, check_weights=check_weights)
+    again = "train again, or restore the checkpoint from its source"
+    try:
+        state: dict[str, Any] = safetensors.torch.load_file(root / WEIGHTS_NAME)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{root / WEIGHTS_NAME} cannot be read: {first_line(error)}", again) from error
+    with torch.device("meta"):
+        model = VGG(checkpoint.spec)
+    load_state(model, state, where=str(root / WEIGHTS_NAME))
+    return model.eval()
+
+
+def load_state(model: VGG, state: dict[str, Any], *, where: str) -> None:
+    """Put a state dict with torchvision's keys into ``model``; every key and shape has to match.
+
+    Raises:
+        CheckpointError: missing or unexpected keys, or other shapes: the first few are named.
+    """
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    extra = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{k} is {list(state[k].shape)}, not {list(expected[k].shape)}"
+        for k in expected.keys() & state.keys()
+        if state[k].shape != expected[k].shape
+    ]
+    wrong = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in extra] + sorted(shapes)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{where} does not fit {model.spec.title}: {', '.join(wrong[:3])}{more}", "use the spec it was trained with"
+        )
+    model.load_state_dict(state, assign=True)
+    model.float()

@@ -1,0 +1,52 @@
+"""Optional dependencies: asked for by name, imported only when used, and missed in words."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from importlib.util import find_spec
+from types import ModuleType
+
+from vggdeploy.errors import IncompatibleError, MissingDependencyError
+
+
+def installed(module: str) -> bool:
+    """Whether ``module`` can be found, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # a missing parent package, or a half-removed module
+        return False
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def require(module: str, *, to: str, extra: str) -> ModuleType:
+    """Import ``module``, or say what it is needed for and which extra brings it.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        IncompatibleError: it is installed and does not import (a missing native library, usually).
+    """
+    if not installed(module):
+        raise MissingDependencyError(
+            f"the Python package '{module}' is needed to {to}, and it is not installed",
+            f"pip install 'vggdeploy[{extra}]'",
+        )
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise IncompatibleError(
+            f"the Python package '{module}' is installed but does not import: {first_line(error)}",
+            f"reinstall it: pip install --force-reinstall 'vggdeploy[{extra}]'",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: what fits on the one line that a user gets."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

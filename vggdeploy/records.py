@@ -1,0 +1,164 @@
+"""What was measured and what was concluded, as frozen records with JSON both ways."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from vggdeploy.errors import BundleError, UsageError
+from vggdeploy.optional import first_line
+from vggdeploy.types import Precision, Verdict
+
+SCHEMA_VERSION = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of every record: keyword-only, immutable, and an unknown field is an error."""
+
+
+class Thresholds(Record):
+    """How far a variant of one precision may stand from the FP32 reference.
+
+    ``relative_l2``: ‖candidate − reference‖₂ / ‖reference‖₂ over all samples of an output, at most this.
+    ``cosine``: the smallest per-sample cosine similarity, at least this.
+    ``flip_rate``: share of samples whose top-1 class may change; judged by its 95% Clopper–Pearson bounds.
+    """
+
+    relative_l2: float
+    cosine: float
+    flip_rate: float
+
+
+# FP32 engines differ by summation order only; FP16 carries 11 significand bits through up to 19 layers; INT8 carries 8.
+DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
+    Precision.FP32: Thresholds(relative_l2=1e-4, cosine=0.99999, flip_rate=0.01),
+    Precision.FP16: Thresholds(relative_l2=1e-2, cosine=0.9995, flip_rate=0.01),
+    Precision.BF16: Thresholds(relative_l2=5e-2, cosine=0.997, flip_rate=0.02),
+    Precision.INT8: Thresholds(relative_l2=2e-1, cosine=0.97, flip_rate=0.03),
+}
+
+
+class OutputParity(Record):
+    """How one output of a variant compares with the reference over ``samples`` samples."""
+
+    output: str
+    samples: int
+    max_abs: float
+    mean_abs: float
+    relative_l2: float
+    cosine_min: float
+    cosine_mean: float
+
+
+class FlipCount(Record):
+    """Samples whose top-1 class changed, with one-sided 95% Clopper–Pearson bounds of the rate."""
+
+    flips: int
+    samples: int
+    lower: float
+    upper: float
+
+
+class ParityRecord(Record):
+    """One variant against the FP32 PyTorch reference. Accuracies are fractions, or None without true labels."""
+
+    variant: str
+    backend: str
+    device: str
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+    data: str = ""
+    outputs: tuple[OutputParity, ...] = ()
+    flips: FlipCount | None = None
+    reference_accuracy: float | None = None
+    candidate_accuracy: float | None = None
+    sha256: str = ""
+    tools: dict[str, str] = {}
+
+
+class ParityReport(Record):
+    """All variants of one bundle: what ``vggdeploy verify --json`` prints."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    created: str
+    variants: tuple[ParityRecord, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the variants that ran here; ``unproven`` only when none ran."""
+        found = {record.verdict for record in self.variants}
+        order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)
+        return next((v for v in order if v in found), Verdict.UNPROVEN)
+
+
+class Machine(Record):
+    """Where a measurement was taken."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    features: tuple[str, ...]
+    system: str
+    python: str
+    gpu: str | None = None
+
+
+class BenchRow(Record):
+    """One variant at one batch size. Times are milliseconds a batch; ``ratio`` is speed against the first row's
+    variant at the same batch (above 1 is faster), with a 95% bootstrap interval over interleaved rounds."""
+
+    variant: str
+    backend: str
+    device: str
+    batch: int
+    rounds: int
+    calls: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float | None
+    images_per_second: float
+    load_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    verdict: Verdict
+    valid: bool
+    reasons: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+class BenchReport(Record):
+    """What ``vggdeploy bench --json`` prints."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    created: str
+    machine: Machine
+    threads: int
+    data: str
+    baseline: str
+    rows: tuple[BenchRow, ...]
+    tools: dict[str, str] = {}
+
+
+R = TypeVar("R")
+
+
+def to_json(record: Any) -> bytes:
+    """Indented UTF-8 JSON with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+def from_json(data: bytes, kind: type[R], *, what: str) -> R:
+    """Decode and validate; ``what`` names the document in the error.
+
+    Raises:
+        BundleError: not JSON, cut short, or not of the schema.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError) as error:
+        cause = error.cause if isinstance(error, UsageError) else first_line(error)
+        raise BundleError(f"{what} cannot be read: {cause}", "restore it from its source") from error

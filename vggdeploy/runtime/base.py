@@ -1,0 +1,128 @@
+"""The session protocol, and the wrapper that checks every call once, so that no backend has to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdeploy.errors import InputError, VggdeployError
+from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.types import BatchRange, Device, TensorSpec
+
+Array = NDArray[Any]
+
+
+class Session(Protocol):
+    """One open variant. Nothing is allocated before ``__enter__``; everything is freed by ``__exit__``."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a backend needs to open a variant: verified files, and what the graph promises."""
+
+    path: Path
+    sha256: str
+    spec: ModelSpec
+    preprocess: PreprocessSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch: BatchRange
+    device: Device = field(default_factory=Device)
+    threads: int | None = None
+
+    @property
+    def thread_count(self) -> int:
+        """Threads to compute with: as asked, else every core this process may use."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run on this machine; if not, why, and the line that mends it."""
+
+    runs: bool
+    device: str = "cpu"
+    reason: str = ""
+    fix: str = ""
+    version: str = ""
+    builds: bool = False
+
+
+class CheckedSession:
+    """A session whose inputs and outputs are checked: names, dtypes, shapes, batch range, and finite numbers.
+
+    Thread-safe as far as the backend's ``run`` is; all backends here allow concurrent calls.
+    """
+
+    def __init__(self, session: Session, *, name: str, batch: BatchRange) -> None:
+        self._session = session
+        self.name = name
+        self.batch = batch
+        self.inputs = session.inputs
+        self.outputs = session.outputs
+        self._checks = [(s.name, np.dtype(s.dtype), s.item_shape, s.dtype.startswith("float")) for s in session.inputs]
+        self._open = False
+
+    def __enter__(self) -> Self:
+        self._session.__enter__()
+        self._open = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        self._session.__exit__(kind, error, trace)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch: graph input name → array, to graph output name → ``float32`` array.
+
+        Raises:
+            InputError: a wrong name, dtype or shape, an empty or too large batch, a NaN or infinity.
+            VggdeployError: the session is closed, or the model's answer holds a NaN or infinity.
+        """
+        if not self._open:
+            raise VggdeployError(f"the session of {self.name} is closed", "use it inside its 'with' block")
+        self._check(feeds)
+        results = self._session.run(feeds)
+        for name, array in results.items():
+            if not np.isfinite(array).all():
+                raise VggdeployError(
+                    f"{self.name} gave a NaN or infinity in '{name}'",
+                    "the variant overflows on this input: use one of higher precision, and run vggdeploy verify",
+                )
+        return results
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        if len(feeds) != len(self._checks) or any(name not in feeds for name, *_ in self._checks):
+            wanted = ", ".join(str(s) for s in self.inputs)
+            raise InputError(f"inputs {sorted(feeds)} are not the graph's", f"give {wanted}")
+        for (name, dtype, item, floating), spec in zip(self._checks, self.inputs, strict=True):
+            array = feeds[name]
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"input '{name}' is a {type(array).__name__}", f"give a NumPy array: {spec}")
+            if array.dtype != dtype or array.shape[1:] != item or array.ndim != len(item) + 1:
+                raise InputError(f"input '{name}' is {array.dtype}{list(array.shape)}", f"give {spec}")
+            if not self.batch.min <= array.shape[0] <= self.batch.max:
+                raise InputError(
+                    f"a batch of {array.shape[0]} is outside {self.batch.min}…{self.batch.max} of {self.name}",
+                    "split it, or export/build with a larger maximum batch",
+                )
+            if floating and not np.isfinite(array).all():
+                raise InputError(f"input '{name}' holds a NaN or infinity", "clean the input first")

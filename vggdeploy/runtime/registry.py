@@ -1,0 +1,124 @@
+"""Which backends there are. Adding one: a file beside this one, and a row here."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.errors import IncompatibleError, UsageError, unknown_name
+from vggdeploy.optional import require
+from vggdeploy.runtime.base import Availability, CheckedSession, Session, Source
+from vggdeploy.types import Device
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row: which variants it runs (``format``), where its code is, and what it needs.
+
+    The module has ``SESSION`` (a class that takes a `Source`) and ``probe(device) -> Availability``.
+    """
+
+    name: str
+    format: str
+    module: str
+    requires: str
+    extra: str
+    devices: tuple[str, ...]
+
+    def load(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+    def probe(self, device: Device) -> Availability:
+        """Whether this machine can run it, found out for real: a library that is only installed does not count."""
+        if device.kind not in self.devices:
+            return Availability(
+                False, str(device), f"{self.name} runs on {' and '.join(self.devices)}, not on {device.kind}",
+                f"use --device {self.devices[0]}",
+            )
+        try:
+            require(self.requires, to=f"run the {self.name} backend", extra=self.extra)
+        except IncompatibleError as error:
+            return Availability(False, str(device), error.cause, error.hint)
+        found: Availability = self.load().probe(device)
+        return found
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend("torch", "checkpoint", "vggdeploy.runtime.torch", "torch", "train", ("cpu", "cuda")),
+    Backend("torchscript", "torchscript", "vggdeploy.runtime.torchscript", "torch", "train", ("cpu", "cuda")),
+    Backend("onnxruntime", "onnx", "vggdeploy.runtime.onnxruntime", "onnxruntime", "cpu", ("cpu", "cuda")),
+    Backend("tensorrt", "tensorrt", "vggdeploy.runtime.tensorrt", "tensorrt", "gpu", ("cuda",)),
+    Backend("tensorrt-rtx", "tensorrt-rtx", "vggdeploy.runtime.tensorrt_rtx", "tensorrt_rtx", "rtx", ("cuda",)),
+)
+
+# What people type for a backend, and its name here.
+_ALIASES = {"ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch", "trt": "tensorrt", "rtx": "tensorrt-rtx"}
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        UsageError: there is none; the closest name is offered.
+    """
+    wanted = name.lower().replace("_", "-")
+    wanted = _ALIASES.get(wanted, wanted)
+    for backend in BACKENDS:
+        if backend.name == wanted:
+            return backend
+    raise unknown_name("backend", name, [b.name for b in BACKENDS])
+
+
+def backend_for(variant: Variant) -> Backend:
+    """The backend that runs a variant's format.
+
+    Raises:
+        IncompatibleError: this version of vggdeploy has none.
+    """
+    for backend in BACKENDS:
+        if backend.format == variant.format:
+            return backend
+    raise IncompatibleError(f"nothing here runs the format '{variant.format}'", "update vggdeploy")
+
+
+def default_device(backend: Backend) -> Device:
+    return Device(backend.devices[0])
+
+
+def runnable(variant: Variant, device: Device | None = None) -> Availability:
+    """Whether this machine can run a variant, and why not."""
+    backend = backend_for(variant)
+    return backend.probe(device or default_device(backend))
+
+
+def open_session(
+    bundle: Bundle, variant: Variant, *, device: Device | None = None, threads: int | None = None
+) -> CheckedSession:
+    """A session of one variant, ready to be entered. The bundle's hashes were checked when it was opened.
+
+    Raises:
+        IncompatibleError: this machine cannot run it; cause and remedy are the probe's.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads", "give at least 1")
+    backend = backend_for(variant)
+    where = device or default_device(backend)
+    found = backend.probe(where)
+    if not found.runs:
+        raise IncompatibleError(f"{variant.name} cannot run here: {found.reason}", found.fix)
+    manifest = bundle.manifest
+    source = Source(
+        path=bundle.path(variant.path),
+        sha256=bundle.sha256(variant.path),
+        spec=manifest.spec,
+        preprocess=manifest.preprocess,
+        inputs=(manifest.input,),
+        outputs=manifest.outputs,
+        batch=variant.batch,
+        device=where,
+        threads=threads,
+    )
+    session: Session = backend.load().SESSION(source)
+    return CheckedSession(session, name=variant.name, batch=variant.batch)

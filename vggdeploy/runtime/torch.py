@@ -1,0 +1,75 @@
+"""The reference backend: the checkpoint's FP32 weights in PyTorch, eager, exactly as trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from vggdeploy.errors import VggdeployError
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.weights import load_model
+from vggdeploy.optional import first_line
+from vggdeploy.runtime.base import Array, Availability, Source
+from vggdeploy.types import Device
+
+
+class TorchSession:
+    """The FP32 PyTorch model of a checkpoint, in evaluation mode."""
+
+    def __init__(self, source: Source) -> None:
+        self.inputs = source.inputs
+        self.outputs = source.outputs
+        self._source = source
+        self._model: Any = None
+
+    def __enter__(self) -> Self:
+        source = self._source
+        use_threads(source)
+        names = tuple(spec.name for spec in source.outputs)
+        model = load_model(source.path, check_weights=False)  # the bundle's hashes were checked when it was opened
+        deployable = Deployable(model, source.preprocess, outputs=names, input_dtype=source.inputs[0].dtype)
+        self._model = deployable.eval().to(str(source.device))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._model = None
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return run_module(self._model, feeds, self._source)
+
+
+def use_threads(source: Source) -> None:
+    """PyTorch's thread count is one number for the whole process; it changes only when a count was asked for."""
+    if source.threads is not None:
+        torch.set_num_threads(source.threads)
+
+
+def run_module(module: Any, feeds: Mapping[str, Array], source: Source) -> dict[str, Array]:
+    """Call a module with the graph's single input; its outputs come back as NumPy arrays by name."""
+    image = torch.from_numpy(feeds[source.inputs[0].name]).to(str(source.device))
+    try:
+        # Exact FP32 on a GPU: TF32 would make the reference itself an approximation.
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            results = module(image)
+    except RuntimeError as error:
+        raise VggdeployError(f"PyTorch failed: {first_line(error)}", "try a smaller batch") from error
+    if isinstance(results, torch.Tensor):
+        results = (results,)
+    return {spec.name: out.cpu().numpy() for spec, out in zip(source.outputs, results, strict=True)}
+
+
+def probe(device: Device) -> Availability:
+    if device.kind == "cuda" and not torch.cuda.is_available():
+        return Availability(
+            False, str(device), "PyTorch finds no CUDA device", "install the NVIDIA driver, or run on the CPU: --device cpu",
+            torch.__version__,
+        )
+    return Availability(True, str(device), version=torch.__version__)
+
+
+SESSION = TorchSession

@@ -1,0 +1,44 @@
+"""The TorchScript backend: a frozen graph that needs no Python class, here and in C++."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from vggdeploy.errors import BundleError
+from vggdeploy.optional import first_line
+from vggdeploy.runtime.base import Array, Source
+from vggdeploy.runtime.torch import probe, run_module, use_threads
+
+
+class TorchScriptSession:
+    """One TorchScript file."""
+
+    def __init__(self, source: Source) -> None:
+        self.inputs = source.inputs
+        self.outputs = source.outputs
+        self._source = source
+        self._module: Any = None
+
+    def __enter__(self) -> Self:
+        use_threads(self._source)
+        try:
+            self._module = torch.jit.load(self._source.path, map_location=str(self._source.device)).eval()
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(f"{self._source.path.name} is not TorchScript: {first_line(error)}", "export it again") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._module = None
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return run_module(self._module, feeds, self._source)
+
+
+SESSION = TorchScriptSession
+__all__ = ["SESSION", "TorchScriptSession", "probe"]

@@ -1,0 +1,175 @@
+"""What a model is, as data: `ModelSpec` for the network, `PreprocessSpec` for what happens to an image before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from vggdeploy.errors import UsageError, unknown_name
+
+# Convolutions × channels of each block: table 1 of Simonyan & Zisserman 2014, configurations A, B, D and E.
+ARCHITECTURES: dict[str, tuple[tuple[int, int], ...]] = {
+    "vgg11": ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)),
+    "vgg13": ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512)),
+    "vgg16": ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
+    "vgg19": ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)),
+}
+CUSTOM = "custom"
+
+Blocks = tuple[tuple[int, ...], ...]
+
+
+def architecture_names() -> list[str]:
+    return [name + suffix for name in ARCHITECTURES for suffix in ("", "_bn")]
+
+
+def scaled_blocks(table: Sequence[tuple[int, int]], width: float) -> Blocks:
+    """Channels of every convolution, block by block, at ``width`` times the table's channels (at least 1)."""
+    return tuple((max(1, round(channels * width)),) * convs for convs, channels in table)
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A VGG, completely described.
+
+    ``blocks`` holds the output channels of every 3×3 convolution, grouped into blocks; each block ends in a 2×2
+    max-pool. ``hidden`` holds the widths of fc6 and fc7. ``arch`` and ``width`` name where the blocks came from.
+    """
+
+    arch: str
+    blocks: Blocks
+    batch_norm: bool = False
+    width: float = 1.0
+    in_channels: int = 3
+    classes: int = 1000
+    image_size: int = 224
+    hidden: tuple[int, int] = (4096, 4096)
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, cause: str, hint: str) -> None:
+            if not holds:
+                raise UsageError(cause, hint)
+
+        check(
+            bool(self.blocks) and all(self.blocks) and all(c >= 1 for block in self.blocks for c in block),
+            "every block needs at least one convolution with at least one channel",
+            "for example 1x64,1x128,2x256,2x512,2x512",
+        )
+        step = self.stride
+        check(
+            self.image_size >= step and self.image_size % step == 0,
+            f"image size {self.image_size} does not fit {len(self.blocks)} blocks, each of which halves it",
+            f"give a multiple of {step}, at least {step} (for example {max(step, round(self.image_size / step) * step)})",
+        )
+        check(self.in_channels in (1, 3), f"{self.in_channels} input channels", "give 1 (grey) or 3 (RGB)")
+        check(self.classes >= 2, f"{self.classes} classes", "a classifier needs at least 2")
+        check(all(h >= 1 for h in self.hidden), f"hidden width {self.hidden}", "give at least 1")
+        check(0 <= self.dropout < 1, f"dropout {self.dropout}", "give a probability from 0 up to, not including, 1")
+        check(
+            math.isfinite(self.width) and self.width > 0, f"width ratio {self.width}", "give a number above 0, such as 0.25"
+        )
+        if self.arch != CUSTOM:
+            base, bn = split_arch(self.arch)
+            check(
+                self.batch_norm == bn and self.blocks == scaled_blocks(ARCHITECTURES[base], self.width),
+                f"the blocks are not those of {self.arch} at width {self.width:g}",
+                f"use arch='{CUSTOM}' for other blocks",
+            )
+
+    @classmethod
+    def named(
+        cls,
+        arch: str,
+        *,
+        width: float = 1.0,
+        in_channels: int = 3,
+        classes: int = 1000,
+        image_size: int = 224,
+        hidden: int | tuple[int, int] = 4096,
+        dropout: float = 0.5,
+    ) -> ModelSpec:
+        """One of the paper's networks, ``vgg11`` … ``vgg19_bn``, at ``width`` times its convolution channels.
+
+        Raises:
+            UsageError: an unknown name (with the closest match), or a value that makes no network.
+        """
+        base, batch_norm = split_arch(arch)
+        if not (math.isfinite(width) and width > 0):
+            raise UsageError(f"width ratio {width}", "give a number above 0, such as 0.25")
+        return cls(
+            arch=f"{base}_bn" if batch_norm else base,
+            blocks=scaled_blocks(ARCHITECTURES[base], width),
+            batch_norm=batch_norm,
+            width=width,
+            in_channels=in_channels,
+            classes=classes,
+            image_size=image_size,
+            hidden=hidden if isinstance(hidden, tuple) else (hidden, hidden),
+            dropout=dropout,
+        )
+
+    @property
+    def stride(self) -> int:
+        """How many input pixels one pixel of the last feature map covers: 2 a block."""
+        return int(2 ** len(self.blocks))
+
+    @property
+    def flat_features(self) -> int:
+        """Inputs of fc6: channels · (image size / stride)²."""
+        return self.blocks[-1][-1] * (self.image_size // self.stride) ** 2
+
+    @property
+    def title(self) -> str:
+        width = "" if self.width == 1 else f" × {self.width:g}"
+        return f"{self.arch}{width}, {self.in_channels}×{self.image_size}×{self.image_size} → {self.classes}"
+
+
+def split_arch(arch: str) -> tuple[str, bool]:
+    """``"vgg16_bn"`` → ``("vgg16", True)``; case and the usual separators do not matter."""
+    name = arch.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
+    base, batch_norm = (name[:-2], True) if name.endswith("bn") else (name, False)
+    if base not in ARCHITECTURES:
+        raise unknown_name("architecture", arch, architecture_names())
+    return base, batch_norm
+
+
+class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From an image to the graph's input.
+
+    On the host: decode, convert to ``mode``, resize the shorter side to ``resize`` pixels, crop the centre
+    ``crop`` × ``crop``. In the graph: ``(pixel / 255 − mean) / std`` per channel, ``mean`` and ``std`` in units of 0–1.
+    """
+
+    mode: str = "RGB"
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("L", "RGB"):
+            raise UsageError(f"image mode '{self.mode}'", "give L (grey) or RGB")
+        if self.interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
+            raise unknown_name("interpolation", self.interpolation, ("nearest", "bilinear", "bicubic", "lanczos"))
+        if not 1 <= self.crop <= self.resize:
+            raise UsageError(f"crop {self.crop} does not fit resize {self.resize}", "crop is at most resize")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise UsageError(f"mean/std of {len(self.mean)}/{len(self.std)} channels for mode {self.mode}", "give one each")
+        if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise UsageError(f"mean {self.mean} or std {self.std} cannot normalise", "finite numbers, std above 0")
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.mode == "L" else 3
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """The factor of the graph's ``pixel · scale + shift``."""
+        return tuple(1 / (255 * s) for s in self.std)
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))

@@ -1,0 +1,92 @@
+"""Small value types that every floor shares."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from vggdeploy.errors import UsageError
+
+
+class Precision(StrEnum):
+    """The type a variant computes its convolutions and matrix products in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Verdict(StrEnum):
+    """What a comparison with the reference says.
+
+    ``inconclusive``: nothing wrong was seen, and too few samples were looked at to promise the limit.
+    ``unproven``: this machine cannot run the variant, so nothing was compared. It is never a pass.
+    """
+
+    PASS = "pass"  # noqa: S105  # not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    UNPROVEN = "unproven"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Name, NumPy dtype and shape of one graph input or output. ``"N"`` is the dynamic batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of one sample, without the batch axis."""
+        return tuple(int(n) for n in self.shape[1:])
+
+
+class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The batch sizes a variant accepts, and the one it is optimised for."""
+
+    min: int = 1
+    opt: int = 8
+    max: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise UsageError(
+                f"batch range {self.min}:{self.opt}:{self.max} is not 1 ≤ min ≤ opt ≤ max",
+                "give MIN:OPT:MAX, for example 1:8:32",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> BatchRange:
+        """``"1:8:32"`` → min, opt, max; a single number fixes all three."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(p.strip().isdigit() for p in parts):
+            raise UsageError(f"'{text}' is not a batch range", "give MIN:OPT:MAX, for example 1:8:32, or one number")
+        sizes = [int(p) for p in parts]
+        return cls(*(sizes * 3 if len(sizes) == 1 else sizes))
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+class Device(msgspec.Struct, frozen=True):
+    """``cpu``, ``cuda`` or ``cuda:1``."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        kind, _, index = text.lower().partition(":")
+        kind = {"gpu": "cuda"}.get(kind, kind)
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise UsageError(f"unknown device '{text}'", "give cpu, cuda or cuda:INDEX")
+        return cls(kind, int(index or 0))
+
+    def __str__(self) -> str:
+        return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.index}"
