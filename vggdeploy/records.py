@@ -14,10 +14,10 @@ SCHEMA_VERSION = 1
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of every record: keyword-only, immutable, and an unknown field is an error."""
+    """The base of every record: immutable, and an unknown field is an error. (``kw_only`` is not inherited.)"""
 
 
-class Thresholds(Record):
+class Thresholds(Record, kw_only=True):
     """How far a variant of one precision may stand from the FP32 reference.
 
     ``relative_l2``: ‖candidate − reference‖₂ / ‖reference‖₂ over all samples of an output, at most this.
@@ -39,7 +39,7 @@ DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
 }
 
 
-class OutputParity(Record):
+class OutputParity(Record, kw_only=True):
     """How one output of a variant compares with the reference over ``samples`` samples."""
 
     output: str
@@ -51,7 +51,7 @@ class OutputParity(Record):
     cosine_mean: float
 
 
-class FlipCount(Record):
+class FlipCount(Record, kw_only=True):
     """Samples whose top-1 class changed, with one-sided 95% Clopper–Pearson bounds of the rate."""
 
     flips: int
@@ -60,7 +60,7 @@ class FlipCount(Record):
     upper: float
 
 
-class ParityRecord(Record):
+class ParityRecord(Record, kw_only=True):
     """One variant against the FP32 PyTorch reference. Accuracies are fractions, or None without true labels."""
 
     variant: str
@@ -77,7 +77,7 @@ class ParityRecord(Record):
     tools: dict[str, str] = {}
 
 
-class ParityReport(Record):
+class ParityReport(Record, kw_only=True):
     """All variants of one bundle: what ``vggdeploy verify --json`` prints."""
 
     schema_version: int = SCHEMA_VERSION
@@ -93,7 +93,7 @@ class ParityReport(Record):
         return next((v for v in order if v in found), Verdict.UNPROVEN)
 
 
-class Machine(Record):
+class Machine(Record, kw_only=True):
     """Where a measurement was taken."""
 
     cpu: str
@@ -105,7 +105,7 @@ class Machine(Record):
     gpu: str | None = None
 
 
-class BenchRow(Record):
+class BenchRow(Record, kw_only=True):
     """One variant at one batch size. Times are milliseconds a batch; ``ratio`` is speed against the first row's
     variant at the same batch (above 1 is faster), with a 95% bootstrap interval over interleaved rounds."""
 
@@ -129,7 +129,7 @@ class BenchRow(Record):
     sha256: str = ""
 
 
-class BenchReport(Record):
+class BenchReport(Record, kw_only=True):
     """What ``vggdeploy bench --json`` prints."""
 
     schema_version: int = SCHEMA_VERSION

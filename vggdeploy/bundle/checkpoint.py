@@ -18,7 +18,7 @@ WEIGHTS_NAME = "model.safetensors"
 SCHEMA_VERSION = 1
 
 
-class Checkpoint(Record):
+class Checkpoint(Record, kw_only=True):
     """``checkpoint.json``: everything about the weights that the weights do not say themselves.
 
     ``dataset`` names what it was trained on, "" when unknown; ``training`` is the record of the run, empty for

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 REFERENCE = "torch-fp32"  # the checkpoint itself, run by PyTorch: what every variant is compared with
 
 
-class FileRecord(Record):
+class FileRecord(Record, kw_only=True):
     """One file of the bundle: path relative to the bundle, with forward slashes; size in bytes."""
 
     path: str
@@ -24,14 +24,14 @@ class FileRecord(Record):
     size: int
 
 
-class PrecisionProof(Record):
+class PrecisionProof(Record, kw_only=True):
     """Read back from what was built: convolution and matrix-product layers by type, and bytes of weights by type."""
 
     layers: dict[str, int]
     weight_bytes: dict[str, int]
 
 
-class BuildRecord(Record):
+class BuildRecord(Record, kw_only=True):
     """How an engine was built, and from which ONNX bytes."""
 
     library: str
@@ -43,7 +43,7 @@ class BuildRecord(Record):
     seconds: float
 
 
-class Measurement(Record):
+class Measurement(Record, kw_only=True):
     """Latency of a variant on one machine: median milliseconds a batch."""
 
     machine: str
@@ -53,7 +53,7 @@ class Measurement(Record):
     p50_ms: float
 
 
-class Variant(Record):
+class Variant(Record, kw_only=True):
     """One exported, optimised or built model. ``path`` is its main file (for the reference: its directory)."""
 
     name: str
@@ -73,7 +73,7 @@ class Variant(Record):
         return self.parity.verdict if self.parity else Verdict.UNPROVEN
 
 
-class GoldenFiles(Record):
+class GoldenFiles(Record, kw_only=True):
     """The inputs and the reference's outputs that travel with the bundle: graph name → ``.npy`` file."""
 
     inputs: dict[str, str]
@@ -81,7 +81,7 @@ class GoldenFiles(Record):
     data: str
 
 
-class Manifest(Record):
+class Manifest(Record, kw_only=True):
     """The whole of ``manifest.json``."""
 
     schema_version: int = SCHEMA_VERSION

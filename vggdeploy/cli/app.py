@@ -1,0 +1,126 @@
+"""The ``vggdeploy`` command: the table of its verbs, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, NoReturn
+
+import typer
+
+from vggdeploy._version import __version__
+from vggdeploy.cli import summary
+from vggdeploy.cli.options import HABITS
+from vggdeploy.errors import EXIT_INTERRUPTED, VggdeployError
+
+app = typer.Typer(
+    name="vggdeploy",
+    help="Take a VGG from PyTorch to proven ONNX, TorchScript and FP16 TensorRT.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# In the order in which a newcomer needs them: that is the order of --help.
+for command in (
+    summary.summary,
+):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vggdeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take a VGG from PyTorch to proven ONNX, TorchScript and FP16 TensorRT."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code (the codes are listed in `vggdeploy.errors`)."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    # --debug is understood anywhere on the line: it is added after something went wrong.
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    sys.exit(run(args, debug=debug))
+
+
+def run(args: Sequence[str], *, debug: bool = False) -> int:
+    """Run one command line; returns its exit code. Every error ends here."""
+    try:
+        # A command returns its exit code, or nothing for 0.
+        code = app(args=list(args), prog_name="vggdeploy", standalone_mode=False)
+    except VggdeployError as error:
+        _say(error.cause, error.hint)
+        code = error.exit_code
+        _trace(debug)
+    except KeyboardInterrupt:
+        _say("interrupted", "nothing half-written was left behind")
+        return EXIT_INTERRUPTED
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `vggdeploy … | head`: the reader has gone; so has the last flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}", _OS_HINTS.get(error.errno or 0, "check the path and its permissions"))
+        code = 1
+        _trace(debug)
+    except MemoryError:
+        _say("out of memory", "use a smaller batch, a narrower model or a larger machine")
+        code = 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not Typer's own usage error: a bug of ours
+            _say(f"{type(error).__name__}: {error}", "this is a bug: run again with --debug and report it")
+            _trace(debug)
+            return 1
+        _say(error.format_message(), _usage_hint(error, args))
+        code = 2
+    return int(code or 0)
+
+
+_OS_HINTS = {
+    errno.ENOSPC: "free some disk space, or write elsewhere; nothing half-written was left behind",
+    errno.EDQUOT: "free some of your quota, or write elsewhere; nothing half-written was left behind",
+    errno.EROFS: "this file system is read-only: write elsewhere",
+    errno.EACCES: "you may not write there: choose another directory",
+    errno.EPERM: "you may not write there: choose another directory",
+}
+
+
+def _usage_hint(error: Exception, args: Sequence[str]) -> str:
+    """What to type instead: the habits of other tools are answered with our option, a typo with the closest one."""
+    wrong = str(getattr(error, "option_name", "") or "")
+    for habit, answer in HABITS.items():
+        if wrong.lstrip("-").lower() == habit or any(a.lstrip("-").lower().startswith(f"{habit}=") for a in args):
+            return answer
+    context = getattr(error, "ctx", None)
+    known = [o for p in getattr(getattr(context, "command", None), "params", []) for o in getattr(p, "opts", [])]
+    close = get_close_matches(wrong, known, n=1) if wrong else []
+    name = getattr(context, "command_path", "vggdeploy")
+    return f"did you mean {close[0]}? See {name} --help" if close else f"see {name} --help"
+
+
+def _say(cause: str, hint: str) -> None:
+    from vggdeploy.cli.render import error_line
+
+    error_line(cause, hint)
+
+
+def _trace(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()

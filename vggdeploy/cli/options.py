@@ -1,0 +1,29 @@
+"""Options that several commands share, and the habits from other tools that are answered by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output directory.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads to compute with. Default: every core.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where data sets lie or are downloaded to. Default: the user cache.")
+]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the directory that 'export' made.")]
+DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:INDEX. Default: the backend's first.")]
+
+# What users of trtexec, Ultralytics and others type, and what to type here.
+HABITS = {
+    "fp16": "precision is an option with a value: --precision fp16",
+    "half": "precision is an option with a value: --precision fp16",
+    "int8": "precision is an option with a value: --precision int8",
+    "format": "'export' writes ONNX and TorchScript; engines come from: vggdeploy build BUNDLE --engine tensorrt-rtx",
+    "imgsz": "the image size belongs to the model: vggdeploy train --image-size 224",
+    "shapes": "give the batch profile: --batch 1:8:32",
+    "minshapes": "give the batch profile: --batch 1:8:32",
+    "workers": "threads are set with --threads",
+}

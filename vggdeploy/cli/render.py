@@ -1,0 +1,76 @@
+"""How results look: tables and lines on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vggdeploy.records import to_json
+from vggdeploy.types import Verdict
+
+# soft_wrap: paths and commands stay on one line, so that they can be copied.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+LIGHTS = {
+    Verdict.PASS: "[green]✔ pass[/]",
+    Verdict.FAIL: "[red]✘ fail[/]",
+    Verdict.INCONCLUSIVE: "[yellow]? inconclusive[/]",
+    Verdict.UNPROVEN: "[yellow]– unproven here[/]",
+}
+
+
+def error_line(cause: str, hint: str) -> None:
+    """One line of cause, one of remedy, on stderr."""
+    err.print(f"[bold red]error:[/] {escape(' '.join(cause.split()))}")
+    if hint:
+        err.print(f"[bold]  fix:[/] {escape(' '.join(hint.split()))}")
+
+
+def emit_json(record: Any) -> None:
+    """One document on stdout."""
+    sys.stdout.write(to_json(record).decode())
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A line of progress, on stderr. ``text`` is markup: escape what is not ours."""
+    err.print(text)
+
+
+def next_steps(*commands: str) -> None:
+    """The commands to try next, on stderr."""
+    for index, command in enumerate(commands):
+        err.print(f"[dim]{'next:' if index == 0 else '     '}[/] {escape(command)}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
+    """A table on stdout; the first ``left`` columns are text, the others numbers. Cells are markup."""
+    grid = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid, soft_wrap=False) if out.is_terminal else Console(width=200, highlight=False).print(grid)
+
+
+def progress() -> Progress:
+    """A progress bar on stderr; it shows only where stderr is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them: 553.4 MB (powers of ten)."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
