@@ -53,7 +53,7 @@ def read_source(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Ra
         )
     if raw.labels.min() < 0 or raw.labels.max() >= len(dataset.classes):
         raise DataError(
-            f"{dataset.name} has labels from {raw.labels.min()} to {raw.labels.max()} for {len(dataset.classes)} classes",
+            f"{dataset.name} has labels {raw.labels.min()} … {raw.labels.max()} for {len(dataset.classes)} classes",
             "remove it and let it be fetched again",
         )
     return raw

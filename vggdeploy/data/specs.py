@@ -12,7 +12,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-class DatasetSpec(Record, kw_only=True):
+class DatasetSpec(Record, frozen=True, kw_only=True):
     """One data set. ``mean`` and ``std`` are per channel, in units of 0–1, measured on its training split.
 
     ``source`` is ``"module:function"``, imported when the data set is read. ``validation`` is the share of the

@@ -1,0 +1,123 @@
+"""MNIST and Fashion-MNIST through torchvision's classes: found, unpacked from Debian's package, or downloaded."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision.datasets import MNIST, FashionMNIST
+
+from vggdeploy.data.sources import RawImages, user_cache
+from vggdeploy.data.specs import DatasetSpec, Split
+from vggdeploy.errors import DataError
+from vggdeploy.files import atomic_write
+from vggdeploy.optional import first_line
+
+_CLASSES: dict[str, Any] = {"mnist": MNIST, "fashion-mnist": FashionMNIST}
+
+# Debian packages that bring the data set, and where they put its four IDX files.
+DEBIAN: dict[str, tuple[str, Path]] = {
+    "fashion-mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")),
+}
+TIMEOUT = 30.0  # seconds without a byte; torchvision's own download would wait for ever
+
+
+def read_mnist(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> RawImages:
+    """The official training or test images, 28×28, from wherever they are found first.
+
+    In order: torchvision's layout below ``data_dir`` (or the user's cache), Debian's package, a download (which
+    torchvision checks by MD5).
+
+    Raises:
+        DataError: they are nowhere and cannot be downloaded, or a file is damaged.
+    """
+    kind = _CLASSES[dataset.name]
+    root = data_dir or user_cache()
+    part = "test" if split == "test" else "train"
+    if not _present(kind, root):
+        root = _unpack_debian(dataset, kind, root) or _download(dataset, kind, root)
+    try:
+        found = kind(root, train=part == "train", download=False)
+        images, labels = found.data.numpy(), found.targets.numpy()
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise DataError(
+            f"the files of {dataset.name} in {_raw(kind, root)} are damaged: {first_line(error)}",
+            "remove that directory and try again",
+        ) from error
+    return RawImages(part, images, labels.astype(np.int64))
+
+
+def _raw(kind: Any, root: Path) -> Path:
+    """The directory of torchvision's layout that holds the unpacked IDX files."""
+    return root / kind.__name__ / "raw"
+
+
+def _idx_names(kind: Any) -> list[str]:
+    return [name.removesuffix(".gz") for name, _ in kind.resources]
+
+
+def _present(kind: Any, root: Path) -> bool:
+    return all((_raw(kind, root) / name).is_file() for name in _idx_names(kind))
+
+
+def _unpack_debian(dataset: DatasetSpec, kind: Any, root: Path) -> Path | None:
+    """Unpack Debian's files into torchvision's layout; the root, or None without the package.
+
+    Debian compressed the same bytes anew, so torchvision's MD5s of the archives do not fit; gzip's own checksum and
+    the IDX headers do.
+    """
+    _, directory = DEBIAN.get(dataset.name, ("", Path()))
+    names = _idx_names(kind)
+    if dataset.name not in DEBIAN or not all((directory / f"{name}.gz").is_file() for name in names):
+        return None
+    if root.exists() and not os.access(root, os.W_OK):
+        root = user_cache()
+    for name in names:
+        archive = directory / f"{name}.gz"
+        try:
+            data = gzip.decompress(archive.read_bytes())
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"{archive} is damaged: {first_line(error)}", f"apt-get install --reinstall {DEBIAN[dataset.name][0]}"
+            ) from error
+        atomic_write(_raw(kind, root) / name, data)
+    return root
+
+
+def _download(dataset: DatasetSpec, kind: Any, root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with _timeout(TIMEOUT), redirect_stdout(StringIO()):  # stdout belongs to --json
+            kind(root, train=True, download=True)
+    except (OSError, RuntimeError, ValueError, EOFError, zlib.error) as error:
+        package = DEBIAN[dataset.name][0] if dataset.name in DEBIAN else ""
+        remedies = [f"apt-get install {package}"] * bool(package)
+        remedies += [f"put its files into DIR/{kind.__name__}/raw and add --data-dir DIR", "connect to the internet"]
+        raise DataError(
+            f"{dataset.name} is not in {root} and cannot be downloaded: {_reason(error)}", ", or ".join(remedies)
+        ) from error
+    return root
+
+
+def _reason(error: BaseException) -> str:
+    """torchvision lists every mirror it tried; the last line that is not empty says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
