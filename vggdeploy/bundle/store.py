@@ -164,16 +164,16 @@ class Draft:
             self.write(paths[name], buffer.getvalue())
         return paths
 
-    def finish(self) -> None:
-        """Hash every file that is new, and write the manifest."""
+    def finish(self) -> Bundle:
+        """Hash every file that is new, and write the manifest. May be called again after the manifest changed."""
         if self.manifest is None:
             raise ValueError("a draft needs a manifest before it is finished")
-        files = []
         for path in sorted(self.root.rglob("*")):
             relative = path.relative_to(self.root).as_posix()
-            if path.is_file() and relative != MANIFEST_NAME:
-                files.append(self._known.get(relative) or FileRecord(
-                    path=relative, sha256=sha256_of(path), size=path.stat().st_size
-                ))
-        manifest = msgspec.structs.replace(self.manifest, files=tuple(files))
-        (self.root / MANIFEST_NAME).write_bytes(to_json(manifest))
+            if path.is_file() and relative not in self._known and relative != MANIFEST_NAME:
+                record = FileRecord(path=relative, sha256=sha256_of(path), size=path.stat().st_size)
+                self._known[relative] = record
+        files = tuple(self._known[path] for path in sorted(self._known))
+        self.manifest = msgspec.structs.replace(self.manifest, files=files)
+        (self.root / MANIFEST_NAME).write_bytes(to_json(self.manifest))
+        return Bundle(self.root, self.manifest)

@@ -1,0 +1,46 @@
+"""TorchScript: the traced graph with its weights in one file, for PyTorch in Python and libtorch in C++."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vggdeploy.bundle import PrecisionProof
+from vggdeploy.errors import BuildError
+from vggdeploy.export.example import example_input
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.optional import first_line
+from vggdeploy.types import TensorSpec
+
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
+
+
+def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> PrecisionProof:
+    """Write ``module`` (batch norm already folded, in evaluation mode) as TorchScript, with dynamic batch.
+
+    Tracing is exact here: a VGG has no branch that depends on its data.
+
+    Raises:
+        BuildError: the tracer refused the model.
+    """
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            # torch.jit is deprecated since 2.14 and still what libtorch in C++ loads.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(module, example_input(image, samples=2), check_trace=False)
+            torch.jit.save(traced, path)
+    except (RuntimeError, ValueError) as error:
+        cause = f"the model cannot be exported to TorchScript: {first_line(error)}"
+        raise BuildError(cause, "check the free disk space; else run with --debug and report it") from error
+    layers: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            layers[_NAMES[part.weight.dtype]] += 1
+    for tensor in traced.parameters():
+        sizes[_NAMES[tensor.dtype]] += tensor.nbytes
+    return PrecisionProof(layers=dict(layers), weight_bytes=dict(sizes))

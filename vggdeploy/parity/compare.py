@@ -1,0 +1,158 @@
+"""One variant, run from its shipped bytes, against the FP32 PyTorch reference: measured, then judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.errors import VggdeployError
+from vggdeploy.parity.metrics import OutputStats, flip_count, top1
+from vggdeploy.records import FlipCount, OutputParity, ParityRecord, Thresholds
+from vggdeploy.runtime import CheckedSession, backend_for
+from vggdeploy.types import Device, Verdict
+
+Array = NDArray[Any]
+Progress = Callable[[int], None]
+GOLDEN = "golden pair"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Inputs with the reference's outputs for them, and the true labels where there are any."""
+
+    images: Array
+    outputs: dict[str, Array]
+    data: str
+    labels: NDArray[np.int64] | None = None
+
+    @property
+    def is_golden(self) -> bool:
+        return self.data.startswith(GOLDEN)
+
+
+def batches(images: Array, size: int) -> Iterator[Array]:
+    return (images[start : start + size] for start in range(0, len(images), size))
+
+
+def run_all(session: CheckedSession, images: Array, on_progress: Progress | None = None) -> Iterator[dict[str, Array]]:
+    """The session's outputs for ``images``, a batch at a time."""
+    name = session.inputs[0].name
+    for batch in batches(images, min(session.batch.opt, session.batch.max)):
+        yield session.run({name: batch})
+        if on_progress:
+            on_progress(len(batch))
+
+
+def reference_outputs(
+    session: CheckedSession, images: Array, *, data: str, labels: NDArray[np.int64] | None = None,
+    on_progress: Progress | None = None,
+) -> Reference:
+    """Run the reference once; its outputs serve every variant."""
+    parts = list(run_all(session, images, on_progress))
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Reference(images=images, outputs=outputs, data=data, labels=labels)
+
+
+def golden_reference(bundle: Bundle) -> Reference:
+    """The pair that travels in the bundle: a reference that needs no torch."""
+    inputs, outputs = bundle.golden()
+    images = inputs[bundle.manifest.input.name]
+    return Reference(images=images, outputs=dict(outputs), data=f"{GOLDEN} ({len(images)} images)")
+
+
+def check_golden(session: CheckedSession, bundle: Bundle, variant: Variant, device: Device) -> ParityRecord:
+    """The proof that any machine can repeat: the golden inputs through an open session."""
+    return compare(session, golden_reference(bundle), bundle, variant, device)
+
+
+def compare(
+    session: CheckedSession,
+    reference: Reference,
+    bundle: Bundle,
+    variant: Variant,
+    device: Device,
+    *,
+    on_progress: Progress | None = None,
+) -> ParityRecord:
+    """Compare an open session with the reference on all its images; the record carries the verdict."""
+    about: dict[str, Any] = {
+        "variant": variant.name,
+        "backend": backend_for(variant).name,
+        "device": str(device),
+        "data": reference.data,
+        "sha256": bundle.sha256(variant.path),
+    }
+    stats = {name: OutputStats(name) for name in reference.outputs}
+    classes: list[NDArray[np.int64]] = []
+    done = 0
+    try:
+        for found in run_all(session, reference.images, on_progress):
+            size = len(next(iter(found.values())))
+            for name, stat in stats.items():
+                stat.update(reference.outputs[name][done : done + size], found[name])
+            chosen = top1(found)
+            if chosen is not None:
+                classes.append(chosen)
+            done += size
+    except VggdeployError as error:  # an overflow, a refused batch: a variant that cannot answer has failed
+        return ParityRecord(verdict=Verdict.FAIL, reasons=(error.cause,), **about)
+    outputs = tuple(stat.result() for stat in stats.values())
+    expected = top1(reference.outputs)
+    flips = None
+    accuracies: dict[str, float] = {}
+    if classes and expected is not None:
+        actual = np.concatenate(classes)
+        flips = flip_count(int((actual != expected).sum()), len(actual))
+        if reference.labels is not None:
+            accuracies["reference_accuracy"] = float((expected == reference.labels).mean())
+            accuracies["candidate_accuracy"] = float((actual == reference.labels).mean())
+    thresholds = bundle.manifest.thresholds[variant.precision]
+    verdict, reasons = judge(outputs, flips, thresholds, golden=reference.is_golden)
+    return ParityRecord(verdict=verdict, reasons=reasons, outputs=outputs, flips=flips, **accuracies, **about)
+
+
+def judge(
+    outputs: tuple[OutputParity, ...], flips: FlipCount | None, thresholds: Thresholds, *, golden: bool = False
+) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict, and a line for each criterion that was missed or could not be decided.
+
+    Distances decide on the samples that were seen. Flips are judged by their bounds: fail when even the lower one is
+    above the limit, inconclusive when the limit lies between them. A golden pair is too small for that; there a flip
+    fails only together with a distance, and no promise about flips is made.
+    """
+    wrong: list[str] = []
+    for o in outputs:
+        # "not ≤" rather than ">": a NaN is wrong too.
+        if not o.relative_l2 <= thresholds.relative_l2:
+            wrong.append(f"{o.output}: relative L2 {o.relative_l2:.3g} is above {thresholds.relative_l2:g}")
+        if not o.cosine_min >= thresholds.cosine:
+            wrong.append(f"{o.output}: smallest cosine {o.cosine_min:.6f} is below {thresholds.cosine:g}")
+    if flips and not golden and flips.lower > thresholds.flip_rate:
+        wrong.append(f"{flips.flips} of {flips.samples} top-1 classes changed; the limit is {thresholds.flip_rate:.1%}")
+    if wrong:
+        return Verdict.FAIL, tuple(wrong)
+    if flips and not golden and flips.upper > thresholds.flip_rate:
+        unsure = (
+            f"{flips.flips} of {flips.samples} top-1 classes changed: up to {flips.upper:.1%} at 95% confidence, "
+            f"the limit is {thresholds.flip_rate:.1%}; look at more images"
+        )
+        return Verdict.INCONCLUSIVE, (unsure,)
+    return Verdict.PASS, ()
+
+
+def unproven(variant: Variant, reason: str, device: Device) -> ParityRecord:
+    """The record of a variant that cannot run here: never a pass."""
+    return ParityRecord(
+        variant=variant.name,
+        backend=backend_for(variant).name,
+        device=str(device),
+        verdict=Verdict.UNPROVEN,
+        reasons=(reason,),
+    )
+
+

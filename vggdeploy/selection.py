@@ -1,0 +1,103 @@
+"""Which variant ``backend="auto"`` takes, and why not the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.errors import IncompatibleError, ParityError
+from vggdeploy.machine import fingerprint
+from vggdeploy.runtime.registry import backend_for, get_backend, runnable
+from vggdeploy.types import Device, Precision, Verdict
+
+# Without a measurement on this machine: engines made for a GPU before graphs that may run on one, and on a CPU
+# FP32 before FP16, which CPUs without FP16 arithmetic emulate.
+_FORMATS = ("tensorrt", "tensorrt-rtx", "openvino", "onnx", "torch-export", "torchscript", "checkpoint")
+_ON_CPU = (Precision.INT8, Precision.BF16, Precision.FP32, Precision.FP16)
+_ON_GPU = (Precision.INT8, Precision.FP16, Precision.BF16, Precision.FP32)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One variant on this machine: usable or not, the reason, and what it is ranked by (lower is faster)."""
+
+    variant: Variant
+    usable: bool
+    reason: str
+    fix: str = ""
+    rank: tuple[float, ...] = ()
+
+
+def choices(bundle: Bundle, *, backend: str = "auto", device: Device | None = None) -> list[Choice]:
+    """Every variant of the bundle with its standing here: usable ones first, fastest first."""
+    wanted = None if backend == "auto" else get_backend(backend)
+    here = fingerprint()
+    found = []
+    for variant in bundle.manifest.variants:
+        runner = backend_for(variant)
+        if wanted is not None and runner is not wanted:
+            continue
+        where = runnable(variant, device)
+        if not where.runs:
+            found.append(Choice(variant, False, where.reason, where.fix))
+        elif variant.verdict is Verdict.FAIL:
+            found.append(Choice(variant, False, "it failed parity", "run: vggdeploy verify"))
+        else:
+            found.append(Choice(variant, True, *_standing(variant, here, where.device)))
+    return sorted(found, key=lambda c: (not c.usable, c.rank))
+
+
+def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tuple[float, ...]]:
+    """Reason, fix and rank of a usable variant. Proven before unproven; measured here before assumed."""
+    proof = {Verdict.PASS: "proven", Verdict.INCONCLUSIVE: "not decided by the images seen"}.get(
+        variant.verdict, "not run yet: the golden pair decides at load"
+    )
+    unsure = 0.0 if variant.verdict in (Verdict.PASS, Verdict.UNPROVEN) else 1.0
+    precisions = _ON_CPU if device == "cpu" else _ON_GPU
+    assumed = (float(_FORMATS.index(variant.format)), float(precisions.index(variant.precision)))
+    if variant.name == REFERENCE:
+        proof = "the reference"
+    times = [m for m in variant.measured if m.machine == machine]
+    if times:
+        best = min(times, key=lambda m: (m.batch, m.p50_ms))
+        return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (unsure, 0.0, best.p50_ms)
+    return f"{proof}, not measured here", "", (unsure, 1.0, *assumed)
+
+
+def select(
+    bundle: Bundle, *, backend: str = "auto", variant: str | None = None, device: Device | None = None
+) -> list[Variant]:
+    """The usable variants, best first; never empty.
+
+    Raises:
+        IncompatibleError: nothing asked for runs here.
+        ParityError: what was asked for failed parity.
+    """
+    if variant is not None:
+        chosen = bundle.manifest.variant(variant)
+        if chosen.verdict is Verdict.FAIL:
+            raise ParityError(f"{variant} failed parity", "see: vggdeploy verify")
+        where = runnable(chosen, device)
+        if not where.runs:
+            raise IncompatibleError(f"{variant} cannot run here: {where.reason}", where.fix)
+        return [chosen]
+    found = choices(bundle, backend=backend, device=device)
+    usable = [c.variant for c in found if c.usable]
+    if usable:
+        return usable
+    if not found:
+        have = ", ".join(v.name for v in bundle.manifest.variants)
+        raise IncompatibleError(
+            f"the bundle has no variant for {get_backend(backend).name} (it has {have})", _how_to_make(backend, bundle)
+        )
+    first = found[0]
+    if first.reason == "it failed parity":
+        raise ParityError(f"{first.variant.name} failed parity", first.fix)
+    raise IncompatibleError(f"{first.variant.name} cannot run here: {first.reason}", first.fix)
+
+
+def _how_to_make(backend: str, bundle: Bundle) -> str:
+    name = get_backend(backend).name
+    if name.startswith("tensorrt"):
+        return f"make one: vggdeploy build {bundle.root} --engine {name}"
+    return "make one: vggdeploy export CHECKPOINT -o BUNDLE --force"
