@@ -1,0 +1,108 @@
+"""A build's progress as one number, and a way to stop it that never raises inside the library's C++."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+# Called with the share that is done (0 to 1, never falling) and the name of the phase; on a thread of the build.
+OnProgress = Callable[[float, str], None]
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Phase:
+    start: float
+    width: float
+    steps: int
+    done: int = 0
+
+    @property
+    def position(self) -> float:
+        return self.start + self.width * min(self.done, self.steps) / self.steps
+
+
+class PhaseTracker:
+    """TensorRT reports nested phases; a phase takes the room of its parent's current step."""
+
+    def __init__(self, on_progress: OnProgress | None, cancelled: Event) -> None:
+        self._report = on_progress
+        self._cancelled = cancelled
+        self._phases: dict[str, _Phase] = {}
+        self._share = 0.0
+        self.error: BaseException | None = None
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        above = self._phases.get(parent) if parent else None
+        start, width = (above.position, above.width / above.steps) if above else (0.0, 1.0)
+        self._phases[name] = _Phase(start, width, max(1, steps))
+
+    def step(self, name: str, step: int) -> bool:
+        """One step is done. False tells the library to stop."""
+        phase = self._phases.get(name)
+        if phase is not None:
+            phase.done = step + 1
+            self._tell(phase.position, name)
+        return not self._cancelled.is_set()
+
+    def finish(self, name: str) -> None:
+        phase = self._phases.pop(name, None)
+        if phase is not None:
+            self._tell(phase.start + phase.width, name)
+
+    def _tell(self, share: float, name: str) -> None:
+        self._share = max(self._share, min(share, 1.0))
+        if self._report is None or self.error is not None:
+            return
+        try:
+            self._report(self._share, name)
+        except BaseException as error:  # it must not unwind through C++; the builder raises it after the build stopped
+            self.error = error
+            self._cancelled.set()
+
+
+def monitor_for(library: Any, tracker: PhaseTracker) -> Any:
+    """An ``IProgressMonitor`` of ``library`` that feeds ``tracker``."""
+
+    def start(self: Any) -> None:
+        library.IProgressMonitor.__init__(self)
+
+    members = {
+        "__init__": start,
+        "phase_start": lambda self, phase, parent, steps: tracker.start(phase, parent, steps),
+        "step_complete": lambda self, phase, step: tracker.step(phase, step),
+        "phase_finish": lambda self, phase: tracker.finish(phase),
+    }
+    return type("ProgressBridge", (library.IProgressMonitor,), members)()
+
+
+def run_cancellable(work: Callable[[], T], cancelled: Event) -> T:
+    """Run ``work`` on a thread of its own and wait for it; on Ctrl-C set ``cancelled``, wait on, then raise.
+
+    Python raises KeyboardInterrupt only on the main thread. Were the build there, Ctrl-C would strike inside a
+    callback, and an exception that unwinds through the library's C++ ends the process.
+    """
+    future: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # carried to the waiting thread, whatever it is
+            future.set_exception(error)
+
+    thread = Thread(target=body, name="vggdeploy-build")
+    thread.start()
+    interrupted: KeyboardInterrupt | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt as error:
+            cancelled.set()
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
+    return future.result()

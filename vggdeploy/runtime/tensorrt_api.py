@@ -1,0 +1,94 @@
+"""What TensorRT 10, TensorRT 11 and TensorRT for RTX share, for the builder and for the session: log, names, types.
+
+The library's module is a parameter everywhere: the three have one API, and two of them can stand in one process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Any
+
+from vggdeploy.types import TensorSpec
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+# DataType members → NumPy's names; bfloat16 and the 8- and 4-bit floats have none there, and keep their own.
+_NUMPY = {"FLOAT": "float32", "HALF": "float16"}
+# DataType members → the names of `vggdeploy.types.Precision`.
+_PRECISION = {"FLOAT": "fp32", "HALF": "fp16"}
+_KEPT_LINES = 5000
+
+# In front "[file.cpp::f::12] Error Code 4: " or "IBuilder::build: Error Code 4: "; behind "In f at /src/x.cpp:12".
+_PREFIX = re.compile(r"^(\[[^\]]*\]\s*|[\w:]+:\s+)?Error Code \d+:\s*")
+_PLACE = re.compile(r"\s*\(?\bIn \w+ at \S+?:\d+\)?\s*")
+# After every real error on a machine without a GPU the library logs that it cannot clear the CUDA error state.
+_ECHO = "checkMacros.cpp::catchCudaError"
+
+
+def title(library: Any) -> str:
+    """``TensorRT for RTX 1.7.1.116``."""
+    return f"{_TITLES.get(library.__name__, library.__name__)} {library.__version__}"
+
+
+def numpy_name(dtype: Any) -> str:
+    """A library's ``DataType`` as NumPy names it: ``float16``."""
+    name: str = dtype.name
+    return _NUMPY.get(name, name.lower())
+
+
+def precision_name(dtype: Any) -> str:
+    """A library's ``DataType`` as `Precision` names it: ``fp16``."""
+    name: str = dtype.name
+    return _PRECISION.get(name, name.lower())
+
+
+def tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:
+    """A graph input or output; a dynamic batch axis (−1) becomes ``"N"``."""
+    return TensorSpec(name, numpy_name(dtype), tuple("N" if n == -1 else int(n) for n in shape))
+
+
+class Log:
+    """Every line from ``INFO`` up, in order, and the errors of the current step."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    def add(self, severity: str, message: str) -> None:
+        self.lines.append(f"[{severity}] {message}")
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self._errors.append(message)
+
+    def begin(self) -> None:
+        """Start a step: errors of earlier ones are not its cause."""
+        self._errors.clear()
+
+    def cause(self) -> str:
+        """Why the step failed, on one line: its first error, since those after it are consequences."""
+        real = [e for e in self._errors if _ECHO not in e] or list(self._errors)
+        return in_words(real[0]) if real else "it gave no reason"
+
+    def text(self) -> str:
+        return "".join(f"{line}\n" for line in self.lines)
+
+
+def in_words(message: str) -> str:
+    """An error of the library without its source files and its C++ expressions, on one line."""
+    text = _PREFIX.sub("", " ".join(message.split()))
+    text = _PLACE.sub(" ", text).strip()
+    # `Assertion failed: model->Parse(&input): Failed to parse`, `creator && "Plugin not found"`: the end is for people.
+    text = re.sub(r"^Assertion failed: .*?\): (?=[A-Z])", "", text)
+    return re.sub(r'^[^"]*&& "(.*)"$', r"\1", text) or "it gave no reason"
+
+
+def logger_for(library: Any, log: Log) -> Any:
+    """An ``ILogger`` of ``library`` that writes to ``log``. It has to outlive every object it is given to."""
+
+    def note(self: Any, severity: Any, message: str) -> None:
+        if severity.value <= library.ILogger.Severity.INFO.value:  # VERBOSE is a line for each tensor
+            log.add(severity.name, message)
+
+    def start(self: Any) -> None:
+        library.ILogger.__init__(self)
+
+    return type("LogBridge", (library.ILogger,), {"__init__": start, "log": note})()
