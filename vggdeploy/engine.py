@@ -93,13 +93,11 @@ class Engine:
         return answers[0] if one else answers
 
     def _scores(self, images: Any) -> list[Array]:
-        found = []
         names = {spec.name for spec in self.bundle.manifest.outputs}
         if not names & {"logits", "probabilities"}:
             raise UsageError("this bundle has no class scores", "export it with --outputs logits, or call engine.run")
-        for outputs in self._batches(images):
-            found.append(outputs["probabilities"] if "probabilities" in names else softmax(outputs["logits"]))
-        return found
+        ready = "probabilities" in names
+        return [o["probabilities"] if ready else softmax(o["logits"]) for o in self._batches(images)]
 
     def _batches(self, images: Any) -> list[dict[str, Array]]:
         manifest = self.bundle.manifest
@@ -115,7 +113,8 @@ class Engine:
     def _predictions(self, probabilities: Array, top: int) -> list[Prediction]:
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [
-            Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i])) for i in order.tolist()
+            Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i]))
+            for i in order.tolist()
         ]
 
 

@@ -11,7 +11,18 @@ from vggdeploy.optional import installed
 from vggdeploy.records import Machine
 
 # Features that decide how fast a convolution can be on a CPU.
-_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "amx_fp16", "asimd", "i8mm")
+_FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+    "asimd",
+    "i8mm",
+)
 
 
 @functools.cache

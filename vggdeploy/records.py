@@ -106,8 +106,11 @@ class Machine(Record, kw_only=True):
 
 
 class BenchRow(Record, kw_only=True):
-    """One variant at one batch size. Times are milliseconds a batch; ``ratio`` is speed against the first row's
-    variant at the same batch (above 1 is faster), with a 95% bootstrap interval over interleaved rounds."""
+    """One variant at one batch size. Times are milliseconds a batch, None where too few calls lie beyond the percentile.
+
+    ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% bootstrap interval over
+    interleaved rounds. ``valid`` is False with ``reasons`` when something else than the variant was measured.
+    """
 
     variant: str
     backend: str
@@ -116,7 +119,7 @@ class BenchRow(Record, kw_only=True):
     rounds: int
     calls: int
     p50_ms: float
-    p90_ms: float
+    p90_ms: float | None
     p99_ms: float | None
     images_per_second: float
     load_ms: float

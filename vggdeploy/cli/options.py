@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vggdeploy.errors import UsageError
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output directory.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads to compute with. Default: every core.")]
@@ -27,3 +29,20 @@ HABITS = {
     "minshapes": "give the batch profile: --batch 1:8:32",
     "workers": "threads are set with --threads",
 }
+
+
+def split_names(text: str) -> list[str]:
+    """``"a, b"`` → ``["a", "b"]``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def split_numbers(text: str) -> list[int]:
+    """``"1,8"`` → ``[1, 8]``.
+
+    Raises:
+        UsageError: something in it is not a whole number above 0.
+    """
+    parts = split_names(text)
+    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"'{text}' is not a list of batch sizes", "give whole numbers above 0, for example 1,8,32")
+    return [int(part) for part in parts]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -64,6 +65,16 @@ def progress() -> Progress:
     """A progress bar on stderr; it shows only where stderr is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done: a spinner on a terminal, a line each in a log."""
+    if not err.is_terminal:
+        yield lambda text: note(f"[dim]{escape(text)}[/]")
+        return
+    with err.status("starting") as status:
+        yield lambda text: status.update(escape(text))
 
 
 def size_text(count: int) -> str:

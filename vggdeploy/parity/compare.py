@@ -49,7 +49,11 @@ def run_all(session: CheckedSession, images: Array, on_progress: Progress | None
 
 
 def reference_outputs(
-    session: CheckedSession, images: Array, *, data: str, labels: NDArray[np.int64] | None = None,
+    session: CheckedSession,
+    images: Array,
+    *,
+    data: str,
+    labels: NDArray[np.int64] | None = None,
     on_progress: Progress | None = None,
 ) -> Reference:
     """Run the reference once; its outputs serve every variant."""
@@ -154,5 +158,3 @@ def unproven(variant: Variant, reason: str, device: Device) -> ParityRecord:
         verdict=Verdict.UNPROVEN,
         reasons=(reason,),
     )
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -26,9 +27,13 @@ class TorchScriptSession:
     def __enter__(self) -> Self:
         use_threads(self._source)
         try:
-            self._module = torch.jit.load(self._source.path, map_location=str(self._source.device)).eval()
+            with warnings.catch_warnings():
+                # torch.jit is deprecated since 2.14 and still the one format that libtorch in C++ loads everywhere.
+                warnings.filterwarnings("ignore", message=".*torch.jit")
+                module = torch.jit.load(self._source.path, map_location=str(self._source.device))
         except (RuntimeError, ValueError) as error:
             raise BundleError(f"{self._source.path.name} is not TorchScript: {first_line(error)}", "export it again") from error
+        self._module = module.eval()
         return self
 
     def __exit__(

@@ -1,0 +1,79 @@
+"""What many tests share: a small trained checkpoint of the real digits, and the bundle that is exported from it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it; before torch is imported
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggdeploy.bundle import Bundle
+from vggdeploy.data.loaders import ImageSet, load_split
+from vggdeploy.data.specs import default_preprocess
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``gpu``, ``slow`` and ``network`` are opt-in: they run only when ``-m`` names them."""
+    asked = config.getoption("-m") or ""
+    for mark in ("gpu", "slow", "network", "tensorrt"):
+        if mark not in asked:
+            skip = pytest.mark.skip(reason=f"opt in with -m {mark}")
+            for item in items:
+                if item.get_closest_marker(mark):
+                    item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def digits_test() -> ImageSet:
+    """The digits' test images at 32 pixels."""
+    return load_split("digits", "test", default_preprocess("digits", 32))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow VGG-11 with batch norm, trained on the digits for a few seconds. Treat it as read-only."""
+    from vggdeploy.train.loop import train
+    from vggdeploy.train.recipe import Recipe
+
+    path = tmp_path_factory.mktemp("shared") / "checkpoint"
+    recipe = Recipe(arch="vgg11_bn", width=0.125, dataset="digits", image_size=32, hidden=64, epochs=4)
+    train(recipe, output=path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of that checkpoint: ONNX FP32 and FP16, TorchScript. Treat it as read-only."""
+    from vggdeploy.pipeline.export import export_bundle
+
+    path = tmp_path_factory.mktemp("shared") / "bundle"
+    export_bundle(checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_dir: Path) -> Bundle:
+    return Bundle.open(bundle_dir)
+
+
+@pytest.fixture
+def own_bundle(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the bundle that a test may damage."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle_dir, copy)
+    yield copy
+
+
+@pytest.fixture(scope="session")
+def digit_png(tmp_path_factory: pytest.TempPathFactory, digits_test: ImageSet) -> Path:
+    """One test digit as a file, with its class as the name."""
+    path = tmp_path_factory.mktemp("images") / f"{digits_test.labels[0]}.png"
+    Image.fromarray(np.asarray(digits_test.images[0, ..., 0])).save(path)
+    return path

@@ -1,0 +1,92 @@
+"""vggdeploy: a VGG from PyTorch to proven ONNX, TorchScript and FP16 TensorRT, and into your application without torch.
+
+    import vggdeploy
+
+    with vggdeploy.load("artifacts/digits") as engine:
+        engine.classify("digit.png")
+
+Importing this package loads nothing but the standard library; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy._version import __version__
+
+if TYPE_CHECKING:
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.engine import Engine, Prediction, load
+    from vggdeploy.errors import (
+        BuildError,
+        BundleError,
+        CheckpointError,
+        DataError,
+        IncompatibleError,
+        InputError,
+        IntegrityError,
+        MissingDependencyError,
+        ParityError,
+        TargetError,
+        TrainingError,
+        UsageError,
+        VggdeployError,
+    )
+    from vggdeploy.spec import ModelSpec, PreprocessSpec
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Engine": "engine",
+    "Prediction": "engine",
+    "load": "engine",
+    "ModelSpec": "spec",
+    "PreprocessSpec": "spec",
+    "BuildError": "errors",
+    "BundleError": "errors",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "IncompatibleError": "errors",
+    "InputError": "errors",
+    "IntegrityError": "errors",
+    "MissingDependencyError": "errors",
+    "ParityError": "errors",
+    "TargetError": "errors",
+    "TrainingError": "errors",
+    "UsageError": "errors",
+    "VggdeployError": "errors",
+}
+
+__all__ = [
+    "BuildError",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "DataError",
+    "Engine",
+    "IncompatibleError",
+    "InputError",
+    "IntegrityError",
+    "MissingDependencyError",
+    "ModelSpec",
+    "ParityError",
+    "Prediction",
+    "PreprocessSpec",
+    "TargetError",
+    "TrainingError",
+    "UsageError",
+    "VggdeployError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vggdeploy' has no attribute {name!r}")
+    return getattr(import_module(f"vggdeploy.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,67 @@
+"""``vggdeploy bench``: latency and throughput of variants, measured beside each other."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vggdeploy.cli.options import BundlePath, DataDir, DeviceName, Json, Threads
+
+
+def bench(
+    bundle: BundlePath,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="All variants of this backend; may be repeated. Default: all.")
+    ] = None,
+    variant: Annotated[list[str] | None, typer.Option("--variant", help="This variant; may be repeated.")] = None,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes, comma-separated.")] = "1,8",
+    device: DeviceName = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Measuring time a variant and batch size.")] = 2.0,
+    rounds: Annotated[int, typer.Option("--rounds", help="How often the variants take turns.")] = 7,
+    threads: Threads = None,
+    data: Annotated[str, typer.Option("--data", help="Data set for the inputs. Default: the one trained on.")] = "",
+    data_dir: DataDir = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the medians to the manifest: 'auto' then picks the fastest here.")
+    ] = False,
+    require_valid: Annotated[
+        bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.cli import render, tables
+    from vggdeploy.cli.options import split_numbers
+    from vggdeploy.errors import UsageError
+    from vggdeploy.pipeline.bench import bench_bundle
+    from vggdeploy.types import Device, Verdict
+
+    if seconds <= 0 or rounds < 3:
+        raise UsageError(f"{seconds} seconds in {rounds} rounds", "give a time above 0 and at least 3 rounds")
+    opened = Bundle.open(bundle)
+    with render.progress() as bar:
+        task = bar.add_task("measuring", total=None)
+        report = bench_bundle(
+            opened,
+            backends=backend or (),
+            variants=variant or (),
+            batches=split_numbers(batch),
+            device=Device.parse(device) if device else None,
+            seconds=seconds,
+            rounds=rounds,
+            threads=threads,
+            data=data,
+            data_dir=data_dir,
+            record=record,
+            on_start=lambda steps: bar.update(task, total=steps),
+            on_progress=lambda steps: bar.advance(task, steps),
+        )
+    if json:
+        render.emit_json(report)
+    else:
+        tables.bench_table(report)
+    if any(row.verdict is Verdict.FAIL for row in report.rows):
+        return 3
+    return 4 if require_valid and not all(row.valid for row in report.rows) else 0

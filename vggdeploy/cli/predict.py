@@ -1,0 +1,49 @@
+"""``vggdeploy predict``: labels and probabilities for image files. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggdeploy.cli.options import BundlePath, DeviceName, Json, Threads
+
+
+def predict(
+    bundle: BundlePath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or directories of them.")],
+    top: Annotated[int, typer.Option("--top", help="Answers an image.")] = 3,
+    backend: Annotated[str, typer.Option("--backend", help="A backend's name, or auto.")] = "auto",
+    variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant.")] = None,
+    device: DeviceName = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> int:
+    """Classify images. An image that cannot be used is reported; the others are answered, and the exit code is 1."""
+    from vggdeploy.cli import render, tables
+    from vggdeploy.engine import load
+    from vggdeploy.errors import InputError
+    from vggdeploy.preprocess import find_images
+
+    paths = find_images(images)
+    bad = 0
+    answers = []
+    with load(bundle, backend=backend, variant=variant, device=device, threads=threads) as engine:
+        for path in paths:
+            try:
+                predictions = engine.classify(path, top=top)
+            except InputError as error:
+                bad += 1
+                render.error_line(error.cause, error.hint)
+                continue
+            answers.append({"image": str(path), "predictions": predictions})
+            if not json:
+                tables.prediction_line(str(path), predictions)
+        if json:
+            render.emit_json({
+                "schema_version": 1, "bundle": str(bundle), "variant": engine.variant.name, "images": answers
+            })
+        else:
+            render.note(f"[dim]{len(answers)} images, {engine.variant.name} on {engine.device}[/]")
+    return 1 if bad else 0

@@ -1,0 +1,133 @@
+"""The table of each kind of result: verdict first, then the numbers. Every string that is not ours is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from vggdeploy.bundle import Bundle, PrecisionProof
+from vggdeploy.cli.render import LIGHTS, note, out, size_text, table
+from vggdeploy.diagnosis import Diagnosis
+from vggdeploy.engine import Prediction
+from vggdeploy.records import BenchReport, ParityRecord, ParityReport
+from vggdeploy.selection import Choice
+from vggdeploy.types import Verdict
+
+
+def bundle_table(bundle: Bundle) -> None:
+    """What a bundle holds."""
+    manifest = bundle.manifest
+    out.print(f"[bold]{escape(str(bundle.root))}[/]  {escape(manifest.spec.title)}")
+    rows = [
+        [
+            escape(v.name),
+            LIGHTS[v.verdict] if v.parity or v.verdict is Verdict.UNPROVEN else "reference",
+            _proof_text(v.proof),
+            size_text(bundle.size(v)),
+            str(v.batch),
+            _distance(v.parity),
+        ]
+        for v in manifest.variants
+    ]
+    table(["variant", "verdict", "layers by type", "size", "batch", "relative L2"], rows, left=3)
+    for v in manifest.variants:
+        for reason in v.parity.reasons if v.parity else ():
+            out.print(f"  [dim]{escape(v.name)}: {escape(reason)}[/]")
+
+
+def _proof_text(proof: PrecisionProof | None) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(proof.layers.items())) if proof else "–"
+
+
+def _distance(record: ParityRecord | None) -> str:
+    return f"{max(o.relative_l2 for o in record.outputs):.1e}" if record and record.outputs else "–"
+
+
+def choice_table(found: Sequence[Choice]) -> None:
+    """Which variant ``auto`` takes here, and why not the others."""
+    rows = []
+    for index, choice in enumerate(found):
+        mark = "[green]taken[/]" if index == 0 and choice.usable else "usable" if choice.usable else "[yellow]cannot[/]"
+        why = f"{choice.reason}; {choice.fix}" if choice.fix else choice.reason
+        rows.append([escape(choice.variant.name), mark, escape(why)])
+    table(["variant", "here", "why"], rows, title="\nbackend 'auto' on this machine", left=3)
+
+
+def parity_table(report: ParityReport) -> None:
+    """Each variant against the reference, with the reason for every verdict that is not a pass."""
+    rows = []
+    for r in report.variants:
+        worst = max(r.outputs, key=lambda o: o.relative_l2) if r.outputs else None
+        accuracy = "–"
+        if r.reference_accuracy is not None and r.candidate_accuracy is not None:
+            accuracy = f"{r.reference_accuracy:.2%} → {r.candidate_accuracy:.2%}"
+        rows.append([
+            escape(r.variant),
+            LIGHTS[r.verdict],
+            escape(r.data),
+            f"{worst.max_abs:.1e}" if worst else "–",
+            f"{worst.relative_l2:.1e}" if worst else "–",
+            f"{worst.cosine_min:.6f}" if worst else "–",
+            f"{r.flips.flips}/{r.flips.samples} (≤ {r.flips.upper:.1%})" if r.flips else "–",
+            accuracy,
+        ])
+    columns = ["variant", "verdict", "on", "max |Δ|", "relative L2", "min cosine", "top-1 flips", "accuracy"]
+    table(columns, rows, left=3)
+    for r in report.variants:
+        for reason in r.reasons:
+            out.print(f"  [dim]{escape(r.variant)}: {escape(reason)}[/]")
+
+
+def bench_table(report: BenchReport) -> None:
+    """Latency and throughput, with the reasons of every row that is not valid."""
+    machine = report.machine
+    out.print(
+        f"[dim]{escape(machine.gpu or machine.cpu)}, {report.threads} threads, {escape(report.data)}; "
+        f"speed is × {escape(report.baseline)}, with its 95% interval[/]"
+    )
+    rows = [
+        [
+            escape(r.variant),
+            LIGHTS[r.verdict],
+            "[green]valid[/]" if r.valid else "[yellow]invalid[/]",
+            str(r.batch),
+            *(f"{t:.3f}" if t is not None else "–" for t in (r.p50_ms, r.p90_ms, r.p99_ms)),
+            f"{r.images_per_second:,.0f}",
+            f"{r.ratio:.2f} ({r.ratio_low:.2f}–{r.ratio_high:.2f})",
+        ]
+        for r in report.rows
+    ]
+    table(["variant", "parity", "run", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed ×"], rows, left=3)
+    for r in report.rows:
+        for reason in r.reasons:
+            out.print(f"  [dim]{escape(r.variant)}, batch {r.batch}: {escape(reason)}[/]")
+
+
+def doctor_table(found: Diagnosis) -> None:
+    """Backends on this machine."""
+    machine = found.machine
+    out.print(f"[bold]{escape(machine.cpu)}[/], {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.gpu or 'no GPU'}")
+    out.print(f"[dim]{' '.join(machine.features)} · {escape(machine.system)} · Python {machine.python}[/]")
+    rows = [
+        [
+            b.backend,
+            b.device,
+            "[green]runs[/]" if b.runs else "[yellow]builds only[/]" if b.builds else "[red]cannot[/]",
+            b.version or "–",
+            escape(b.reason),
+        ]
+        for b in found.backends
+    ]
+    table(["backend", "device", "here", "version", "why"], rows, left=5)
+    fixes = dict.fromkeys(b.fix for b in found.backends if b.fix)
+    for fix in fixes:
+        out.print(f"[dim]fix:[/] {escape(fix)}")
+    for warning in found.warnings:
+        note(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def prediction_line(name: str, predictions: Sequence[Prediction]) -> None:
+    """One image: its best answers."""
+    answers = ", ".join(f"{escape(p.label)} {p.probability:.1%}" for p in predictions)
+    out.print(f"{escape(name)}: {answers}")

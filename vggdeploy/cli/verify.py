@@ -1,0 +1,46 @@
+"""``vggdeploy verify``: prove a bundle's variants again, on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vggdeploy.cli.options import BundlePath, DataDir, Json, Threads
+
+
+def verify(
+    bundle: BundlePath,
+    variant: Annotated[list[str] | None, typer.Option("--variant", help="Only this variant; may be repeated.")] = None,
+    data: Annotated[str, typer.Option("--data", help="Data set to prove on. Default: the one trained on.")] = "",
+    samples: Annotated[int, typer.Option("--samples", help="Test images to prove on.")] = 1000,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the verdicts to the bundle's manifest.")] = False,
+    json: Json = False,
+) -> int:
+    """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.cli import render, tables
+    from vggdeploy.pipeline.prove import verify_bundle
+    from vggdeploy.types import Verdict
+
+    opened = Bundle.open(bundle)
+    with render.stages() as stage:
+        report = verify_bundle(
+            opened,
+            variants=variant or (),
+            data=data,
+            samples=samples,
+            data_dir=data_dir,
+            threads=threads,
+            record=record,
+            on_stage=stage,
+        )
+    if json:
+        render.emit_json(report)
+    else:
+        tables.parity_table(report)
+        if report.verdict is Verdict.PASS:
+            render.next_steps(f"vggdeploy bench {bundle}")
+    return 3 if report.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE) else 0

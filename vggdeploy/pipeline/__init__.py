@@ -1,0 +1,1 @@
+"""The whole way, and each part of it: export, prove, measure."""

@@ -1,0 +1,172 @@
+"""Checkpoint → exported variants → parity → bundle."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from vggdeploy.bundle import MANIFEST_NAME, REFERENCE, Bundle, GoldenFiles, Manifest, Variant, create_bundle
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
+from vggdeploy.bundle.store import Draft, now
+from vggdeploy.errors import ParityError, UsageError, unknown_name
+from vggdeploy.files import check_replaceable
+from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
+from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic, to_input
+from vggdeploy.records import ParityRecord
+from vggdeploy.runtime import open_session
+from vggdeploy.types import BatchRange, Precision, Verdict
+
+FORMATS = ("onnx-fp32", "onnx-fp16", "torchscript-fp32")
+
+
+def export_bundle(
+    checkpoint_path: str | os.PathLike[str],
+    output: Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    outputs: Sequence[str] = ("logits",),
+    input_dtype: str = "uint8",
+    batch: BatchRange | None = None,
+    samples: int | None = DEFAULT_SAMPLES,
+    data_dir: Path | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    on_stage: Stage = lambda text: None,
+) -> Bundle:
+    """Export a checkpoint, prove every variant from its written bytes, and write the bundle, in one step.
+
+    Args:
+        formats: of `FORMATS`.
+        outputs: names of graph outputs, see `vggdeploy.model.outputs`.
+        input_dtype: ``"uint8"`` (pixels, preprocessing inside) or ``"float32"`` (normalised on the host).
+        samples: test images to prove on; None for all.
+
+    Raises:
+        ParityError: a variant does not compute what was trained; nothing is written.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+    if input_dtype not in ("uint8", "float32"):
+        raise UsageError(f"input '{input_dtype}'", "give uint8 or float32")
+    check_replaceable(output, marker=MANIFEST_NAME, overwrite=overwrite)
+    root = Path(checkpoint_path)
+    checkpoint = read_checkpoint(root)
+    batch = batch or BatchRange(1, 8, 256)
+    with create_bundle(output, overwrite=overwrite) as draft:
+        on_stage("copying the checkpoint")
+        for file in (CHECKPOINT_NAME, WEIGHTS_NAME):
+            shutil.copyfile(root / file, draft.path(f"checkpoint/{file}"))
+        chosen, note = samples_or_synthetic(checkpoint, samples, data_dir)
+        draft.manifest = _manifest(output.name, checkpoint, outputs, input_dtype, batch)
+        reference, golden = _run_reference(draft, chosen, threads, on_stage)
+        _save_golden(draft, golden)
+        variants = _export(draft, formats, batch, on_stage)
+        draft.manifest = draft.manifest.with_variants(*variants)
+        bundle = draft.finish()
+        records = [r for v in variants for r in prove(bundle, v, [golden, reference], threads, on_stage)]
+        _refuse_failures(records)
+        draft.manifest = with_parity(draft.manifest, records, note)
+    return Bundle(output, draft.manifest)
+
+
+def _manifest(
+    name: str, checkpoint: Checkpoint, outputs: Sequence[str], input_dtype: str, batch: BatchRange
+) -> Manifest:
+    from vggdeploy.export.example import input_spec
+    from vggdeploy.model.outputs import output_specs
+
+    reference = Variant(name=REFERENCE, format="checkpoint", precision=Precision.FP32, path="checkpoint", batch=batch)
+    return Manifest(
+        name=name,
+        created=now(),
+        spec=checkpoint.spec,
+        preprocess=checkpoint.preprocess,
+        labels=checkpoint.labels,
+        dataset=checkpoint.dataset,
+        input=input_spec(checkpoint.spec, input_dtype),
+        outputs=output_specs(checkpoint.spec, outputs),
+        golden=GoldenFiles(inputs={}, outputs={}, data=""),
+        variants=(reference,),
+        tools=tool_versions(),
+    )
+
+
+def _run_reference(draft: Draft, chosen: Samples, threads: int | None, on_stage: Stage) -> tuple[Reference, Reference]:
+    """The reference's outputs for all samples, and the first few of them as the golden pair."""
+    bundle = draft.finish()
+    manifest = bundle.manifest
+    variant = manifest.variant(REFERENCE)
+    on_stage(f"running the FP32 reference on {len(chosen.images)} images")
+    images = to_input(chosen.images, manifest)
+    with open_session(bundle, variant, threads=threads) as session:
+        everything = reference_outputs(session, images, data=chosen.data, labels=chosen.labels)
+    count = golden_count(manifest)
+    golden = Reference(
+        images=images[:count],
+        outputs={name: array[:count] for name, array in everything.outputs.items()},
+        data=f"golden pair ({min(count, len(images))} images)",
+    )
+    gc.collect()  # half a gigabyte of weights must be gone before the exporter takes its own
+    return everything, golden
+
+
+def _save_golden(draft: Draft, golden: Reference) -> None:
+    assert draft.manifest is not None  # noqa: S101  # for mypy: set by the caller
+    name = draft.manifest.input.name
+    files = GoldenFiles(
+        inputs=draft.save_arrays("golden/inputs", {name: golden.images}),
+        outputs=draft.save_arrays("golden/outputs", dict(golden.outputs)),
+        data=golden.data,
+    )
+    draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
+
+
+def _export(draft: Draft, formats: Sequence[str], batch: BatchRange, on_stage: Stage) -> list[Variant]:
+    """Write each format. FP16 comes last: it halves the model's weights in place."""
+    from vggdeploy.export.onnx import export_onnx
+    from vggdeploy.export.torchscript import export_torchscript
+    from vggdeploy.model.deployable import Deployable
+    from vggdeploy.model.vgg import fold_batch_norm
+    from vggdeploy.model.weights import load_model
+
+    manifest = draft.manifest
+    assert manifest is not None  # noqa: S101  # for mypy: set by the caller
+    model = fold_batch_norm(load_model(draft.root / "checkpoint", check_weights=False))
+    names = [spec.name for spec in manifest.outputs]
+    module = Deployable(model, manifest.preprocess, outputs=names, input_dtype=manifest.input.dtype).eval()
+    variants = []
+    for name in sorted(formats, key=lambda f: f.endswith("fp16")):
+        on_stage(f"exporting {name}")
+        kind, precision = name.rsplit("-", 1)
+        path = f"variants/{name}/model.{'pt' if kind == 'torchscript' else 'onnx'}"
+        if precision == "fp16":
+            module.features.half()
+            module.classifier.half()
+        if kind == "torchscript":
+            proof = export_torchscript(module, draft.path(path), image=manifest.input)
+        else:
+            proof = export_onnx(module, draft.path(path), image=manifest.input, batch=batch)
+        if set(proof.layers) != {precision}:
+            raise ParityError(f"{name} was asked for and {proof.layers} was written", "run with --debug and report it")
+        variants.append(
+            Variant(name=name, format=kind, precision=Precision(precision), path=path, batch=batch, proof=proof)
+        )
+    del model, module
+    gc.collect()
+    return variants
+
+
+def _refuse_failures(records: Sequence[ParityRecord]) -> None:
+    for record in records:
+        if record.verdict is Verdict.FAIL:
+            raise ParityError(
+                f"{record.variant} does not compute what was trained: {'; '.join(record.reasons)}",
+                "nothing was written; run with --debug and report it",
+            )

@@ -1,0 +1,94 @@
+"""Prove variants against references, and write the verdicts down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
+from vggdeploy.bundle.store import now
+from vggdeploy.optional import version
+from vggdeploy.parity import Reference, compare, reference_outputs
+from vggdeploy.parity.compare import golden_reference, unproven
+from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, SYNTHETIC, load_samples, to_input
+from vggdeploy.records import ParityRecord, ParityReport
+from vggdeploy.runtime import backend_for, open_session, runnable
+from vggdeploy.runtime.registry import default_device
+
+_TOOLS = ("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "safetensors")
+
+Stage = Callable[[str], None]
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of all that takes part, for the records."""
+    found = {name: version(name) for name in _TOOLS}
+    return {name: text for name, text in found.items() if text}
+
+
+def prove(
+    bundle: Bundle, variant: Variant, references: Iterable[Reference], threads: int | None, on_stage: Stage
+) -> list[ParityRecord]:
+    """The variant against each reference, or one ``unproven`` record where it cannot run."""
+    device = default_device(backend_for(variant))
+    found = runnable(variant, device)
+    if not found.runs:
+        return [unproven(variant, f"{found.reason}; {found.fix}", device)]
+    on_stage(f"proving {variant.name}")
+    distinct = {r.data: r for r in references if r.data != SYNTHETIC}
+    with open_session(bundle, variant, device=device, threads=threads) as session:
+        return [compare(session, reference, bundle, variant, device) for reference in distinct.values()]
+
+
+def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str = "") -> Manifest:
+    """The manifest with the last record of each variant (the one with the most images) written to it."""
+    changed = {}
+    for record in records:
+        if record.variant == REFERENCE:
+            continue
+        reasons = (*record.reasons, note) if note else record.reasons
+        written = msgspec.structs.replace(record, reasons=reasons, tools=tool_versions())
+        changed[record.variant] = msgspec.structs.replace(manifest.variant(record.variant), parity=written)
+    return manifest.with_variants(*changed.values())
+
+
+def verify_bundle(
+    bundle: Bundle,
+    *,
+    variants: Sequence[str] = (),
+    data: str = "",
+    samples: int | None = DEFAULT_SAMPLES,
+    data_dir: Path | None = None,
+    threads: int | None = None,
+    record: bool = False,
+    on_stage: Stage = lambda text: None,
+) -> ParityReport:
+    """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
+
+    The reference itself is checked against the golden outputs too: another torch or CPU must not move it.
+
+    Args:
+        variants: names; default all.
+        data: a data set's name; default the one that the model was trained on.
+        record: write the verdicts to the bundle's manifest.
+    """
+    manifest = bundle.manifest
+    wanted = [manifest.variant(name) for name in variants] or list(manifest.variants)
+    references = [golden_reference(bundle)]
+    reference = manifest.variant(REFERENCE)
+    if runnable(reference).runs and (data or manifest.dataset):
+        chosen = load_samples(data or manifest.dataset, manifest, limit=samples, data_dir=data_dir)
+        on_stage(f"running the FP32 reference on {len(chosen.images)} images")
+        images = to_input(chosen.images, manifest)
+        with open_session(bundle, reference, threads=threads) as session:
+            references.append(reference_outputs(session, images, data=chosen.data, labels=chosen.labels))
+    records: list[ParityRecord] = []
+    for variant in wanted:
+        against = references[:1] if variant.name == REFERENCE else references
+        records += prove(bundle, variant, against, threads, on_stage)
+    if record:
+        with update_bundle(bundle) as draft:
+            draft.manifest = with_parity(manifest, records)
+    return ParityReport(bundle=str(bundle.root), created=now(), variants=tuple(records))
