@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
+import io
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from vggdeploy.errors import IntegrityError, UsageError
+from vggdeploy.errors import BundleError, IntegrityError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+# errno with which a file system says that it cannot exchange two directories in one step.
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a regular file for reading. Nothing else is read: a pipe may block for ever, a device may never end.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for its writer. It changes nothing for a regular file.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except ValueError as error:  # a NUL or a lone surrogate: no file has such a name
+        raise OSError(errno.EINVAL, str(error), ascii(os.fspath(path))) from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        text = os.strerror(code) if stat.S_ISDIR(mode) else "not a regular file"
+        raise OSError(code, text, os.fspath(path))
+    return os.fdopen(fd, "rb")
+
+
+def read_regular(path: str | os.PathLike[str], *, limit: int) -> bytes:
+    """The bytes of a regular file, of which there may be ``limit`` at most.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger (``EFBIG``).
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+    if data is None or len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", os.fspath(path))
+    return data
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks: memory stays flat at any size."""
-    with path.open("rb") as file:
+    """Hex SHA-256 of a regular file, read in blocks: memory stays flat at any size."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -28,120 +68,111 @@ def safe_join(root: Path, relative: str) -> Path:
     """``root / relative``, for a path that came from a file we did not write.
 
     Raises:
-        IntegrityError: the path is absolute, climbs out, is not in normal form, or a symbolic link leads elsewhere.
+        IntegrityError: the path is absolute, climbs out, is not in normal form, or passes through a symbolic link.
     """
+    source = "do not use a bundle from this source"
     pure = PurePosixPath(relative)
     plain = relative not in ("", ".") and str(pure) == relative and "\\" not in relative and "\0" not in relative
     if not plain or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
-        raise IntegrityError(f"the path {relative!r} leaves its directory", "do not use a bundle from this source")
+        raise IntegrityError(f"the path {relative!r} leaves its directory", source)
     path = root / relative
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise IntegrityError(f"the path {relative!r} leads outside through a link", "do not use a bundle from this source")
+    try:
+        direct = path.resolve() == root.resolve() / relative
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links (≤ 3.12), not a name at all
+        raise IntegrityError(f"the path {ascii(relative)[:80]} cannot be a file's", source) from error
+    if not direct:
+        raise IntegrityError(f"the path {relative!r} leads through a symbolic link", source)
     return path
 
 
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file through a temporary neighbour: a reader sees the old bytes or the new ones, never a part."""
+    """Write a file through a temporary neighbour: a reader sees the old bytes or the new ones, never a part.
+
+    A symbolic link stays, and what it points to is replaced.
+
+    Raises:
+        UsageError: something that is no regular file stands there: root would replace even ``/dev/null``.
+    """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a regular file", "choose another output file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-    temporary = Path(name)
+    _settle(path)
+    # The kernel applies the umask to this mode: asking for the umask would change it for every thread meanwhile.
+    draft, fd = _new_draft(path, lambda draft: os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+            os.fsync(fd)
+            draft.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
     _fsync(path.parent)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
 @contextmanager
-def atomic_directory(target: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
+def atomic_directory(
+    target: Path, *, marker: str, overwrite: bool, unchanged: bytes | None = None
+) -> Iterator[Path]:
     """A new directory to fill; it takes ``target``'s place in one step when the block ends without an error.
 
     A killed process leaves what stood at ``target`` before, or nothing. ``marker`` is the file that makes a directory
-    one of ours: any other directory that is not empty is never replaced.
+    one of ours: any other directory that is not empty is never replaced. ``unchanged`` are the bytes that the marker
+    must still have at the end: then nobody else's change is lost.
 
     Raises:
         UsageError: ``target`` exists and may not be replaced.
+        BundleError: another process changed it meanwhile.
     """
+    target = Path(os.path.abspath(target))  # noqa: PTH100  # Path.absolute() keeps ".."
+    _settle(target)
     check_replaceable(target, marker=marker, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-{os.getpid()}-", dir=target.parent))
+    draft, fd = _new_draft(target, _make_directory)
     try:
         yield draft
-        draft.chmod(0o777 & ~_umask())
         for path in sorted(draft.rglob("*"), reverse=True):
             _fsync(path)
         _fsync(draft)
-        _swap(draft, target)
+        _place(draft, target, marker=marker, overwrite=overwrite, unchanged=unchanged)
         _fsync(target.parent)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # after the swap: what stood there before
+        shutil.rmtree(draft, ignore_errors=True)  # after the exchange: what stood there before
+        os.close(fd)
 
 
 def check_replaceable(target: Path, *, marker: str, overwrite: bool) -> None:
     """Refuse early, before hours of work, what `atomic_directory` would refuse at its end.
 
     Raises:
-        UsageError: ``target`` is a file, somebody else's directory, or one of ours without ``overwrite``.
+        UsageError: ``target`` is a file, a link, a mount point, the current directory or one above it, somebody
+            else's directory, or one of ours without ``overwrite``.
     """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+    if target.is_symlink():
+        raise UsageError(f"{target} is a symbolic link", f"give the directory itself: {target.resolve()}")
+    if not target.exists():
+        return
+    if not target.is_dir():
         raise UsageError(f"{target} is not a directory", "choose another output directory")
-    if target.is_dir() and any(target.iterdir()):
+    if os.path.ismount(target):
+        raise UsageError(f"{target} is a mount point and cannot be replaced", f"give one below it: {target / 'NAME'}")
+    if _holds_current(target):  # the shell would go on in a directory that is gone
+        raise UsageError(f"the current directory lies in {target.resolve()}", "cd out of it, then give its path")
+    if any(target.iterdir()):
         if not (target / marker).is_file():
             raise UsageError(f"{target} holds other files (no {marker})", "choose an empty or a new output directory")
         if not overwrite:
             raise UsageError(f"{target} already exists", "add --force to replace it, or choose another directory")
 
 
-def _swap(draft: Path, target: Path) -> None:
-    if not target.exists() or not any(target.iterdir()):
-        draft.rename(target)  # POSIX rename replaces an empty directory too
-        return
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is not None:
-        arguments = (_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
-        if renameat2(*arguments) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), str(target))
-    # A file system without an atomic exchange: for an instant nothing stands at the target.
-    aside = draft.with_name(f"{draft.name}-old")
-    target.rename(aside)
+def _holds_current(directory: Path) -> bool:
     try:
-        draft.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove drafts for this target whose process is gone (it was killed before it could clean up)."""
-    for path in target.parent.glob(f".{target.name}.tmp-*"):
-        pid = path.name.removeprefix(f".{target.name}.tmp-").partition("-")[0]
-        if path.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(path, ignore_errors=True)
+        return Path.cwd().is_relative_to(directory.resolve())
+    except FileNotFoundError:  # the current directory was removed: nothing can hold it
+        return False
 
 
 def link_tree(source: Path, target: Path, *, skip: frozenset[str] = frozenset()) -> None:
@@ -159,3 +190,146 @@ def link_tree(source: Path, target: Path, *, skip: frozenset[str] = frozenset())
             os.link(path, copy)
         except OSError:
             shutil.copyfile(path, copy)
+
+
+# Drafts: ".NAME.tmp-TOKEN" beside NAME, and ".NAME.old-TOKEN" for a directory that is being replaced where the file
+# system has no exchange. Their writer holds their lock (flock), which the kernel lets go when it dies: so anyone can
+# tell a draft in the making from an abandoned one, across containers and where process ids are used again.
+
+
+def _new_draft(target: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """A new draft, and the descriptor that holds its lock."""
+    while True:
+        draft = target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}")
+        try:
+            fd = make(draft)
+        except FileNotFoundError:
+            if not target.parent.is_dir():
+                raise
+            continue  # taken for abandoned before it was locked
+        if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is not False and _is_same(draft, fd):
+            return draft, fd
+        os.close(fd)
+
+
+def _make_directory(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _lock(fd: int, how: int) -> bool | None:
+    """Whether we got the lock; None where the file system has no locks."""
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_same(path: Path, fd: int) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _settle(target: Path) -> None:
+    """Clean up after writers of ``target`` that were killed: remove their drafts, put back what they had set aside."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(tmp|old)-[0-9a-f]{{16}}")
+    try:
+        names = [name for name in os.listdir(target.parent) if pattern.fullmatch(name)]  # noqa: PTH208  # only names
+    except OSError:  # not there yet, or not ours to list: then there is nothing that we could clean
+        return
+    for path in (target.with_name(name) for name in names):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # gone by now, or not ours
+            continue
+        try:
+            if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_same(path, fd):
+                _settle_one(path, target)
+        finally:
+            os.close(fd)
+
+
+def _settle_one(path: Path, target: Path) -> None:
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+    elif path.name.startswith(f".{target.name}.old-") and not target.exists():
+        path.rename(target)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _place(draft: Path, target: Path, *, marker: str, overwrite: bool, unchanged: bytes | None) -> None:
+    """Put the draft at the target. Of several writers one goes after the other, and each looks again before it."""
+    if unchanged is None:
+        try:
+            draft.rename(target)  # POSIX: this replaces nothing, or an empty directory
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    with _locked(target):
+        check_replaceable(target, marker=marker, overwrite=overwrite)
+        if unchanged is not None and _bytes_of(target / marker) != unchanged:
+            raise BundleError(f"{target} was changed by another command meanwhile", "run this command again")
+        _exchange(draft, target)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Wait for the directory's lock, and hold it."""
+    while True:
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise BundleError(f"{directory} was removed meanwhile", "run this command again") from None
+        _lock(fd, fcntl.LOCK_EX)
+        if _is_same(directory, fd):
+            break
+        os.close(fd)  # another writer replaced it while we waited
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _exchange(draft: Path, target: Path) -> None:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        arguments = (_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
+        if renameat2(*arguments) == 0:
+            return
+        code = ctypes.get_errno()
+        if code == errno.EXDEV:  # overlayfs does not rename a directory of a lower layer
+            raise UsageError(f"{target} comes from a container image's layer and cannot be replaced", "work on a copy")
+        if code not in _NO_EXCHANGE:
+            raise OSError(code, os.strerror(code), str(target))
+    # A file system without an exchange: for an instant nothing stands at the target. If we are killed in that instant,
+    # the next writer puts the old one back.
+    aside = target.with_name(f".{target.name}.old-{secrets.token_hex(8)}")
+    target.rename(aside)
+    try:
+        draft.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

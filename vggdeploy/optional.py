@@ -11,10 +11,10 @@ from vggdeploy.errors import IncompatibleError, MissingDependencyError
 
 
 def installed(module: str) -> bool:
-    """Whether ``module`` can be found, without importing it."""
+    """Whether ``module`` can be found, without importing it (of ``a.b``, Python has to import ``a``)."""
     try:
         return find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # a missing parent package, or a half-removed module
+    except (ImportError, ValueError):  # no such parent package, or one that does not import; a half-removed module
         return False
 
 
@@ -40,7 +40,7 @@ def require(module: str, *, to: str, extra: str) -> ModuleType:
         )
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a broken native library answers with any error: RuntimeError and AttributeError too
         raise IncompatibleError(
             f"the Python package '{module}' is installed but does not import: {first_line(error)}",
             f"reinstall it: pip install --force-reinstall 'vggdeploy[{extra}]'",

@@ -47,6 +47,9 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(int(n) for n in self.shape[1:])
 
 
+MAX_BATCH = 65_535  # a CUDA grid is no higher; a number beyond it is a slip of the hand
+
+
 class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The batch sizes a variant accepts, and the one it is optimised for."""
 
@@ -55,9 +58,9 @@ class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max: int = 32
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
+        if not 1 <= self.min <= self.opt <= self.max <= MAX_BATCH:
             raise UsageError(
-                f"batch range {self.min}:{self.opt}:{self.max} is not 1 ≤ min ≤ opt ≤ max",
+                f"batch range {self.min}:{self.opt}:{self.max} is not 1 ≤ min ≤ opt ≤ max ≤ {MAX_BATCH}",
                 "give MIN:OPT:MAX, for example 1:8:32",
             )
 
@@ -65,7 +68,8 @@ class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def parse(cls, text: str) -> BatchRange:
         """``"1:8:32"`` → min, opt, max; a single number fixes all three."""
         parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(p.strip().isdigit() for p in parts):
+        # isdecimal and not isdigit: int("²") is an error. Five digits: more is beyond MAX_BATCH, and may be beyond int().
+        if len(parts) not in (1, 3) or not all(p.strip().isdecimal() and len(p.strip()) <= 5 for p in parts):
             raise UsageError(f"'{text}' is not a batch range", "give MIN:OPT:MAX, for example 1:8:32, or one number")
         sizes = [int(p) for p in parts]
         return cls(*(sizes * 3 if len(sizes) == 1 else sizes))
@@ -82,9 +86,10 @@ class Device(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        kind, _, index = text.lower().partition(":")
+        kind, colon, index = text.strip().lower().partition(":")
         kind = {"gpu": "cuda"}.get(kind, kind)
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        good = kind in ("cpu", "cuda") if not colon else kind == "cuda" and index.isdecimal() and len(index) <= 3
+        if not good:  # "cpu:1" too: an index that nobody reads would be ignored in silence
             raise UsageError(f"unknown device '{text}'", "give cpu, cuda or cuda:INDEX")
         return cls(kind, int(index or 0))
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
-from vggdeploy.errors import BundleError, unknown_name
-from vggdeploy.records import DEFAULT_THRESHOLDS, ParityRecord, Record, Thresholds, from_json
+from vggdeploy.errors import BundleError, IntegrityError, unknown_name
+from vggdeploy.records import DEFAULT_THRESHOLDS, ParityRecord, Record, Thresholds, from_json, to_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+UNSEALED = "0" * 64  # what stands in the place of the digest while the digest is computed
 REFERENCE = "torch-fp32"  # the checkpoint itself, run by PyTorch: what every variant is compared with
 
 
-class FileRecord(Record, kw_only=True):
+class FileRecord(Record, frozen=True, kw_only=True):
     """One file of the bundle: path relative to the bundle, with forward slashes; size in bytes."""
 
     path: str
@@ -24,14 +29,14 @@ class FileRecord(Record, kw_only=True):
     size: int
 
 
-class PrecisionProof(Record, kw_only=True):
+class PrecisionProof(Record, frozen=True, kw_only=True):
     """Read back from what was built: convolution and matrix-product layers by type, and bytes of weights by type."""
 
     layers: dict[str, int]
     weight_bytes: dict[str, int]
 
 
-class BuildRecord(Record, kw_only=True):
+class BuildRecord(Record, frozen=True, kw_only=True):
     """How an engine was built, and from which ONNX bytes."""
 
     library: str
@@ -43,7 +48,7 @@ class BuildRecord(Record, kw_only=True):
     seconds: float
 
 
-class Measurement(Record, kw_only=True):
+class Measurement(Record, frozen=True, kw_only=True):
     """Latency of a variant on one machine: median milliseconds a batch."""
 
     machine: str
@@ -53,7 +58,7 @@ class Measurement(Record, kw_only=True):
     p50_ms: float
 
 
-class Variant(Record, kw_only=True):
+class Variant(Record, frozen=True, kw_only=True):
     """One exported, optimised or built model. ``path`` is its main file (for the reference: its directory)."""
 
     name: str
@@ -73,7 +78,7 @@ class Variant(Record, kw_only=True):
         return self.parity.verdict if self.parity else Verdict.UNPROVEN
 
 
-class GoldenFiles(Record, kw_only=True):
+class GoldenFiles(Record, frozen=True, kw_only=True):
     """The inputs and the reference's outputs that travel with the bundle: graph name → ``.npy`` file."""
 
     inputs: dict[str, str]
@@ -81,10 +86,15 @@ class GoldenFiles(Record, kw_only=True):
     data: str
 
 
-class Manifest(Record, kw_only=True):
-    """The whole of ``manifest.json``."""
+class Manifest(Record, frozen=True, kw_only=True):
+    """The whole of ``manifest.json``.
+
+    ``digest``: SHA-256 of the file itself with zeros for the 64 digits of the digest. As the manifest holds the hash of
+    every other file, the digest names the whole bundle. It finds rot and hand edits; against malice there are signatures.
+    """
 
     schema_version: int = SCHEMA_VERSION
+    digest: str = UNSEALED
     name: str
     created: str
     spec: ModelSpec
@@ -124,23 +134,83 @@ class _Versioned(msgspec.Struct):
     schema_version: int
 
 
+def seal(manifest: Manifest) -> bytes:
+    """The bytes of ``manifest.json``, with its digest filled in."""
+    data = to_json(msgspec.structs.replace(manifest, digest=UNSEALED))
+    return _with_digest(data, _digest_of(data))
+
+
 def parse_manifest(data: bytes, *, where: str) -> Manifest:
     """Decode and validate a manifest.
 
     Raises:
-        BundleError: not JSON, cut short, of another schema version, or not of the schema.
+        BundleError: not JSON, cut short, of another schema version, not of the schema, or contradicting itself.
+        IntegrityError: it was altered: its digest does not fit.
     """
     what = f"{where}/{MANIFEST_NAME}"
-    found = from_json(data, _Versioned, what=what).schema_version
-    if found != SCHEMA_VERSION:
-        newer = "update vggdeploy: pip install -U vggdeploy" if found > SCHEMA_VERSION else "export the bundle again"
-        raise BundleError(f"{what} has schema version {found}; this vggdeploy reads version {SCHEMA_VERSION}", newer)
-    manifest = from_json(data, Manifest, what=what)
-    names = [v.name for v in manifest.variants]
-    if len(set(names)) != len(names):
-        raise BundleError(f"{what} lists a variant twice", "export the bundle again")
-    if manifest.labels and len(manifest.labels) != manifest.spec.classes:
-        raise BundleError(
-            f"{what} has {len(manifest.labels)} labels for {manifest.spec.classes} classes", "export the bundle again"
+    try:
+        found = from_json(data, _Versioned, what=what).schema_version
+        if found != SCHEMA_VERSION:
+            newer = "update vggdeploy: pip install -U vggdeploy" if found > SCHEMA_VERSION else "export the bundle again"
+            raise BundleError(f"{what} has schema version {found}; this vggdeploy reads version {SCHEMA_VERSION}", newer)
+        manifest = from_json(data, Manifest, what=what)
+    except ArithmeticError as error:  # numbers so large that the spec cannot compute with them
+        raise BundleError(f"{what} cannot be read: {error}", "restore it from its source") from error
+    if _digest_of(_with_digest(data, UNSEALED)) != manifest.digest:
+        raise IntegrityError(
+            f"{what} was altered: its SHA-256 is not its digest", "restore the bundle from its source, or export it again"
         )
+    _check_sense(manifest, data, what)
     return manifest
+
+
+_DIGEST = re.compile(rb'(?<="digest": ")[0-9a-f]{64}(?=")')
+
+
+def _with_digest(data: bytes, digest: str) -> bytes:
+    return _DIGEST.sub(digest.encode(), data, count=1)
+
+
+def _digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_sense(manifest: Manifest, data: bytes, what: str) -> None:
+    """Refuse what fits the schema and makes no sense: it would fail later, far from its cause."""
+
+    def check(holds: bool, cause: str) -> None:
+        if not holds:
+            raise BundleError(f"{what} {cause}", "export the bundle again")
+
+    try:
+        json.loads(data, object_pairs_hook=_without_twins)
+    except KeyError as twin:
+        check(False, f"has the key {twin} twice in one object")
+    except ValueError as error:  # what the two readers do not both take, such as a number of 5,000 digits
+        check(False, f"cannot be read: {error}")
+    names = [v.name for v in manifest.variants]
+    check(len(set(names)) == len(names), "lists a variant twice")
+    paths = [f.path for f in manifest.files]
+    check(len(set(paths)) == len(paths), "lists a file twice")
+    tensors = (manifest.input, *manifest.outputs)
+    check(len(tensors) > 1 and len({t.name for t in tensors}) == len(tensors), "needs outputs, and a name for each")
+    for tensor in tensors:
+        sizes = tensor.shape[1:]
+        good = tensor.shape[:1] == ("N",) and all(isinstance(n, int) and n >= 1 for n in sizes)
+        check(good and tensor.dtype in ("uint8", "float32"), f"has {tensor}, which describes no input or output")
+    for variant in manifest.variants:
+        check(variant.precision in manifest.thresholds, f"has no thresholds for {variant.precision}")
+    classes = manifest.spec.classes
+    check(len(manifest.labels) in (0, classes), f"has {len(manifest.labels)} labels for {classes} classes")
+    side, channels = manifest.preprocess.crop, manifest.preprocess.channels
+    wanted = {"uint8": (side, side, channels), "float32": (channels, side, side)}.get(manifest.input.dtype)
+    check(wanted == manifest.input.item_shape, f"has the input {manifest.input}, which its preprocessing does not make")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two equal keys JSON readers take the first or the last: with one of each, two programs read two manifests."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise KeyError(next(key for key in keys if keys.count(key) > 1))
+    return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import errno
+import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,12 +16,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest
+from vggdeploy.bundle.arrays import array_bytes, read_array
+from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest, seal
 from vggdeploy.errors import BundleError, IntegrityError
-from vggdeploy.files import atomic_directory, link_tree, safe_join, sha256_of
-from vggdeploy.records import to_json
+from vggdeploy.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
+from vggdeploy.types import TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]
+
+MAX_MANIFEST_BYTES = 64 * 2**20
+_AGAIN = "restore the bundle from its source, or export it again"
 
 
 def now() -> str:
@@ -33,6 +39,7 @@ class Bundle:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root = root
         self.manifest = manifest
+        self._unchecked: dict[str, FileRecord] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, only: Iterable[str] | None = None) -> Bundle:
@@ -40,21 +47,15 @@ class Bundle:
 
         Args:
             path: the bundle's directory.
-            only: names of variants; their files and the golden pair are checked, and no others. Default: every file.
+            only: names of variants; their files and the golden pair are checked now, and the other files when `path`
+                is asked for them. Default: every file, now.
 
         Raises:
             BundleError: no bundle there, or a manifest that cannot be read.
             IntegrityError: a file is missing, altered, or outside the bundle.
         """
         root = Path(path)
-        try:
-            data = (root / MANIFEST_NAME).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            found = "is not a bundle (no manifest.json)" if root.exists() else "does not exist"
-            raise BundleError(f"{root} {found}", "make one: vggdeploy export CHECKPOINT -o BUNDLE") from None
-        except OSError as error:
-            raise BundleError(f"{root} cannot be read: {error.strerror}", "check its permissions") from error
-        bundle = cls(root, parse_manifest(data, where=str(root)))
+        bundle = cls(root, parse_manifest(_read_manifest(root), where=str(root)))
         bundle.check_files(only=only)
         return bundle
 
@@ -62,55 +63,80 @@ class Bundle:
         """Compare size and SHA-256 of files with the manifest, on as many threads as there are cores.
 
         Raises:
-            IntegrityError: the first file that is missing, altered or outside the bundle.
+            IntegrityError: a file that is missing, altered or outside the bundle: the largest of them.
+            BundleError: a file that may not be read.
         """
-        records = {record.path: record for record in self.manifest.files}
-        if len(records) != len(self.manifest.files):
-            raise IntegrityError(f"{self.root}/{MANIFEST_NAME} lists a file twice", "export the bundle again")
-        golden = {*self.manifest.golden.inputs.values(), *self.manifest.golden.outputs.values()}
-        needed = {v.path for v in self.manifest.variants} | golden
-        if only is not None:
-            wanted = {self.manifest.variant(name).path for name in only} | golden
-            records = {p: r for p, r in records.items() if any(p == w or p.startswith(f"{w}/") for w in wanted)}
-            needed &= wanted
-        for path in needed:
-            if not any(p == path or p.startswith(f"{path}/") for p in records):
-                raise IntegrityError(f"{self.root}: the manifest has no hash for {path}", "export the bundle again")
+        manifest = self.manifest
+        golden = [*manifest.golden.inputs.values(), *manifest.golden.outputs.values()]
+        _need_records(manifest, [*golden, *(v.path for v in manifest.variants)], where=str(self.root))
+        wanted = None if only is None else [*golden, *(manifest.variant(name).path for name in only)]
+        skipped = [r for r in manifest.files if wanted is not None and not any(_is_in(r.path, w) for w in wanted)]
+        self._check_all(r for r in manifest.files if r not in skipped)
+        self._unchecked = {record.path: record for record in skipped}
+
+    def _check_all(self, records: Iterable[FileRecord]) -> None:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(self._check, sorted(records.values(), key=lambda record: -record.size)))
+            list(pool.map(self._check, sorted(records, key=lambda record: -record.size)))
 
     def _check(self, record: FileRecord) -> None:
         path = safe_join(self.root, record.path)
-        again = "restore the bundle from its source, or export it again"
-        if not path.is_file():
-            raise IntegrityError(f"{self.root} misses {record.path}", again)
-        size = path.stat().st_size
-        if size != record.size:
-            raise IntegrityError(f"{path} has {size} bytes; the manifest says {record.size}", again)
-        if sha256_of(path) != record.sha256:
-            raise IntegrityError(f"{path} was altered: its SHA-256 is not the manifest's", again)
+        try:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != record.size:
+                    raise IntegrityError(f"{path} has {size} bytes; the manifest says {record.size}", _AGAIN)
+                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+                    raise IntegrityError(f"{path} was altered: its SHA-256 is not the manifest's", _AGAIN)
+        except (FileNotFoundError, NotADirectoryError):
+            raise IntegrityError(f"{self.root} misses {record.path}", _AGAIN) from None
+        except PermissionError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+        except OSError as error:
+            raise IntegrityError(f"{path} cannot be read: {error.strerror}", _AGAIN) from error
 
     def path(self, relative: str) -> Path:
-        """The path of a file of the bundle, which never leaves it."""
-        return safe_join(self.root, relative)
+        """The path of a file (or a directory) of the bundle, which never leaves it and whose bytes were checked.
+
+        Raises:
+            IntegrityError: it leads outside, or a file that `open` was told to skip is not the manifest's.
+        """
+        path = safe_join(self.root, relative)
+        waiting = [p for p in self._unchecked if _is_in(p, relative)]
+        self._check_all(self._unchecked[p] for p in waiting)
+        for p in waiting:
+            self._unchecked.pop(p, None)
+        return path
 
     def sha256(self, relative: str) -> str:
         """The recorded hash of a file; for a directory, of its largest file (the weights)."""
-        inside = [r for r in self.manifest.files if r.path == relative or r.path.startswith(f"{relative}/")]
+        inside = [r for r in self.manifest.files if _is_in(r.path, relative)]
         return max(inside, key=lambda record: record.size).sha256 if inside else ""
 
     def size(self, variant: Variant) -> int:
         """Bytes of a variant on disk."""
-        prefix = f"{variant.path}/"
-        return sum(r.size for r in self.manifest.files if r.path == variant.path or r.path.startswith(prefix))
+        return sum(r.size for r in self.manifest.files if _is_in(r.path, variant.path))
 
     def golden(self) -> tuple[Arrays, Arrays]:
-        """The golden inputs and the reference's outputs, by graph name."""
-        files = self.manifest.golden
-        return self._arrays(files.inputs), self._arrays(files.outputs)
+        """The golden inputs and the reference's outputs, by graph name: as many samples in each, one at least.
 
-    def _arrays(self, files: dict[str, str]) -> Arrays:
-        return {name: np.load(self.path(path), allow_pickle=False) for name, path in files.items()}
+        Raises:
+            BundleError: they are not the arrays that the manifest's inputs and outputs describe.
+        """
+        files, manifest = self.manifest.golden, self.manifest
+        inputs = self._arrays(files.inputs, (manifest.input,))
+        outputs = self._arrays(files.outputs, manifest.outputs)
+        if len({len(array) for array in (*inputs.values(), *outputs.values())}) != 1:
+            raise BundleError(f"{self.root}: the golden arrays differ in their samples", "export the bundle again")
+        return inputs, outputs
+
+    def _arrays(self, files: dict[str, str], specs: tuple[TensorSpec, ...]) -> Arrays:
+        names = {spec.name for spec in specs}
+        if files.keys() != names:
+            raise BundleError(
+                f"{self.root} has golden arrays for {sorted(files)}; the graph has {sorted(names)}",
+                "export the bundle again",
+            )
+        return {spec.name: read_array(self.path(files[spec.name]), spec) for spec in specs}
 
 
 @contextmanager
@@ -126,9 +152,16 @@ def create_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Draft]:
 def update_bundle(bundle: Bundle) -> Iterator[Draft]:
     """A changed copy of ``bundle`` that takes its place in one step. Files that stay are hard links, not copies.
 
-    To replace a file, use `Draft.path` (it unlinks first: the old bundle's bytes are never written to).
+    To replace a file, use `Draft.path` (it unlinks first: the old bundle's bytes are never written to). The bundle that
+    was given is then out of date: open it again.
+
+    Raises:
+        BundleError: another command changed the bundle since it was opened; nothing of either change is lost.
     """
-    with atomic_directory(bundle.root, marker=MANIFEST_NAME, overwrite=True) as root:
+    data = _read_manifest(bundle.root)
+    if parse_manifest(data, where=str(bundle.root)).digest != bundle.manifest.digest:
+        raise BundleError(f"{bundle.root} was changed since it was opened", "open it again (run this command again)")
+    with atomic_directory(bundle.root, marker=MANIFEST_NAME, overwrite=True, unchanged=data) as root:
         link_tree(bundle.root, root, skip=frozenset({MANIFEST_NAME}))
         draft = Draft(root, known={record.path: record for record in bundle.manifest.files})
         draft.manifest = bundle.manifest
@@ -137,17 +170,20 @@ def update_bundle(bundle: Bundle) -> Iterator[Draft]:
 
 
 class Draft:
-    """A bundle that is being written. Set ``manifest`` (its ``files`` are filled in at the end)."""
+    """A bundle that is being written. Set ``manifest`` (its ``files`` and ``digest`` are filled in by `finish`)."""
 
     def __init__(self, root: Path, known: dict[str, FileRecord]) -> None:
         self.root = root
         self.manifest: Manifest | None = None
         self._known = known
+        self._stamps = {relative: _stamp(root / relative) for relative in known}
 
     def path(self, relative: str) -> Path:
-        """Where to write a file; what stood there before is unlinked, its directory is made."""
+        """Where to write a file; what stood there before (a file or a directory) is removed, its directory is made."""
         path = safe_join(self.root, relative)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
         path.unlink(missing_ok=True)
         self._known.pop(relative, None)
         return path
@@ -159,21 +195,70 @@ class Draft:
         """Write each array as ``directory/NAME.npy``; returns name → path."""
         paths = {name: f"{directory}/{name}.npy" for name in arrays}
         for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.save(buffer, array, allow_pickle=False)
-            self.write(paths[name], buffer.getvalue())
+            self.write(paths[name], array_bytes(array))
         return paths
 
     def finish(self) -> Bundle:
-        """Hash every file that is new, and write the manifest. May be called again after the manifest changed."""
+        """Hash every file that is new, and write the manifest. May be called again after the manifest changed.
+
+        Raises:
+            BundleError: the manifest could not be read back, or names files that are not there.
+        """
         if self.manifest is None:
             raise ValueError("a draft needs a manifest before it is finished")
+        found = {}
         for path in sorted(self.root.rglob("*")):
             relative = path.relative_to(self.root).as_posix()
-            if path.is_file() and relative not in self._known and relative != MANIFEST_NAME:
-                record = FileRecord(path=relative, sha256=sha256_of(path), size=path.stat().st_size)
-                self._known[relative] = record
-        files = tuple(self._known[path] for path in sorted(self._known))
-        self.manifest = msgspec.structs.replace(self.manifest, files=files)
-        (self.root / MANIFEST_NAME).write_bytes(to_json(self.manifest))
+            if (path.is_dir() and not path.is_symlink()) or relative == MANIFEST_NAME:
+                continue
+            safe_join(self.root, relative)  # a link, or a name that no bundle may hold
+            # A file that was written past `path` has another stamp: what was known of it is not true any more.
+            if relative not in self._known or self._stamps.get(relative) != _stamp(path):
+                self._stamps[relative] = _stamp(path)
+                self._known[relative] = FileRecord(path=relative, sha256=sha256_of(path), size=path.stat().st_size)
+            found[relative] = self._known[relative]
+        self._known = found
+        data = seal(msgspec.structs.replace(self.manifest, files=tuple(found.values())))
+        # A bundle that cannot be opened again is not written at all.
+        self.manifest = parse_manifest(data, where=str(self.root))
+        _need_records(self.manifest, [v.path for v in self.manifest.variants], where=str(self.root))
+        manifest = self.root / MANIFEST_NAME
+        manifest.unlink(missing_ok=True)
+        manifest.write_bytes(data)
         return Bundle(self.root, self.manifest)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced: inode, size, time of its last change."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_in(path: str, directory: str) -> bool:
+    """Whether ``path`` is ``directory``, or lies below it."""
+    return path == directory or path.startswith(f"{directory}/")
+
+
+def _need_records(manifest: Manifest, paths: Iterable[str], *, where: str) -> None:
+    records = [record.path for record in manifest.files]
+    for path in paths:
+        if not any(_is_in(record, path) for record in records):
+            raise IntegrityError(f"{where}: the manifest has no hash for {path!r}", "export the bundle again")
+
+
+def _read_manifest(root: Path) -> bytes:
+    try:
+        data = read_regular(root / MANIFEST_NAME, limit=MAX_MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        found = "is not a bundle (no manifest.json)" if root.exists() else "does not exist"
+        raise BundleError(f"{root} {found}", "make one: vggdeploy export CHECKPOINT -o BUNDLE") from None
+    except OSError as error:
+        allowed = error.errno not in (errno.EACCES, errno.EPERM)
+        raise BundleError(
+            f"{root}/{MANIFEST_NAME} cannot be read: {error.strerror}", _AGAIN if allowed else "check its permissions"
+        ) from error
+    safe_join(root, MANIFEST_NAME)
+    return data
