@@ -72,7 +72,8 @@ def safe_join(root: Path, relative: str) -> Path:
     """
     source = "do not use a bundle from this source"
     pure = PurePosixPath(relative)
-    plain = relative not in ("", ".") and str(pure) == relative and "\\" not in relative and "\0" not in relative
+    # isprintable: no NUL, and nothing that would break or forge the line of an error.
+    plain = relative not in ("", ".") and str(pure) == relative and "\\" not in relative and relative.isprintable()
     if not plain or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
         raise IntegrityError(f"the path {relative!r} leaves its directory", source)
     path = root / relative

@@ -1,9 +1,10 @@
 """Run a write again and again, each time killing it (SIGKILL) one executed line later, and report what was left.
 
-    python tests/attacks/kill_at_every_line.py SCENARIO DIRECTORY
+    python tests/attacks/kill_at_every_line.py SCENARIO DIRECTORY [STEP]
 
 One process for all the kills: it forks a child for each, so that a thousand deaths take seconds. A child is killed
-before its n-th line in `vggdeploy.files`, `vggdeploy.bundle.store` or `shutil`, for n = 1 … until it ends alive.
+before its n-th line in `vggdeploy.files`, `vggdeploy.bundle.store` or `shutil`, for n = 1, 1 + STEP … until it ends
+alive.
 Prints one JSON object: how many were killed, the states seen after the kills, and after the write that follows each.
 """
 
@@ -152,15 +153,15 @@ def killed_at(line: int, write: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def main(scenario: str, work: Path) -> None:
+def main(scenario: str, work: Path, step: int = 1) -> None:
     root = work / "root"
     left, after, strays = Counter[str](), Counter[str](), Counter[str]()
     root.mkdir()
     case = SCENARIOS[scenario](root)
-    line = 0
+    line = 1 - step
     alive = False
     while not alive:
-        line += 1
+        line += step
         shutil.rmtree(root)
         root.mkdir()
         case.prepare()
@@ -169,8 +170,8 @@ def main(scenario: str, work: Path) -> None:
         case.write()
         after[case.state()] += 1
         strays.update(p.name for p in root.iterdir() if p != case.target)
-    json.dump({"kills": line - 1, "left": left, "after": after, "strays": strays}, sys.stdout)
+    json.dump({"kills": (line - 1) // step, "left": left, "after": after, "strays": strays}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

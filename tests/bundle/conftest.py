@@ -63,7 +63,7 @@ def example_manifest() -> Manifest:
         created="2026-11-24T00:00:00Z",
         spec=ModelSpec.named("vgg11_bn", width=0.25, in_channels=1, classes=CLASSES, image_size=32, hidden=64),
         preprocess=PreprocessSpec(mode="L", resize=32, crop=32, mean=(0.5,), std=(0.5,)),
-        labels=tuple("zero one two three four five six seven eight nine".split()),
+        labels=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
         dataset="digits",
         input=TensorSpec("image", "uint8", ("N", 32, 32, 1)),
         outputs=(TensorSpec("logits", "float32", ("N", CLASSES)),),
