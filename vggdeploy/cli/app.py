@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vggdeploy._version import __version__
-from vggdeploy.cli import bench, build, doctor, export, inspect, predict, summary, verify
+from vggdeploy.cli import bench, build, doctor, export, inspect, predict, summary, train, verify
 from vggdeploy.cli.options import HABITS
 from vggdeploy.errors import EXIT_INTERRUPTED, VggdeployError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 # In the order in which a newcomer needs them: that is the order of --help.
 for command in (
     summary.summary,
+    train.train,
     export.export,
     build.build,
     verify.verify,
