@@ -5,46 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vggdeploy.cli.options import DataDir, DeviceName, Force, Json, Threads
-from vggdeploy.train.recipe import Recipe
 
 if TYPE_CHECKING:
+    from vggdeploy.train.recipe import Recipe
     from vggdeploy.train.record import OnProgress, TrainingRecord, TrainingResult
     from vggdeploy.types import Device
 
-_DEFAULT = Recipe()
 
-
+# Options that are not given are None, so that the recipe's own value stands; the defaults in the help are tested against it.
 def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint's directory.")],
     arch: Annotated[
-        str, typer.Option("--arch", help="vgg11, vgg13, vgg16 or vgg19, with or without _bn.")
-    ] = _DEFAULT.arch,
-    dataset: Annotated[str, typer.Option("--dataset", help="digits, mnist or fashion-mnist.")] = _DEFAULT.dataset,
+        str | None, typer.Option(help="vgg11, vgg13, vgg16 or vgg19, with or without _bn. Default: vgg11_bn.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="digits, mnist or fashion-mnist. Default: digits.")] = None,
     width: Annotated[
-        float, typer.Option(help="Width ratio: every convolution has this many times its channels.")
-    ] = _DEFAULT.width,
-    image_size: Annotated[int, typer.Option(help="Height and width of the input in pixels.")] = _DEFAULT.image_size,
-    hidden: Annotated[int, typer.Option(help="Width of fc6 and fc7.")] = _DEFAULT.hidden,
-    dropout: Annotated[float, typer.Option(help="Dropout after fc6 and fc7.")] = _DEFAULT.dropout,
-    epochs: Annotated[int, typer.Option(help="Times that every training image is seen.")] = _DEFAULT.epochs,
-    batch_size: Annotated[int, typer.Option(help="Images a step, at most.")] = _DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="Highest learning rate of SGD.")] = _DEFAULT.lr,
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = _DEFAULT.momentum,
-    weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = _DEFAULT.weight_decay,
+        float | None,
+        typer.Option(help="Width ratio: every convolution has this many times its channels. Default: 1.0."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width of the input in pixels. Default: 32.")
+    ] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of fc6 and fc7. Default: 4096.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout after fc6 and fc7. Default: 0.5.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times that every training image is seen. Default: 6.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, at most. Default: 64.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate of SGD. Default: 0.05.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD. Default: 0.9.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty. Default: 0.0005.")] = None,
     schedule: Annotated[
-        str, typer.Option(help="How the learning rate goes on after warm-up: cosine or constant.")
-    ] = _DEFAULT.schedule,
-    warmup: Annotated[float, typer.Option(help="Share of all steps in which the rate rises.")] = _DEFAULT.warmup,
-    label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = _DEFAULT.label_smoothing,
+        str | None,
+        typer.Option(help="How the learning rate goes on after warm-up: cosine or constant. Default: cosine."),
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of all steps in which the learning rate rises. Default: 0.2.")
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing. Default: 0.0.")] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, or bf16: faster where the CPU or GPU has it. Weights are FP32 always.")
-    ] = _DEFAULT.precision.value,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same weights on one machine.")] = _DEFAULT.seed,
+        str | None,
+        typer.Option(help="fp32, or bf16: faster where CPU or GPU has it. Weights are FP32 always. Default: fp32."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same weights on one machine. Default: 0.")
+    ] = None,
     data_dir: DataDir = None,
     device: DeviceName = None,
     threads: Threads = None,
@@ -53,26 +61,28 @@ def train(
 ) -> None:
     """Train a VGG on a data set, and write its checkpoint."""
     from vggdeploy.cli import render
+    from vggdeploy.train.recipe import Recipe
     from vggdeploy.types import Device
 
-    recipe = Recipe(
-        dataset=dataset,
-        arch=arch,
-        width=width,
-        hidden=hidden,
-        dropout=dropout,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,  # type: ignore[arg-type]  # the recipe checks it
-        warmup=warmup,
-        label_smoothing=label_smoothing,
-        precision=precision,  # type: ignore[arg-type]  # the recipe checks it
-        seed=seed,
-    )
+    given: dict[str, Any] = {
+        "dataset": dataset,
+        "arch": arch,
+        "width": width,
+        "hidden": hidden,
+        "dropout": dropout,
+        "image_size": image_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup": warmup,
+        "label_smoothing": label_smoothing,
+        "precision": precision,
+        "seed": seed,
+    }
+    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     where = Device.parse(device) if device else None
     result = _run(recipe, output, overwrite=force, data_dir=data_dir, device=where, threads=threads)
     if json:
