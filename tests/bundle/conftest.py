@@ -8,82 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from forgery import CLASSES, SAMPLES, example_manifest, sealed
 
-from vggdeploy.bundle import (
-    MANIFEST_NAME,
-    REFERENCE,
-    BuildRecord,
-    GoldenFiles,
-    Manifest,
-    Measurement,
-    PrecisionProof,
-    Variant,
-    create_bundle,
-)
-from vggdeploy.bundle.manifest import seal
-from vggdeploy.records import FlipCount, OutputParity, ParityRecord
-from vggdeploy.spec import ModelSpec, PreprocessSpec
-from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
-
-SAMPLES = 4
-CLASSES = 10
-
-
-def example_manifest() -> Manifest:
-    """A manifest in which every optional field is filled."""
-    batch = BatchRange(1, 2, 4)
-    parity = ParityRecord(
-        variant="onnx-fp32",
-        backend="onnxruntime",
-        device="cpu",
-        verdict=Verdict.PASS,
-        data="golden pair (4 images)",
-        outputs=(
-            OutputParity(
-                output="logits", samples=SAMPLES, max_abs=1e-6, mean_abs=1e-7, relative_l2=1e-7, cosine_min=1.0,
-                cosine_mean=1.0,
-            ),
-        ),
-        flips=FlipCount(flips=0, samples=SAMPLES, lower=0.0, upper=0.527),
-        reference_accuracy=0.5,
-        candidate_accuracy=0.5,
-        sha256="0" * 64,
-        tools={"onnxruntime": "1.31.0"},
-    )  # fmt: skip
-    build = BuildRecord(
-        library="tensorrt-rtx", version="1.7.1", source="variants/onnx-fp32/model.onnx", source_sha256="0" * 64,
-        targets=("sm89",), options={"precision": "fp16"}, seconds=0.5,
-    )  # fmt: skip
-    measured = Measurement(machine="here", backend="onnxruntime", batch=1, threads=2, p50_ms=1.25)
-    return Manifest(
-        name="example",
-        created="2026-11-24T00:00:00Z",
-        spec=ModelSpec.named("vgg11_bn", width=0.25, in_channels=1, classes=CLASSES, image_size=32, hidden=64),
-        preprocess=PreprocessSpec(mode="L", resize=32, crop=32, mean=(0.5,), std=(0.5,)),
-        labels=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-        dataset="digits",
-        input=TensorSpec("image", "uint8", ("N", 32, 32, 1)),
-        outputs=(TensorSpec("logits", "float32", ("N", CLASSES)),),
-        golden=GoldenFiles(
-            inputs={"image": "golden/inputs/image.npy"}, outputs={"logits": "golden/outputs/logits.npy"}, data="digits"
-        ),
-        variants=(
-            Variant(name=REFERENCE, format="checkpoint", precision=Precision.FP32, path="checkpoint", batch=batch),
-            Variant(
-                name="onnx-fp32", format="onnx", precision=Precision.FP32, path="variants/onnx-fp32/model.onnx",
-                batch=batch, proof=PrecisionProof(layers={"fp32": 11}, weight_bytes={"fp32": 999}), parity=parity,
-                measured=(measured,),
-            ),
-            Variant(
-                name="tensorrt-rtx-fp16", format="tensorrt-rtx", precision=Precision.FP16,
-                path="variants/tensorrt-rtx-fp16/model.engine", batch=batch, build=build,
-            ),
-        ),
-        tools={"vggdeploy": "0.1.0"},
-    )  # fmt: skip
+from vggdeploy.bundle import MANIFEST_NAME, create_bundle
 
 
 @pytest.fixture(scope="session")
@@ -123,23 +52,3 @@ def forge(root: Path) -> Callable[[Edit], Path]:
         return root
 
     return change
-
-
-def sealed(document: Any) -> bytes:
-    """JSON with a digest that fits, whatever the document is."""
-    from vggdeploy.bundle.manifest import UNSEALED, _digest_of, _with_digest
-
-    if isinstance(document, dict) and "digest" in document:
-        document["digest"] = UNSEALED
-    data = json.dumps(document, indent=2).encode()
-    return _with_digest(data, _digest_of(data))
-
-
-@pytest.fixture
-def write_manifest(root: Path) -> Callable[[Manifest], None]:
-    """Put a manifest there as `Draft.finish` would, without its checks."""
-
-    def write(manifest: Manifest) -> None:
-        (root / MANIFEST_NAME).write_bytes(seal(msgspec.structs.replace(manifest)))
-
-    return write

@@ -9,16 +9,18 @@ from typing import Any
 import msgspec
 
 from vggdeploy.errors import BundleError, CheckpointError
-from vggdeploy.files import sha256_of
+from vggdeploy.files import read_regular, sha256_of
 from vggdeploy.records import Record, from_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 CHECKPOINT_NAME = "checkpoint.json"
 WEIGHTS_NAME = "model.safetensors"
 SCHEMA_VERSION = 1
+_MAX_BYTES = 64 * 2**20
+_AGAIN = "train again, or restore the checkpoint from its source"
 
 
-class Checkpoint(Record, kw_only=True):
+class Checkpoint(Record, frozen=True, kw_only=True):
     """``checkpoint.json``: everything about the weights that the weights do not say themselves.
 
     ``dataset`` names what it was trained on, "" when unknown; ``training`` is the record of the run, empty for
@@ -43,30 +45,40 @@ def read_checkpoint(path: str | os.PathLike[str], *, check_weights: bool = True)
     """Read ``checkpoint.json`` and verify the weights' SHA-256.
 
     Raises:
-        CheckpointError: not a checkpoint, damaged, or of a newer schema.
+        CheckpointError: not a checkpoint, damaged, or of another schema version.
     """
     root = Path(path)
-    file = root / CHECKPOINT_NAME
-    if not file.is_file():
-        found = "is not a checkpoint (no checkpoint.json)" if root.exists() else "does not exist"
-        raise CheckpointError(f"{root} {found}", "make one: vggdeploy train --arch vgg11_bn --dataset digits -o DIR")
+    file, weights = root / CHECKPOINT_NAME, root / WEIGHTS_NAME
     try:
-        data = file.read_bytes()
-        version = from_json(data, _Versioned, what=str(file)).schema_version
-        if version > SCHEMA_VERSION:
+        checkpoint = _parse(read_regular(file, limit=_MAX_BYTES), str(file))
+        if not weights.is_file():
+            raise CheckpointError(f"{root} misses {WEIGHTS_NAME}", _AGAIN)
+        altered = check_weights and sha256_of(weights) != checkpoint.weights_sha256
+    except (FileNotFoundError, NotADirectoryError):
+        found = f"is not a checkpoint (no {CHECKPOINT_NAME})" if root.exists() else "does not exist"
+        hint = "make one: vggdeploy train --arch vgg11_bn --dataset digits -o DIR"
+        raise CheckpointError(f"{root} {found}", hint) from None
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions") from error
+    if altered:
+        raise CheckpointError(f"{weights} was altered: its SHA-256 is not the one in {CHECKPOINT_NAME}", _AGAIN)
+    return checkpoint
+
+
+def _parse(data: bytes, what: str) -> Checkpoint:
+    try:
+        version = from_json(data, _Versioned, what=what).schema_version
+        if version != SCHEMA_VERSION:
+            newer = "update vggdeploy: pip install -U vggdeploy" if version > SCHEMA_VERSION else "train again"
             raise CheckpointError(
-                f"{file} has schema version {version}; this vggdeploy reads up to {SCHEMA_VERSION}",
-                "update vggdeploy: pip install -U vggdeploy",
+                f"{what} has schema version {version}; this vggdeploy reads version {SCHEMA_VERSION}", newer
             )
-        checkpoint = from_json(data, Checkpoint, what=str(file))
+        checkpoint = from_json(data, Checkpoint, what=what)
     except BundleError as error:
-        raise CheckpointError(error.cause, "train again, or restore the checkpoint from its source") from error
-    weights = root / WEIGHTS_NAME
-    if not weights.is_file():
-        raise CheckpointError(f"{root} misses {WEIGHTS_NAME}", "train again, or restore the checkpoint from its source")
-    if check_weights and sha256_of(weights) != checkpoint.weights_sha256:
-        raise CheckpointError(
-            f"{weights} was altered: its SHA-256 is not the one in {CHECKPOINT_NAME}",
-            "train again, or restore the checkpoint from its source",
-        )
+        raise CheckpointError(error.cause, _AGAIN) from error
+    except ArithmeticError as error:  # numbers so large that the spec cannot compute with them
+        raise CheckpointError(f"{what} cannot be read: {error}", _AGAIN) from error
+    classes = checkpoint.spec.classes
+    if len(checkpoint.labels) not in (0, classes):
+        raise CheckpointError(f"{what} has {len(checkpoint.labels)} labels for {classes} classes", _AGAIN)
     return checkpoint

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,13 +20,15 @@ SCHEMA_VERSION = 1
 UNSEALED = "0" * 64  # what stands in the place of the digest while the digest is computed
 REFERENCE = "torch-fp32"  # the checkpoint itself, run by PyTorch: what every variant is compared with
 
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
 
 class FileRecord(Record, frozen=True, kw_only=True):
     """One file of the bundle: path relative to the bundle, with forward slashes; size in bytes."""
 
     path: str
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class PrecisionProof(Record, frozen=True, kw_only=True):
@@ -94,7 +96,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """
 
     schema_version: int = SCHEMA_VERSION
-    digest: str = UNSEALED
+    digest: Sha256 = UNSEALED
     name: str
     created: str
     spec: ModelSpec
