@@ -1,0 +1,61 @@
+"""The published JSON Schema is the manifest's, and real manifests fit it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from forgery import set_at
+
+from vggdeploy.bundle import MANIFEST_NAME
+from vggdeploy.bundle.schema import manifest_schema
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "reference" / "manifest.schema.json"
+
+
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    return json.loads(PUBLISHED.read_bytes())
+
+
+def test_the_published_schema_is_current(schema: Any) -> None:
+    now = json.loads(msgspec.json.encode(manifest_schema()))
+    assert schema == now, "run: python -m vggdeploy.bundle.schema > docs/reference/manifest.schema.json"
+
+
+def test_the_documented_command_prints_it() -> None:
+    command = [sys.executable, "-W", "error", "-m", "vggdeploy.bundle.schema"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == PUBLISHED.read_bytes()
+
+
+def test_the_schema_is_a_valid_schema(schema: Any) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_a_real_manifest_fits(schema: Any, original: Path) -> None:
+    jsonschema.validate(json.loads((original / MANIFEST_NAME).read_bytes()), schema)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        set_at("extra", 1),
+        set_at("variants", 0, "extra", 1),
+        set_at("files", 0, "size", -1),
+        set_at("files", 0, "sha256", "x"),
+        set_at("labels", 3),
+        lambda d: d.pop("variants"),
+    ],
+    ids=["extra", "extra below", "size", "hash", "type", "missing"],
+)
+def test_what_we_refuse_the_schema_refuses_too(schema: Any, original: Path, edit: Any) -> None:
+    document = json.loads((original / MANIFEST_NAME).read_bytes())
+    edit(document)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, schema)
