@@ -43,7 +43,7 @@ def train(
 ) -> TrainingResult:
     """Train a network and write its checkpoint, in one step, at the end.
 
-    The weights kept are those of the epoch with the best validation accuracy (of equals, the lowest validation loss).
+    The weights kept are those of the epoch with the best validation accuracy (of equals, the latest).
     The same recipe gives bit-identical weights on one machine with one number of threads.
 
     Args:
@@ -161,11 +161,11 @@ class _Run:
 
     def all_epochs(self) -> None:
         """Train every epoch, then put the best one's weights back into the network."""
-        best, kept = (-1.0, 0.0), self.network.state_dict()
+        best, kept = 0.0, self.network.state_dict()
         for epoch in range(self.recipe.epochs):
             score = self._epoch(epoch)
-            if (score.accuracy, -score.loss) > best:
-                best, self.best_epoch = (score.accuracy, -score.loss), epoch + 1
+            if score.accuracy >= best:  # of equals the latest: its learning rate was lower
+                best, self.best_epoch = score.accuracy, epoch + 1
                 kept = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
         self.network.load_state_dict(kept)
 

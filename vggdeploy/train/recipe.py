@@ -29,7 +29,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     hidden: int = 4096
     dropout: float = 0.5
     image_size: int = 32
-    epochs: int = 6
+    epochs: int = 8
     batch_size: int = 64
     lr: float = 0.05
     momentum: float = 0.9
