@@ -56,7 +56,7 @@ class PhaseTracker:
 
     def _tell(self, share: float, name: str) -> None:
         self._share = max(self._share, min(share, 1.0))
-        if self._report is None or self.error is not None:
+        if self._report is None or self._cancelled.is_set():
             return
         try:
             self._report(self._share, name)

@@ -114,13 +114,12 @@ class _Job:
         with self.target.open("wb") as file:
             done = serialise(self.library, builder, network, config, file)
         if not done:
-            raise self._refused("cannot build", self.log.cause())
+            raise self._refused("cannot build", self.log.cause(), "try other GPU targets or another precision")
         return Built(inputs, outputs, proof, time.perf_counter() - started, self.log.text())
 
-    def _refused(self, verb: str, cause: str) -> BuildError:
+    def _refused(self, verb: str, cause: str, hint: str = "export the bundle again") -> BuildError:
         return BuildError(
-            f"{title(self.library)} {verb} {self.source.name}: {cause}",
-            "export the bundle again, or run with --debug to read the library's whole log",
+            f"{title(self.library)} {verb} {self.source.name}: {cause}", f"{hint}; --debug shows the library's whole log"
         )
 
     def _parse(self, parser: Any, network: Any) -> None:
@@ -149,7 +148,7 @@ class _Job:
             profile.set_shape(spec.name, *((size, *spec.item_shape) for size in sizes))
         self.log.begin()
         if config.add_optimization_profile(profile) < 0:
-            raise self._refused(f"refuses the batch range {self.batch} for", self.log.cause())
+            raise self._refused(f"refuses the batch range {self.batch} for", self.log.cause(), "try another --batch")
 
 
 def network_flags(library: Any) -> int:

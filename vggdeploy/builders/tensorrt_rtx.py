@@ -40,8 +40,9 @@ def resolve_targets(library: Any, names: Sequence[str]) -> tuple[str, ...]:
         members = GENERATIONS.get(plain, (plain,))
         served = [target for target in members if target in known]
         if not served and (plain in GENERATIONS or any(plain in group for group in GENERATIONS.values())):
+            generation = next(g for g, group in GENERATIONS.items() if members[0] in group)
             raise UsageError(
-                f"{title(library)} does not support {name} ({', '.join(members)})",
+                f"{title(library)} does not support '{name}' ({generation.capitalize()}, {', '.join(members)})",
                 f"on a machine with that GPU: vggdeploy build BUNDLE --engine tensorrt; here: {', '.join(known)}",
             )
         if not served:

@@ -9,7 +9,7 @@ import hashlib
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -28,13 +28,27 @@ _AGAIN = "build it again: vggdeploy build BUNDLE"
 
 @dataclass
 class _Open:
-    """What exists between ``__enter__`` and ``__exit__``."""
+    """What exists between ``__enter__`` and ``__exit__``.
 
-    context: Any
-    stream: int
-    host: dict[str, Array]
-    device: dict[str, int]
+    The library's objects are reached only through here: a local variable would live on in the traceback of an error,
+    and an engine with it, in the GPU's memory, for as long as somebody handles that error.
+    """
+
+    logger: Any
+    runtime: Any = None
+    engine: Any = None
+    context: Any = None
+    stream: int = 0
+    host: dict[str, Array] = field(default_factory=dict)
+    device: dict[str, int] = field(default_factory=dict)
     batch: int = 0
+
+    def drop(self) -> None:
+        """Let go of the library's objects, the last one made first."""
+        self.context = None
+        self.engine = None
+        self.runtime = None
+        self.logger = None
 
 
 class EngineSession:
@@ -58,10 +72,10 @@ class EngineSession:
 
     def __enter__(self) -> Self:
         library = require(self.module, to=f"run the {self.engine_name} backend", extra=self.extra)
-        data = self._read()
+        unread = [self._read()]
         stack = ExitStack()
         try:
-            self._state = self._open(library, data, stack)
+            self._state = self._open(library, unread, stack)
         except BaseException as error:
             _release(stack.close, error)
             raise
@@ -91,28 +105,29 @@ class EngineSession:
             )
         return data
 
-    def _open(self, library: Any, data: bytes, stack: ExitStack) -> _Open:
+    def _open(self, library: Any, unread: list[bytes], stack: ExitStack) -> _Open:
         source = self._source
         cuda.use(source.device)
-        stream = cuda.open_stream(stack)
-        alive: list[Any] = []  # in the order of creation; dropped in the reverse order
-        stack.callback(_drop, alive)
-        alive.append(logger_for(library, self._log))
-        alive.append(self._checked(library, library.Runtime(alive[0]), "start"))
+        state = _Open(logger_for(library, self._log))
+        state.stream = cuda.open_stream(stack)
+        stack.callback(state.drop)
+        state.runtime = self._checked(library, library.Runtime(state.logger), "start")
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
-        engine = self._checked(library, alive[1].deserialize_cuda_engine(data), f"load {source.path.name}")
-        alive.append(engine)
-        _check_tensors(library, engine, source)
-        context = self._checked(library, self.create_context(library, engine), "prepare the engine (GPU memory?)")
-        alive.append(context)
-        host, device = {}, {}
+        # The bytes are popped: once the library has them, this copy is gone.
+        state.engine = self._checked(
+            library, state.runtime.deserialize_cuda_engine(unread.pop()), f"load {source.path.name}"
+        )
+        _check_tensors(library, state, source)
+        state.context = self._checked(
+            library, self.create_context(library, state.engine), "prepare the engine (GPU memory?)"
+        )
         for spec in (*source.inputs, *source.outputs):
-            host[spec.name] = cuda.pinned_array(stack, (source.batch.max, *spec.item_shape), spec.dtype)
-            device[spec.name] = cuda.device_memory(stack, host[spec.name].nbytes)
-            if not context.set_tensor_address(spec.name, device[spec.name]):
+            state.host[spec.name] = cuda.pinned_array(stack, (source.batch.max, *spec.item_shape), spec.dtype)
+            state.device[spec.name] = cuda.device_memory(stack, state.host[spec.name].nbytes)
+            if not state.context.set_tensor_address(spec.name, state.device[spec.name]):
                 raise self._failed(f"TensorRT refused the buffer of '{spec.name}'")
-        stack.callback(cuda.wait, stream)  # first of all: nothing is freed under a copy that is still under way
-        return _Open(context, stream, host, device)
+        stack.callback(cuda.wait, state.stream)  # comes first: nothing is freed under a copy that is still under way
+        return state
 
     def create_context(self, library: Any, engine: Any) -> Any:
         """An execution context; None when the library cannot make one."""
@@ -155,11 +170,6 @@ class EngineSession:
             return {spec.name: state.host[spec.name][:batch].copy() for spec in self.outputs}
 
 
-def _drop(alive: list[Any]) -> None:
-    while alive:
-        alive.pop()
-
-
 def _release(close: Callable[[], Any], error: BaseException | None) -> None:
     """Free everything. A failure of that is an error of its own only when there is none before it."""
     try:
@@ -170,16 +180,17 @@ def _release(close: Callable[[], Any], error: BaseException | None) -> None:
         error.add_note(f"and while freeing the GPU's memory: {failed}")
 
 
-def _check_tensors(library: Any, engine: Any, source: Source) -> None:
+def _check_tensors(library: Any, state: _Open, source: Source) -> None:
     """The engine has to have the inputs, outputs and batch range of the manifest: buffers are sized by them."""
     found: dict[bool, set[TensorSpec]] = {True: set(), False: set()}
-    for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
-        spec = tensor_spec(name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name))
-        is_input = engine.get_tensor_mode(name) == library.TensorIOMode.INPUT
+    for index in range(state.engine.num_io_tensors):
+        name = state.engine.get_tensor_name(index)
+        spec = tensor_spec(name, state.engine.get_tensor_dtype(name), state.engine.get_tensor_shape(name))
+        is_input = state.engine.get_tensor_mode(name) == library.TensorIOMode.INPUT
         found[is_input].add(_any_batch(spec))
         if not is_input:
             continue
-        smallest, _, largest = (shape[0] for shape in engine.get_tensor_profile_shape(name, 0))
+        smallest, _, largest = (shape[0] for shape in state.engine.get_tensor_profile_shape(name, 0))
         if smallest > source.batch.min or largest < source.batch.max:
             raise BundleError(
                 f"{source.path.name} takes batches of {smallest}…{largest}; the manifest says {source.batch}", _AGAIN

@@ -20,7 +20,8 @@ _KEPT_LINES = 5000
 
 # In front "[file.cpp::f::12] Error Code 4: " or "IBuilder::build: Error Code 4: "; behind "In f at /src/x.cpp:12".
 _PREFIX = re.compile(r"^(\[[^\]]*\]\s*|[\w:]+:\s+)?Error Code \d+:\s*")
-_PLACE = re.compile(r"\s*\(?\bIn \w+ at \S+?:\d+\)?\s*")
+_PLACE = re.compile(r"\s*\bIn \w+ at \S+:\d+|\[[\w.]+:\d+: \w+\]\s*")
+_KIND = re.compile(r"([\w /-]+) \((.*)\)")  # Myelin (what it says)
 # After every real error on a machine without a GPU the library logs that it cannot clear the CUDA error state.
 _ECHO = "checkMacros.cpp::catchCudaError"
 
@@ -75,7 +76,9 @@ class Log:
 def in_words(message: str) -> str:
     """An error of the library without its source files and its C++ expressions, on one line."""
     text = _PREFIX.sub("", " ".join(message.split()))
-    text = _PLACE.sub(" ", text).strip()
+    if kind := _KIND.fullmatch(text):
+        text = f"{kind[1]}: {kind[2]}"
+    text = " ".join(_PLACE.sub("", text).split())
     # `Assertion failed: model->Parse(&input): Failed to parse`, `creator && "Plugin not found"`: the end is for people.
     text = re.sub(r"^Assertion failed: .*?\): (?=[A-Z])", "", text)
     return re.sub(r'^[^"]*&& "(.*)"$', r"\1", text) or "it gave no reason"

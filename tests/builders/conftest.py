@@ -1,0 +1,58 @@
+"""What the builder's tests share: ONNX files of tiny VGGs, exported once, and a bundle that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tensorrt_rtx
+from builders.small import BATCH, write_bundle, write_onnx
+
+from vggdeploy.builders.tensorrt import Built, build_engine
+from vggdeploy.builders.tensorrt_rtx import set_targets
+from vggdeploy.bundle import Bundle
+from vggdeploy.types import Precision
+
+
+@pytest.fixture(scope="session")
+def library() -> ModuleType:
+    return tensorrt_rtx
+
+
+@pytest.fixture(scope="session")
+def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """FP32, FP16 and BF16 exports of the same tiny VGG-11."""
+    root = tmp_path_factory.mktemp("onnx")
+    return {p: write_onnx(root / f"{p}.onnx", p) for p in (Precision.FP32, Precision.FP16, Precision.BF16)}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, onnx_files: dict[Precision, Path]) -> Bundle:
+    """A bundle with ONNX in FP32 and FP16."""
+    return write_bundle(tmp_path / "bundle", {p: onnx_files[p] for p in (Precision.FP32, Precision.FP16)})
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., tuple[Built, bytes]]:
+    """Build an ONNX file with the real TensorRT for RTX; gives the record and the engine's bytes."""
+
+    def run(
+        source: Path,
+        *,
+        precision: Precision = Precision.FP16,
+        targets: tuple[str, ...] = ("sm89",),
+        library: Any = tensorrt_rtx,
+        **options: Any,
+    ) -> tuple[Built, bytes]:
+        target = tmp_path / "model.engine"
+        built = build_engine(
+            library, source, target, precision=precision, **{"batch": BATCH} | options,
+            configure=partial(set_targets, library, targets=targets),
+        )
+        return built, target.read_bytes()
+
+    return run
