@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vggdeploy.train.recipe import Recipe
 
     path = tmp_path_factory.mktemp("shared") / "checkpoint"
-    recipe = Recipe(arch="vgg11_bn", width=0.125, dataset="digits", image_size=32, hidden=64, epochs=4)
+    recipe = Recipe(arch="vgg11_bn", width=0.125, hidden=128, dropout=0.0, dataset="digits", epochs=8)
     train(recipe, output=path)
     return path
 

@@ -14,7 +14,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-class BackendStatus(Record, kw_only=True):
+class BackendStatus(Record, frozen=True, kw_only=True):
     """One backend on one device."""
 
     backend: str
@@ -26,7 +26,7 @@ class BackendStatus(Record, kw_only=True):
     fix: str
 
 
-class Diagnosis(Record, kw_only=True):
+class Diagnosis(Record, frozen=True, kw_only=True):
     """What ``vggdeploy doctor --json`` prints."""
 
     schema_version: int = 1
@@ -42,16 +42,16 @@ def diagnose() -> Diagnosis:
     statuses = []
     for backend in BACKENDS:
         for kind in backend.devices:
-            found = backend.probe(Device(kind))
+            state = backend.probe(Device(kind))
             statuses.append(
                 BackendStatus(
                     backend=backend.name,
                     device=kind,
-                    runs=found.runs,
-                    builds=found.builds,
-                    version=found.version,
-                    reason=found.reason,
-                    fix=found.fix,
+                    runs=state.runs,
+                    builds=state.builds,
+                    version=state.version,
+                    reason=state.reason,
+                    fix=state.fix,
                 )
             )
     warnings = []

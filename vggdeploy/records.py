@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The base of every record: immutable, and an unknown field is an error. (``kw_only`` is not inherited.)"""
 
 
-class Thresholds(Record, kw_only=True):
+class Thresholds(Record, frozen=True, kw_only=True):
     """How far a variant of one precision may stand from the FP32 reference.
 
     ``relative_l2``: ‖candidate − reference‖₂ / ‖reference‖₂ over all samples of an output, at most this.
@@ -39,7 +39,7 @@ DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
 }
 
 
-class OutputParity(Record, kw_only=True):
+class OutputParity(Record, frozen=True, kw_only=True):
     """How one output of a variant compares with the reference over ``samples`` samples."""
 
     output: str
@@ -51,7 +51,7 @@ class OutputParity(Record, kw_only=True):
     cosine_mean: float
 
 
-class FlipCount(Record, kw_only=True):
+class FlipCount(Record, frozen=True, kw_only=True):
     """Samples whose top-1 class changed, with one-sided 95% Clopper–Pearson bounds of the rate."""
 
     flips: int
@@ -60,7 +60,7 @@ class FlipCount(Record, kw_only=True):
     upper: float
 
 
-class ParityRecord(Record, kw_only=True):
+class ParityRecord(Record, frozen=True, kw_only=True):
     """One variant against the FP32 PyTorch reference. Accuracies are fractions, or None without true labels."""
 
     variant: str
@@ -77,7 +77,7 @@ class ParityRecord(Record, kw_only=True):
     tools: dict[str, str] = {}
 
 
-class ParityReport(Record, kw_only=True):
+class ParityReport(Record, frozen=True, kw_only=True):
     """All variants of one bundle: what ``vggdeploy verify --json`` prints."""
 
     schema_version: int = SCHEMA_VERSION
@@ -93,7 +93,7 @@ class ParityReport(Record, kw_only=True):
         return next((v for v in order if v in found), Verdict.UNPROVEN)
 
 
-class Machine(Record, kw_only=True):
+class Machine(Record, frozen=True, kw_only=True):
     """Where a measurement was taken."""
 
     cpu: str
@@ -105,7 +105,7 @@ class Machine(Record, kw_only=True):
     gpu: str | None = None
 
 
-class BenchRow(Record, kw_only=True):
+class BenchRow(Record, frozen=True, kw_only=True):
     """One variant at one batch size. Times are milliseconds a batch, None where too few calls lie beyond the percentile.
 
     ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% bootstrap interval over
@@ -132,7 +132,7 @@ class BenchRow(Record, kw_only=True):
     sha256: str = ""
 
 
-class BenchReport(Record, kw_only=True):
+class BenchReport(Record, frozen=True, kw_only=True):
     """What ``vggdeploy bench --json`` prints."""
 
     schema_version: int = SCHEMA_VERSION

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.errors import IncompatibleError, ParityError
 from vggdeploy.machine import fingerprint
-from vggdeploy.runtime.registry import backend_for, get_backend, runnable
+from vggdeploy.runtime.registry import backend_for, default_device, get_backend, runnable
 from vggdeploy.types import Device, Precision, Verdict
 
 # Without a measurement on this machine: engines made for a GPU before graphs that may run on one, and on a CPU
@@ -86,18 +86,23 @@ def select(
     if usable:
         return usable
     if not found:
-        have = ", ".join(v.name for v in bundle.manifest.variants)
-        raise IncompatibleError(
-            f"the bundle has no variant for {get_backend(backend).name} (it has {have})", _how_to_make(backend, bundle)
-        )
+        raise _nothing_for(backend, bundle, device)
     first = found[0]
     if first.reason == "it failed parity":
         raise ParityError(f"{first.variant.name} failed parity", first.fix)
     raise IncompatibleError(f"{first.variant.name} cannot run here: {first.reason}", first.fix)
 
 
-def _how_to_make(backend: str, bundle: Bundle) -> str:
-    name = get_backend(backend).name
-    if name.startswith("tensorrt"):
-        return f"make one: vggdeploy build {bundle.root} --engine {name}"
-    return "make one: vggdeploy export CHECKPOINT -o BUNDLE --force"
+def _nothing_for(backend: str, bundle: Bundle, device: Device | None) -> IncompatibleError:
+    """The bundle holds nothing that this backend runs; whether it could run here at all is said with it."""
+    runner = get_backend(backend)
+    have = ", ".join(v.name for v in bundle.manifest.variants)
+    here = runner.probe(device or default_device(runner))
+    cause = f"the bundle has no variant for {runner.name} (it has {have})"
+    if runner.name.startswith("tensorrt"):
+        make = f"vggdeploy build {bundle.root} --engine {runner.name}"
+    else:
+        make = "vggdeploy export CHECKPOINT -o BUNDLE --force"
+    if here.runs:
+        return IncompatibleError(cause, f"make one: {make}")
+    return IncompatibleError(f"{cause}, and {runner.name} cannot run here: {here.reason}", f"{here.fix}; then: {make}")

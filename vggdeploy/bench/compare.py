@@ -130,7 +130,7 @@ def _row(bundle: Bundle, candidate: Candidate, baseline: Candidate, others: floa
     ratio, low, high = ratio_interval(baseline.medians(), medians)
     reasons = list(candidate.reasons)
     if others is not None and others > BUSY_LIMIT:
-        reasons.append(f"busy machine: other processes used {others:.0%} of the cores")
+        reasons.append(f"busy machine: other processes used {others:.0%} of the cores at batch {candidate.batch}")
     if drift(medians) > DRIFT_LIMIT:
         reasons.append(f"unstable: the rounds' medians spread by {drift(medians):.0%}")
     p99 = percentile(times, 99)

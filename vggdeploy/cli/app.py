@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vggdeploy._version import __version__
-from vggdeploy.cli import bench, build, doctor, export, inspect, predict, summary, train, verify
+from vggdeploy.cli import bench, build, demo, doctor, export, inspect, predict, summary, train, verify
 from vggdeploy.cli.options import HABITS
 from vggdeploy.errors import EXIT_INTERRUPTED, VggdeployError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 
 # In the order in which a newcomer needs them: that is the order of --help.
 for command in (
+    demo.demo,
     summary.summary,
     train.train,
     export.export,
@@ -79,11 +80,8 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
         _say(error.cause, error.hint)
         code = error.exit_code
         _trace(debug)
-    except KeyboardInterrupt:
-        _say("interrupted", "nothing half-written was left behind")
-        return EXIT_INTERRUPTED
-    except typer.Abort:
-        return EXIT_INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # `vggdeploy … | head`: the reader has gone; so has the last flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -104,6 +102,8 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
             return 2
         _say(error.format_message(), _usage_hint(error, args))
         code = 2
+    if code == EXIT_INTERRUPTED:  # Typer turns a Ctrl-C inside a command into this code
+        _say("interrupted", "nothing half-written was left behind")
     return int(code or 0)
 
 

@@ -40,6 +40,7 @@ def bench(
 
     if seconds <= 0 or rounds < 3:
         raise UsageError(f"{seconds} seconds in {rounds} rounds", "give a time above 0 and at least 3 rounds")
+    batches = split_numbers(batch)
     opened = Bundle.open(bundle)
     with render.progress() as bar:
         task = bar.add_task("measuring", total=None)
@@ -47,7 +48,7 @@ def bench(
             opened,
             backends=backend or (),
             variants=variant or (),
-            batches=split_numbers(batch),
+            batches=batches,
             device=Device.parse(device) if device else None,
             seconds=seconds,
             rounds=rounds,

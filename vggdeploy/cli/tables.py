@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from vggdeploy.bundle import Bundle, PrecisionProof
+from vggdeploy.bundle import Bundle, PrecisionProof, Variant
 from vggdeploy.cli.render import LIGHTS, note, out, size_text, table
 from vggdeploy.diagnosis import Diagnosis
 from vggdeploy.engine import Prediction
+from vggdeploy.machine import fingerprint
 from vggdeploy.records import BenchReport, ParityRecord, ParityReport
 from vggdeploy.selection import Choice
 from vggdeploy.types import Verdict
@@ -27,13 +28,14 @@ def bundle_table(bundle: Bundle) -> None:
             size_text(bundle.size(v)),
             str(v.batch),
             _distance(v.parity),
+            _latency(v),
         ]
         for v in manifest.variants
     ]
-    table(["variant", "verdict", "layers by type", "size", "batch", "relative L2"], rows, left=3)
+    table(["variant", "verdict", "layers by type", "size", "batch", "relative L2", "p50 ms here"], rows, left=3)
     for v in manifest.variants:
         for reason in v.parity.reasons if v.parity else ():
-            out.print(f"  [dim]{escape(v.name)}: {escape(reason)}[/]")
+            print_reason(v.name, reason)
 
 
 def _proof_text(proof: PrecisionProof | None) -> str:
@@ -42,6 +44,12 @@ def _proof_text(proof: PrecisionProof | None) -> str:
 
 def _distance(record: ParityRecord | None) -> str:
     return f"{max(o.relative_l2 for o in record.outputs):.1e}" if record and record.outputs else "–"
+
+
+def _latency(variant: Variant) -> str:
+    """The median that was measured on this kind of machine at the smallest batch, if any was."""
+    here = [m for m in variant.measured if m.machine == fingerprint()]
+    return f"{min(here, key=lambda m: m.batch).p50_ms:.3f}" if here else "–"
 
 
 def choice_table(found: Sequence[Choice]) -> None:
@@ -76,7 +84,7 @@ def parity_table(report: ParityReport) -> None:
     table(columns, rows, left=3)
     for r in report.variants:
         for reason in r.reasons:
-            out.print(f"  [dim]{escape(r.variant)}: {escape(reason)}[/]")
+            print_reason(r.variant, reason)
 
 
 def bench_table(report: BenchReport) -> None:
@@ -99,9 +107,16 @@ def bench_table(report: BenchReport) -> None:
         for r in report.rows
     ]
     table(["variant", "parity", "run", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed ×"], rows, left=3)
+    told: dict[str, list[str]] = {}
     for r in report.rows:
         for reason in r.reasons:
-            out.print(f"  [dim]{escape(r.variant)}, batch {r.batch}: {escape(reason)}[/]")
+            told.setdefault(reason, []).append(f"{r.variant} at {r.batch}")
+    for reason, where in told.items():
+        print_reason("every row" if len(where) == len(report.rows) else ", ".join(where), reason)
+
+
+def print_reason(where: str, reason: str) -> None:
+    out.print(f"  [dim]{escape(where)}: {escape(reason)}[/]")
 
 
 def doctor_table(found: Diagnosis) -> None:

@@ -22,7 +22,7 @@ def verify(
     """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
-    from vggdeploy.pipeline.prove import verify_bundle
+    from vggdeploy.pipeline.prove import exit_code, verify_bundle
     from vggdeploy.types import Verdict
 
     opened = Bundle.open(bundle)
@@ -43,4 +43,4 @@ def verify(
         tables.parity_table(report)
         if report.verdict is Verdict.PASS:
             render.next_steps(f"vggdeploy bench {bundle}")
-    return 3 if report.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE) else 0
+    return exit_code(report)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -52,4 +53,4 @@ def write_model(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol]
         file.write(graph)
         for head, tensor in zip(heads, weights.values(), strict=True):
             file.write(head)
-            tensor.tofile(file)
+            file.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)

@@ -46,8 +46,7 @@ class Deployable(nn.Module):
         if self.pixels:
             # Cast first: TensorRT takes a uint8 input only into a cast.
             x = x.float().permute(0, 3, 1, 2) * self.scale + self.shift
-        first = self.features[0] if len(self.features) else self.classifier[0]
-        x = x.to(first.weight.dtype)
+        x = x.to(next(self.features.parameters()).dtype)
         found: dict[str, Tensor] = {}
         for part, modules in (("features", self.features), ("classifier", self.classifier)):
             if part == "classifier":

@@ -7,7 +7,7 @@ from vggdeploy.records import Record
 from vggdeploy.spec import ModelSpec
 
 
-class LayerRow(Record, kw_only=True):
+class LayerRow(Record, frozen=True, kw_only=True):
     """One layer. ``shape`` is that of one sample's output; ``macs`` counts one image."""
 
     name: str
@@ -18,7 +18,7 @@ class LayerRow(Record, kw_only=True):
     macs: int
 
 
-class Summary(Record, kw_only=True):
+class Summary(Record, frozen=True, kw_only=True):
     """What ``vggdeploy summary --json`` prints."""
 
     schema_version: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,20 @@ def save_checkpoint(target: Path, model: VGG, checkpoint: Checkpoint, *, overwri
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         try:
             safetensors.torch.save_file(state, draft / WEIGHTS_NAME)
-        except SafetensorError as error:  # it wraps the operating system's error in a string
-            raise OSError(f"cannot write {WEIGHTS_NAME}: {first_line(error)}") from error
+        except SafetensorError as error:
+            raise _os_error(error, target / WEIGHTS_NAME) from error
         written = msgspec.structs.replace(checkpoint, weights_sha256=sha256_of(draft / WEIGHTS_NAME))
         (draft / CHECKPOINT_NAME).write_bytes(to_json(written))
     return written
+
+
+def _os_error(error: SafetensorError, path: Path) -> OSError:
+    """The operating system's error, which safetensors wraps in a string: ``… (os error 28)``."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return OSError(f"cannot write {path}: {first_line(error)}")
+    code = int(found[1])
+    return OSError(code, os.strerror(code), str(path))
 
 
 def load_model(path: str | os.PathLike[str], *, check_weights: bool = True) -> VGG:
@@ -61,12 +71,15 @@ def load_model(path: str | os.PathLike[str], *, check_weights: bool = True) -> V
 
 
 def load_state(model: VGG, state: dict[str, Any], *, where: str) -> None:
-    """Put a state dict with torchvision's keys into ``model``; every key and shape has to match.
+    """Put a state dict with torchvision's keys into ``model``; every key, shape and kind of number has to match.
+
+    Batch norms may lack ``num_batches_tracked``, as torchvision's own files of 2017 do: nothing is computed from it.
 
     Raises:
-        CheckpointError: missing or unexpected keys, or other shapes: the first few are named.
+        CheckpointError: missing or unexpected keys, other shapes, integers for weights: the first few are named.
     """
     expected = model.state_dict()
+    state = {k: torch.tensor(0) for k in expected if k.endswith(".num_batches_tracked")} | state
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())
     shapes = [
@@ -74,7 +87,12 @@ def load_state(model: VGG, state: dict[str, Any], *, where: str) -> None:
         for k in expected.keys() & state.keys()
         if state[k].shape != expected[k].shape
     ]
-    wrong = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in extra] + sorted(shapes)
+    kinds = [
+        f"{k} is {str(state[k].dtype).removeprefix('torch.')}"
+        for k in expected.keys() & state.keys()
+        if state[k].is_floating_point() != expected[k].is_floating_point()
+    ]
+    wrong = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in extra] + sorted(shapes + kinds)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(

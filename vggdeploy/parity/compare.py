@@ -108,16 +108,23 @@ def compare(
     outputs = tuple(stat.result() for stat in stats.values())
     expected = top1(reference.outputs)
     flips = None
-    accuracies: dict[str, float] = {}
+    accuracy: tuple[float | None, float | None] = (None, None)
     if classes and expected is not None:
         actual = np.concatenate(classes)
         flips = flip_count(int((actual != expected).sum()), len(actual))
         if reference.labels is not None:
-            accuracies["reference_accuracy"] = float((expected == reference.labels).mean())
-            accuracies["candidate_accuracy"] = float((actual == reference.labels).mean())
+            accuracy = float((expected == reference.labels).mean()), float((actual == reference.labels).mean())
     thresholds = bundle.manifest.thresholds[variant.precision]
     verdict, reasons = judge(outputs, flips, thresholds, golden=reference.is_golden)
-    return ParityRecord(verdict=verdict, reasons=reasons, outputs=outputs, flips=flips, **accuracies, **about)
+    return ParityRecord(
+        verdict=verdict,
+        reasons=reasons,
+        outputs=outputs,
+        flips=flips,
+        reference_accuracy=accuracy[0],
+        candidate_accuracy=accuracy[1],
+        **about,
+    )
 
 
 def judge(

@@ -69,7 +69,8 @@ def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
     dots = np.einsum("ij,ij->i", a, b)
     found = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
     found[both_zero] = 1.0
-    return np.clip(found, -1.0, 1.0)
+    clipped: NDArray[np.float64] = np.clip(found, -1.0, 1.0)
+    return clipped
 
 
 def top1(outputs: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:

@@ -15,6 +15,7 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoin
 from vggdeploy.bundle.store import Draft, now
 from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.files import check_replaceable
+from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic, to_input
@@ -55,6 +56,8 @@ def export_bundle(
             raise unknown_name("format", name, FORMATS)
     if input_dtype not in ("uint8", "float32"):
         raise UsageError(f"input '{input_dtype}'", "give uint8 or float32")
+    for module in ("torch", "onnx", "onnxscript", "safetensors"):
+        require(module, to="export a model", extra="train")
     check_replaceable(output, marker=MANIFEST_NAME, overwrite=overwrite)
     root = Path(checkpoint_path)
     checkpoint = read_checkpoint(root)

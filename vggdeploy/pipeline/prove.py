@@ -16,6 +16,7 @@ from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, SYNTHETIC, load_samples,
 from vggdeploy.records import ParityRecord, ParityReport
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import default_device
+from vggdeploy.types import Verdict
 
 _TOOLS = ("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "safetensors")
 
@@ -52,6 +53,11 @@ def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str =
         written = msgspec.structs.replace(record, reasons=reasons, tools=tool_versions())
         changed[record.variant] = msgspec.structs.replace(manifest.variant(record.variant), parity=written)
     return manifest.with_variants(*changed.values())
+
+
+def exit_code(report: ParityReport) -> int:
+    """0 when nothing failed and everything that ran was decided, else 3. What cannot run here is not a failure here."""
+    return 3 if report.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE) else 0
 
 
 def verify_bundle(

@@ -67,9 +67,9 @@ def probe(device: Device) -> Availability:
     if device.kind == "cuda" and not torch.cuda.is_available():
         return Availability(
             False, str(device), "PyTorch finds no CUDA device", "install the NVIDIA driver, or run on the CPU: --device cpu",
-            torch.__version__,
+            str(torch.__version__),
         )
-    return Availability(True, str(device), version=torch.__version__)
+    return Availability(True, str(device), version=str(torch.__version__))
 
 
 SESSION = TorchSession

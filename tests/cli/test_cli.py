@@ -1,0 +1,240 @@
+"""The command line as a user meets it: real processes, exit codes, one line of cause and one of remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vggdeploy.cli.app import run
+
+
+def command(*args: object, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vggdeploy", *map(str, args)],
+        capture_output=True, text=True, timeout=timeout, check=False, **options,
+    )  # fmt: skip
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.strip().splitlines()
+
+
+def test_help_answers_without_any_heavy_import() -> None:
+    code = (
+        "import sys; from vggdeploy.cli.app import run; run(['--help']); "
+        "heavy = {'torch', 'numpy', 'onnxruntime', 'PIL', 'tensorrt_rtx', 'onnx'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("demo", "summary", "train", "export", "build", "verify", "bench", "predict", "inspect", "doctor"):
+        assert verb in done.stdout
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    shown = capsys.readouterr()
+    assert "Usage" in shown.out
+    assert "error" not in shown.err
+
+
+@pytest.mark.parametrize(
+    ("args", "answer"),
+    [
+        (["sumary", "vgg16"], "Did you mean 'summary'"),
+        (["summary", "vgg61"], "did you mean 'vgg1"),
+        (["summary", "vgg16", "--widht", "2"], "did you mean --width"),
+        (["export", "x", "-o", "y", "--fp16"], "--precision fp16"),
+        (["build", "x", "--half"], "--precision fp16"),
+        (["build", "x", "half=True"], "--precision fp16"),
+        (["bench", "x", "--batch", "1,two"], "1,8,32"),
+        (["summary", "vgg16", "--image-size", "33"], "multiple of 32"),
+        (["summary", "vgg16", "--width", "nan"], "0.25"),
+    ],
+)
+def test_a_slip_is_exit_2_with_the_right_word(capsys: pytest.CaptureFixture[str], args: list[str], answer: str) -> None:
+    assert run(args) == 2
+    lines = told(capsys)
+    assert len(lines) == 2, lines
+    assert answer in " ".join(lines)
+
+
+def test_summary_json_is_one_document_with_the_published_totals(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["summary", "vgg16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["schema_version"], found["parameters"], found["macs"]) == (1, 138_357_544, 15_470_264_320)
+
+
+def test_predict_prints_labels_and_probabilities(
+    bundle_dir: Path, digit_png: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", str(bundle_dir), str(digit_png)]) == 0
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"{digit_png}: {digit_png.stem} ")
+    assert "%" in line
+
+
+def test_predict_json_is_one_document(bundle_dir: Path, digit_png: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", str(bundle_dir), str(digit_png), "--json", "--top", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 1
+    (answer,) = found["images"]
+    assert [set(p) for p in answer["predictions"]] == [{"label", "index", "probability"}] * 2
+
+
+def test_predict_answers_the_good_images_and_names_the_bad(
+    bundle_dir: Path, digit_png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(digit_png, tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    (tmp_path / "c.png").write_bytes(digit_png.read_bytes()[:60])
+    (tmp_path / "d.jpg").write_text("not an image")
+    Image.open(digit_png).convert("RGB").save(tmp_path / "e.bmp")
+    assert run(["predict", str(bundle_dir), str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert [Path(line.split(":")[0]).name for line in shown.out.strip().splitlines()] == ["a.png", "e.bmp"]
+    errors = [line for line in shown.err.splitlines() if line.startswith("error:")]
+    assert [name in line for name, line in zip(("b.png", "c.png", "d.jpg"), errors, strict=True)] == [True] * 3
+
+
+def test_a_label_with_markup_stays_text(own_bundle: Path, digit_png: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import msgspec
+
+    from vggdeploy.bundle import Bundle, update_bundle
+
+    opened = Bundle.open(own_bundle)
+    with update_bundle(opened) as draft:
+        draft.manifest = msgspec.structs.replace(opened.manifest, labels=("[red]x[/]",) * 10)
+    assert run(["predict", str(own_bundle), str(digit_png)]) == 0
+    assert "[red]x[/]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify", "bench", "predict", "build"])
+def test_what_is_not_a_bundle_is_one_clear_error(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [verb, str(tmp_path / "none"), *(["x.png"] if verb == "predict" else [])]
+    (tmp_path / "x.png").touch()
+    if verb == "predict":
+        args[-1] = str(tmp_path / "x.png")
+    assert run(args) == 1
+    lines = told(capsys)
+    assert len(lines) == 2
+    assert "does not exist" in lines[0]
+    assert "vggdeploy export" in lines[1]
+
+
+def test_verify_prints_a_verdict_a_variant_and_json_validates(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(bundle_dir)]) == 0
+    assert capsys.readouterr().out.count("pass") == 7
+    assert run(["verify", str(bundle_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+
+
+def test_bench_json_has_machine_versions_and_hashes(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["bench", str(bundle_dir), "--backend", "onnxruntime", "--backend", "torchscript", "--batch", "1,8"]
+    assert run([*args, "--seconds", "0.05", "--rounds", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["machine"]["cpu"]
+    assert found["tools"]["onnxruntime"]
+    assert {r["batch"] for r in found["rows"]} == {1, 8}
+    assert all(len(r["sha256"]) == 64 for r in found["rows"])
+
+
+def test_bench_on_a_missing_gpu_is_exit_5(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(bundle_dir), "--backend", "tensorrt"]) == 5
+    lines = told(capsys)
+    assert len(lines) == 2
+    assert "tensorrt" in lines[0]
+    assert "vggdeploy build" in lines[1]
+
+
+def test_doctor_names_every_backend_and_a_fix_for_each_that_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    states = {(b["backend"], b["device"]): b for b in found["backends"]}
+    assert states["onnxruntime", "cpu"]["runs"]
+    assert states["torch", "cpu"]["runs"]
+    assert ("tensorrt", "cuda") in states
+    for state in states.values():
+        assert state["runs"] or (state["reason"] and state["fix"])
+
+
+def test_export_refuses_to_replace_without_force(
+    checkpoint: Path, bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", str(checkpoint), "-o", str(bundle_dir)]) == 2
+    assert "--force" in told(capsys)[1]
+
+
+def test_export_into_somebody_elses_directory_is_refused_even_with_force(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert run(["export", str(checkpoint), "-o", str(tmp_path), "--force"]) == 2
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert "holds other files" in told(capsys)[0]
+
+
+def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the kernel refuses the write in the same place."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = command("export", checkpoint, "-o", tmp_path / "out" / "bundle", preexec_fn=limit)
+    assert done.returncode == 1, done.stderr
+    lines = [x for x in done.stderr.splitlines() if x.startswith(("error:", "  fix:"))]
+    assert len(lines) == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_export_leaves_the_old_bundle_whole(
+    checkpoint: Path, own_bundle: Path, signal_number: int
+) -> None:
+    before = (own_bundle / "manifest.json").read_bytes()
+    with subprocess.Popen(
+        [sys.executable, "-m", "vggdeploy", "export", checkpoint, "-o", own_bundle, "--force"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "exporting" in line:
+                break
+        time.sleep(0.3)
+        process.send_signal(signal_number)
+        rest = process.stderr.read()
+        code = process.wait(60)
+    assert (own_bundle / "manifest.json").read_bytes() == before
+    assert run(["verify", str(own_bundle), "--variant", "onnx-fp32"]) == 0
+    if signal_number == signal.SIGINT:
+        assert code == 130
+        assert "interrupted" in rest
+        assert "Traceback" not in rest
+        assert [p.name for p in own_bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_closed_pipe_is_no_traceback(bundle_dir: Path) -> None:
+    shell = f"{sys.executable} -m vggdeploy summary vgg19 | head -1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = command("inspect", tmp_path, "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
