@@ -1,31 +1,42 @@
 """From an image to the graph's input: the one function that training, evaluation and the runtime share.
 
-Decode, upright, mode, resize, crop; all on the host, all integers. Normalisation is inside the graph.
+Decode, upright, mode, resize, crop; all on the host, all integers. Normalisation is inside the graph. The exact rules
+stand in docs/reference/preprocessing.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import math
 import os
+import re
+import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from vggdeploy.errors import InputError
+from vggdeploy.files import read_regular
 from vggdeploy.optional import first_line
 from vggdeploy.spec import PreprocessSpec
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
-# Only decoders that people send pictures in: fewer parsers for a hostile file to reach.
+# Only decoders that people send pictures in: fewer parsers for a hostile file to reach, and never Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
+# Bytes of a file beside its pixels, of which none of the formats takes more than 8 (16-bit RGBA) for one.
+MAX_METADATA = 64 * 2**20
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -33,6 +44,18 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# EXIF 2.32, tag 274: what turns the stored pixels upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# 16 bits to 8 by the range: 257 · v goes back to v. (Pillow would clip everything above 255 to white.)
+_TO_8_BITS = np.rint(np.arange(2**16) / 257).astype(np.uint8)
 
 
 def prepare(source: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -42,22 +65,17 @@ def prepare(source: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MAX_PI
         source: a path, the bytes of an image file, a PIL image, or a ``uint8`` array ``[H, W]``, ``[H, W, 1]``,
             ``[H, W, 3]`` or ``[H, W, 4]`` (grey, grey, RGB, RGBA).
         spec: the manifest's preprocessing.
-        max_pixels: an image with more pixels than this is refused before it is decoded.
+        max_pixels: an image with more pixels than this, as it is or as ``spec`` resizes it, is refused before it is
+            decoded.
 
     Transparency is composed onto white; 16-bit grey is scaled to 8 bits; CMYK and palettes become RGB; EXIF
-    orientation is applied; of an animation the first frame is taken. Resizing and cropping compute the sizes that
-    ``torchvision.transforms.Resize(int)`` and ``CenterCrop`` compute.
+    orientation is applied; of an animation the first frame is taken. Resizing and cropping compute what
+    ``torchvision.transforms.Resize(int)`` and ``CenterCrop`` compute on a PIL image, pixel for pixel.
 
     Raises:
-        InputError: not an image, cut short, too large, or an array of another dtype or shape.
+        InputError: not an image, cut short, too large, too elongated, or an array of another dtype or shape.
     """
-    name = describe(source)
-    image = _decode(source, name, max_pixels)
-    try:
-        image = _to_mode(ImageOps.exif_transpose(image), spec.mode)
-        return _resize_and_crop(image, spec)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow decodes lazily: damage shows up here
-        raise InputError(f"{name} is damaged: {first_line(error)}", "replace the file") from error
+    return _prepare(source, spec, describe(source), max_pixels)
 
 
 def prepare_batch(
@@ -65,102 +83,143 @@ def prepare_batch(
 ) -> NDArray[np.uint8]:
     """Several images as ``uint8 [N, crop, crop, channels]``; see `prepare`."""
     batch = np.empty((len(sources), spec.crop, spec.crop, spec.channels), np.uint8)
-    for row, source in zip(batch, sources, strict=True):
-        row[...] = prepare(source, spec, max_pixels=max_pixels)
+    for number, source in enumerate(sources):
+        name = describe(source)
+        if not isinstance(source, (str, os.PathLike)):
+            name = f"image {number} of the batch"
+        batch[number] = _prepare(source, spec, name, max_pixels)
     return batch
 
 
 def normalise(batch: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
     """``uint8 [N, H, W, C]`` → normalised ``float32 [N, C, H, W]``: what a graph with a float32 input wants."""
-    scale, shift = np.float32(spec.scale), np.float32(spec.shift)
+    scale, shift = np.asarray(spec.scale, np.float32), np.asarray(spec.shift, np.float32)
     return np.ascontiguousarray((batch.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2))
 
 
 def describe(source: ImageLike) -> str:
     """How an error names an image."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
+        path = os.fsdecode(source)
+        return path if path.isprintable() and path else ascii(path)
     return f"the {'image' if isinstance(source, Image.Image) else type(source).__name__} given"
 
 
-def _decode(source: ImageLike, name: str, max_pixels: int) -> Image.Image:
+def _prepare(source: ImageLike, spec: PreprocessSpec, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    data = _read(source, name, max_pixels)
+    try:
+        with _quiet_pillow():
+            image = _open(data)
+            _check_size(image, spec, name, max_pixels)
+            image.load()
+            return _resize_and_crop(_to_mode(_upright(image), spec.mode, name), spec)
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: {first_line(error)}", "scale it down") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is not an image in a known format", f"give one of {', '.join(FORMATS)}") from None
+    except MemoryError:
+        raise InputError(f"{name} does not fit into the memory", "scale it down") from None
+    except Exception as error:  # a damaged or hostile file can drive Pillow's parsers into any error there is
+        raise InputError(f"{name} is damaged: {first_line(error)}", "replace the file") from error
+
+
+def _read(source: ImageLike, name: str, max_pixels: int) -> bytes | Image.Image:
+    """The bytes of a file, or an image in memory."""
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, name)
     if isinstance(source, Image.Image):
-        _check_size(source, name, max_pixels)
         return source
     if isinstance(source, (str, os.PathLike)):
         try:
-            data = Path(source).read_bytes()
+            data = read_regular(os.fsdecode(source), limit=8 * max_pixels + MAX_METADATA)
         except OSError as error:
-            raise InputError(f"{name} cannot be read: {error.strerror}", "check the path and its permissions") from error
+            raise InputError(f"{name} cannot be read: {error.strerror}", "give the path of an image file") from error
     elif isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
     else:
         raise InputError(f"a {type(source).__name__} is not an image", "give a path, bytes, a PIL image or a uint8 array")
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", "replace the file")
-    try:
-        with warnings.catch_warnings():
-            # We check the size ourselves, on the next line; a warning about metadata is not the user's concern.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image, name, max_pixels)
-            image.load()
-    except Image.DecompressionBombError:
-        raise _too_large(name, "far too many", max_pixels) from None
-    except Image.UnidentifiedImageError:
-        raise InputError(f"{name} is not an image in a known format", f"give one of {', '.join(FORMATS)}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        raise InputError(f"{name} is damaged: {first_line(error)}", "replace the file") from error
-    return image
+    return data
 
 
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels > max_pixels:
-        raise _too_large(name, f"{image.width} × {image.height}", max_pixels)
-    if pixels == 0:
-        raise InputError(f"{name} has no pixels ({image.width} × {image.height})", "replace the image")
+def _open(data: bytes | Image.Image) -> Image.Image:
+    return data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _too_large(name: str, size: str, max_pixels: int) -> InputError:
-    return InputError(f"{name} has {size} pixels; the limit is {max_pixels:,}", "scale it down, or raise max_pixels")
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
+def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     good = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not good or array.size == 0:
         raise InputError(
-            f"an array of {array.dtype}{list(array.shape)} is not an image",
+            f"{name}: {array.dtype}{list(array.shape)} is not an image",
             "give uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; for a prepared batch call engine.run",
         )
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image if image.mode == mode else image.convert(mode)
+def _check_size(image: Image.Image, spec: PreprocessSpec, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height == 0:
+        raise InputError(f"{name} has no pixels ({width} × {height})", "replace the image")
+    if width * height > max_pixels:
+        raise InputError(f"{name} has {width} × {height} pixels; the limit is {max_pixels:,}", "scale it down")
+    # The memory that resizing takes grows with the ratio of the sides, whatever the size of the file.
+    if math.prod(new := _resized(image, spec)) > max_pixels:
+        raise InputError(
+            f"{name} has {width} × {height} pixels; resized it would have {new[0]} × {new[1]}, above {max_pixels:,}",
+            "cut it to a shape nearer to a square",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(Base.Orientation)
+    except Exception:  # metadata that cannot be read tells nothing; the pixels are fine, and any error is possible
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise InputError(f"{name} has floating-point pixels, whose range is unknown", "save it with 8 or 16 bits")
+    try:
+        if image.mode.startswith("I"):
+            image = _to_8_bits(image)
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        if image.mode not in ("1", "L"):
+            image = image.convert("RGB")  # also on the way to grey: the same picture is the same grey in any mode
+        return image.convert(mode)
+    except ValueError as error:
+        raise InputError(f"{name} has the mode {image.mode}: {first_line(error)}", "convert it to RGB first") from error
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits by its range; Pillow's own conversion would clip everything above 255 to white."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its pixels go from {values.min():g} to {values.max():g}; 8- and 16-bit images are read")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its pixels go from {values.min()} to {values.max()}, beyond 16 bits")
+    grey = _TO_8_BITS[values]
+    if isinstance(clear := image.info.get("transparency"), int):  # a PNG can name one grey that is transparent
+        grey[values == clear] = 255
+    return Image.fromarray(grey)
+
+
+def _resized(image: Image.Image, spec: PreprocessSpec) -> tuple[int, int]:
+    """The size after resizing: the shorter side exact, the other rounded down, as torchvision has it."""
+    short, long = sorted(image.size)
+    other = int(spec.resize * long / short)
+    return (spec.resize, other) if image.width <= image.height else (other, spec.resize)
 
 
 def _resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    short, long = sorted(image.size)
-    if short != spec.resize:
-        other = int(spec.resize * long / short)
-        size = (spec.resize, other) if image.width <= image.height else (other, spec.resize)
+    size = _resized(image, spec)
+    if image.size != size:
         image = image.resize(size, _RESAMPLING[spec.interpolation])
+    # round() is to even on a half, in torchvision's CenterCrop too.
     left = round((image.width - spec.crop) / 2.0)
     top = round((image.height - spec.crop) / 2.0)
     image = image.crop((left, top, left + spec.crop, top + spec.crop))
@@ -178,8 +237,43 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
-                raise InputError(f"{path} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
+                raise InputError(f"{describe(path)} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
             found += inside
-        else:
+        elif path.exists():
             found.append(path)
+        else:
+            raise InputError(f"{describe(path)} does not exist", "give the path of an image file or of a directory")
     return found
+
+
+# Without a handler of the application's, Pillow's log of a strange TIFF would go to stderr. This adds none of ours.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# As `warnings.filterwarnings("ignore", module="PIL\\.")` would insert it.
+_IGNORE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_lock = threading.Lock()
+_inside = 0
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Within the block, no warning that comes from Pillow is shown (or raised, where warnings are errors).
+
+    They tell of metadata, or of sizes that we check ourselves. `warnings.catch_warnings` is not for threads (before
+    Python 3.14): of two blocks that overlap, the one that ends last can leave the process without any warnings, and
+    each makes warnings that were shown once be shown again.
+    """
+    global _inside  # noqa: PLW0603  # it counts the threads inside; the filters are the whole process's too
+    with _lock:
+        _inside += 1
+        if warnings.filters[:1] != [_IGNORE]:
+            warnings.filters.insert(0, _IGNORE)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                with contextlib.suppress(ValueError):  # somebody's catch_warnings has put other filters there
+                    while True:
+                        warnings.filters.remove(_IGNORE)  # type: ignore[attr-defined]
