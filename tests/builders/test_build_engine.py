@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
-import os
 import signal
-import time
 import types
 from pathlib import Path
 
@@ -167,6 +165,8 @@ def test_a_second_dynamic_axis_is_refused(build, onnx_files, tmp_path):
 def test_the_builder_s_own_reason_reaches_the_user(build, onnx_files):
     with pytest.raises(BuildError, match=r"Cannot compile for target\(s\) sm75"):  # Turing has no bfloat16
         build(onnx_files[BF16], precision=BF16, targets=("sm75", "sm89"))
+    with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
+        build(onnx_files[FP32], precision=FP32, targets=("sm75",))
 
 
 def test_progress_rises_to_the_end(build, onnx_files):
@@ -188,8 +188,7 @@ def test_ctrl_c_stops_the_build_and_is_raised_when_it_has_stopped(build, onnx_fi
 
     def interrupt(share: float, phase: str) -> None:
         calls.append(phase)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)  # the main thread has to get its turn
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         build(onnx_files[FP16], on_progress=interrupt)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
-import time
 from pathlib import Path
 
 import msgspec
@@ -149,8 +147,7 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(bundle):
     def interrupt(share: float, phase: str) -> None:
         if not sent:
             sent.append(phase)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)
+            signal.raise_signal(signal.SIGINT)
 
     before = snapshot(bundle.root)
     with pytest.raises(KeyboardInterrupt):

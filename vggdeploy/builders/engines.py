@@ -65,7 +65,7 @@ def build_into(
         engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
         batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
         targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
-        on_progress: called with the share that is done and the phase, on another thread.
+        on_progress: called with the share that is done, from 0 to 1, and the name of the phase.
 
     Returns:
         The bundle as it stands now.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Thread
-from typing import Any, TypeVar
+from threading import Event, current_thread, main_thread
+from types import FrameType
+from typing import Any
 
-# Called with the share that is done (0 to 1, never falling) and the name of the phase; on a thread of the build.
+# Called with the share that is done (0 to 1, never falling) and the name of the phase.
 OnProgress = Callable[[float, str], None]
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -80,29 +80,27 @@ def monitor_for(library: Any, tracker: PhaseTracker) -> Any:
     return type("ProgressBridge", (library.IProgressMonitor,), members)()
 
 
-def run_cancellable(work: Callable[[], T], cancelled: Event) -> T:
-    """Run ``work`` on a thread of its own and wait for it; on Ctrl-C set ``cancelled``, wait on, then raise.
+@contextmanager
+def interruptible(cancelled: Event) -> Iterator[None]:
+    """In this block Ctrl-C only sets ``cancelled``; it is raised, as ever, when the block has ended.
 
-    Python raises KeyboardInterrupt only on the main thread. Were the build there, Ctrl-C would strike inside a
-    callback, and an exception that unwinds through the library's C++ ends the process.
+    Python would raise it between any two bytecodes, and so inside a callback: an exception that unwinds through the
+    library's C++ ends the process. On other threads than the main one Python raises no KeyboardInterrupt anyway.
     """
-    future: Future[T] = Future()
+    before = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or not callable(before):
+        yield
+        return
+    pressed: list[int] = []
 
-    def body() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # carried to the waiting thread, whatever it is
-            future.set_exception(error)
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        cancelled.set()
 
-    thread = Thread(target=body, name="vggdeploy-build")
-    thread.start()
-    interrupted: KeyboardInterrupt | None = None
-    while thread.is_alive():
-        try:
-            thread.join()
-        except KeyboardInterrupt as error:
-            cancelled.set()
-            interrupted = error
-    if interrupted is not None:
-        raise interrupted
-    return future.result()
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            before(signal.SIGINT, None)  # raises KeyboardInterrupt, unless the program has its own handler

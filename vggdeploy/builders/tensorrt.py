@@ -14,7 +14,7 @@ from threading import Event
 from typing import Any, BinaryIO
 
 from vggdeploy.builders import precision as precisions
-from vggdeploy.builders.progress import OnProgress, PhaseTracker, monitor_for, run_cancellable
+from vggdeploy.builders.progress import OnProgress, PhaseTracker, interruptible, monitor_for
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.errors import BuildError, IncompatibleError, UsageError
 from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, tensor_spec, title
@@ -62,14 +62,14 @@ def build_engine(
     cancelled = Event()
     tracker = PhaseTracker(on_progress, cancelled)
     job = _Job(library, source, target, precision, batch, configure, tracker)
-    try:
-        return run_cancellable(job.run, cancelled)
-    except BaseException as error:
-        if tracker.error is not None:  # the build failed because the caller's own callback did
-            raise tracker.error from error
-        if job.log.lines:
+    with interruptible(cancelled):
+        try:
+            return job.run()
+        except Exception as error:
+            if tracker.error is not None:  # the build failed because the caller's own callback did
+                raise tracker.error from error
             error.add_note(f"log of {title(library)}:\n{job.log.text()}")
-        raise
+            raise
 
 
 @dataclass
@@ -178,7 +178,7 @@ def serialise(library: Any, builder: Any, network: Any, config: Any, file: Binar
         if memory is not None:
             file.write(memory)
         return memory is not None
-    failed: list[OSError] = []
+    failed: list[Exception] = []
 
     def start(self: Any) -> None:
         library.IStreamWriter.__init__(self)
@@ -186,7 +186,7 @@ def serialise(library: Any, builder: Any, network: Any, config: Any, file: Binar
     def write(self: Any, data: bytes) -> int:
         try:
             return file.write(data)
-        except OSError as error:  # it must not unwind through C++: a short count stops the build
+        except Exception as error:  # it must not unwind through C++: a short count stops the build
             failed.append(error)
             return 0
 
