@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.data.specs import DatasetSpec, Split
 from vggdeploy.errors import DataError
-from vggdeploy.optional import first_line
+from vggdeploy.optional import first_line, require
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def read_source(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Ra
         DataError: it cannot be found, downloaded or read, or it is not the whole data set.
         MissingDependencyError: its reader needs a package that is not installed.
     """
+    if dataset.requires:
+        require(dataset.requires, to=f"read {dataset.name}", extra="train")
     module, _, function = dataset.source.partition(":")
     reader: Reader = getattr(importlib.import_module(module), function)
     raw = reader(dataset, split, data_dir)

@@ -15,8 +15,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class DatasetSpec(Record, frozen=True, kw_only=True):
     """One data set. ``mean`` and ``std`` are per channel, in units of 0–1, measured on its training split.
 
-    ``source`` is ``"module:function"``, imported when the data set is read. ``validation`` is the share of the
-    training images that is held out; ``test`` likewise, or 0 where the authors of the data set fixed a test set.
+    ``source`` is ``"module:function"``, imported when the data set is read; ``requires`` is the package it needs.
+    ``validation`` is the share of the training images that is held out; ``test`` likewise, or 0 where the authors of
+    the data set fixed a test set.
     """
 
     name: str
@@ -30,6 +31,7 @@ class DatasetSpec(Record, frozen=True, kw_only=True):
     validation: float
     test: float = 0.0
     source: str
+    requires: str = ""
     license: str
 
 
@@ -63,6 +65,7 @@ DATASETS: dict[str, DatasetSpec] = {
             std=(0.3081,),
             validation=1 / 12,
             source="vggdeploy.data.torchvision_source:read_mnist",
+            requires="torchvision",
             license="CC BY-SA 3.0",
         ),
         DatasetSpec(
@@ -79,6 +82,7 @@ DATASETS: dict[str, DatasetSpec] = {
             std=(0.3530,),
             validation=1 / 12,
             source="vggdeploy.data.torchvision_source:read_mnist",
+            requires="torchvision",
             license="MIT",
         ),
     )
