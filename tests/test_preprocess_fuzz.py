@@ -77,7 +77,7 @@ def attack(seed: int, count: int) -> tuple[int, int]:
 def test_two_thousand_damaged_files() -> None:
     refused, decoded = attack(seed=1, count=2000)
     assert refused > 400
-    assert decoded > 500
+    assert decoded > 300
 
 
 @pytest.mark.slow
