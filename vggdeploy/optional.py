@@ -49,4 +49,4 @@ def require(module: str, *, to: str, extra: str) -> ModuleType:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text: what fits on the one line that a user gets."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()
