@@ -1,0 +1,199 @@
+"""The training run: it learns, it repeats itself bit for bit, and what fails leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, read_checkpoint
+from vggdeploy.data.loaders import ImageSet, load_split
+from vggdeploy.errors import IncompatibleError, TrainingError, UsageError
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.weights import load_model
+from vggdeploy.train import loop
+from vggdeploy.train.evaluate import evaluate
+from vggdeploy.train.loop import train
+from vggdeploy.train.recipe import Recipe
+from vggdeploy.train.record import Progress, TrainingRecord
+from vggdeploy.types import Device, Precision
+
+# Narrow, and few steps: what is claimed here holds at any width.
+QUICK = Recipe(width=0.05, hidden=16, epochs=2, batch_size=256)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def record(checkpoint: Path) -> TrainingRecord:
+    """The record of the shared checkpoint, read back from its file."""
+    return msgspec.convert(read_checkpoint(checkpoint).training, TrainingRecord)
+
+
+def test_it_learns_to_read_digits(record: TrainingRecord) -> None:
+    assert record.test_accuracy > 0.9
+    assert record.history[-1].loss < record.history[0].loss / 4
+
+
+def test_the_record_is_of_the_weights_that_were_kept(
+    checkpoint: Path, record: TrainingRecord, digits_test: ImageSet
+) -> None:
+    network = Deployable(load_model(checkpoint), read_checkpoint(checkpoint).preprocess)
+    score = evaluate(network, digits_test, device=CPU)
+    assert score.accuracy == record.test_accuracy
+    assert score.loss == pytest.approx(record.test_loss, rel=1e-4)
+    best = max(h.validation_accuracy for h in record.history)
+    kept = record.history[record.best_epoch - 1]
+    assert record.validation_accuracy == kept.validation_accuracy == best
+    assert (record.loss, record.train_accuracy) == (kept.loss, kept.train_accuracy)
+
+
+def test_the_record_says_how_it_was_made(checkpoint: Path, record: TrainingRecord) -> None:
+    written = read_checkpoint(checkpoint)
+    assert record.recipe.model_spec() == written.spec
+    assert record.recipe.preprocess() == written.preprocess
+    assert written.dataset == "digits"
+    assert written.labels == tuple("0123456789")
+    assert len(record.history) == record.recipe.epochs
+    assert record.samples == {"train": 1295, "validation": 143, "test": 359}
+    assert record.images_per_second > 0
+    assert record.device == "cpu" or record.device.startswith("cuda")
+    assert written.tools.keys() == {"vggdeploy", "torch"}
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, precision: Precision) -> None:
+    recipe = msgspec.structs.replace(QUICK, epochs=1, precision=precision)
+    for name in ("one", "two"):
+        torch.rand(3)  # what the caller drew before does not matter
+        train(recipe, output=tmp_path / name)
+    one, two = ((tmp_path / name / WEIGHTS_NAME).read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    hashes = {
+        train(msgspec.structs.replace(QUICK, epochs=1, seed=s), output=tmp_path / str(s)).checkpoint.weights_sha256
+        for s in (1, 2)
+    }
+    assert len(hashes) == 2
+
+
+def test_the_callers_random_state_and_threads_stay(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(msgspec.structs.replace(QUICK, epochs=1), output=tmp_path / "ckpt", threads=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_test_split_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {
+        s: {x.tobytes() for x in load_split("digits", s, QUICK.preprocess()).images} for s in ("validation", "test")
+    }
+    seen: list[np.ndarray] = []
+    forward = Deployable.forward
+
+    def spy(self: Deployable, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.training:
+            seen.extend(image.numpy())
+        return forward(self, image)
+
+    monkeypatch.setattr(Deployable, "forward", spy)
+    train(msgspec.structs.replace(QUICK, epochs=1), output=tmp_path / "ckpt", device=Device("cpu"))
+    trained = {x.tobytes() for x in seen}
+    assert len(seen) == len(trained) == 1295
+    assert not trained & held["validation"]
+    assert not trained & held["test"]
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[torch.Tensor] = []
+    scores = iter([0.3, 0.8, 0.5, 0.9])  # three epochs, then the test split
+
+    def scripted(network: Deployable, data: ImageSet, *, device: torch.device) -> loop.Score:
+        states.append(network.features[0].weight.detach().clone())
+        return loop.Score(1.0, next(scores))
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    result = train(msgspec.structs.replace(QUICK, epochs=3), output=tmp_path / "ckpt")
+    assert result.training.best_epoch == 2
+    assert torch.equal(load_model(tmp_path / "ckpt").features[0].weight, states[1])
+    assert torch.equal(states[3], states[1])  # the test split was scored with the weights that were kept
+
+
+def test_progress_counts_every_step_and_ends_each_epoch_with_validation(tmp_path: Path) -> None:
+    events: list[Progress] = []
+    train(QUICK, output=tmp_path / "ckpt", on_progress=events.append)
+    steps = [e.step for e in events if e.validation is None]
+    ends = [e for e in events if e.validation is not None]
+    assert steps == list(range(1, 2 * 6 + 1))  # 1,295 images in batches of at most 256
+    assert [(e.epoch, e.step) for e in ends] == [(1, 6), (2, 12)]
+    assert all(e.steps == 12 and e.images_per_second > 0 and 0 <= e.accuracy <= 1 for e in events)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_writes_nothing(tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(QUICK, arch="vgg11", lr=1e12, warmup=0.0)
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+ of 12 — .*--lr"):
+        train(recipe, output=tmp_path / "ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_checkpoint_is_refused_before_any_work(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "load_split", lambda *_, **__: pytest.fail("it began to work"))
+    with pytest.raises(UsageError, match="--force"):
+        train(QUICK, output=checkpoint)
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "load_split", lambda *_, **__: pytest.fail("it began to work"))
+    (tmp_path / "file").write_text("a file, where a directory is needed")
+    with pytest.raises(OSError, match="Not a directory"):
+        train(QUICK, output=tmp_path / "file" / "ckpt")
+
+
+def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleError, match="no CUDA device 99"):
+        train(QUICK, output=tmp_path / "ckpt", device=Device("cuda", 99))
+
+
+def test_no_threads_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="0 threads"):
+        train(QUICK, output=tmp_path / "ckpt", threads=0)
+
+
+def test_an_interrupt_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "ckpt"
+    train(msgspec.structs.replace(QUICK, epochs=1), output=target)
+    before = {p.name: p.read_bytes() for p in target.iterdir()}
+
+    def interrupt(now: Progress) -> None:
+        if now.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(QUICK, output=target, overwrite=True, on_progress=interrupt)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_killed_command_leaves_nothing_half_written(tmp_path: Path, number: int, code: int) -> None:
+    target = tmp_path / "ckpt"
+    command = [sys.executable, "-m", "vggdeploy", "train", "--width", "0.05", "--hidden", "16", "--epochs", "500"]
+    with subprocess.Popen([*command, "-o", target], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "epoch 1/500" in process.stderr.readline()
+        os.kill(process.pid, number)
+        said = process.stderr.read()
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []
+    assert number == signal.SIGKILL or "error: interrupted" in said
