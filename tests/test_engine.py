@@ -186,7 +186,7 @@ def test_a_variant_that_failed_parity_is_never_taken(own_bundle: Path) -> None:
 def test_an_unproven_variant_has_to_repeat_the_golden_pair_first(own_bundle: Path) -> None:
     opened = Bundle.open(own_bundle)
     variants = [msgspec.structs.replace(v, parity=None) for v in opened.manifest.candidates()]
-    inputs, outputs = opened.golden()
+    _inputs, outputs = opened.golden()
     with update_bundle(opened) as draft:
         draft.manifest = opened.manifest.with_variants(*variants)
         draft.save_arrays("golden/outputs", {"logits": outputs["logits"] + 5})

@@ -125,7 +125,7 @@ def test_a_float_input_leaves_the_preprocessing_out(tmp_path: Path) -> None:
 
 
 def test_a_graph_with_training_nodes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="Dropout|BatchNormalization"):
+    with pytest.raises(BuildError, match=r"Dropout|BatchNormalization"):
         export_onnx(Deployable(tiny(), PREPROCESS).train(), tmp_path / "m.onnx", image=input_spec(SPEC), batch=BATCH)
     assert not (tmp_path / "m.onnx").exists()
 

@@ -33,8 +33,10 @@ def export(
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
     from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.memory import return_large_blocks_at_once
     from vggdeploy.types import BatchRange
 
+    return_large_blocks_at_once()
     with render.stages() as stage:
         bundle = export_bundle(
             checkpoint,

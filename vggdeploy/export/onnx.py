@@ -71,6 +71,7 @@ def _split(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtoco
         if tensor is not None and tensor.nbytes > _SMALL:
             weights[name] = tensor
             del model.graph.initializers[name]
+            value.const_value = None  # the exporter keeps its graph alive; it must not keep the weights
     return ir.to_proto(model), weights
 
 

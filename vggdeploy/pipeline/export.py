@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.files import check_replaceable
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic, to_input
 from vggdeploy.records import ParityRecord
@@ -116,7 +116,7 @@ def _run_reference(draft: Draft, chosen: Samples, threads: int | None, on_stage:
         outputs={name: array[:count] for name, array in everything.outputs.items()},
         data=f"golden pair ({min(count, len(images))} images)",
     )
-    gc.collect()  # half a gigabyte of weights must be gone before the exporter takes its own
+    release_memory()  # half a gigabyte of weights must be gone before the exporter takes its own
     return everything, golden
 
 
@@ -162,7 +162,7 @@ def _export(draft: Draft, formats: Sequence[str], batch: BatchRange, on_stage: S
             Variant(name=name, format=kind, precision=Precision(precision), path=path, batch=batch, proof=proof)
         )
     del model, module
-    gc.collect()
+    release_memory()
     return variants
 
 

@@ -12,6 +12,7 @@ from vggdeploy.bundle.store import now
 from vggdeploy.optional import version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.compare import golden_reference, unproven
+from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, SYNTHETIC, load_samples, to_input
 from vggdeploy.records import ParityRecord, ParityReport
 from vggdeploy.runtime import backend_for, open_session, runnable
@@ -40,7 +41,9 @@ def prove(
     on_stage(f"proving {variant.name}")
     distinct = {r.data: r for r in references if r.data != SYNTHETIC}
     with open_session(bundle, variant, device=device, threads=threads) as session:
-        return [compare(session, reference, bundle, variant, device) for reference in distinct.values()]
+        records = [compare(session, reference, bundle, variant, device) for reference in distinct.values()]
+    release_memory()
+    return records
 
 
 def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str = "") -> Manifest:
