@@ -50,7 +50,11 @@ def build(tmp_path: Path) -> Callable[..., tuple[Built, bytes]]:
     ) -> tuple[Built, bytes]:
         target = tmp_path / "model.engine"
         built = build_engine(
-            library, source, target, precision=precision, **{"batch": BATCH} | options,
+            library,
+            source,
+            target,
+            precision=precision,
+            **{"batch": BATCH} | options,
             configure=partial(set_targets, library, targets=targets),
         )
         return built, target.read_bytes()

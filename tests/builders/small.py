@@ -36,9 +36,15 @@ def write_onnx(path: Path, precision: Precision, *, fixed_batch: int | None = No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Deployable(net, PREPROCESS).eval(), (torch.zeros(fixed_batch or 2, 32, 32, 3, dtype=torch.uint8),), path,
-            dynamo=True, input_names=["image"], output_names=["logits"], dynamic_shapes=shapes,
-            external_data=False, verbose=False,
+            Deployable(net, PREPROCESS).eval(),
+            (torch.zeros(fixed_batch or 2, 32, 32, 3, dtype=torch.uint8),),
+            path,
+            dynamo=True,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
         )
     return path
 
@@ -57,8 +63,14 @@ def write_bundle(root: Path, onnx_files: dict[Precision, Path]) -> Bundle:
                 Variant(name=f"onnx-{precision}", format="onnx", precision=precision, path=path, batch=BATCH)
             )
         draft.manifest = Manifest(
-            name="tiny", created="2026-11-24T00:00:00Z", spec=SPEC, preprocess=PREPROCESS, labels=(),
-            input=IMAGE, outputs=(LOGITS,), variants=tuple(variants),
+            name="tiny",
+            created="2026-11-24T00:00:00Z",
+            spec=SPEC,
+            preprocess=PREPROCESS,
+            labels=(),
+            input=IMAGE,
+            outputs=(LOGITS,),
+            variants=tuple(variants),
             golden=GoldenFiles(
                 inputs=draft.save_arrays("golden/inputs", {"image": images}),
                 outputs=draft.save_arrays("golden/outputs", {"logits": logits}),

@@ -123,8 +123,11 @@ def test_what_is_not_a_whole_model_is_one_clear_line(build, onnx_files, tmp_path
     data = onnx_files[FP16].read_bytes()
     nothing = onnx.helper.make_model(onnx.helper.make_graph([], "nothing", [], [])).SerializeToString()
     bad = {
-        "empty": b"", "garbage": b"\xff\x00garbage" * 99, "half": data[: len(data) // 2],
-        "one byte short": data[:-1], "no nodes": nothing,
+        "empty": b"",
+        "garbage": b"\xff\x00garbage" * 99,
+        "half": data[: len(data) // 2],
+        "one byte short": data[:-1],
+        "no nodes": nothing,
     }[damage]
     (tmp_path / "bad.onnx").write_bytes(bad)
     with pytest.raises(BuildError, match=r"TensorRT for RTX .* bad\.onnx: \S") as caught:
@@ -228,8 +231,14 @@ def quantised(source: Path, target: Path) -> Path:
             return next(self._batches, None)
 
     quantize_static(
-        source, target, Pixels(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "Gemm"],
+        source,
+        target,
+        Pixels(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "Gemm"],
         extra_options={"ActivationSymmetric": True, "QuantizeBias": False},
     )
     return target

@@ -29,7 +29,9 @@ ENGINE = "variants/tensorrt-rtx-fp16/model.engine"
 
 
 def snapshot(root: Path) -> dict[str, str]:
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()
+    }
 
 
 def test_the_engine_and_its_whole_history_are_in_the_bundle(bundle, library):

@@ -11,7 +11,9 @@ from vggdeploy.runtime.tensorrt_rtx import known_targets
 
 def test_the_known_targets_are_the_library_s_own(library):
     members = library.ComputeCapability.__members__
-    assert known_targets(library) == tuple(sorted((n.lower() for n in members if n[2:].isdigit()), key=lambda n: int(n[2:])))
+    assert known_targets(library) == tuple(
+        sorted((n.lower() for n in members if n[2:].isdigit()), key=lambda n: int(n[2:]))
+    )
     assert {"sm75", "sm80", "sm86", "sm89", "sm120", "sm121"} <= set(known_targets(library))
 
 

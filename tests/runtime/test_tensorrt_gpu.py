@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ from vggdeploy.types import BatchRange, Device, Precision
 
 pytestmark = pytest.mark.gpu
 CUDA = Device("cuda")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> cuda.Gpu:
+    try:
+        return cuda.find_gpu(CUDA)
+    except IncompatibleError as error:
+        pytest.skip(error.cause)
 
 
 @pytest.fixture(scope="module", params=["tensorrt-rtx", "tensorrt"])
@@ -83,9 +92,25 @@ def test_fifty_loads_leave_the_gpu_s_memory_as_it_was(built):
     assert settled - free[-1] < 32 * 2**20
 
 
-def test_memory_that_the_gpu_does_not_have_is_a_typed_error():
-    from contextlib import ExitStack
+def test_what_goes_up_comes_down_again_and_all_is_freed():
+    cuda.use(CUDA)
+    cuda.call("cudaFree", 0)  # the context itself takes memory, once
+    before = cuda.call("cudaMemGetInfo")[0]
+    with ExitStack() as stack:
+        stream = cuda.open_stream(stack)
+        there, back = (cuda.pinned_array(stack, (64, 2**16), "float32") for _ in range(2))
+        there[:] = np.random.default_rng(0).random(there.shape, dtype=np.float32)
+        back[:] = 0
+        address = cuda.device_memory(stack, there.nbytes)
+        cuda.upload(address, there[:48], stream)
+        cuda.download(back[:48], address, stream)
+        cuda.wait(stream)
+        np.testing.assert_array_equal(back[:48], there[:48])
+        assert not back[48:].any()
+    assert abs(cuda.call("cudaMemGetInfo")[0] - before) < 4 * 2**20
 
+
+def test_memory_that_the_gpu_does_not_have_is_a_typed_error():
     cuda.use(CUDA)
     with ExitStack() as stack, pytest.raises(cuda.GpuMemoryError, match="cudaMalloc failed"):
         cuda.device_memory(stack, 2**50)

@@ -33,9 +33,14 @@ def source(tmp_path: Path) -> Source:
     path = tmp_path / "model.engine"
     path.write_bytes(ENGINE_BYTES)
     return Source(
-        path=path, sha256=hashlib.sha256(ENGINE_BYTES).hexdigest(), spec=ModelSpec.named("vgg11", image_size=32),
-        preprocess=PreprocessSpec(), inputs=(TensorSpec("image", "uint8", ("N", H, W, C)),),
-        outputs=(TensorSpec("logits", "float32", ("N", CLASSES)),), batch=BatchRange(1, 2, 4), device=Device("cuda"),
+        path=path,
+        sha256=hashlib.sha256(ENGINE_BYTES).hexdigest(),
+        spec=ModelSpec.named("vgg11", image_size=32),
+        preprocess=PreprocessSpec(),
+        inputs=(TensorSpec("image", "uint8", ("N", H, W, C)),),
+        outputs=(TensorSpec("logits", "float32", ("N", CLASSES)),),
+        batch=BatchRange(1, 2, 4),
+        device=Device("cuda"),
     )
 
 
@@ -132,9 +137,13 @@ def life(session: EngineSession) -> None:
 def calls_of_a_life() -> list[str]:
     """The CUDA calls of opening, two batches and closing, in order; the list that the injection walks along."""
     return [
-        "cudaSetDevice", "cudaStreamCreateWithFlags", *(["cudaHostAlloc", "cudaMalloc"] * 2),
+        "cudaSetDevice",
+        "cudaStreamCreateWithFlags",
+        *(["cudaHostAlloc", "cudaMalloc"] * 2),
         *(["cudaSetDevice", "cudaMemcpyAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"] * 2),
-        "cudaStreamSynchronize", *(["cudaFree", "cudaFreeHost"] * 2), "cudaStreamDestroy",
+        "cudaStreamSynchronize",
+        *(["cudaFree", "cudaFreeHost"] * 2),
+        "cudaStreamDestroy",
     ]
 
 
@@ -193,7 +202,9 @@ def test_every_refusal_of_the_library_is_typed_and_leaves_nothing_behind(gpu, so
 
 def test_an_engine_of_another_release_or_gpu_says_so_in_the_library_s_words(gpu, source):
     gpu(library=Library("deserialize_cuda_engine"))
-    with pytest.raises(IncompatibleError, match=r"cannot load model\.engine: API Usage Error: built by 1\.6 for sm_86\.$"):
+    with pytest.raises(
+        IncompatibleError, match=r"cannot load model\.engine: API Usage Error: built by 1\.6 for sm_86\.$"
+    ):
         try:
             life(RtxSession(source))
         except IncompatibleError as error:
@@ -259,8 +270,12 @@ def test_threads_get_their_own_answers(gpu, source):
 
 @pytest.mark.parametrize(
     ("fake", "real"),
-    [(fake_gpu.Engine, tensorrt_rtx.ICudaEngine), (fake_gpu.Context, tensorrt_rtx.IExecutionContext),
-     (fake_gpu.Runtime, tensorrt_rtx.Runtime), (fake_gpu.Cudart, fake_gpu.real_cudart)],
+    [
+        (fake_gpu.Engine, tensorrt_rtx.ICudaEngine),
+        (fake_gpu.Context, tensorrt_rtx.IExecutionContext),
+        (fake_gpu.Runtime, tensorrt_rtx.Runtime),
+        (fake_gpu.Cudart, fake_gpu.real_cudart),
+    ],
 )
 def test_the_fakes_have_no_method_that_the_real_library_lacks(fake, real):
     methods = [name for name in vars(fake) if not name.startswith("_") and name not in ("names",)]

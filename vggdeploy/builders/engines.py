@@ -91,8 +91,13 @@ def build_into(
     with update_bundle(bundle) as draft:
         path = f"{directory}/model.engine"
         built = build_engine(
-            library, bundle.path(source.path), draft.path(path),
-            precision=precision, batch=chosen, configure=configure, on_progress=on_progress,
+            library,
+            bundle.path(source.path),
+            draft.path(path),
+            precision=precision,
+            batch=chosen,
+            configure=configure,
+            on_progress=on_progress,
         )
         _check_graph(built, bundle.manifest, source)
         draft.write(f"{directory}/build.log", built.log.encode())

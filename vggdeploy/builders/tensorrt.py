@@ -119,7 +119,8 @@ class _Job:
 
     def _refused(self, verb: str, cause: str, hint: str = "export the bundle again") -> BuildError:
         return BuildError(
-            f"{title(self.library)} {verb} {self.source.name}: {cause}", f"{hint}; --debug shows the library's whole log"
+            f"{title(self.library)} {verb} {self.source.name}: {cause}",
+            f"{hint}; --debug shows the library's whole log",
         )
 
     def _parse(self, parser: Any, network: Any) -> None:

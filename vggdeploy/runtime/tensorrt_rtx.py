@@ -45,9 +45,12 @@ def probe(device: Device) -> Availability:
     known = known_targets(library)
     if gpu.capability not in known:
         return Availability(
-            False, str(device),
+            False,
+            str(device),
             f"{title(library)} does not run on {gpu.name} ({gpu.capability}); it knows {', '.join(known)}",
-            "build with TensorRT on this machine: vggdeploy build BUNDLE --engine tensorrt", version, builds=True,
+            "build with TensorRT on this machine: vggdeploy build BUNDLE --engine tensorrt",
+            version,
+            builds=True,
         )
     return Availability(True, f"{device} ({gpu.name}, {gpu.capability})", version=version, builds=True)
 
