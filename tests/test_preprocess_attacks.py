@@ -238,6 +238,10 @@ def test_a_bomb_is_refused_before_it_is_decoded(name: str) -> None:
         assert "pixels" in refused(BOMBS[name])
 
 
+def test_pillows_own_limit_holds_whatever_the_callers_is() -> None:
+    assert "could be decompression bomb" in refused(BOMBS["png"], max_pixels=10**12)
+
+
 def test_a_tiff_bomb_is_refused(tmp_path: Path) -> None:
     tags = [(256, 60_000), (257, 60_000), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 60_000), (279, 100)]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)

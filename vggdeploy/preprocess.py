@@ -116,7 +116,8 @@ def _prepare(source: ImageLike, spec: PreprocessSpec, name: str, max_pixels: int
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {first_line(error)}", "scale it down") from None
+        hint = "scale it down (a larger max_pixels needs a larger PIL.Image.MAX_IMAGE_PIXELS too)"
+        raise InputError(f"{name}: {first_line(error)}", hint) from None
     except UnidentifiedImageError:
         raise InputError(f"{name} is not an image in a known format", f"give one of {', '.join(FORMATS)}") from None
     except MemoryError:
