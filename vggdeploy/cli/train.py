@@ -33,7 +33,7 @@ def train(
     ] = None,
     hidden: Annotated[int | None, typer.Option(help="Width of fc6 and fc7. Default: 4096.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Dropout after fc6 and fc7. Default: 0.5.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Times that every training image is seen. Default: 8.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times that every training image is seen. Default: 6.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step, at most. Default: 64.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of SGD. Default: 0.05.")] = None,
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD. Default: 0.9.")] = None,
@@ -45,7 +45,7 @@ def train(
     warmup: Annotated[
         float | None, typer.Option(help="Share of all steps in which the learning rate rises. Default: 0.2.")
     ] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing. Default: 0.0.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing. Default: 0.1.")] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="fp32, or bf16: faster where CPU or GPU has it. Weights are FP32 always. Default: fp32."),

@@ -112,6 +112,7 @@ class _Meter:
     loss_sum: float = 0.0
     hits: int = 0
     images: int = 0
+    stopped: float | None = None
 
     def add(self, loss: float, hits: int, images: int) -> None:
         self.loss_sum += loss * images
@@ -128,7 +129,7 @@ class _Meter:
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return (self.stopped or time.perf_counter()) - self.started
 
 
 class _Run:
@@ -179,6 +180,7 @@ class _Run:
         for step, positions in enumerate(batches, first):
             meter.add(*self._step(torch.from_numpy(positions), step), len(positions))
             self._report(meter, epoch, step)
+        meter.stopped = time.perf_counter()
         self.images += meter.images
         self.seconds += meter.seconds
         score = evaluate(self.network, self._validation, device=self.device)
@@ -203,21 +205,21 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == Precision.BF16):
             logits = self.network(images)[0]
         loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        value = self._finite(loss.item(), "loss", step)
+        self._finite(loss.item(), "loss", step)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step, self._steps)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
-        return value, int((logits.argmax(dim=1) == labels).sum())
+        with torch.no_grad():  # reported without smoothing: then it compares with the validation loss
+            return functional.cross_entropy(logits, labels).item(), int((logits.argmax(dim=1) == labels).sum())
 
-    def _finite(self, value: float, what: str, step: int) -> float:
+    def _finite(self, value: float, what: str, step: int) -> None:
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {what} became {value} at step {step + 1} of {self._steps}",
                 f"train with a lower learning rate: --lr {self.recipe.lr / 10:g}",
             )
-        return value
 
     def _report(self, meter: _Meter, epoch: int, step: int, validation: float | None = None) -> None:
         if self._on_progress is None:

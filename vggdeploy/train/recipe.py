@@ -29,14 +29,14 @@ class Recipe(Record, frozen=True, kw_only=True):
     hidden: int = 4096
     dropout: float = 0.5
     image_size: int = 32
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 64
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
     warmup: float = 0.2
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     precision: Precision = Precision.FP32
     seed: int = 0
 

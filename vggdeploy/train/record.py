@@ -32,7 +32,8 @@ OnProgress = Callable[[Progress], None]
 
 
 class EpochRecord(Record, frozen=True, kw_only=True):
-    """One epoch. ``loss`` and ``train_accuracy`` are means over its steps, dropout on, while the weights changed."""
+    """One epoch. ``loss`` and ``train_accuracy`` are means over its steps, dropout on, while the weights changed; every
+    loss is the cross-entropy without label smoothing."""
 
     epoch: int
     loss: float
