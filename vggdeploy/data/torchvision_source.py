@@ -110,7 +110,7 @@ def _download(dataset: DatasetSpec, kind: Any, root: Path) -> Path:
 def _reason(error: BaseException) -> str:
     """torchvision lists every mirror it tried; the last line that is not empty says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].strip("<>").removeprefix("urlopen error ") if lines else type(error).__name__
 
 
 @contextmanager

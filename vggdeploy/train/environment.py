@@ -28,7 +28,10 @@ def pick_device(device: Device | None) -> torch.device:
 def check_writable(target: Path) -> None:
     """Find out before the work, not after it, that the checkpoint could not be written."""
     parent = next(path for path in target.absolute().parents if path.exists())
-    tempfile.TemporaryDirectory(prefix=f".{target.name}.try-", dir=parent).cleanup()
+    try:
+        tempfile.TemporaryDirectory(prefix=f".{target.name}.try-", dir=parent).cleanup()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 @contextmanager
