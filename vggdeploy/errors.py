@@ -32,8 +32,8 @@ class VggdeployError(Exception):
 
     def __init__(self, cause: str, hint: str = "") -> None:
         super().__init__(cause, hint)
-        self.cause = cause
-        self.hint = hint
+        self.cause = one_line(cause)
+        self.hint = one_line(hint)
 
     def __str__(self) -> str:
         return f"{self.cause} — {self.hint}" if self.hint else self.cause
@@ -87,9 +87,20 @@ class MissingDependencyError(IncompatibleError):
     pass
 
 
+def one_line(text: str) -> str:
+    """``text`` as one line that a terminal shows as it is: names in it may come from files that we did not write.
+
+    White space becomes single spaces; control, bidirectional and other unprintable characters are shown escaped.
+    """
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in joined)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in ``known``: it offers the closest match, then the whole list."""
     names = sorted(known)
-    close = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    letters = sorted(name.lower())
+    swapped = [known for known in names if sorted(known) == letters]  # vgg61 is vgg16, not vgg19
+    close = swapped or get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     offer = f"did you mean '{close[0]}'? " if close else ""
     return UsageError(f"unknown {kind} '{name}'", f"{offer}known: {', '.join(names) or 'none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import msgspec
@@ -150,8 +151,21 @@ R = TypeVar("R")
 
 
 def to_json(record: Any) -> bytes:
-    """Indented UTF-8 JSON with a final newline."""
+    """Indented UTF-8 JSON with a final newline.
+
+    Raises:
+        BundleError: a NaN or infinity is in it; JSON has neither, and null would read back as something else.
+    """
+    _refuse_non_finite(msgspec.to_builtins(record))
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+def _refuse_non_finite(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BundleError(f"{value} cannot be written as JSON", "find what was measured as that: run with --debug")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for part in inside:
+        _refuse_non_finite(part)
 
 
 def from_json(data: bytes, kind: type[R], *, what: str) -> R:
@@ -162,6 +176,6 @@ def from_json(data: bytes, kind: type[R], *, what: str) -> R:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError, UsageError) as error:
         cause = error.cause if isinstance(error, UsageError) else first_line(error)
         raise BundleError(f"{what} cannot be read: {cause}", "restore it from its source") from error

@@ -17,6 +17,10 @@ ARCHITECTURES: dict[str, tuple[tuple[int, int], ...]] = {
     "vgg19": ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)),
 }
 CUSTOM = "custom"
+MAX_SIDE = 4096
+MAX_CLASSES = 1_000_000
+MAX_CHANNELS = 65_536
+MAX_LAYERS = 256
 
 Blocks = tuple[tuple[int, ...], ...]
 
@@ -63,12 +67,21 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             f"image size {self.image_size} does not fit {len(self.blocks)} blocks, each of which halves it",
             f"give a multiple of {step}, at least {step} (for example {max(step, round(self.image_size / step) * step)})",
         )
+        # Far above any network that can be trained, and low enough that a hostile file cannot ask for all memory.
+        check(
+            self.image_size <= MAX_SIDE
+            and self.classes <= MAX_CLASSES
+            and all(c <= MAX_CHANNELS for block in (*self.blocks, self.hidden) for c in block)
+            and sum(len(block) for block in self.blocks) <= MAX_LAYERS,
+            "this network is larger than any VGG",
+            f"at most {MAX_SIDE} pixels, {MAX_CLASSES:,} classes, {MAX_CHANNELS:,} channels, {MAX_LAYERS} convolutions",
+        )
         check(self.in_channels in (1, 3), f"{self.in_channels} input channels", "give 1 (grey) or 3 (RGB)")
         check(self.classes >= 2, f"{self.classes} classes", "a classifier needs at least 2")
         check(all(h >= 1 for h in self.hidden), f"hidden width {self.hidden}", "give at least 1")
         check(0 <= self.dropout < 1, f"dropout {self.dropout}", "give a probability from 0 up to, not including, 1")
         check(
-            math.isfinite(self.width) and self.width > 0, f"width ratio {self.width}", "give a number above 0, such as 0.25"
+            0 < self.width <= MAX_CHANNELS, f"width ratio {self.width}", "give a number above 0, such as 0.25"
         )
         if self.arch != CUSTOM:
             base, bn = split_arch(self.arch)
@@ -96,7 +109,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             UsageError: an unknown name (with the closest match), or a value that makes no network.
         """
         base, batch_norm = split_arch(arch)
-        if not (math.isfinite(width) and width > 0):
+        if not 0 < width <= MAX_CHANNELS:
             raise UsageError(f"width ratio {width}", "give a number above 0, such as 0.25")
         return cls(
             arch=f"{base}_bn" if batch_norm else base,
@@ -154,8 +167,8 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise UsageError(f"image mode '{self.mode}'", "give L (grey) or RGB")
         if self.interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
             raise unknown_name("interpolation", self.interpolation, ("nearest", "bilinear", "bicubic", "lanczos"))
-        if not 1 <= self.crop <= self.resize:
-            raise UsageError(f"crop {self.crop} does not fit resize {self.resize}", "crop is at most resize")
+        if not 1 <= self.crop <= self.resize <= MAX_SIDE:
+            raise UsageError(f"crop {self.crop} does not fit resize {self.resize}", f"1 ≤ crop ≤ resize ≤ {MAX_SIDE}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise UsageError(f"mean/std of {len(self.mean)}/{len(self.std)} channels for mode {self.mode}", "give one each")
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):

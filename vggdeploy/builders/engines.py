@@ -205,7 +205,6 @@ def _unproven(name: str, kind: EngineKind) -> ParityRecord:
         reason = "built and not run yet (vggdeploy verify)"
     else:
         reason = (
-            f"built where it cannot run: {here.reason}; "
-            "the golden pair in the bundle proves it on the target machine (vggdeploy verify)"
+            f"built where it cannot run ({here.reason}); the golden pair proves it on its GPU: vggdeploy verify"
         )
     return ParityRecord(variant=name, backend=kind.name, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,))

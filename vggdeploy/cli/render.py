@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vggdeploy.errors import one_line
 from vggdeploy.records import to_json
 from vggdeploy.types import Verdict
 
@@ -29,9 +30,9 @@ LIGHTS = {
 
 def error_line(cause: str, hint: str) -> None:
     """One line of cause, one of remedy, on stderr."""
-    err.print(f"[bold red]error:[/] {escape(' '.join(cause.split()))}")
+    err.print(f"[bold red]error:[/] {escape(one_line(cause))}")
     if hint:
-        err.print(f"[bold]  fix:[/] {escape(' '.join(hint.split()))}")
+        err.print(f"[bold]  fix:[/] {escape(one_line(hint))}")
 
 
 def emit_json(record: Any) -> None:

@@ -10,6 +10,7 @@ from vggdeploy.bundle import Bundle, PrecisionProof, Variant
 from vggdeploy.cli.render import LIGHTS, note, out, size_text, table
 from vggdeploy.diagnosis import Diagnosis
 from vggdeploy.engine import Prediction
+from vggdeploy.errors import one_line
 from vggdeploy.machine import fingerprint
 from vggdeploy.records import BenchReport, ParityRecord, ParityReport
 from vggdeploy.selection import Choice
@@ -144,5 +145,5 @@ def doctor_table(found: Diagnosis) -> None:
 
 def prediction_line(name: str, predictions: Sequence[Prediction]) -> None:
     """One image: its best answers."""
-    answers = ", ".join(f"{escape(p.label)} {p.probability:.1%}" for p in predictions)
-    out.print(f"{escape(name)}: {answers}")
+    answers = ", ".join(f"{escape(one_line(p.label))} {p.probability:.1%}" for p in predictions)
+    out.print(f"{escape(one_line(name))}: {answers}")

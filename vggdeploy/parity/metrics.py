@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ class OutputStats:
         if self._reference_sq > 0:
             relative = float(np.sqrt(self._error_sq / self._reference_sq))
         else:
-            relative = 0.0 if self._error_sq == 0 else float("inf")
+            # JSON has no infinity: the largest double stands for a distance from nothing at all.
+            relative = 0.0 if self._error_sq == 0 else sys.float_info.max
         return OutputParity(
             output=self.output,
             samples=self.samples,

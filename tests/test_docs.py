@@ -1,0 +1,77 @@
+"""What the README and docs/ say is run: every Python block, every vggdeploy command, every link."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vggdeploy.cli.app import run
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"(?P<skip><!-- not run: [^\n]+-->\n)?```(?P<kind>python|console)\n(?P<text>.*?)```", re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+
+
+@pytest.fixture(scope="module")
+def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the README's first command has just been run."""
+    home = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [sys.executable, "-m", "vggdeploy", "demo", "--seconds", "0.1"],
+        cwd=home, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (home / "demo.txt").write_text(done.stdout)
+    return home
+
+
+def test_the_demo_ends_with_the_table_the_bundle_and_the_next_commands(demo_home: Path) -> None:
+    shown = (demo_home / "demo.txt").read_text()
+    accuracy = re.search(r"test ([\d.]+)%", shown)
+    assert accuracy is not None
+    assert float(accuracy[1]) >= 97
+    ending = shown[shown.index("bundle: artifacts/demo/bundle") :]
+    for variant in ("torch-fp32", "onnx-fp32", "onnx-fp16", "torchscript-fp32", "tensorrt-rtx-fp16"):
+        assert variant in ending
+    assert "unproven here" in ending  # no GPU here: an engine that did not run is never a pass
+    assert (demo_home / "artifacts/demo/bundle/manifest.json").is_file()
+
+
+def test_the_demo_can_be_run_again(demo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "again"
+    shutil.copytree(demo_home, home)
+    monkeypatch.chdir(home)
+    assert run(["demo", "--seconds", "0.05", "--epochs", "4"]) in (0, 4)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_page_shows_works(
+    page: Path, demo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [m for m in _BLOCK.finditer(page.read_text()) if not m["skip"]]
+    home = tmp_path / "home"
+    if blocks:
+        shutil.copytree(demo_home, home)
+        monkeypatch.chdir(home)
+    names: dict[str, object] = {}
+    for block in blocks:
+        if block["kind"] == "python":
+            exec(compile(block["text"], str(page), "exec"), names)  # noqa: S102  # our own documentation
+            continue
+        for line in block["text"].replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["vggdeploy"]:
+                assert run(words[1:]) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not broken
