@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import ParityError, UsageError, VggdeployError
+from vggdeploy.features import embedding
 from vggdeploy.parity import check_golden
 from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
 from vggdeploy.runtime import CheckedSession, open_session
+from vggdeploy.runtime.batches import run_batch
 from vggdeploy.runtime.registry import backend_for, default_device
 from vggdeploy.selection import select
 from vggdeploy.types import Device, Verdict
@@ -69,16 +72,22 @@ class Engine:
         """
         return self._run(feeds)
 
-    def classify(self, images: ImageLike | Sequence[ImageLike], *, top: int = 5) -> list[Any]:
+    def run_prepared(self, batch: NDArray[np.uint8]) -> dict[str, Array]:
+        """Images as `vggdeploy.preprocess.prepare_batch` makes them, ``uint8 [N, H, W, C]``, through the graph."""
+        manifest = self.bundle.manifest
+        feed: Array = batch if manifest.input.dtype == "uint8" else normalise(batch, manifest.preprocess)
+        return run_batch(self._session, feed)
+
+    def classify(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[Any]:
         """Labels and probabilities, best first.
 
         Args:
-            images: one image (path, bytes, PIL image, ``uint8`` array ``[H, W(, C)]``), or a sequence of images
-                (a ``uint8`` array ``[N, H, W, C]`` is one).
+            images: one image (path, bytes, PIL image, ``uint8`` array ``[H, W(, C)]``), or several: a sequence, a
+                generator, a ``uint8`` array ``[N, H, W, C]``.
             top: how many answers an image; at most the number of classes.
 
         Returns:
-            For one image a list of `Prediction`; for a sequence a list of such lists, in its order.
+            For one image a list of `Prediction`; for several a list of such lists, in their order.
 
         Raises:
             InputError: an image that cannot be used.
@@ -86,29 +95,52 @@ class Engine:
         """
         if top < 1:
             raise UsageError(f"top={top}", "ask for at least 1")
-        one = _is_one(images)
-        answers = [
-            self._predictions(row, top) for scores in self._scores([images] if one else images) for row in scores
-        ]
-        return answers[0] if one else answers
+        answers = [self._predictions(row, top) for scores in self._scores(images) for row in scores]
+        return answers[0] if _is_one(images) else answers
+
+    def embed(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        output: str | None = None,
+        pool: str = "avg",
+        normalise: bool = False,
+    ) -> NDArray[np.float32]:
+        """One vector an image, from a named output of the graph.
+
+        Args:
+            images: one image or several, as in `classify`. Of a generator only a batch is in memory at a time.
+            output: ``fc7``, ``pool5``, … of those that the bundle was exported with. Default: ``fc7`` where it is, else
+                the only output that is no class score.
+            pool: what makes a vector of a feature map ``[C, H, W]``: ``avg`` or ``max`` over all positions, or ``none``.
+            normalise: divide each vector by its Euclidean length (a zero vector stays zero).
+
+        Returns:
+            ``float32 [N, D]``, in the order of the images; N is 1 for one image. ``[N, C, H, W]`` for a feature map
+            with ``pool="none"``.
+
+        Raises:
+            InputError: an image that cannot be used.
+            UsageError: an output or a pool that there is not.
+        """
+        vectors = embedding(self.bundle.manifest.outputs, output, pool=pool, normalise=normalise)
+        parts = [vectors(found) for found in self._batches(images)]
+        return np.concatenate([vectors.empty(), *parts])
 
     def _scores(self, images: Any) -> list[Array]:
         names = {spec.name for spec in self.bundle.manifest.outputs}
         if not names & {"logits", "probabilities"}:
-            raise UsageError("this bundle has no class scores", "export it with --outputs logits, or call engine.run")
+            raise UsageError(
+                f"this bundle has no class scores, only {', '.join(sorted(names))}",
+                "for features: vggdeploy embed, or engine.embed; for classes export it again with --outputs logits,…",
+            )
         ready = "probabilities" in names
         return [o["probabilities"] if ready else softmax(o["logits"]) for o in self._batches(images)]
 
-    def _batches(self, images: Any) -> list[dict[str, Array]]:
-        manifest = self.bundle.manifest
-        size = self.variant.batch.opt
-        found = []
-        for start in range(0, len(images), size):
-            batch: Array = prepare_batch(images[start : start + size], manifest.preprocess)
-            if manifest.input.dtype != "uint8":
-                batch = normalise(batch, manifest.preprocess)
-            found.append(self.run({manifest.input.name: batch}))
-        return found
+    def _batches(self, images: Any) -> Iterator[dict[str, Array]]:
+        rest = iter([images] if _is_one(images) else images)
+        while batch := list(islice(rest, self.variant.batch.opt)):
+            yield self.run_prepared(prepare_batch(batch, self.bundle.manifest.preprocess))
 
     def _predictions(self, probabilities: Array, top: int) -> list[Prediction]:
         order = np.argsort(-probabilities, kind="stable")[:top]
@@ -121,7 +153,7 @@ class Engine:
 def _is_one(images: Any) -> bool:
     if isinstance(images, np.ndarray):
         return images.ndim != 4
-    return not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray, memoryview))
+    return not isinstance(images, Iterable) or isinstance(images, (str, bytes, bytearray, memoryview))
 
 
 def softmax(logits: Array) -> Array:

@@ -18,7 +18,8 @@ class Deployable(nn.Module):
     Args:
         model: the network. Its own dtype (``.half()``) is the precision of the computation.
         preprocess: mean and std, which become a multiplication and an addition in FP32.
-        outputs: names, see `vggdeploy.model.outputs`. What they do not need is not computed.
+        outputs: names, see `vggdeploy.model.outputs`. What they do not need is not even here: a traced file would carry
+            its weights.
         input_dtype: ``"uint8"`` for ``[N, H, W, C]`` pixels; ``"float32"`` for normalised ``[N, C, H, W]``.
     """
 
@@ -33,10 +34,12 @@ class Deployable(nn.Module):
         known = output_layers(model.spec)
         self.names = tuple(outputs)
         self.pixels = input_dtype == "uint8"
-        self.features = model.features
-        self.classifier = model.classifier
+        last = max((known[name] for name in outputs), key=lambda layer: (layer.part == "classifier", layer.index))
+        whole = last.part == "classifier"
+        # A slice of a Sequential shares its modules and keeps their keys.
+        self.features = model.features if whole else model.features[: last.index + 1]
+        self.classifier = model.classifier[: last.index + 1 if whole else 0]
         self._taps = {known[name].key: name for name in outputs if name not in (LOGITS, PROBABILITIES)}
-        self._last = max((known[name] for name in outputs), key=lambda layer: (layer.part == "classifier", layer.index))
         shape = (1, preprocess.channels, 1, 1)
         self.register_buffer("scale", torch.tensor(preprocess.scale).reshape(shape), persistent=False)
         self.register_buffer("shift", torch.tensor(preprocess.shift).reshape(shape), persistent=False)
@@ -49,17 +52,13 @@ class Deployable(nn.Module):
         x = x.to(next(self.features.parameters()).dtype)
         found: dict[str, Tensor] = {}
         for part, modules in (("features", self.features), ("classifier", self.classifier)):
-            if part == "classifier":
-                if self._last.part == "features":
-                    break
+            if part == "classifier" and len(modules):
                 x = torch.flatten(x, 1)
             for index, module in enumerate(modules):
                 x = module(x)
                 name = self._taps.get(f"{part}.{index}")
                 if name is not None:
                     found[name] = x.clone() if self._overwritten(modules, index) else x
-                if part == self._last.part and index == self._last.index:
-                    break
         if LOGITS in self.names or PROBABILITIES in self.names:
             found[LOGITS] = x
         if PROBABILITIES in self.names:

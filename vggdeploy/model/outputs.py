@@ -22,7 +22,9 @@ def output_layers(spec: ModelSpec) -> dict[str, Layer]:
     """Output name → the layer after which it is taken, in the network's order."""
     found: dict[str, Layer] = {}
     for layer in layers_of(spec):
-        if (layer.kind in ("relu", "pool") and layer.part == "features") or (layer.kind == "conv" and not spec.batch_norm):
+        if (layer.kind in ("relu", "pool") and layer.part == "features") or (
+            layer.kind == "conv" and not spec.batch_norm
+        ):
             found[layer.name] = layer
         elif layer.kind == "batch_norm":
             found[layer.name.replace("bn", "conv")] = layer

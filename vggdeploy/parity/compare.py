@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,24 @@ from vggdeploy.errors import VggdeployError
 from vggdeploy.parity.metrics import OutputStats, flip_count, top1
 from vggdeploy.records import FlipCount, OutputParity, ParityRecord, Thresholds
 from vggdeploy.runtime import CheckedSession, backend_for
-from vggdeploy.types import Device, Verdict
+from vggdeploy.runtime.batches import run_batch
+from vggdeploy.types import Device, TensorSpec, Verdict
 
 Array = NDArray[Any]
 Progress = Callable[[int], None]
 GOLDEN = "golden pair"
+# A feature map of one image can have more values than the class scores of ten thousand: what is kept is bounded.
+KEPT_BYTES = 256 * 2**20  # of the reference's outputs
+BATCH_BYTES = 64 * 2**20  # of one batch's outputs
+COMPARED_VALUES = 4 * 2**20  # at once: comparing takes five FP64 copies
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs with the reference's outputs for them, and the true labels where there are any."""
+    """Inputs with the reference's outputs for them, and the true labels where there are any.
+
+    Each output is that of the first images, of as many as it has rows: of large feature maps those are few.
+    """
 
     images: Array
     outputs: dict[str, Array]
@@ -41,9 +50,9 @@ def batches(images: Array, size: int) -> Iterator[Array]:
 
 def run_all(session: CheckedSession, images: Array, on_progress: Progress | None = None) -> Iterator[dict[str, Array]]:
     """The session's outputs for ``images``, a batch at a time."""
-    name = session.inputs[0].name
-    for batch in batches(images, min(session.batch.opt, session.batch.max)):
-        yield session.run({name: batch})
+    fitting = BATCH_BYTES // sum(map(sample_bytes, session.outputs))
+    for batch in batches(images, max(session.batch.min, min(session.batch.opt, fitting))):
+        yield run_batch(session, batch)
         if on_progress:
             on_progress(len(batch))
 
@@ -56,10 +65,43 @@ def reference_outputs(
     labels: NDArray[np.int64] | None = None,
     on_progress: Progress | None = None,
 ) -> Reference:
-    """Run the reference once; its outputs serve every variant."""
-    parts = list(run_all(session, images, on_progress))
-    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Reference(images=images, outputs=outputs, data=data, labels=labels)
+    """Run the reference once; its outputs serve every variant. Of each output `kept_rows` are kept."""
+    rows = kept_rows(session.outputs, len(images))
+    count = max(rows.values())
+    if count < len(images):
+        images, data = images[:count], f"{data}, the first {count}"
+    outputs = {s.name: np.empty((rows[s.name], *s.item_shape), s.dtype) for s in session.outputs}
+    done = 0
+    for found in run_all(session, images, on_progress):
+        for name, kept in outputs.items():
+            part = kept[done : done + len(found[name])]
+            part[:] = found[name][: len(part)]
+        done += len(found[name])
+    return Reference(images=images, outputs=outputs, data=data, labels=None if labels is None else labels[:count])
+
+
+def sample_bytes(output: TensorSpec) -> int:
+    """Bytes of one sample of an output."""
+    return prod(output.item_shape) * np.dtype(output.dtype).itemsize
+
+
+def kept_rows(outputs: Sequence[TensorSpec], images: int, *, limit: int = KEPT_BYTES) -> dict[str, int]:
+    """Of how many images each output is kept, so that all of them fit into about ``limit`` bytes.
+
+    Small outputs take what they need and the large ones share what is left: so class scores are kept of every image,
+    however large the maps beside them are. Before that, an eighth of the bytes is shared out evenly in rows, one at
+    least: no output has fewer than the golden pair takes.
+    """
+    together = sum(map(sample_bytes, outputs))
+    same = min(images, max(1, limit // 8 // together))
+    left = max(0, limit - same * together)
+    found: dict[str, int] = {}
+    for index, output in enumerate(sorted(outputs, key=sample_bytes)):
+        size = sample_bytes(output)
+        more = min(images - same, left // (len(outputs) - index) // size)
+        found[output.name] = same + more
+        left -= more * size
+    return found
 
 
 def golden_reference(bundle: Bundle) -> Reference:
@@ -98,7 +140,7 @@ def compare(
         for found in run_all(session, reference.images, on_progress):
             size = len(next(iter(found.values())))
             for name, stat in stats.items():
-                stat.update(reference.outputs[name][done : done + size], found[name])
+                _update(stat, reference.outputs[name][done : done + size], found[name])
             chosen = top1(found)
             if chosen is not None:
                 classes.append(chosen)
@@ -110,10 +152,11 @@ def compare(
     flips = None
     accuracy: tuple[float | None, float | None] = (None, None)
     if classes and expected is not None:
-        actual = np.concatenate(classes)
+        actual = np.concatenate(classes)[: len(expected)]
         flips = flip_count(int((actual != expected).sum()), len(actual))
         if reference.labels is not None:
-            accuracy = float((expected == reference.labels).mean()), float((actual == reference.labels).mean())
+            labels = reference.labels[: len(expected)]
+            accuracy = float((expected == labels).mean()), float((actual == labels).mean())
     thresholds = bundle.manifest.thresholds[variant.precision]
     verdict, reasons = judge(outputs, flips, thresholds, golden=reference.is_golden)
     return ParityRecord(
@@ -125,6 +168,14 @@ def compare(
         candidate_accuracy=accuracy[1],
         **about,
     )
+
+
+def _update(stat: OutputStats, reference: Array, candidate: Array) -> None:
+    """Add a batch, a few rows at a time; the reference may have kept fewer rows than the batch has."""
+    step = max(1, COMPARED_VALUES // prod(candidate.shape[1:]))
+    for start in range(0, len(reference), step):
+        stop = min(start + step, len(reference))
+        stat.update(reference[start:stop], candidate[start:stop])
 
 
 def judge(

@@ -39,7 +39,7 @@ def prove(
     if not found.runs:
         return [unproven(variant, f"{found.reason}; {found.fix}", device)]
     on_stage(f"proving {variant.name}")
-    distinct = {r.data: r for r in references if r.data != SYNTHETIC}
+    distinct = {r.data: r for r in references if not r.data.startswith(SYNTHETIC)}
     with open_session(bundle, variant, device=device, threads=threads) as session:
         records = [compare(session, reference, bundle, variant, device) for reference in distinct.values()]
     release_memory()

@@ -9,13 +9,15 @@ from typing import Any
 from vggdeploy.bundle import Bundle, Manifest
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.errors import DataError, MissingDependencyError, UsageError
+from vggdeploy.parity.compare import sample_bytes
 from vggdeploy.parity.synthetic import synthetic_images
 from vggdeploy.preprocess import normalise
 
 DEFAULT_SAMPLES = 1000
 SYNTHETIC = "synthetic"
 GOLDEN_IMAGES = 32
-GOLDEN_BYTES = 4 * 2**20
+GOLDEN_BYTES = 4 * 2**20  # of inputs
+GOLDEN_OUTPUT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,14 @@ def samples_or_synthetic(checkpoint: Checkpoint, limit: int | None, data_dir: Pa
 
 
 def golden_count(about: Checkpoint | Manifest) -> int:
-    """How many images the golden pair holds: enough to tell, and small enough to travel in every bundle."""
-    bytes_each = about.preprocess.crop**2 * about.preprocess.channels
-    return max(2, min(GOLDEN_IMAGES, GOLDEN_BYTES // bytes_each))
+    """How many images the golden pair holds: enough to tell, and small enough to travel in every bundle.
+
+    Of large feature maps that is one image: millions of values, each of which has to be right.
+    """
+    count = max(2, min(GOLDEN_IMAGES, GOLDEN_BYTES // (about.preprocess.crop**2 * about.preprocess.channels)))
+    if isinstance(about, Manifest):
+        count = min(count, GOLDEN_OUTPUT_BYTES // sum(map(sample_bytes, about.outputs)))
+    return max(1, count)
 
 
 def to_input(images: Any, manifest: Manifest) -> Any:
