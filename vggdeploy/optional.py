@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -20,6 +19,8 @@ def installed(module: str) -> bool:
 
 def version(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
+    import importlib.metadata  # 27 ms that only a record of versions should pay
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

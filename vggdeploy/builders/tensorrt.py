@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from vggdeploy.builders import precision as precisions
 from vggdeploy.builders.progress import OnProgress, PhaseTracker, interruptible, monitor_for
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.errors import BuildError, IncompatibleError, UsageError
-from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, tensor_spec, title
+from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, no_collection, tensor_spec, title
 from vggdeploy.types import BatchRange, Precision, TensorSpec
 
 # Sets what only one library has (GPU targets, workspace) on an IBuilderConfig.
@@ -62,10 +63,11 @@ def build_engine(
     cancelled = Event()
     tracker = PhaseTracker(on_progress, cancelled)
     job = _Job(library, source, target, precision, batch, configure, tracker)
-    with interruptible(cancelled):
+    with interruptible(cancelled), no_collection():
         try:
             return job.run()
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # the error may live on; the builder and its memory must not
             if tracker.error is not None:  # the build failed because the caller's own callback did
                 raise tracker.error from error
             error.add_note(f"log of {title(library)}:\n{job.log.text()}")

@@ -20,7 +20,7 @@ from vggdeploy.errors import BundleError, IncompatibleError, IntegrityError, Vgg
 from vggdeploy.optional import require
 from vggdeploy.runtime import cuda
 from vggdeploy.runtime.base import Array, Availability, Source
-from vggdeploy.runtime.tensorrt_api import Log, logger_for, tensor_spec, title
+from vggdeploy.runtime.tensorrt_api import Log, logger_for, no_collection, tensor_spec, title
 from vggdeploy.types import Device, TensorSpec
 
 _AGAIN = "build it again: vggdeploy build BUNDLE"
@@ -75,7 +75,8 @@ class EngineSession:
         unread = [self._read()]
         stack = ExitStack()
         try:
-            self._state = self._open(library, unread, stack)
+            with no_collection():
+                self._state = self._open(library, unread, stack)
         except BaseException as error:
             _release(stack.close, error)
             raise

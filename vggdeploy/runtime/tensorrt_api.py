@@ -5,8 +5,12 @@ The library's module is a parameter everywhere: the three have one API, and two 
 
 from __future__ import annotations
 
+import gc
 import re
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from vggdeploy.types import TensorSpec
@@ -82,6 +86,34 @@ def in_words(message: str) -> str:
     # `Assertion failed: model->Parse(&input): Failed to parse`, `creator && "Plugin not found"`: the end is for people.
     text = re.sub(r"^Assertion failed: .*?\): (?=[A-Z])", "", text)
     return re.sub(r'^[^"]*&& "(.*)"$', r"\1", text) or "it gave no reason"
+
+
+_collection = Lock()
+_holders = 0
+_was_enabled = False
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection while the library works: collected before, off inside, on again after the last user.
+
+    The library logs through Python while it holds its own lock. A collection that starts in there and finds an old
+    builder in a reference cycle frees it, which takes the same lock: the process stands still for ever.
+    """
+    global _holders, _was_enabled  # noqa: PLW0603  # the collector is one for the whole process
+    with _collection:
+        if _holders == 0:
+            gc.collect()
+            _was_enabled = gc.isenabled()
+            gc.disable()
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _collection:
+            _holders -= 1
+            if _holders == 0 and _was_enabled:
+                gc.enable()
 
 
 def logger_for(library: Any, log: Log) -> Any:
