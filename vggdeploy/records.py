@@ -133,6 +133,33 @@ class BenchRow(Record, frozen=True, kw_only=True):
     sha256: str = ""
 
 
+class ScenarioRow(Record, frozen=True, kw_only=True):
+    """One variant under one of LoadGen's scenarios. Latencies are milliseconds a query.
+
+    ``estimate_ms`` is LoadGen's early-stopping estimate (p90 of single_stream, p99 of multi_stream), None where too few
+    queries ran; ``unique_over_same`` the median on distinct samples over that on one repeated sample.
+    """
+
+    variant: str
+    backend: str
+    device: str
+    scenario: str
+    queries: int
+    batch: int
+    target_qps: float | None
+    latency_bound_ms: float | None
+    samples_per_second: float
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    estimate_ms: float | None
+    unique_over_same: float | None
+    verdict: Verdict
+    valid: bool
+    reasons: tuple[str, ...] = ()
+    sha256: str = ""
+
+
 class BenchReport(Record, frozen=True, kw_only=True):
     """What ``vggdeploy bench --json`` prints."""
 
@@ -144,6 +171,7 @@ class BenchReport(Record, frozen=True, kw_only=True):
     data: str
     baseline: str
     rows: tuple[BenchRow, ...]
+    scenarios: tuple[ScenarioRow, ...] = ()
     tools: dict[str, str] = {}
 
 

@@ -69,9 +69,7 @@ def test_a_wrong_output_makes_the_run_invalid(own_bundle: Path) -> None:
     opened = Bundle.open(own_bundle)
     with update_bundle(opened) as draft:
         draft.save_arrays("golden/outputs", {"logits": opened.golden()[1]["logits"] + 9})
-    (row,) = bench_bundle(
-        Bundle.open(own_bundle), variants=["onnx-fp32"], batches=[1], seconds=0.03, rounds=3
-    ).rows
+    (row,) = bench_bundle(Bundle.open(own_bundle), variants=["onnx-fp32"], batches=[1], seconds=0.03, rounds=3).rows
     assert not row.valid
     assert row.verdict is Verdict.FAIL
     assert any("wrong output" in reason for reason in row.reasons)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vggdeploy.bench.load import CpuWatch
+from vggdeploy.bench.load import BUSY_LIMIT, CpuWatch
 from vggdeploy.bench.stats import drift, percentile, ratio_interval
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError
@@ -19,7 +19,6 @@ from vggdeploy.records import BenchRow
 from vggdeploy.runtime import CheckedSession, backend_for, open_session
 from vggdeploy.types import Device, Verdict
 
-BUSY_LIMIT = 0.05  # share of the cores that other processes may use
 DRIFT_LIMIT = 0.25  # spread of the round medians
 MIN_CALLS = 5  # a round
 WARMUP_CALLS = 2  # after each switch: the other backend's threads and caches have to give way
@@ -79,7 +78,7 @@ def measure(
     for batch in batches:
         _check_batch(batch, [v for v, _ in variants], len(images))
         with ExitStack() as stack:
-            candidates = [_open(stack, bundle, v, d, batch, threads) for v, d in variants]
+            candidates = [open_checked(stack, bundle, v, d, batch, threads) for v, d in variants]
             watch = CpuWatch()
             for _ in range(rounds):
                 for candidate in candidates:
@@ -101,7 +100,7 @@ def _check_batch(batch: int, variants: Sequence[Variant], pool: int) -> None:
         raise UsageError(f"batch {batch} needs more distinct images than the {pool} there are", "use a smaller batch")
 
 
-def _open(
+def open_checked(
     stack: ExitStack, bundle: Bundle, variant: Variant, device: Device, batch: int, threads: int | None
 ) -> Candidate:
     start = time.perf_counter_ns()

@@ -7,6 +7,8 @@ import resource
 import time
 from pathlib import Path
 
+BUSY_LIMIT = 0.05  # share of the cores that other processes may use while we measure
+
 
 class CpuWatch:
     """Share of all cores that other processes used between its creation and `others`."""

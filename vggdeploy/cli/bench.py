@@ -19,6 +19,18 @@ def bench(
     device: DeviceName = None,
     seconds: Annotated[float, typer.Option("--seconds", help="Measuring time a variant and batch size.")] = 2.0,
     rounds: Annotated[int, typer.Option("--rounds", help="How often the variants take turns.")] = 7,
+    scenario: Annotated[
+        str,
+        typer.Option(
+            "--scenario", help="MLPerf LoadGen's: single_stream, multi_stream, server, offline; comma-separated."
+        ),
+    ] = "",
+    target_qps: Annotated[
+        float | None, typer.Option("--target-qps", help="Queries a second of the server scenario.")
+    ] = None,
+    latency_bound: Annotated[
+        float | None, typer.Option("--latency-bound", metavar="MS", help="p99 bound of the server scenario in ms.")
+    ] = None,
     threads: Threads = None,
     data: Annotated[str, typer.Option("--data", help="Data set for the inputs. Default: the one trained on.")] = "",
     data_dir: DataDir = None,
@@ -33,7 +45,7 @@ def bench(
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
-    from vggdeploy.cli.options import split_numbers
+    from vggdeploy.cli.options import split_names, split_numbers
     from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.bench import bench_bundle
     from vggdeploy.types import Device, Verdict
@@ -41,6 +53,8 @@ def bench(
     if seconds <= 0 or rounds < 3:
         raise UsageError(f"{seconds} seconds in {rounds} rounds", "give a time above 0 and at least 3 rounds")
     batches = split_numbers(batch)
+    if (target_qps or latency_bound) and "server" not in scenario:
+        raise UsageError("--target-qps and --latency-bound belong to the server scenario", "add --scenario server")
     opened = Bundle.open(bundle)
     with render.progress() as bar:
         task = bar.add_task("measuring", total=None)
@@ -56,13 +70,20 @@ def bench(
             data=data,
             data_dir=data_dir,
             record=record,
+            scenarios=split_names(scenario),
+            target_qps=target_qps,
+            latency_bound_ms=latency_bound,
             on_start=lambda steps: bar.update(task, total=steps),
             on_progress=lambda steps: bar.advance(task, steps),
         )
     if json:
         render.emit_json(report)
+    elif report.scenarios:
+        tables.scenario_table(report)
     else:
         tables.bench_table(report)
-    if any(row.verdict is Verdict.FAIL for row in report.rows):
+    verdicts = {row.verdict for row in report.rows} | {row.verdict for row in report.scenarios}
+    if Verdict.FAIL in verdicts:
         return 3
-    return 4 if require_valid and not all(row.valid for row in report.rows) else 0
+    valid = all(row.valid for row in report.rows) and all(row.valid for row in report.scenarios)
+    return 4 if require_valid and not valid else 0

@@ -12,7 +12,7 @@ from vggdeploy.diagnosis import Diagnosis
 from vggdeploy.engine import Prediction
 from vggdeploy.errors import one_line
 from vggdeploy.machine import fingerprint
-from vggdeploy.records import BenchReport, ParityRecord, ParityReport
+from vggdeploy.records import BenchReport, BenchRow, ParityRecord, ParityReport, ScenarioRow
 from vggdeploy.selection import Choice
 from vggdeploy.types import Verdict
 
@@ -71,16 +71,18 @@ def parity_table(report: ParityReport) -> None:
         accuracy = "–"
         if r.reference_accuracy is not None and r.candidate_accuracy is not None:
             accuracy = f"{r.reference_accuracy:.2%} → {r.candidate_accuracy:.2%}"
-        rows.append([
-            escape(r.variant),
-            LIGHTS[r.verdict],
-            escape(r.data),
-            f"{worst.max_abs:.1e}" if worst else "–",
-            f"{worst.relative_l2:.1e}" if worst else "–",
-            f"{worst.cosine_min:.6f}" if worst else "–",
-            f"{r.flips.flips}/{r.flips.samples} (≤ {r.flips.upper:.1%})" if r.flips else "–",
-            accuracy,
-        ])
+        rows.append(
+            [
+                escape(r.variant),
+                LIGHTS[r.verdict],
+                escape(r.data),
+                f"{worst.max_abs:.1e}" if worst else "–",
+                f"{worst.relative_l2:.1e}" if worst else "–",
+                f"{worst.cosine_min:.6f}" if worst else "–",
+                f"{r.flips.flips}/{r.flips.samples} (≤ {r.flips.upper:.1%})" if r.flips else "–",
+                accuracy,
+            ]
+        )
     columns = ["variant", "verdict", "on", "max |Δ|", "relative L2", "min cosine", "top-1 flips", "accuracy"]
     table(columns, rows, left=3)
     for r in report.variants:
@@ -90,11 +92,7 @@ def parity_table(report: ParityReport) -> None:
 
 def bench_table(report: BenchReport) -> None:
     """Latency and throughput, with the reasons of every row that is not valid."""
-    machine = report.machine
-    out.print(
-        f"[dim]{escape(machine.gpu or machine.cpu)}, {report.threads} threads, {escape(report.data)}; "
-        f"speed is × {escape(report.baseline)}, with its 95% interval[/]"
-    )
+    out.print(_where(report, f"speed is × {escape(report.baseline)}, with its 95% interval"))
     rows = [
         [
             escape(r.variant),
@@ -108,12 +106,44 @@ def bench_table(report: BenchReport) -> None:
         for r in report.rows
     ]
     table(["variant", "parity", "run", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed ×"], rows, left=3)
+    _reasons(report.rows)
+
+
+def scenario_table(report: BenchReport) -> None:
+    """What LoadGen measured, and whether it counts."""
+    out.print(_where(report, "load by MLPerf LoadGen"))
+    rows = [
+        [
+            escape(r.variant),
+            LIGHTS[r.verdict],
+            "[green]valid[/]" if r.valid else "[yellow]invalid[/]",
+            r.scenario,
+            str(r.batch),
+            f"{r.queries:,}",
+            *(f"{t:.3f}" if t is not None else "–" for t in (r.p50_ms, r.p90_ms, r.p99_ms, r.estimate_ms)),
+            f"{r.samples_per_second:,.0f}",
+        ]
+        for r in report.scenarios
+    ]
+    columns = ["variant", "parity", "run", "scenario", "batch", "queries", "p50 ms", "p90 ms", "p99 ms", "estimate ms"]
+    table([*columns, "samples/s"], rows, left=4)
+    _reasons(report.scenarios)
+
+
+def _where(report: BenchReport, rest: str) -> str:
+    machine = report.machine
+    return f"[dim]{escape(machine.gpu or machine.cpu)}, {report.threads} threads, {escape(report.data)}; {rest}[/]"
+
+
+def _reasons(rows: Sequence[BenchRow | ScenarioRow]) -> None:
+    """Each reason once, with the rows it holds for."""
     told: dict[str, list[str]] = {}
-    for r in report.rows:
+    for r in rows:
         for reason in r.reasons:
-            told.setdefault(reason, []).append(f"{r.variant} at {r.batch}")
+            scenario = f", {r.scenario}" if isinstance(r, ScenarioRow) else ""
+            told.setdefault(reason, []).append(f"{r.variant} at {r.batch}{scenario}")
     for reason, where in told.items():
-        print_reason("every row" if len(where) == len(report.rows) else ", ".join(where), reason)
+        print_reason("every row" if len(where) == len(rows) else ", ".join(where), reason)
 
 
 def print_reason(where: str, reason: str) -> None:
@@ -123,7 +153,9 @@ def print_reason(where: str, reason: str) -> None:
 def doctor_table(found: Diagnosis) -> None:
     """Backends on this machine."""
     machine = found.machine
-    out.print(f"[bold]{escape(machine.cpu)}[/], {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.gpu or 'no GPU'}")
+    out.print(
+        f"[bold]{escape(machine.cpu)}[/], {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.gpu or 'no GPU'}"
+    )
     out.print(f"[dim]{' '.join(machine.features)} · {escape(machine.system)} · Python {machine.python}[/]")
     rows = [
         [
