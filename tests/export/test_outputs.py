@@ -153,7 +153,7 @@ def test_what_the_outputs_do_not_need_is_not_shipped(only_features: Bundle, vari
 
 def test_a_bundle_without_scores_verifies_and_is_measured(only_features: Bundle, capsys) -> None:
     assert run(["verify", str(only_features.root), "--samples", "50"]) == 0
-    args = ["bench", str(only_features.root), "--batch", "2", "--seconds", "0.02", "--rounds", "3", "--json"]
+    args = ["bench", str(only_features.root), "--batch", "2", "--seconds", "0.01", "--rounds", "3", "--json"]
     capsys.readouterr()
     assert run(args) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

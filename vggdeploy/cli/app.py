@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vggdeploy._version import __version__
-from vggdeploy.cli import bench, build, demo, doctor, export, inspect, predict, summary, train, verify
+from vggdeploy.cli import bench, build, demo, doctor, embed, export, inspect, predict, summary, train, verify
 from vggdeploy.cli.options import HABITS
 from vggdeploy.errors import EXIT_INTERRUPTED, VggdeployError
 
@@ -36,6 +36,7 @@ for command in (
     verify.verify,
     bench.bench,
     predict.predict,
+    embed.embed,
     inspect.inspect,
     doctor.doctor,
 ):

@@ -1,0 +1,90 @@
+"""``vggdeploy embed``: one vector for each image file, in one file. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggdeploy.cli.options import BundlePath, DeviceName, Json, Threads
+
+
+def embed(
+    bundle: BundlePath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or directories of them.")],
+    target: Annotated[Path | None, typer.Option("-o", help="The file to write: NAME.parquet or NAME.npy.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="The graph output. Default: fc7, or the only one that is no class score."),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool", help="What makes a vector of a feature map: avg, max or none (all its values). Default: avg."
+        ),
+    ] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", "--normalize", help="Divide each vector by its length (L2).")
+    ] = False,
+    batch: Annotated[int | None, typer.Option("--batch", help="Images a run. Default: the variant's optimum.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with exit code 1 at the first image that cannot be used.")
+    ] = False,
+    backend: Annotated[str, typer.Option("--backend", help="A backend's name, or auto.")] = "auto",
+    variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant.")] = None,
+    device: DeviceName = None,
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that stands there.")] = False,
+    json: Json = False,
+) -> None:
+    """Embed any number of images in constant memory. An image that cannot be used is reported and skipped."""
+    from rich.markup import escape
+
+    from vggdeploy.cli import render
+    from vggdeploy.engine import load
+    from vggdeploy.pipeline.embed import embed_files
+    from vggdeploy.pipeline.vectors import check_target
+
+    file = _file(target, output)
+    check_target(file, overwrite=force)  # before the bundle's hundreds of megabytes are hashed
+    with (
+        load(bundle, backend=backend, variant=variant, device=device, threads=threads) as engine,
+        render.progress() as bar,
+    ):
+        task = bar.add_task("embedding", total=None)
+        report = embed_files(
+            engine,
+            images,
+            file,
+            output=output,
+            pool=pool,
+            normalise=normalise,
+            batch=batch,
+            strict=strict,
+            overwrite=force,
+            on_start=lambda total: bar.update(task, total=total),
+            on_progress=lambda count: bar.advance(task, count),
+            on_skip=lambda error: render.error_line(f"skipped: {error.cause}", error.hint),
+        )
+    if json:
+        render.emit_json(report)
+        return
+    what = f"{report.output}{' of unit length' if normalise else ''}, {report.variant} on {report.device}"
+    render.out.print(
+        f"[bold]{escape(str(file))}[/]  {report.images:,} × {' × '.join(map(str, report.shape))}, {escape(what)}"
+    )
+    skipped = f", [yellow]{report.skipped:,} skipped[/]" if report.skipped else ""
+    render.note(f"[dim]{report.images_per_second:,.0f} images/s[/]{skipped}")
+
+
+def _file(target: Path | None, output: str | None) -> Path:
+    """The file to write. Other commands have --output for it; here that names a graph output."""
+    from vggdeploy.errors import UsageError
+    from vggdeploy.pipeline.vectors import SUFFIXES
+
+    if output and output.lower().endswith(SUFFIXES):
+        raise UsageError("--output names a graph output here", f"the file is given with -o: -o {output}")
+    if target is None:
+        raise UsageError("no file to write is given", "add -o vectors.parquet or -o vectors.npy")
+    return target

@@ -1,0 +1,224 @@
+"""Image files → vectors in a file, of any number, in constant memory. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vggdeploy.engine import Engine
+from vggdeploy.errors import InputError, UsageError
+from vggdeploy.features import embedding
+from vggdeploy.pipeline.vectors import check_target, vector_file
+from vggdeploy.preprocess import SUFFIXES, describe, prepare
+from vggdeploy.records import SCHEMA_VERSION, Record
+
+MAX_WORKERS = 8  # decoding is the smaller part of the work: more threads only take cores from the session
+LISTED = 1000  # skipped images that a report names; it counts the others
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Skipped(Record, frozen=True, kw_only=True):
+    """An image that could not be used, and why."""
+
+    image: str
+    cause: str
+
+
+class EmbedReport(Record, frozen=True, kw_only=True):
+    """What ``vggdeploy embed --json`` prints. ``skipped_images`` names the first `LISTED` of the ``skipped``."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    variant: str
+    device: str
+    output: str
+    pool: str | None
+    normalised: bool
+    file: str
+    shape: tuple[int, ...]
+    images: int
+    skipped: int
+    skipped_images: tuple[Skipped, ...]
+    seconds: float
+    images_per_second: float
+
+
+def embed_files(
+    engine: Engine,
+    sources: Sequence[Path],
+    target: Path,
+    *,
+    output: str | None = None,
+    pool: str | None = None,
+    normalise: bool = False,
+    batch: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    on_start: Callable[[int], None] = lambda images: None,
+    on_progress: Callable[[int], None] = lambda images: None,
+    on_skip: Callable[[InputError], None] = lambda error: None,
+) -> EmbedReport:
+    """Embed image files and write one row each, in the order of `walk_images`.
+
+    Threads decode and resize the next images while the session runs a batch. An image that cannot be used is reported
+    and has no row.
+
+    Args:
+        sources: image files, and directories that are searched for them.
+        target: ``.parquet`` or ``.npy``, see `vggdeploy.pipeline.vectors`. It appears when it is complete.
+        output, pool, normalise: as in `Engine.embed`; a pool for an output that is no feature map is refused.
+        batch: images a run of the session. Default: what the variant is optimised for.
+        strict: the first image that cannot be used ends everything, and nothing is written.
+        on_start, on_progress: called with the number of images that there are, and of those that are done.
+        on_skip: called with the error of each image that is skipped.
+
+    Raises:
+        InputError: a source that does not exist, no image at all, none that can be used; with ``strict`` any error.
+        UsageError: an output, pool or batch that there is not; a target that may not be written.
+        MissingDependencyError: a ``.parquet`` target without pyarrow.
+    """
+    started = time.monotonic()
+    manifest = engine.bundle.manifest
+    vectors = embedding(manifest.outputs, output, pool=pool or "avg", normalise=normalise)
+    if pool and not vectors.is_map:
+        raise UsageError(f"'{vectors.output.name}' is a vector already: there is nothing to pool", "leave the pool out")
+    size = _batch_size(engine, batch)
+    check_target(target, overwrite=overwrite)
+    on_start(count_images(sources))
+    about = {
+        "schema_version": SCHEMA_VERSION,
+        "bundle": manifest.name,
+        "bundle_digest": manifest.digest,
+        "variant": engine.variant.name,
+        "output": vectors.output.name,
+        "pool": vectors.pool if vectors.is_map else None,
+        "normalised": normalise,
+    }
+    written = skipped = 0
+    listed: list[Skipped] = []
+    names: list[str] = []
+    images: list[Any] = []
+    with vector_file(target, shape=vectors.shape, about=about, overwrite=overwrite) as add:
+
+        def run() -> None:
+            nonlocal written
+            add(names, vectors(engine.run_prepared(np.stack(images))))
+            written += len(names)
+            on_progress(len(names))
+            names.clear()
+            images.clear()
+
+        for path, prepared in in_order(
+            partial(prepare, spec=manifest.preprocess), walk_images(sources), ahead=2 * size
+        ):
+            try:
+                images.append(prepared.result())
+            except InputError as error:
+                if strict:
+                    raise
+                skipped += 1
+                if len(listed) < LISTED:
+                    listed.append(Skipped(image=describe(path), cause=error.cause))
+                on_skip(error)
+                on_progress(1)
+                continue
+            names.append(str(path))
+            if len(names) == size:
+                run()
+        if names:
+            run()
+        if not written:
+            raise InputError(f"none of the {skipped} images can be used", "nothing was written; see the error of each")
+    seconds = time.monotonic() - started
+    return EmbedReport(
+        bundle=str(engine.bundle.root),
+        variant=engine.variant.name,
+        device=str(engine.device),
+        output=vectors.output.name,
+        pool=vectors.pool if vectors.is_map else None,
+        normalised=normalise,
+        file=str(target),
+        shape=vectors.shape,
+        images=written,
+        skipped=skipped,
+        skipped_images=tuple(listed),
+        seconds=round(seconds, 3),
+        images_per_second=round(written / seconds, 1),
+    )
+
+
+def _batch_size(engine: Engine, batch: int | None) -> int:
+    accepted = engine.variant.batch
+    if batch is not None and not 1 <= batch <= accepted.max:
+        raise UsageError(f"batch {batch} is outside 1…{accepted.max} of {engine.variant.name}", "choose one inside")
+    return batch or accepted.opt
+
+
+def walk_images(sources: Iterable[Path]) -> Iterator[Path]:
+    """Files as given, and every image file below a directory, in the order of `vggdeploy.preprocess.find_images`.
+
+    One directory's names are in memory at a time. One that cannot be read is yielded itself: as an image it is an error.
+    """
+    for source in sources:
+        if source.is_dir():
+            yield from _walk(source)
+        else:
+            yield source
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError:
+        yield directory
+        return
+    for name, is_directory in found:
+        path = directory / name
+        if is_directory:
+            yield from _walk(path)
+        elif path.suffix.lower() in SUFFIXES and path.is_file():
+            yield path
+
+
+def count_images(sources: Iterable[Path]) -> int:
+    """How many images there are, found out before the work starts.
+
+    Raises:
+        InputError: a source that does not exist, or a directory without images.
+    """
+    total = 0
+    for source in sources:
+        if not source.exists():
+            raise InputError(f"{describe(source)} does not exist", "give the path of an image file or of a directory")
+        count = sum(1 for _ in walk_images([source]))
+        if not count:
+            raise InputError(f"{describe(source)} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
+        total += count
+    return total
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[tuple[T, Future[R]]]:
+    """Each item with its result, computed on a few threads at most ``ahead`` items before it is asked for."""
+    workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
