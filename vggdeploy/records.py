@@ -24,11 +24,14 @@ class Thresholds(Record, frozen=True, kw_only=True):
     ``relative_l2``: ‖candidate − reference‖₂ / ‖reference‖₂ over all samples of an output, at most this.
     ``cosine``: the smallest per-sample cosine similarity, at least this.
     ``flip_rate``: share of samples whose top-1 class may change; judged by its 95% Clopper–Pearson bounds.
+    ``accuracy_drop``: how much lower the task accuracy may be, as a fraction; judged by its 95% paired bounds, and only
+    where it is asked for: half a point takes more than a thousand labelled images to promise.
     """
 
     relative_l2: float
     cosine: float
     flip_rate: float
+    accuracy_drop: float | None = None
 
 
 # FP32 engines differ by summation order only; FP16 carries 11 significand bits through up to 19 layers; INT8 carries 8.
@@ -41,7 +44,11 @@ DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
 
 
 class OutputParity(Record, frozen=True, kw_only=True):
-    """How one output of a variant compares with the reference over ``samples`` samples."""
+    """How one output of a variant compares with the reference over ``samples`` samples.
+
+    ``snr_db`` is the reference's energy over the error's, in decibels; None without any error. ``tolerance`` is the
+    smallest t for which |candidate − reference| ≤ t + t·|reference| holds everywhere (NumPy's allclose, both at t).
+    """
 
     output: str
     samples: int
@@ -50,6 +57,8 @@ class OutputParity(Record, frozen=True, kw_only=True):
     relative_l2: float
     cosine_min: float
     cosine_mean: float
+    snr_db: float | None = None
+    tolerance: float | None = None
 
 
 class FlipCount(Record, frozen=True, kw_only=True):
@@ -59,6 +68,22 @@ class FlipCount(Record, frozen=True, kw_only=True):
     samples: int
     lower: float
     upper: float
+
+
+class AccuracyDrop(Record, frozen=True, kw_only=True):
+    """Task accuracy of both on the same labelled samples, as a difference of paired proportions (fractions).
+
+    ``lost``: samples that only the reference got right; ``won``: only the candidate. ``drop`` is reference − candidate,
+    with one-sided 95% bounds (Bonett & Price 2012); ``p_value`` is McNemar's exact test that neither is better.
+    """
+
+    lost: int
+    won: int
+    samples: int
+    drop: float
+    lower: float
+    upper: float
+    p_value: float
 
 
 class ParityRecord(Record, frozen=True, kw_only=True):
@@ -72,6 +97,8 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     data: str = ""
     outputs: tuple[OutputParity, ...] = ()
     flips: FlipCount | None = None
+    top5_flips: FlipCount | None = None
+    drop: AccuracyDrop | None = None
     reference_accuracy: float | None = None
     candidate_accuracy: float | None = None
     sha256: str = ""

@@ -10,7 +10,16 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from vggdeploy.parity.compare import judge
-from vggdeploy.parity.metrics import OutputStats, clopper_pearson, cosine, flip_count, top1
+from vggdeploy.parity.metrics import (
+    OutputStats,
+    accuracy_drop,
+    clopper_pearson,
+    cosine,
+    flip_count,
+    samples_to_decide,
+    top1,
+    top5,
+)
 from vggdeploy.records import DEFAULT_THRESHOLDS, OutputParity
 from vggdeploy.types import Verdict
 
@@ -25,7 +34,8 @@ def parity(relative_l2: float = 0.0, cosine_min: float = 1.0) -> OutputParity:
 
 
 @pytest.mark.parametrize(
-    ("successes", "samples"), [(0, 1), (0, 359), (1, 10), (5, 10), (10, 10), (3, 10_000), (9_999, 10_000), (700, 60_000)]
+    ("successes", "samples"),
+    [(0, 1), (0, 359), (1, 10), (5, 10), (10, 10), (3, 10_000), (9_999, 10_000), (700, 60_000)],
 )
 def test_the_bounds_are_clopper_and_pearsons(successes: int, samples: int) -> None:
     lower, upper = clopper_pearson(successes, samples)
@@ -129,7 +139,7 @@ def test_nan_distances_fail() -> None:
 def test_too_few_samples_are_inconclusive() -> None:
     verdict, reasons = judge((parity(),), flip_count(0, 50), FP16)
     assert verdict is Verdict.INCONCLUSIVE
-    assert "look at more images" in reasons[0]
+    assert "look at 299 images" in reasons[0]
 
 
 def test_more_flips_than_chance_allows_fail() -> None:
@@ -138,3 +148,100 @@ def test_more_flips_than_chance_allows_fail() -> None:
 
 def test_the_golden_pair_promises_nothing_about_flips() -> None:
     assert judge((parity(),), flip_count(0, 8), FP16, golden=True)[0] is Verdict.PASS
+
+
+def test_snr_and_tolerance_have_their_known_values() -> None:
+    found = OutputStats("x")
+    found.update(np.float32([[10, 0]]), np.float32([[10, 1]]))
+    result = found.result()
+    assert result.snr_db == pytest.approx(20)  # 10·log10(100 / 1)
+    assert result.tolerance == 1  # |Δ| = 1 where the reference is 0
+    np.testing.assert_allclose([10, 1], [10, 0], rtol=result.tolerance, atol=result.tolerance)
+
+
+def test_without_error_there_is_no_snr() -> None:
+    found = OutputStats("x")
+    found.update(np.ones((1, 3)), np.ones((1, 3)))
+    assert found.result().snr_db is None
+
+
+@given(arrays(np.float32, (3, 4), elements=finite), arrays(np.float32, (3, 4), elements=finite))
+def test_the_tolerance_is_the_smallest_that_allclose_accepts(a: np.ndarray, b: np.ndarray) -> None:
+    found = OutputStats("x")
+    found.update(a, b)
+    t = found.result().tolerance
+    assert t is not None
+    wide = a.astype(np.float64), b.astype(np.float64)
+    assert np.allclose(wide[1], wide[0], rtol=t * (1 + 1e-9), atol=t * (1 + 1e-9) + 1e-300)
+    if t > 0:
+        assert not np.allclose(wide[1], wide[0], rtol=t * 0.999, atol=t * 0.999)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    reference = np.array([True] * 9 + [False] * 1 + [True] * 90)
+    candidate = np.array([False] * 9 + [True] * 1 + [True] * 90)
+    found = accuracy_drop(reference, candidate)
+    assert (found.lost, found.won, found.samples) == (9, 1, 100)
+    assert found.drop == pytest.approx(0.08)
+    assert found.p_value == pytest.approx(stats.binomtest(1, 10, 0.5).pvalue)
+
+
+def test_the_drops_interval_is_bonett_and_prices() -> None:
+    # b = 9, c = 1, n = 100: p̃ = 10/102 and 2/102, d̃ = 8/102, se = √((12/102 − (8/102)²) / 102), by hand.
+    reference = np.array([True] * 9 + [False] * 1 + [True] * 90)
+    candidate = np.array([False] * 9 + [True] * 1 + [True] * 90)
+    found = accuracy_drop(reference, candidate)
+    half = 1.6448536 * np.sqrt((12 / 102 - (8 / 102) ** 2) / 102)
+    assert (found.lower, found.upper) == pytest.approx((8 / 102 - half, 8 / 102 + half))
+
+
+def test_the_drops_bounds_hold_as_often_as_they_say() -> None:
+    random = np.random.default_rng(3)
+    truth = 0.90 - 0.88
+    held = 0
+    for _ in range(400):
+        right = random.random((2, 500)) < np.array([[0.90], [0.88]])
+        held += accuracy_drop(right[0], right[1]).upper >= truth
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_equal_answers_prove_nothing_and_lose_nothing() -> None:
+    same = np.array([True, False, True])
+    found = accuracy_drop(same, same)
+    assert (found.drop, found.p_value) == (0, 1)
+
+
+@pytest.mark.parametrize(("flips", "samples", "limit"), [(0, 50, 0.01), (1, 200, 0.01), (3, 1000, 0.005), (0, 5, 0.3)])
+def test_the_number_that_decides_is_the_smallest(flips: int, samples: int, limit: float) -> None:
+    needed = samples_to_decide(flips, samples, limit)
+    assert needed is not None
+    rate = flips / samples
+    assert clopper_pearson(round(rate * needed), needed)[1] <= limit
+
+
+def test_no_flips_need_what_the_rule_of_three_says() -> None:
+    assert samples_to_decide(0, 50, 0.01) == 299  # (1 − 0.01)^299 < 0.05 < (1 − 0.01)^298
+
+
+def test_a_rate_at_the_limit_cannot_be_decided() -> None:
+    assert samples_to_decide(5, 100, 0.05) is None
+
+
+def test_an_accuracy_limit_is_judged_by_the_paired_bounds() -> None:
+    limit = DEFAULT_THRESHOLDS["fp16"].__class__(relative_l2=1, cosine=-1, flip_rate=1, accuracy_drop=0.02)
+    right = np.ones(2000, bool)
+    worse = right.copy()
+    worse[:200] = False
+    flips = flip_count(0, 2000)
+    assert judge((parity(),), flips, limit, drop=accuracy_drop(right, right))[0] is Verdict.PASS
+    assert judge((parity(),), flips, limit, drop=accuracy_drop(right, worse))[0] is Verdict.FAIL
+    few = judge((parity(),), flips, limit, drop=accuracy_drop(right[:30], right[:30]))
+    assert few[0] is Verdict.INCONCLUSIVE
+    assert judge((parity(),), flips, limit)[0] is Verdict.INCONCLUSIVE
+
+
+def test_top5_needs_more_than_five_classes() -> None:
+    assert top5({"logits": np.zeros((2, 5))}) is None
+    found = top5({"logits": np.arange(12.0)[None]})
+    assert found is not None
+    assert set(found[0]) == {7, 8, 9, 10, 11}

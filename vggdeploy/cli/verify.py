@@ -14,6 +14,16 @@ def verify(
     variant: Annotated[list[str] | None, typer.Option("--variant", help="Only this variant; may be repeated.")] = None,
     data: Annotated[str, typer.Option("--data", help="Data set to prove on. Default: the one trained on.")] = "",
     samples: Annotated[int, typer.Option("--samples", help="Test images to prove on.")] = 1000,
+    max_flips: Annotated[
+        float | None, typer.Option("--max-flips", metavar="PERCENT", help="Top-1 classes that may change.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option("--max-accuracy-drop", metavar="POINTS", help="Percentage points of accuracy to lose."),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Largest relative L2 distance of an output.")
+    ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
     record: Annotated[bool, typer.Option("--record", help="Write the verdicts to the bundle's manifest.")] = False,
@@ -22,9 +32,14 @@ def verify(
     """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
-    from vggdeploy.pipeline.prove import exit_code, verify_bundle
+    from vggdeploy.pipeline.prove import Limits, exit_code, verify_bundle
     from vggdeploy.types import Verdict
 
+    limits = Limits(
+        relative_l2=tolerance,
+        flip_rate=None if max_flips is None else max_flips / 100,
+        accuracy_drop=None if max_accuracy_drop is None else max_accuracy_drop / 100,
+    )
     opened = Bundle.open(bundle)
     with render.stages() as stage:
         report = verify_bundle(
@@ -35,6 +50,7 @@ def verify(
             data_dir=data_dir,
             threads=threads,
             record=record,
+            limits=limits,
             on_stage=stage,
         )
     if json:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
-from vggdeploy.parity.metrics import OutputStats, flip_count, top1
-from vggdeploy.records import FlipCount, OutputParity, ParityRecord, Thresholds
+from vggdeploy.parity.metrics import OutputStats, accuracy_drop, flip_count, samples_to_decide, top1, top5
+from vggdeploy.records import AccuracyDrop, FlipCount, OutputParity, ParityRecord, Thresholds
 from vggdeploy.runtime import CheckedSession, backend_for
 from vggdeploy.runtime.batches import run_batch
 from vggdeploy.types import Device, TensorSpec, Verdict
@@ -123,9 +123,13 @@ def compare(
     variant: Variant,
     device: Device,
     *,
+    thresholds: Thresholds | None = None,
     on_progress: Progress | None = None,
 ) -> ParityRecord:
-    """Compare an open session with the reference on all its images; the record carries the verdict."""
+    """Compare an open session with the reference on all its images; the record carries the verdict.
+
+    ``thresholds`` stand in for those of the manifest.
+    """
     about: dict[str, Any] = {
         "variant": variant.name,
         "backend": backend_for(variant).name,
@@ -135,6 +139,7 @@ def compare(
     }
     stats = {name: OutputStats(name) for name in reference.outputs}
     classes: list[NDArray[np.int64]] = []
+    best: list[NDArray[np.int64]] = []
     done = 0
     try:
         for found in run_all(session, reference.images, on_progress):
@@ -144,26 +149,35 @@ def compare(
             chosen = top1(found)
             if chosen is not None:
                 classes.append(chosen)
+            five = top5(found)
+            if five is not None:
+                best.append(five)
             done += size
     except VggdeployError as error:  # an overflow, a refused batch: a variant that cannot answer has failed
         return ParityRecord(verdict=Verdict.FAIL, reasons=(error.cause,), **about)
     outputs = tuple(stat.result() for stat in stats.values())
     expected = top1(reference.outputs)
-    flips = None
+    flips = top5_flips = drop = None
     accuracy: tuple[float | None, float | None] = (None, None)
     if classes and expected is not None:
         actual = np.concatenate(classes)[: len(expected)]
         flips = flip_count(int((actual != expected).sum()), len(actual))
+        if best:
+            kept = (np.concatenate(best)[: len(expected)] == expected[:, None]).any(axis=1)
+            top5_flips = flip_count(int((~kept).sum()), len(kept))
         if reference.labels is not None:
             labels = reference.labels[: len(expected)]
             accuracy = float((expected == labels).mean()), float((actual == labels).mean())
-    thresholds = bundle.manifest.thresholds[variant.precision]
-    verdict, reasons = judge(outputs, flips, thresholds, golden=reference.is_golden)
+            drop = accuracy_drop(expected == labels, actual == labels)
+    limits = thresholds or bundle.manifest.thresholds[variant.precision]
+    verdict, reasons = judge(outputs, flips, limits, drop=drop, golden=reference.is_golden)
     return ParityRecord(
         verdict=verdict,
         reasons=reasons,
         outputs=outputs,
         flips=flips,
+        top5_flips=top5_flips,
+        drop=drop,
         reference_accuracy=accuracy[0],
         candidate_accuracy=accuracy[1],
         **about,
@@ -179,13 +193,18 @@ def _update(stat: OutputStats, reference: Array, candidate: Array) -> None:
 
 
 def judge(
-    outputs: tuple[OutputParity, ...], flips: FlipCount | None, thresholds: Thresholds, *, golden: bool = False
+    outputs: tuple[OutputParity, ...],
+    flips: FlipCount | None,
+    thresholds: Thresholds,
+    *,
+    drop: AccuracyDrop | None = None,
+    golden: bool = False,
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict, and a line for each criterion that was missed or could not be decided.
 
     Distances decide on the samples that were seen. Flips are judged by their bounds: fail when even the lower one is
-    above the limit, inconclusive when the limit lies between them. A golden pair is too small for that; there a flip
-    fails only together with a distance, and no promise about flips is made.
+    above the limit, inconclusive when the limit lies between them; the accuracy drop likewise, where a limit is set.
+    A golden pair is too small for that; there a flip fails only together with a distance, and nothing is promised.
     """
     wrong: list[str] = []
     for o in outputs:
@@ -196,15 +215,29 @@ def judge(
             wrong.append(f"{o.output}: smallest cosine {o.cosine_min:.6f} is below {thresholds.cosine:g}")
     if flips and not golden and flips.lower > thresholds.flip_rate:
         wrong.append(f"{flips.flips} of {flips.samples} top-1 classes changed; the limit is {thresholds.flip_rate:.1%}")
+    limit = thresholds.accuracy_drop
+    if limit is not None and drop and drop.lower > limit:
+        wrong.append(f"accuracy fell by {drop.drop:.2%} (at least {drop.lower:.2%}); the limit is {limit:.2%}")
     if wrong:
         return Verdict.FAIL, tuple(wrong)
+    unsure: list[str] = []
     if flips and not golden and flips.upper > thresholds.flip_rate:
-        unsure = (
+        unsure.append(
             f"{flips.flips} of {flips.samples} top-1 classes changed: up to {flips.upper:.1%} at 95% confidence, "
-            f"the limit is {thresholds.flip_rate:.1%}; look at more images"
+            f"the limit is {thresholds.flip_rate:.1%}; {_how_many(flips, thresholds.flip_rate)}"
         )
-        return Verdict.INCONCLUSIVE, (unsure,)
-    return Verdict.PASS, ()
+    if limit is not None and not golden and (drop is None or drop.upper > limit):
+        unsure.append(
+            f"accuracy may have fallen by {drop.upper:.2%} at 95% confidence, the limit is {limit:.2%}: look at more images"
+            if drop
+            else "an accuracy drop needs labelled images: name a data set with --data"
+        )
+    return (Verdict.INCONCLUSIVE, tuple(unsure)) if unsure else (Verdict.PASS, ())
+
+
+def _how_many(flips: FlipCount, limit: float) -> str:
+    needed = samples_to_decide(flips.flips, flips.samples, limit)
+    return f"look at {needed:,} images" if needed else "look at more images: the rate itself is at the limit"
 
 
 def unproven(variant: Variant, reason: str, device: Device) -> ParityRecord:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.records import FlipCount, OutputParity
+from vggdeploy.records import AccuracyDrop, FlipCount, OutputParity
 
+TOP = 5
+_Z95 = 1.6448536269514722  # the 95% quantile of the normal distribution: one-sided bounds, as for flips
 _BISECTIONS = 60  # halves of [0, 1]: far below the spacing of doubles around any bound
 
 
@@ -26,6 +28,7 @@ class OutputStats:
         self._reference_sq = 0.0
         self._cosine_min = 1.0
         self._cosine_sum = 0.0
+        self._tolerance = 0.0
 
     def update(self, reference: NDArray[Any], candidate: NDArray[Any]) -> None:
         """Add a batch: two arrays ``[N, …]`` of the same shape."""
@@ -39,6 +42,7 @@ class OutputStats:
         self._values += delta.size
         self._error_sq += float((delta**2).sum())
         self._reference_sq += float((a**2).sum())
+        self._tolerance = max(self._tolerance, float((delta / (1 + np.abs(a))).max(initial=0)))
         cosines = cosine(a, b)
         self._cosine_min = min(self._cosine_min, float(cosines.min(initial=1)))
         self._cosine_sum += float(cosines.sum())
@@ -61,7 +65,15 @@ class OutputStats:
             relative_l2=relative,
             cosine_min=self._cosine_min,
             cosine_mean=self._cosine_sum / self.samples,
+            snr_db=self._snr(),
+            tolerance=self._tolerance,
         )
+
+    def _snr(self) -> float | None:
+        """10·log₁₀ of the energies' ratio; without error or without signal there is no such number."""
+        if self._error_sq == 0 or self._reference_sq == 0:
+            return None
+        return float(10 * np.log10(self._reference_sq / self._error_sq))
 
 
 def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,6 +91,56 @@ def top1(outputs: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:
     """The class of each sample, from ``logits`` or ``probabilities``; None for a graph with neither."""
     scores = outputs.get("logits", outputs.get("probabilities"))
     return None if scores is None else scores.argmax(axis=1)
+
+
+def top5(outputs: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:
+    """The five best classes of each sample, ``[N, 5]``, in no order; None without scores or with at most 5 classes."""
+    scores = outputs.get("logits", outputs.get("probabilities"))
+    if scores is None or scores.shape[1] <= TOP:
+        return None
+    return np.argpartition(scores, -TOP, axis=1)[:, -TOP:]
+
+
+def samples_to_decide(flips: int, samples: int, limit: float) -> int | None:
+    """How many samples would decide that the flip rate is at most ``limit``, if flips stay as rare as they were.
+
+    None where they are not rare enough: then more samples would fail it.
+    """
+    rate = flips / samples
+    if rate >= limit:
+        return None
+    low, high = samples, 2 * samples
+    while clopper_pearson(round(rate * high), high)[1] > limit:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if clopper_pearson(round(rate * middle), middle)[1] <= limit else (middle, high)
+    return high
+
+
+def accuracy_drop(reference: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> AccuracyDrop:
+    """Accuracy of both on the same samples; ``True`` where the answer was right.
+
+    The interval is Bonett & Price's (2012) adjusted Wald interval for paired proportions: one is added to each
+    discordant cell, two to the samples. McNemar's test is the exact binomial one, two-sided.
+    """
+    lost = int((reference & ~candidate).sum())
+    won = int((candidate & ~reference).sum())
+    n = len(reference)
+    p_lost, p_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    middle = p_lost - p_won
+    half = _Z95 * float(np.sqrt((p_lost + p_won - middle**2) / (n + 2)))
+    discordant = lost + won
+    tail = _binomial_cdf(min(lost, won), discordant, 0.5) if discordant else 1.0
+    return AccuracyDrop(
+        lost=lost,
+        won=won,
+        samples=n,
+        drop=(lost - won) / n,
+        lower=max(-1.0, middle - half),
+        upper=min(1.0, middle + half),
+        p_value=min(1.0, 2 * tail),
+    )
 
 
 def clopper_pearson(successes: int, samples: int, *, confidence: float = 0.95) -> tuple[float, float]:

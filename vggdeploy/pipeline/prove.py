@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
 from vggdeploy.bundle.store import now
+from vggdeploy.errors import UsageError
 from vggdeploy.optional import version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.compare import golden_reference, unproven
 from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, SYNTHETIC, load_samples, to_input
-from vggdeploy.records import ParityRecord, ParityReport
+from vggdeploy.records import ParityRecord, ParityReport, Thresholds
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.types import Verdict
@@ -24,6 +26,24 @@ _TOOLS = ("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "onnxruntim
 Stage = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the caller, each in place of the manifest's: as `Thresholds` has them, None for the manifest's."""
+
+    relative_l2: float | None = None
+    flip_rate: float | None = None
+    accuracy_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"a limit of {value} for the {name.replace('_', ' ')}", "give a number from 0 to 1")
+
+    def over(self, thresholds: Thresholds) -> Thresholds:
+        changed = {name: value for name, value in vars(self).items() if value is not None}
+        return msgspec.structs.replace(thresholds, **changed)
+
+
 def tool_versions() -> dict[str, str]:
     """The versions of all that takes part, for the records."""
     found = {name: version(name) for name in _TOOLS}
@@ -31,7 +51,12 @@ def tool_versions() -> dict[str, str]:
 
 
 def prove(
-    bundle: Bundle, variant: Variant, references: Iterable[Reference], threads: int | None, on_stage: Stage
+    bundle: Bundle,
+    variant: Variant,
+    references: Iterable[Reference],
+    threads: int | None,
+    on_stage: Stage,
+    limits: Limits | None = None,
 ) -> list[ParityRecord]:
     """The variant against each reference, or one ``unproven`` record where it cannot run."""
     device = default_device(backend_for(variant))
@@ -41,7 +66,11 @@ def prove(
     on_stage(f"proving {variant.name}")
     distinct = {r.data: r for r in references if not r.data.startswith(SYNTHETIC)}
     with open_session(bundle, variant, device=device, threads=threads) as session:
-        records = [compare(session, reference, bundle, variant, device) for reference in distinct.values()]
+        thresholds = (limits or Limits()).over(bundle.manifest.thresholds[variant.precision])
+        records = [
+            compare(session, reference, bundle, variant, device, thresholds=thresholds)
+            for reference in distinct.values()
+        ]
     release_memory()
     return records
 
@@ -72,6 +101,7 @@ def verify_bundle(
     data_dir: Path | None = None,
     threads: int | None = None,
     record: bool = False,
+    limits: Limits | None = None,
     on_stage: Stage = lambda text: None,
 ) -> ParityReport:
     """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
@@ -82,6 +112,7 @@ def verify_bundle(
         variants: names; default all.
         data: a data set's name; default the one that the model was trained on.
         record: write the verdicts to the bundle's manifest.
+        limits: in place of the manifest's thresholds, for this run.
     """
     manifest = bundle.manifest
     wanted = [manifest.variant(name) for name in variants] or list(manifest.variants)
@@ -96,7 +127,7 @@ def verify_bundle(
     records: list[ParityRecord] = []
     for variant in wanted:
         against = references[:1] if variant.name == REFERENCE else references
-        records += prove(bundle, variant, against, threads, on_stage)
+        records += prove(bundle, variant, against, threads, on_stage, limits)
     if record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(manifest, records)
