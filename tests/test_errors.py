@@ -15,7 +15,7 @@ CLASSES = [x for x in vars(module).values() if isinstance(x, type) and issubclas
 CODES = {
     "VggdeployError": 1, "UsageError": 2, "InputError": 1, "DataError": 1, "CheckpointError": 1, "TrainingError": 1,
     "BundleError": 1, "IntegrityError": 1, "BuildError": 1, "ParityError": 3, "TargetError": 4, "IncompatibleError": 5,
-    "MissingDependencyError": 5,
+    "MissingDependencyError": 5, "CudaError": 1, "GpuMemoryError": 1,
 }  # fmt: skip
 
 

@@ -11,6 +11,8 @@
     ├── BuildError                  1    an exporter, parser or builder refused the model
     ├── ParityError                 3    what was built does not compute what was trained
     ├── TargetError                 4    an accuracy or speed target was missed
+    ├── CudaError                   1    a call of the CUDA runtime failed
+    │   └── GpuMemoryError          1    the GPU, or pinned host memory, has not enough room
     └── IncompatibleError           5    this machine or library cannot do it
         └── MissingDependencyError  5    a Python package is not installed
 
@@ -77,6 +79,19 @@ class ParityError(VggdeployError):
 
 class TargetError(VggdeployError):
     exit_code = 4
+
+
+class CudaError(VggdeployError):
+    """A call of the CUDA runtime failed. ``call`` is its name, ``code`` CUDA's name of the error."""
+
+    def __init__(self, cause: str, hint: str = "", *, call: str = "", code: str = "") -> None:
+        super().__init__(cause, hint)
+        self.call = call
+        self.code = code
+
+
+class GpuMemoryError(CudaError):
+    pass
 
 
 class IncompatibleError(VggdeployError):

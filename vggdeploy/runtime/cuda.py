@@ -1,4 +1,4 @@
-"""The CUDA runtime through ``cuda-bindings``: which GPU there is, and memory and streams that are always freed.
+"""The CUDA runtime through ``cuda-bindings``: which GPU there is, and memory, streams and events that are always freed.
 
 Torch-free. Every failing call becomes a typed error that names the call.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,25 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.errors import IncompatibleError, VggdeployError
+from vggdeploy.errors import CudaError, GpuMemoryError, IncompatibleError
 from vggdeploy.optional import require
 from vggdeploy.types import Device
 
 _DRIVER = "libcuda.so.1"
 _INSTALL = "install the NVIDIA driver (in a container: start it with --gpus all)"
-
-
-class CudaError(VggdeployError):
-    """A call of the CUDA runtime failed. ``call`` is its name, ``code`` CUDA's name of the error."""
-
-    def __init__(self, call: str, code: str, text: str, hint: str) -> None:
-        super().__init__(f"{call} failed: {text} ({code})", hint)
-        self.call = call
-        self.code = code
-
-
-class GpuMemoryError(CudaError):
-    """The GPU, or the host's pinned memory, has not enough room."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +55,11 @@ def call(name: str, *arguments: Any) -> Any:
         return results[0] if len(results) == 1 else (tuple(results) or None)
     code, text = describe(cudart, status)
     cudart.cudaGetLastError()  # an error that CUDA remembers would be blamed on the next call
+    cause = f"{name} failed: {text} ({code})"
     if status == cudart.cudaError_t.cudaErrorMemoryAllocation:
-        raise GpuMemoryError(name, code, text, "use a smaller maximum batch, or see who holds memory: nvidia-smi")
-    raise CudaError(name, code, text, "see what this machine can run: vggdeploy doctor")
+        hint = "use a smaller maximum batch, or see who holds memory: nvidia-smi"
+        raise GpuMemoryError(cause, hint, call=name, code=code)
+    raise CudaError(cause, "see what this machine can run: vggdeploy doctor", call=name, code=code)
 
 
 def describe(cudart: Any, status: Any) -> tuple[str, str]:
@@ -128,6 +118,12 @@ def use(device: Device) -> None:
     call("cudaSetDevice", device.index)
 
 
+def memory() -> tuple[int, int]:
+    """Free and total bytes of the calling thread's GPU."""
+    free, total = call("cudaMemGetInfo")
+    return int(free), int(total)
+
+
 def open_stream(stack: ExitStack) -> int:
     """A stream of its own; it is destroyed when ``stack`` is closed."""
     # Non-blocking: the legacy default stream would make this one wait for every other library in the process.
@@ -171,3 +167,36 @@ def download(target: NDArray[Any], source: int, stream: int) -> None:
 def wait(stream: int) -> None:
     """Until all that was put into ``stream`` is done."""
     call("cudaStreamSynchronize", stream)
+
+
+class Event:
+    """A point in a stream: to wait for, and to measure from. Destroyed with its last reference."""
+
+    def __init__(self, *, timing: bool = False) -> None:
+        cudart = bindings()
+        flags = cudart.cudaEventDefault if timing else cudart.cudaEventDisableTiming  # without a clock it is cheaper
+        self.handle = int(call("cudaEventCreateWithFlags", flags))
+        self._free = weakref.finalize(self, call, "cudaEventDestroy", self.handle)
+
+    def record(self, stream: int) -> None:
+        """The event stands for all that is in ``stream`` now."""
+        call("cudaEventRecord", self.handle, stream)
+
+    def hold(self, stream: int) -> None:
+        """What is put into ``stream`` from now on waits for the event; the CPU does not."""
+        call("cudaStreamWaitEvent", stream, self.handle, bindings().cudaEventWaitDefault)
+
+    def wait(self) -> None:
+        """Until the event has happened."""
+        call("cudaEventSynchronize", self.handle)
+
+    def happened(self) -> bool:
+        cudart = bindings()
+        if cudart.cudaEventQuery(self.handle)[0] == cudart.cudaError_t.cudaErrorNotReady:
+            return False
+        call("cudaEventQuery", self.handle)  # any other error is one
+        return True
+
+    def since(self, start: Event) -> float:
+        """Milliseconds on the GPU's clock between two events that were made with ``timing`` and have happened."""
+        return float(call("cudaEventElapsedTime", start.handle, self.handle))
