@@ -18,6 +18,13 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.types import Precision
 
 
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one's own: what an earlier test built is not found by the next."""
+    monkeypatch.setenv("VGGDEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def library() -> ModuleType:
     return tensorrt_rtx

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from builders.small import BATCH, CONVOLUTIONS, PRODUCTS, write_bundle
 
-from vggdeploy.builders import engines
-from vggdeploy.builders.engines import build_into, report
+from vggdeploy.builders import request
+from vggdeploy.builders.engines import build_into
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import (
     BuildError,
@@ -25,7 +25,8 @@ from vggdeploy.errors import (
 from vggdeploy.optional import installed
 from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
 
-ENGINE = "variants/tensorrt-rtx-fp16/model.engine"
+NAME = "tensorrt-rtx-fp16-sm89"  # for Ada; the plain name is that of the default targets
+ENGINE = f"variants/{NAME}/model.engine"
 
 
 def snapshot(root: Path) -> dict[str, str]:
@@ -37,7 +38,7 @@ def snapshot(root: Path) -> dict[str, str]:
 def test_the_engine_and_its_whole_history_are_in_the_bundle(bundle, library):
     build_into(bundle, engine="tensorrt-rtx", targets=["ada"])
     opened = Bundle.open(bundle.root)  # every hash is checked
-    variant = opened.manifest.variant("tensorrt-rtx-fp16")
+    variant = opened.manifest.variant(NAME)
     source = bundle.manifest.variant("onnx-fp16")
     assert (variant.format, variant.precision, variant.path, variant.batch) == ("tensorrt-rtx", "fp16", ENGINE, BATCH)
     assert variant.proof.layers == {"fp16": CONVOLUTIONS + PRODUCTS}
@@ -48,12 +49,13 @@ def test_the_engine_and_its_whole_history_are_in_the_bundle(bundle, library):
     assert variant.build.targets == ("sm89",)
     assert variant.build.options == {"batch": "1:4:16"}
     assert variant.build.seconds > 0
-    log = opened.path("variants/tensorrt-rtx-fp16/build.log").read_text()
+    log = opened.path(f"variants/{NAME}/build.log").read_text()
     assert "ONNX IR version" in log and "[INFO]" in log
 
 
 def test_nothing_was_run_so_nothing_is_proven(bundle):
-    variant = build_into(bundle, engine="tensorrt-rtx").manifest.variant("tensorrt-rtx-fp16")
+    variant = build_into(bundle, engine="tensorrt-rtx").variant
+    assert variant.name == "tensorrt-rtx-fp16"
     assert variant.verdict is Verdict.UNPROVEN
     assert "vggdeploy verify" in " ".join(variant.parity.reasons)
     assert variant.parity.outputs == ()
@@ -61,8 +63,8 @@ def test_nothing_was_run_so_nothing_is_proven(bundle):
 
 def test_the_returned_bundle_is_the_one_on_disk(bundle):
     built = build_into(bundle, engine="rtx", targets=["ada"])
-    assert built.manifest == Bundle.open(bundle.root).manifest
-    result = report(built, "tensorrt-rtx-fp16")
+    assert built.bundle.manifest == Bundle.open(bundle.root).manifest
+    result = built.report()
     data = (bundle.root / ENGINE).read_bytes()
     assert (result.size, result.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
@@ -77,20 +79,20 @@ def test_other_variants_and_the_golden_pair_stay_untouched(bundle):
 
 
 def test_building_again_replaces_the_engine_and_gives_the_same_bytes(bundle):
-    first = build_into(bundle, engine="tensorrt-rtx", targets=["ada"])
-    again = build_into(first, engine="tensorrt-rtx", targets=["sm89"])
+    first = build_into(bundle, engine="tensorrt-rtx", targets=["ada"]).bundle
+    again = build_into(first, engine="tensorrt-rtx", targets=["sm89"]).bundle
     assert again.sha256(ENGINE) == first.sha256(ENGINE)
-    assert [v.name for v in again.manifest.variants].count("tensorrt-rtx-fp16") == 1
-    other = build_into(again, engine="tensorrt-rtx", targets=["ada"], batch=BatchRange(2, 2, 2))
-    assert other.manifest.variant("tensorrt-rtx-fp16").batch == BatchRange(2, 2, 2)
+    assert [v.name for v in again.manifest.variants].count(NAME) == 1
+    other = build_into(again, engine="tensorrt-rtx", targets=["ada"], batch=BatchRange(2, 2, 2)).bundle
+    assert other.manifest.variant(NAME).batch == BatchRange(2, 2, 2)
     assert other.sha256(ENGINE) != first.sha256(ENGINE)
 
 
 def test_fp32_and_fp16_engines_stand_side_by_side(bundle):
-    half = build_into(bundle, engine="rtx", targets=["ada"])
-    both = build_into(half, engine="rtx", precision=Precision.FP32, targets=["ada"])
-    assert {"tensorrt-rtx-fp16", "tensorrt-rtx-fp32"} <= {v.name for v in both.manifest.variants}
-    assert both.manifest.variant("tensorrt-rtx-fp32").proof.layers == {"fp32": CONVOLUTIONS + PRODUCTS}
+    half = build_into(bundle, engine="rtx", targets=["ada"]).bundle
+    both = build_into(half, engine="rtx", precision=Precision.FP32, targets=["ada"]).bundle
+    assert {NAME, "tensorrt-rtx-fp32-sm89"} <= {v.name for v in both.manifest.variants}
+    assert both.manifest.variant("tensorrt-rtx-fp32-sm89").proof.layers == {"fp32": CONVOLUTIONS + PRODUCTS}
 
 
 def test_an_fp32_onnx_that_calls_itself_fp16_is_a_parity_failure_and_changes_nothing(tmp_path, onnx_files):
@@ -107,7 +109,7 @@ def test_a_damaged_onnx_with_a_matching_hash_is_a_build_error_and_changes_nothin
 def test_an_onnx_altered_after_its_export_never_reaches_the_parser(bundle, monkeypatch):
     file = bundle.root / "variants/onnx-fp16/model.onnx"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    monkeypatch.setattr(engines, "build_engine", lambda *a, **k: pytest.fail("the parser saw it"))
+    monkeypatch.setattr(request, "build_engine", lambda *a, **k: pytest.fail("the parser saw it"))
     with pytest.raises(IntegrityError, match="altered"):
         build_into(Bundle.open(bundle.root, only=()), engine="tensorrt-rtx")
 

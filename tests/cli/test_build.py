@@ -29,7 +29,9 @@ def bundle(tmp_path: Path, onnx_file: Path) -> Path:
 def test_it_says_what_was_built_what_was_proven_and_what_comes_next(bundle, capsys):
     assert run(["build", str(bundle), "--target", "ada,sm120", "--batch", "1:2:4"]) == 0
     shown = capsys.readouterr()
-    assert "tensorrt-rtx-fp16" in shown.out and "TensorRT for RTX" in shown.out and "batch 1:2:4" in shown.out
+    assert (
+        "tensorrt-rtx-fp16-sm89-sm120" in shown.out and "TensorRT for RTX" in shown.out and "batch 1:2:4" in shown.out
+    )
     assert "sm89, sm120" in shown.out
     assert f"{LAYERS} in fp16" in shown.out
     assert "unproven here" in shown.out and "pass" not in shown.out

@@ -1,51 +1,56 @@
-"""From a bundle's ONNX to an engine in that bundle: build, prove the precision, record how it was made."""
+"""From a bundle's ONNX to an engine in that bundle: build or copy, prove the precision, record how it was made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from types import ModuleType
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
+
+from vggdeploy.builders.cache import ENGINE, LOG, EngineCache, Made, build_entry, copy_file
+from vggdeploy.builders.options import BuildOptions
 from vggdeploy.builders.progress import OnProgress
-from vggdeploy.builders.tensorrt import Built, Configure, build_engine
-from vggdeploy.builders.tensorrt_rtx import DEFAULT_TARGETS, resolve_targets, set_targets
+from vggdeploy.builders.rebuilds import spread
+from vggdeploy.builders.request import BuildRequest, make_request
+from vggdeploy.builders.tensorrt import Built
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant, update_bundle
-from vggdeploy.errors import BuildError, BundleError, MissingDependencyError, UsageError, unknown_name
-from vggdeploy.optional import installed, require
+from vggdeploy.errors import BuildError, BundleError, IntegrityError, UsageError
+from vggdeploy.files import scratch_directory
 from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
-from vggdeploy.runtime import get_backend
-from vggdeploy.runtime.cuda import find_gpu
-from vggdeploy.types import BatchRange, Device, Precision, TensorSpec, Verdict
-
-
-@dataclass(frozen=True)
-class EngineKind:
-    """A row: the engine's name (its format's and its backend's, too), the library's name, module and extra."""
-
-    name: str
-    title: str
-    module: str
-    extra: str
-    needs_gpu: bool
-
-
-ENGINES: tuple[EngineKind, ...] = (
-    EngineKind("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "rtx", needs_gpu=False),
-    EngineKind("tensorrt", "TensorRT", "tensorrt", "gpu", needs_gpu=True),
-)
-_ALIASES = {"trt": "tensorrt", "rtx": "tensorrt-rtx", "trt-rtx": "tensorrt-rtx"}
+from vggdeploy.runtime import runnable
+from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
 
 
 class BuildReport(Record, frozen=True, kw_only=True):
-    """What ``vggdeploy build --json`` prints: the variant as the manifest has it, its bytes and their hash."""
+    """What ``vggdeploy build --json`` prints: the variant as the manifest has it, its bytes and their hash.
+
+    ``cached``: the engine was built before, and copied from the cache.
+    """
 
     schema_version: int = SCHEMA_VERSION
     bundle: str
     variant: Variant
     size: int
     sha256: str
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Added:
+    """The bundle as it stands now, and the engine that was added to it."""
+
+    bundle: Bundle
+    variant: Variant
+    cached: bool = False
+
+    def report(self) -> BuildReport:
+        size, sha256 = self.bundle.size(self.variant), self.bundle.sha256(self.variant.path)
+        return BuildReport(
+            bundle=str(self.bundle.root), variant=self.variant, size=size, sha256=sha256, cached=self.cached
+        )
 
 
 def build_into(
@@ -55,156 +60,129 @@ def build_into(
     precision: Precision = Precision.FP16,
     batch: BatchRange | None = None,
     targets: Sequence[str] | None = None,
+    options: BuildOptions | None = None,
+    rebuilds: int = 1,
+    cache: EngineCache | None = None,
     on_progress: OnProgress | None = None,
-) -> Bundle:
+) -> Added:
     """Build an engine from the bundle's ONNX of that precision, and add it to the bundle in one step.
 
-    An engine of the same name is replaced. The result is `Verdict.UNPROVEN` until ``verify`` ran it.
+    An engine for the same GPUs, from the same release of the same library and of the same precision, is replaced; others
+    stay beside it. The result is `Verdict.UNPROVEN` until ``verify`` ran it.
 
     Args:
         engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
         batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
         targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
+        rebuilds: build that often, without the cache, and record how the builds differ. The first one is kept.
+        cache: where an engine of the same ONNX, library, GPU and options is looked for, and kept. Default: nowhere.
         on_progress: called with the share that is done, from 0 to 1, and the name of the phase.
-
-    Returns:
-        The bundle as it stands now.
 
     Raises:
         UsageError: an unknown engine or target, or targets for an engine that has none.
         BundleError: the bundle has no ONNX of that precision, or it was altered.
-        IncompatibleError: the library or the GPU that it needs is missing.
+        IncompatibleError: the library, an option of it or the GPU that it needs is missing.
         BuildError: the library refused the model; ParityError: the built precision is not the asked one.
     """
-    kind = engine_kind(engine)
-    if targets is not None and kind.needs_gpu:
-        raise UsageError(
-            f"{kind.name} builds for the GPU of this machine, not for '{','.join(targets)}'",
-            "leave --target out, or use --engine tensorrt-rtx",
-        )
-    source = source_variant(bundle, precision)
-    library = open_library(kind)
-    chosen = batch or source.batch
-    sms, configure = _targets(kind, library, targets)
-    name = f"{kind.name}-{precision}"
-    directory = f"variants/{name}"
-    with update_bundle(bundle) as draft:
-        path = f"{directory}/model.engine"
-        built = build_engine(
-            library,
-            bundle.path(source.path),
-            draft.path(path),
-            precision=precision,
-            batch=chosen,
-            configure=configure,
-            on_progress=on_progress,
-        )
-        _check_graph(built, bundle.manifest, source)
-        draft.write(f"{directory}/build.log", built.log.encode())
-        variant = Variant(
-            name=name,
-            format=kind.name,
-            precision=precision,
-            path=path,
-            batch=chosen,
-            proof=built.proof,
-            build=BuildRecord(
-                library=kind.module,
-                version=library.__version__,
-                source=source.name,
-                source_sha256=bundle.sha256(source.path),
-                targets=sms,
-                options={"batch": str(chosen)},
-                seconds=round(built.seconds, 3),
-            ),
-            parity=_unproven(name, kind),
-        )
-        draft.manifest = bundle.manifest.with_variants(variant)
-    return Bundle(bundle.root, draft.manifest)
+    request = make_request(bundle, engine=engine, precision=precision, batch=batch, targets=targets, options=options)
+    if rebuilds < 1:
+        raise UsageError(f"{rebuilds} rebuilds", "give at least 1")
+    if rebuilds > 1:
+        cache = None  # a copy says nothing about the next build
+    with made_engine(bundle, request, cache=cache, on_progress=on_progress) as made:
+        record = request.record(made.entry.seconds)
+        if rebuilds > 1:
+            variant = engine_variant(request, made, record, request.name(bundle.manifest))
+            found = spread(bundle, request, variant, made, rebuilds, on_progress)
+            record = msgspec.structs.replace(record, rebuilds=found)
+        return add_engine(bundle, request, made, record)
 
 
-def _targets(
-    kind: EngineKind, library: ModuleType, names: Sequence[str] | None
-) -> tuple[tuple[str, ...], Configure | None]:
-    """The compute capabilities that the engine will run on, and what has to be set for it."""
-    if kind.needs_gpu:
-        return (find_gpu(Device("cuda")).capability,), None
-    sms = resolve_targets(library, DEFAULT_TARGETS if names is None else names)
-    return sms, partial(set_targets, library, targets=sms)
+@contextmanager
+def made_engine(
+    bundle: Bundle, request: BuildRequest, *, cache: EngineCache | None, on_progress: OnProgress | None = None
+) -> Iterator[Made]:
+    """The engine of a request, built or found in the cache; its graph is the bundle's. It is gone with the block."""
+    source = bundle.path(request.source.path)  # its hash is checked here
+    tell = on_progress or (lambda share, phase: None)
+    key, about = request.key(), request.about()
+
+    def build(target: Path) -> Built:
+        return request.build(source, target, on_progress)
+
+    def wait() -> None:
+        tell(0.0, "waiting for another process that builds it")
+
+    # A cache that cannot be written is no reason not to build.
+    if cache is not None and cache.writable():
+        with cache.engine(key, about, build, on_wait=wait) as made:
+            if made.cached:
+                tell(1.0, "copied from the cache")
+            _check_graph(made, bundle.manifest, request.source)
+            yield made
+        return
+    with scratch_directory(bundle.root) as scratch:
+        entry = build_entry(scratch, key, about, build)
+        made = Made(scratch / ENGINE, entry, (scratch / LOG).read_bytes(), cached=False)
+        _check_graph(made, bundle.manifest, request.source)
+        yield made
 
 
-def report(bundle: Bundle, name: str) -> BuildReport:
-    """The record of a variant that was built."""
-    variant = bundle.manifest.variant(name)
-    return BuildReport(
-        bundle=str(bundle.root), variant=variant, size=bundle.size(variant), sha256=bundle.sha256(variant.path)
+def add_engine(bundle: Bundle, request: BuildRequest, made: Made, record: BuildRecord) -> Added:
+    """Put an engine into the bundle as it is now: others may have been added while this one was built.
+
+    Raises:
+        BundleError: the ONNX that the engine was built from is not the bundle's any more.
+        IntegrityError: what was copied is not what was built.
+    """
+    latest = Bundle.open(bundle.root, only=())
+    source = {v.name: v for v in latest.manifest.variants}.get(request.source.name)
+    if source is None or latest.sha256(source.path) != request.source_sha256:
+        raise BundleError(f"{request.source.name} of {bundle.root} was replaced meanwhile", "run this command again")
+    variant = engine_variant(request, made, record, request.name(latest.manifest))
+    with update_bundle(latest) as draft:
+        copy_file(made.path, draft.path(variant.path))
+        draft.write(f"{PurePosixPath(variant.path).parent}/{LOG}", made.log)
+        draft.manifest = latest.manifest.with_variants(variant)
+        written = draft.finish()
+        if written.sha256(variant.path) != made.entry.sha256:
+            raise IntegrityError(f"{made.path} changed while it was copied", "run this command again")
+    return Added(Bundle(bundle.root, written.manifest), variant, made.cached)
+
+
+def engine_variant(request: BuildRequest, made: Made, record: BuildRecord, name: str) -> Variant:
+    """The engine as a manifest has it: not proven yet."""
+    variant = Variant(
+        name=name,
+        format=request.kind.name,
+        precision=request.precision,
+        path=f"variants/{name}/{ENGINE}",
+        batch=request.batch,
+        proof=made.entry.proof,
+        build=record,
     )
+    return msgspec.structs.replace(variant, parity=_unproven(variant))
 
 
-def engine_kind(name: str) -> EngineKind:
-    """The engine of that name.
-
-    Raises:
-        UsageError: there is none; the closest name is offered.
-    """
-    wanted = name.strip().lower().replace("_", "-")
-    wanted = _ALIASES.get(wanted, wanted)
-    for kind in ENGINES:
-        if kind.name == wanted:
-            return kind
-    raise unknown_name("engine", name, [kind.name for kind in ENGINES])
-
-
-def source_variant(bundle: Bundle, precision: Precision) -> Variant:
-    """The ONNX variant to build from.
-
-    Raises:
-        BundleError: there is none of that precision; the hint names those that are there.
-    """
-    found = {v.precision: v for v in bundle.manifest.variants if v.format == "onnx"}
-    if precision in found:
-        return found[precision]
-    there = ", ".join(found) or "none"
-    raise BundleError(
-        f"{bundle.root} has no ONNX in {precision} to build from (ONNX there: {there})",
-        "choose one of those with --precision, or export again: vggdeploy export CHECKPOINT -o BUNDLE --force",
-    )
-
-
-def open_library(kind: EngineKind) -> ModuleType:
-    """The library's module.
-
-    Raises:
-        MissingDependencyError: it is not installed; the hint says which extra brings it and what it needs.
-        IncompatibleError: it is installed and does not import.
-    """
-    if kind.needs_gpu and not installed(kind.module):
-        raise MissingDependencyError(
-            f"the Python package '{kind.module}' is needed to build {kind.name} engines, and it is not installed",
-            f"on the machine with the NVIDIA GPU: pip install 'vggdeploy[{kind.extra}]' (it builds only there); "
-            "without a GPU: --engine tensorrt-rtx",
-        )
-    return require(kind.module, to=f"build {kind.name} engines", extra=kind.extra)
-
-
-def _check_graph(built: Built, manifest: Manifest, source: Variant) -> None:
+def _check_graph(made: Made, manifest: Manifest, source: Variant) -> None:
     """The engine's inputs and outputs have to be those that every user of the bundle relies on."""
 
     def plain(specs: Sequence[TensorSpec]) -> dict[str, Any]:
         return {spec.name: (spec.dtype, spec.item_shape) for spec in specs}
 
-    if plain(built.inputs) != plain([manifest.input]) or plain(built.outputs) != plain(manifest.outputs):
-        found = ", ".join(map(str, (*built.inputs, *built.outputs)))
-        raise BuildError(f"{source.name} has not the manifest's inputs and outputs, but {found}", "export it again")
+    found = made.entry
+    if plain(found.inputs) != plain([manifest.input]) or plain(found.outputs) != plain(manifest.outputs):
+        texts = ", ".join(map(str, (*found.inputs, *found.outputs)))
+        raise BuildError(f"{source.name} has not the manifest's inputs and outputs, but {texts}", "export it again")
 
 
-def _unproven(name: str, kind: EngineKind) -> ParityRecord:
+def _unproven(variant: Variant) -> ParityRecord:
     """No comparison was made: why, and what makes it."""
-    here = get_backend(kind.name).probe(Device("cuda"))
+    here = runnable(variant)
     if here.runs:
         reason = "built and not run yet (vggdeploy verify)"
     else:
-        reason = (
-            f"built where it cannot run ({here.reason}); the golden pair proves it on its GPU: vggdeploy verify"
-        )
-    return ParityRecord(variant=name, backend=kind.name, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,))
+        reason = f"built where it cannot run ({here.reason}); the golden pair proves it on its GPU: vggdeploy verify"
+    return ParityRecord(
+        variant=variant.name, backend=variant.format, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,)
+    )

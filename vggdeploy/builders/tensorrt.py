@@ -5,6 +5,7 @@ Networks are strongly typed: precision is what the ONNX says, and it is read bac
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import time
 import traceback
@@ -21,19 +22,24 @@ from vggdeploy.errors import BuildError, IncompatibleError, UsageError
 from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, no_collection, tensor_spec, title
 from vggdeploy.types import BatchRange, Precision, TensorSpec
 
-# Sets what only one library has (GPU targets, workspace) on an IBuilderConfig.
+# Sets what was asked for (GPU targets, workspace) on an IBuilderConfig, or takes from it what the build left there.
 Configure = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gives beside its file: graph inputs and outputs, proof of precision, seconds, the library's log."""
+    """What a build gives beside its file: graph inputs and outputs, proof of precision, seconds, the library's log.
+
+    ``sha256`` and ``size`` are those of the engine as it was written.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     proof: PrecisionProof
     seconds: float
     log: str
+    sha256: str
+    size: int
 
 
 def build_engine(
@@ -44,6 +50,7 @@ def build_engine(
     precision: Precision,
     batch: BatchRange,
     configure: Configure | None = None,
+    after: Configure | None = None,
     on_progress: OnProgress | None = None,
 ) -> Built:
     """Build the engine of an ONNX file and write it to ``target``, raw: the bytes are the library's own.
@@ -53,6 +60,7 @@ def build_engine(
         source: the ONNX file; every axis but the batch is static.
         target: written as the engine comes, so put it into a draft that is thrown away on an error.
         configure: called with the builder's configuration before the build.
+        after: called with it once the engine is written.
 
     Raises:
         BuildError: the parser or the builder refused the model; the cause is the library's own, its log is a note.
@@ -62,7 +70,7 @@ def build_engine(
     """
     cancelled = Event()
     tracker = PhaseTracker(on_progress, cancelled)
-    job = _Job(library, source, target, precision, batch, configure, tracker)
+    job = _Job(library, source, target, precision, batch, configure, after, tracker)
     with interruptible(cancelled), no_collection():
         try:
             return job.run()
@@ -84,6 +92,7 @@ class _Job:
     precision: Precision
     batch: BatchRange
     configure: Configure | None
+    after: Configure | None
     tracker: PhaseTracker
 
     def __post_init__(self) -> None:
@@ -106,6 +115,8 @@ class _Job:
         proof = precisions.prove(self.library, network)
         precisions.check(proof, self.precision, source=self.source.name)
         config = builder.create_builder_config()
+        config.clear_flag(self.library.BuilderFlag.TF32)  # on by default: FP32 layers would multiply 10-bit mantissas
+        config.profiling_verbosity = self.library.ProfilingVerbosity.DETAILED  # or the inspector names no types
         self._add_profile(builder, config, inputs)
         if self.configure is not None:
             self.log.begin()
@@ -114,10 +125,14 @@ class _Job:
         config.progress_monitor = monitor
         self.log.begin()
         with self.target.open("wb") as file:
-            done = serialise(self.library, builder, network, config, file)
+            output = _Hashing(file)
+            done = serialise(self.library, builder, network, config, output)
         if not done:
             raise self._refused("cannot build", self.log.cause(), "try other GPU targets or another precision")
-        return Built(inputs, outputs, proof, time.perf_counter() - started, self.log.text())
+        if self.after is not None:
+            self.after(config)
+        seconds = time.perf_counter() - started
+        return Built(inputs, outputs, proof, seconds, self.log.text(), output.sha256, output.size)
 
     def _refused(self, verb: str, cause: str, hint: str = "export the bundle again") -> BuildError:
         return BuildError(
@@ -168,7 +183,26 @@ def network_flags(library: Any) -> int:
     return 0 if major > 10 else 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def serialise(library: Any, builder: Any, network: Any, config: Any, file: BinaryIO) -> bool:
+class _Hashing:
+    """A file to write to, hashed as it is written: the engine is not read again for that."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        count = self._file.write(data)
+        self._hash.update(memoryview(data)[:count])
+        self.size += count
+        return count
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def serialise(library: Any, builder: Any, network: Any, config: Any, file: _Hashing) -> bool:
     """Build, and write the engine to ``file``; whether there is one.
 
     Where the library can stream, the engine is never in memory as a whole: half of its size less at the peak.

@@ -9,6 +9,7 @@ from vggdeploy.bundle.manifest import (
     Manifest,
     Measurement,
     PrecisionProof,
+    RebuildSpread,
     Variant,
 )
 from vggdeploy.bundle.store import Bundle, create_bundle, update_bundle
@@ -23,6 +24,7 @@ __all__ = [
     "Manifest",
     "Measurement",
     "PrecisionProof",
+    "RebuildSpread",
     "Variant",
     "create_bundle",
     "update_bundle",

@@ -32,14 +32,33 @@ class FileRecord(Record, frozen=True, kw_only=True):
 
 
 class PrecisionProof(Record, frozen=True, kw_only=True):
-    """Read back from what was built: convolution and matrix-product layers by type, and bytes of weights by type."""
+    """Read back from what was built: convolution and matrix-product layers by type, and bytes of weights by type.
+
+    ``engine``: the same layers as the engine's own inspector names them; empty where no GPU was there to ask it.
+    """
 
     layers: dict[str, int]
     weight_bytes: dict[str, int]
+    engine: dict[str, int] = {}
+
+
+class RebuildSpread(Record, frozen=True, kw_only=True):
+    """How ``builds`` builds of one engine differ: how many hashes, their bytes and seconds, median latency where it can run."""
+
+    builds: Annotated[int, msgspec.Meta(ge=1)]
+    distinct: Annotated[int, msgspec.Meta(ge=1)]
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    p50_ms: tuple[float, ...] = ()
 
 
 class BuildRecord(Record, frozen=True, kw_only=True):
-    """How an engine was built, and from which ONNX bytes."""
+    """How an engine was built, and from which ONNX bytes.
+
+    ``gpu`` and ``driver`` (the CUDA version that it supports) are those the library tuned the engine on; empty for an
+    engine that was built for its ``targets`` without one. ``options`` hold the batch range and what was asked for beside
+    the defaults. ``graph_batches`` are the batch sizes that a session captures as CUDA graphs.
+    """
 
     library: str
     version: str
@@ -48,6 +67,10 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     targets: tuple[str, ...]
     options: dict[str, str]
     seconds: float
+    gpu: str = ""
+    driver: str = ""
+    graph_batches: tuple[int, ...] = ()
+    rebuilds: RebuildSpread | None = None
 
 
 class Measurement(Record, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,8 +11,9 @@ import typer
 from vggdeploy.cli.options import BundlePath, Json
 
 if TYPE_CHECKING:
-    from vggdeploy.builders.engines import BuildReport
-    from vggdeploy.bundle import Bundle
+    from vggdeploy.builders.engines import Added, BuildReport
+    from vggdeploy.builders.options import BuildOptions
+    from vggdeploy.bundle import Bundle, PrecisionProof, RebuildSpread
 
 
 def build(
@@ -31,15 +33,73 @@ def build(
             "Default: ampere,ada,blackwell.",
         ),
     ] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="GPU memory that a layer may work in, for example 2GiB. Default: the library's."
+        ),
+    ] = None,
+    opt_level: Annotated[
+        int | None, typer.Option("--opt-level", metavar="0-5", help="How long to search for fast kernels. Default: 3.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option("--timing-cache", metavar="FILE", help="Kernel times (tensorrt): read first, written afterwards."),
+    ] = None,
+    hardware_compatible: Annotated[
+        str | None,
+        typer.Option("--hardware-compatible", metavar="ampere+|same-cc", help="Other GPUs that run it (tensorrt)."),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible", help="Loads in later releases too, with this one's lean runtime (tensorrt)."
+        ),
+    ] = False,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Use 2:4 sparse kernels where the weights are sparse.")
+    ] = False,
+    cuda_graph_batches: Annotated[
+        str | None,
+        typer.Option(
+            "--cuda-graph-batches", metavar="N,N…", help="Batch sizes that a session captures as CUDA graphs."
+        ),
+    ] = None,
+    rebuilds: Annotated[
+        int, typer.Option("--rebuilds", help="Build that often and report the spread of bytes, time and latency.")
+    ] = 1,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Build anew, and keep no copy in the user cache.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
+    from vggdeploy.builders.options import BuildOptions, parse_size
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
+    from vggdeploy.cli.options import split_numbers
 
     targets = [name for name in target.split(",") if name.strip()] if target is not None else None
+    options = BuildOptions(
+        workspace=parse_size(workspace) if workspace is not None else None,
+        opt_level=opt_level,
+        timing_cache=timing_cache,
+        hardware_compatible=hardware_compatible.strip().lower().replace("_", "-") if hardware_compatible else None,
+        version_compatible=version_compatible,
+        sparse=sparse,
+        graph_batches=tuple(split_numbers(cuda_graph_batches)) if cuda_graph_batches is not None else (),
+    )
     opened = Bundle.open(bundle, only=())  # what the build reads is checked when it reads it
-    result = run_build(opened, engine=engine, precision=precision, batch=batch, targets=targets)
+    result = run_build(
+        opened,
+        engine=engine,
+        precision=precision,
+        batch=batch,
+        targets=targets,
+        options=options,
+        rebuilds=rebuilds,
+        use_cache=not no_cache,
+    )
     if json:
         render.emit_json(result)
         return
@@ -54,9 +114,14 @@ def run_build(
     precision: str = "fp16",
     batch: str | None = None,
     targets: Sequence[str] | None = None,
+    options: BuildOptions | None = None,
+    rebuilds: int = 1,
+    use_cache: bool = True,
 ) -> BuildReport:
     """Build with a progress bar; the arguments are the command's, as text."""
-    from vggdeploy.builders.engines import build_into, engine_kind, report
+    from vggdeploy.builders.cache import EngineCache
+    from vggdeploy.builders.engines import build_into
+    from vggdeploy.builders.kinds import engine_kind
     from vggdeploy.cli import render
     from vggdeploy.errors import unknown_name
     from vggdeploy.types import BatchRange, Precision
@@ -68,31 +133,68 @@ def run_build(
     sizes = BatchRange.parse(batch) if batch is not None else None
     with render.progress() as bar:
         task = bar.add_task(f"building {kind.name}-{wanted}", total=100)
-        built = build_into(
+        added: Added = build_into(
             bundle,
             engine=kind.name,
             precision=Precision(wanted),
             batch=sizes,
             targets=targets,
+            options=options,
+            rebuilds=rebuilds,
+            cache=EngineCache() if use_cache else None,
             on_progress=lambda share, phase: bar.update(task, completed=round(100 * share), description=phase),
         )
-    return report(built, f"{kind.name}-{wanted}")
+    return added.report()
 
 
 def show_engine(result: BuildReport) -> None:
-    """Size, time, targets, the precision read back, and what is proven about the engine here."""
-    from vggdeploy.builders.engines import engine_kind
+    """Size, time, targets, options, the precision read back, and what is proven about the engine here."""
+    from rich.markup import escape
+
+    from vggdeploy.builders.kinds import engine_kind
     from vggdeploy.cli import render
 
     variant, record, proof = result.variant, result.variant.build, result.variant.proof
     assert record is not None and proof is not None and variant.parity is not None  # noqa: S101  # build_into sets them
     out = render.out.print
+    made = "copied from the cache, built" if result.cached else "built"
     out(
-        f"[bold]{variant.name}[/]: {render.size_text(result.size)} in {record.seconds:.1f} s, "
+        f"[bold]{escape(variant.name)}[/]: {render.size_text(result.size)}, {made} in {record.seconds:.1f} s, "
         f"{engine_kind(variant.format).title} {record.version}, batch {variant.batch}"
     )
-    out(f"  targets    {', '.join(record.targets)}")
+    out(f"  targets    {', '.join(record.targets)}" + (f" ({escape(record.gpu)})" if record.gpu else ""))
+    asked = [f"{name} {text}" for name, text in record.options.items() if name != "batch"]
+    asked += [f"CUDA graphs for batches of {', '.join(map(str, record.graph_batches))}"] if record.graph_batches else []
+    if asked:
+        out(f"  options    {escape(', '.join(asked))}")
+    out(f"  precision  {_precision(proof)}")
+    if record.rebuilds is not None:
+        out(f"  rebuilds   {_spread(record.rebuilds)}")
+    out(f"  parity     {render.LIGHTS[variant.verdict]}: {escape('; '.join(variant.parity.reasons))}")
+
+
+def _precision(proof: PrecisionProof) -> str:
+    from vggdeploy.cli import render
+
     layers = ", ".join(f"{count} in {name}" for name, count in proof.layers.items())
     weights = ", ".join(f"{render.size_text(size)} {name}" for name, size in proof.weight_bytes.items())
-    out(f"  precision  convolutions and matrix products: {layers}; weights: {weights}")
-    out(f"  parity     {render.LIGHTS[variant.verdict]}: {'; '.join(variant.parity.reasons)}")
+    inside = ", ".join(f"{count} in {name}" for name, count in proof.engine.items())
+    seen = f"; in the engine: {inside}" if inside else ""
+    return f"convolutions and matrix products: {layers}; weights: {weights}{seen}"
+
+
+def _spread(found: RebuildSpread) -> str:
+    from vggdeploy.cli import render
+
+    same = "byte for byte the same" if found.distinct == 1 else f"{found.distinct} different files"
+    low, high = (render.size_text(size) for size in (min(found.sizes), max(found.sizes)))
+    parts = [
+        f"{found.builds} builds, {same}",
+        low if low == high else f"{low}–{high}",
+        f"{min(found.seconds):.2f}–{max(found.seconds):.2f} s",
+    ]
+    if found.p50_ms:
+        parts.append(f"p50 {min(found.p50_ms):.3f}–{max(found.p50_ms):.3f} ms")
+    else:
+        parts.append("latency not measured: it cannot run here")
+    return ", ".join(parts)

@@ -27,6 +27,14 @@ HABITS = {
     "imgsz": "the image size belongs to the model: vggdeploy train --image-size 224",
     "shapes": "give the batch profile: --batch 1:8:32",
     "minshapes": "give the batch profile: --batch 1:8:32",
+    "optshapes": "give the batch profile: --batch 1:8:32",
+    "maxshapes": "give the batch profile: --batch 1:8:32",
+    "mempoolsize": "give the workspace: --workspace 2GiB",
+    "builderoptimizationlevel": "give the level: --opt-level 5",
+    "timingcachefile": "name the file: --timing-cache FILE",
+    "hardwarecompatibilitylevel": "give ampere+ or same-cc: --hardware-compatible same-cc",
+    "versioncompatible": "the option is --version-compatible",
+    "sparsity": "the option is --sparse",
     "workers": "threads are set with --threads",
 }
 

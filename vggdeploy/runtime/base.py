@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.errors import InputError, VggdeployError
+from vggdeploy.bundle import BuildRecord
+from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
+from vggdeploy.runtime.options import GpuOptions, GpuSession, Handle
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Device, TensorSpec
 
@@ -45,6 +48,8 @@ class Source:
     batch: BatchRange
     device: Device = field(default_factory=Device)
     threads: int | None = None
+    gpu: GpuOptions = field(default_factory=GpuOptions)
+    build: BuildRecord | None = None  # of an engine: with the batch sizes that get CUDA graphs
 
     @property
     def thread_count(self) -> int:
@@ -97,10 +102,63 @@ class CheckedSession:
             InputError: a wrong name, dtype or shape, an empty or too large batch, a NaN or infinity.
             VggdeployError: the session is closed, or the model's answer holds a NaN or infinity.
         """
+        session = self._opened()
+        self._check(feeds)
+        return self._checked(session.run(feeds))
+
+    def run_async(self, feeds: Mapping[str, Array]) -> Handle:
+        """Start a batch; ``result()`` of the handle waits for what `run` would have given. For sessions on a GPU.
+
+        Raises:
+            IncompatibleError: the backend has no such way.
+            InputError: as for `run`.
+        """
+        session = self._on_gpu("run_async")
+        self._check(feeds)
+        return _CheckedHandle(session.run_async(feeds), self)
+
+    def run_on_device(
+        self, feeds: Mapping[str, Any], *, out: Mapping[str, Any] | None = None, stream: int | None = None
+    ) -> dict[str, Any]:
+        """A batch from arrays on the GPU to arrays on the GPU, without a copy: see the backend's method of that name.
+
+        Types and shapes are checked; the numbers are not, since looking at them would be a copy.
+        """
+        session = self._on_gpu("run_on_device")
+        self._check_names(feeds)
+        return session.run_on_device(feeds, out=out, stream=stream)
+
+    def stream(self, batches: Iterable[Mapping[str, Array]], *, depth: int = 2) -> Iterator[dict[str, Array]]:
+        """The answer of each batch, in order. On a GPU ``depth`` batches are under way at the same time: one is copied
+        in, while another computes and a third is copied out. Elsewhere one after the other.
+        """
+        if depth < 1:
+            raise UsageError(f"{depth} batches under way", "give at least 1")
+        if not isinstance(self._session, GpuSession):
+            yield from map(self.run, batches)
+            return
+        under_way: deque[Handle] = deque()
+        for feeds in batches:
+            under_way.append(self.run_async(feeds))
+            if len(under_way) > depth - 1:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+    def _opened(self) -> Session:
         if not self._open:
             raise VggdeployError(f"the session of {self.name} is closed", "use it inside its 'with' block")
-        self._check(feeds)
-        results = self._session.run(feeds)
+        return self._session
+
+    def _on_gpu(self, what: str) -> GpuSession:
+        session = self._opened()
+        if not isinstance(session, GpuSession):
+            raise IncompatibleError(
+                f"{self.name} has no {what} on this backend", "use run(), or a variant of the tensorrt backends"
+            )
+        return session
+
+    def _checked(self, results: dict[str, Array]) -> dict[str, Array]:
         for name, array in results.items():
             if not np.isfinite(array).all():
                 raise VggdeployError(
@@ -109,10 +167,13 @@ class CheckedSession:
                 )
         return results
 
-    def _check(self, feeds: Mapping[str, Array]) -> None:
+    def _check_names(self, feeds: Mapping[str, Any]) -> None:
         if len(feeds) != len(self._checks) or any(name not in feeds for name, *_ in self._checks):
             wanted = ", ".join(str(s) for s in self.inputs)
             raise InputError(f"inputs {sorted(feeds)} are not the graph's", f"give {wanted}")
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        self._check_names(feeds)
         for (name, dtype, item, floating), spec in zip(self._checks, self.inputs, strict=True):
             array = feeds[name]
             if not isinstance(array, np.ndarray):
@@ -126,3 +187,14 @@ class CheckedSession:
                 )
             if floating and not np.isfinite(array).all():
                 raise InputError(f"input '{name}' holds a NaN or infinity", "clean the input first")
+
+
+class _CheckedHandle:
+    """A batch under way, whose answer is checked like that of `CheckedSession.run`."""
+
+    def __init__(self, handle: Handle, session: CheckedSession) -> None:
+        self._handle = handle
+        self._session = session
+
+    def result(self) -> dict[str, Array]:
+        return self._session._checked(self._handle.result())

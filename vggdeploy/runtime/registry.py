@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import IncompatibleError, UsageError, unknown_name
 from vggdeploy.optional import require
+from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Availability, CheckedSession, Session, Source
-from vggdeploy.types import Device
+from vggdeploy.types import Device, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Backend:
         """Whether this machine can run it, found out for real: a library that is only installed does not count."""
         if device.kind not in self.devices:
             return Availability(
-                False, str(device), f"{self.name} runs on {' and '.join(self.devices)}, not on {device.kind}",
+                False,
+                str(device),
+                f"{self.name} runs on {' and '.join(self.devices)}, not on {device.kind}",
                 f"use --device {self.devices[0]}",
             )
         try:
@@ -88,37 +92,56 @@ def default_device(backend: Backend) -> Device:
 
 
 def runnable(variant: Variant, device: Device | None = None) -> Availability:
-    """Whether this machine can run a variant, and why not."""
+    """Whether this machine can run a variant, and why not: its backend has to run here, and an engine has to fit."""
     backend = backend_for(variant)
-    return backend.probe(device or default_device(backend))
+    where = device or default_device(backend)
+    found = backend.probe(where)
+    if not found.runs or variant.build is None:
+        return found
+    wrong = preflight.mismatch(variant, preflight.host_of(variant, where))
+    return replace(found, runs=False, reason=wrong.cause, fix=wrong.fix) if wrong else found
 
 
 def open_session(
-    bundle: Bundle, variant: Variant, *, device: Device | None = None, threads: int | None = None
+    bundle: Bundle,
+    variant: Variant,
+    *,
+    device: Device | None = None,
+    threads: int | None = None,
+    file: tuple[Path, str] | None = None,
+    outputs: tuple[TensorSpec, ...] = (),
 ) -> CheckedSession:
     """A session of one variant, ready to be entered. The bundle's hashes were checked when it was opened.
 
+    Args:
+        file: path and SHA-256 of the variant's file where it is not in the bundle, but in the engine cache.
+        outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
+
     Raises:
-        IncompatibleError: this machine cannot run it; cause and remedy are the probe's.
+        IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
+        IntegrityError: the file is no engine of the library that its record names.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads", "give at least 1")
     backend = backend_for(variant)
     where = device or default_device(backend)
-    found = backend.probe(where)
+    found = runnable(variant, where)
     if not found.runs:
         raise IncompatibleError(f"{variant.name} cannot run here: {found.reason}", found.fix)
     manifest = bundle.manifest
+    path, sha256 = file or (bundle.path(variant.path), bundle.sha256(variant.path))
+    preflight.check_file(variant, path)
     source = Source(
-        path=bundle.path(variant.path),
-        sha256=bundle.sha256(variant.path),
+        path=path,
+        sha256=sha256,
         spec=manifest.spec,
         preprocess=manifest.preprocess,
         inputs=(manifest.input,),
-        outputs=manifest.outputs,
+        outputs=outputs or manifest.outputs,
         batch=variant.batch,
         device=where,
         threads=threads,
+        build=variant.build,
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)

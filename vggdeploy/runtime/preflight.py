@@ -1,0 +1,166 @@
+"""Whether an engine fits a machine, decided before the library sees a byte of it: from its record and its first bytes.
+
+The rules are functions of an engine's record and of a description of the machine, so they need no GPU to be tried.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vggdeploy.bundle import BuildRecord, Variant
+from vggdeploy.errors import IncompatibleError, IntegrityError
+from vggdeploy.files import open_regular
+from vggdeploy.optional import require
+from vggdeploy.runtime.cuda import Gpu, find_gpu
+from vggdeploy.types import Device
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+_EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
+_AMPERE = 80
+# The first bytes of the libraries' files. (TensorRT's: also what torch-tensorrt looks for.)
+_MAGIC = {"tensorrt": b"ftrt", "tensorrt_rtx": b"vtrt"}
+# TensorRT for RTX 1.7, decoded by hand: magic, 0, layout, 0, total length, version, magic again, target mask.
+_RTX_LAYOUT, _RTX_KNOWN = 2, (1, 7)
+_RTX_HEADER = struct.Struct("<4s4xI4xQ4B4sI")
+_RTX_TARGETS = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16, "sm121": 32}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What an engine meets: the library's version (None: not installed), and the GPU with its driver (None: none)."""
+
+    version: str | None
+    gpu: Gpu | None
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Why an engine does not fit, on one line, and what to do."""
+
+    cause: str
+    fix: str
+
+
+def release(version: str) -> tuple[int, ...]:
+    """``"10.13.3.9"`` → ``(10, 13, 3)``: what the libraries compare when they load an engine."""
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal() and len(part) <= 9)
+
+
+def mismatch(variant: Variant, host: Host) -> Mismatch | None:
+    """The first reasons for which the engine cannot run on ``host``; None when nothing speaks against it.
+
+    What is not known (no GPU here, a record that is silent) speaks against nothing.
+    """
+    record = variant.build
+    if record is None:
+        return None
+    wrong = [text for text in (_library(record, host), _gpu(record, host), _driver(record, host)) if text]
+    if not wrong:
+        return None
+    name = _TITLES.get(record.library, record.library)
+    where = f"for {', '.join(record.targets)}" + (f" ({record.gpu})" if record.gpu else "")
+    here = [host.version] if host.version else []
+    here += [f"{host.gpu.capability} ({host.gpu.name}), driver for CUDA {host.gpu.driver}"] if host.gpu else []
+    return Mismatch(
+        f"built by {name} {record.version} {where}; here: {', '.join(here)}: {'; '.join(wrong)}",
+        f"build it for this machine: vggdeploy build BUNDLE --engine {variant.format} --precision {variant.precision}, "
+        "or load it with --rebuild (rebuild=True)",
+    )
+
+
+def _library(record: BuildRecord, host: Host) -> str:
+    if host.version is None or release(record.version) == release(host.version):
+        return ""
+    if "version_compatible" not in record.options:
+        return "an engine loads only in the release that built it"
+    if release(record.version) > release(host.version):
+        return "a version-compatible engine loads in later releases, never in earlier ones"
+    return "a version-compatible engine needs the lean runtime of its own release here, which vggdeploy does not load"
+
+
+def _gpu(record: BuildRecord, host: Host) -> str:
+    if host.gpu is None or not record.targets:
+        return ""
+    here = host.gpu.capability
+    level = record.options.get("hardware_compatible")
+    if level == "ampere+":
+        fits = here.removeprefix("sm").isdecimal() and int(here.removeprefix("sm")) >= _AMPERE
+        return "" if fits else "it runs on Ampere and newer"
+    if here not in record.targets:
+        return f"it holds no code for {here}"
+    if record.gpu and record.gpu != host.gpu.name and level is None:
+        return "TensorRT tunes for one GPU model, and this is another (--hardware-compatible same-cc lifts that)"
+    return ""
+
+
+def _driver(record: BuildRecord, host: Host) -> str:
+    """Within a major version CUDA drivers are compatible; code for a newer major is refused by an older driver."""
+    if host.gpu is None or not record.driver:
+        return ""
+    built, here = (text.partition(".")[0] for text in (record.driver, host.gpu.driver))
+    older = built.isdecimal() and here.isdecimal() and int(here) < int(built)
+    return f"its driver was for CUDA {record.driver}, this one is older" if older else ""
+
+
+def host_of(variant: Variant, device: Device) -> Host:
+    """This machine, as the engine's library meets it. What is missing is None; why, the backend's probe says."""
+    record = variant.build
+    if record is None or record.library not in _EXTRAS:
+        return Host(None, None)
+    try:
+        library = require(record.library, to="run its engines", extra=_EXTRAS[record.library])
+    except IncompatibleError:
+        return Host(None, None)
+    try:
+        return Host(str(library.__version__), find_gpu(device))
+    except IncompatibleError:
+        return Host(str(library.__version__), None)
+
+
+def check_file(variant: Variant, path: Path) -> None:
+    """Refuse a file that is certainly no engine of the library, the release or the GPUs that its record names.
+
+    The bundle's hash was checked before: this finds what was put under a wrong name, or was damaged before it was hashed.
+
+    Raises:
+        IntegrityError: another magic; for TensorRT for RTX also another length, version or target mask.
+    """
+    record = variant.build
+    if record is None or record.library not in _MAGIC:
+        return
+    with open_regular(path) as file:
+        head = file.read(_RTX_HEADER.size)
+        size = file.seek(0, 2)
+    wrong = head_error(record, head, size)
+    if wrong:
+        raise IntegrityError(f"{path} {wrong}", f"build it again: vggdeploy build BUNDLE --engine {variant.format}")
+
+
+def head_error(record: BuildRecord, head: bytes, size: int) -> str:
+    """What is wrong with an engine file that starts with ``head`` and has ``size`` bytes; "" when nothing is."""
+    name, magic = _TITLES[record.library], _MAGIC[record.library]
+    if head[:4] != magic:
+        return f"is no engine of {name}: it starts with {head[:4]!r}, not with {magic!r}"
+    return next(_rtx_errors(record, head, size), "") if record.library == "tensorrt_rtx" else ""
+
+
+def _rtx_errors(record: BuildRecord, head: bytes, size: int) -> Iterator[str]:
+    if len(head) < _RTX_HEADER.size:
+        yield f"is cut short: it has {size} bytes"
+        return
+    magic, layout, length, *version, again, mask = _RTX_HEADER.unpack(head[: _RTX_HEADER.size])
+    if layout != _RTX_LAYOUT or again != magic:
+        # A header that we cannot read is certainly wrong only where the record names a release whose header we know.
+        if release(record.version)[:2] == _RTX_KNOWN:
+            yield "has a damaged header"
+        return
+    if length != size:
+        yield f"has {size} bytes; its header says {length}"
+    if release(record.version) != tuple(version[:3]):
+        yield f"was built by {_TITLES[record.library]} {'.'.join(map(str, version))}; its record says {record.version}"
+    targets = [target for target, bit in _RTX_TARGETS.items() if mask & bit]
+    if not mask >> len(_RTX_TARGETS) and set(targets) != set(record.targets):
+        yield f"holds code for {', '.join(targets) or 'no GPU'}; its record says {', '.join(record.targets)}"
