@@ -1,4 +1,5 @@
 """Data sets: what they are (`specs`), where their images come from (`sources`), and ready splits (`loaders`).
 
-Torch-free but for `torchvision_source`, which is imported only for the data sets that torchvision knows.
+`folder` reads one's own images. Torch-free but for `torchvision_source` and `cifar_source`, which are imported only for
+the data sets that torchvision knows.
 """

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.data.sources import read_source
+from vggdeploy.data.sources import RawImages, read_source
 from vggdeploy.data.specs import Split, check_split, get_dataset
 from vggdeploy.data.splits import split_indices
-from vggdeploy.errors import UsageError
-from vggdeploy.preprocess import prepare_batch
+from vggdeploy.errors import DataError, UsageError
+from vggdeploy.preprocess import ImageLike, prepare_batch
 from vggdeploy.spec import PreprocessSpec
+
+Positions = NDArray[np.int64]
+MEMORY = 2 * 2**30  # bytes of prepared pixels that a split may keep in memory
+
+
+class Images(Protocol):
+    """A split, wherever its pixels are: labels ``int64 [N]``, and prepared images by position."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: Positions) -> NDArray[np.uint8]:
+        """The images at these positions of the split: ``uint8 [n, H, W, C]``."""
+
+    def take(self, positions: Positions) -> Self:
+        """The split of these images only."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,39 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batch(self, positions: Positions) -> NDArray[np.uint8]:
+        return self.images[positions]
+
+    def take(self, positions: Positions) -> ImageSet:
+        return replace(
+            self,
+            images=self.images[positions],
+            labels=self.labels[positions],
+            indices=self.indices[positions],
+        )
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """A split that is too large for the memory: its images are prepared whenever they are asked for, as `ImageSet`'s."""
+
+    name: str
+    split: Split
+    raw: RawImages
+    preprocess: PreprocessSpec
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, positions: Positions) -> NDArray[np.uint8]:
+        return prepare_batch(_pick(self.raw, self.indices[positions]), self.preprocess)
+
+    def take(self, positions: Positions) -> ImageStream:
+        return replace(self, labels=self.labels[positions], indices=self.indices[positions])
+
 
 def load_split(
     name: str,
@@ -46,21 +102,81 @@ def load_split(
     """Load a split of a data set, prepared.
 
     Args:
-        name: a data set of `vggdeploy.data.specs`.
+        name: a data set of `vggdeploy.data.specs`, or ``folder:PATH``.
         split: ``"train"``, ``"validation"`` or ``"test"``; they never share an image, and are the same everywhere.
         preprocess: decides size and mode.
-        data_dir: where the data set lies or is downloaded to; default the user's cache. ``digits`` needs neither.
+        data_dir: where the data set lies or is downloaded to; default the user's cache. ``digits`` and folders need
+            neither.
         limit: only the first ``limit`` images, which are a random sample.
 
     Raises:
         UsageError: an unknown data set or split, or a limit below 1.
         DataError: the data set cannot be found, downloaded or read.
-        MissingDependencyError: ``mnist`` and ``fashion-mnist`` need torchvision.
+        InputError: an image of a folder cannot be read; it is named.
+        MissingDependencyError: ``mnist``, ``fashion-mnist`` and ``cifar10`` need torchvision.
     """
-    dataset, part = get_dataset(name), check_split(split)
+    stream = _open(name, split, preprocess, data_dir, limit)
+    return ImageSet(
+        name=stream.name,
+        split=stream.split,
+        images=stream.batch(np.arange(len(stream))),
+        labels=stream.labels,
+        classes=stream.classes,
+        indices=stream.indices,
+    )
+
+
+def open_split(
+    name: str,
+    split: str,
+    preprocess: PreprocessSpec,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    memory: int = MEMORY,
+) -> ImageSet | ImageStream:
+    """A split, in memory where its prepared pixels take at most ``memory`` bytes. Otherwise as `load_split`."""
+    stream = _open(name, split, preprocess, data_dir, None)
+    if len(stream) * preprocess.crop**2 * preprocess.channels > memory:
+        return stream
+    return load_split(name, split, preprocess, data_dir=data_dir)
+
+
+def per_class(labels: NDArray[np.int64], count: int, classes: Sequence[str], *, seed: int) -> Positions:
+    """Positions of ``count`` images of every class, drawn by ``seed``, in the order of the split.
+
+    Raises:
+        DataError: a class has fewer.
+    """
+    random = np.random.default_rng([seed, count])
+    chosen = []
+    for label, name in enumerate(classes):
+        places = np.flatnonzero(labels == label)
+        if len(places) < count:
+            raise DataError(
+                f"the class {name} has {len(places)} training images, not {count}", "take fewer: --per-class"
+            )
+        chosen.append(random.choice(places, count, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def _open(
+    name: str, split: str, preprocess: PreprocessSpec, data_dir: str | os.PathLike[str] | None, limit: int | None
+) -> ImageStream:
+    part = check_split(split)
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} images", "give at least 1")
+    dataset = get_dataset(name)
     raw = read_source(dataset, part, None if data_dir is None else Path(data_dir))
-    indices = split_indices(dataset, raw.part, raw.labels, part)[:limit]
-    images = prepare_batch(list(raw.images[indices]), preprocess)
-    return ImageSet(dataset.name, part, images, raw.labels[indices], dataset.classes, indices)
+    indices = split_indices(dataset, raw.part, raw.labels, part, raw.keys)[:limit]
+    if not len(indices):
+        raise DataError(
+            f"{dataset.name} holds {len(raw.labels)} images: too few to hold out a {part} split",
+            f"add images, or put some into a folder of their own: PATH/{part}/CLASS",
+        )
+    return ImageStream(dataset.name, part, raw, preprocess, raw.labels[indices], dataset.classes, indices)
+
+
+def _pick(raw: RawImages, indices: Positions) -> list[ImageLike]:
+    if isinstance(raw.images, np.ndarray):
+        return list(raw.images[indices])
+    return [raw.images[index] for index in indices]

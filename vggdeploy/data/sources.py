@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,14 +20,16 @@ from vggdeploy.optional import first_line, require
 
 @dataclass(frozen=True)
 class RawImages:
-    """Images as the source has them: ``uint8 [N, H, W]`` or ``[N, H, W, C]``, and one label each.
+    """Images as the source has them: ``uint8 [N, H, W]`` or ``[N, H, W, C]``, or paths, and one label each.
 
-    ``part`` says which of the source's own divisions this is: ``"train"``, ``"test"``, or ``"all"`` without one.
+    ``part`` says which of the source's own divisions this is: ``"train"``, ``"validation"``, ``"test"``, or ``"all"``
+    without one. ``keys`` name the images where positions do not (see `vggdeploy.data.splits.split_indices`).
     """
 
     part: str
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Sequence[Path]
     labels: NDArray[np.int64]
+    keys: Sequence[str] | None = None
 
 
 Reader = Callable[[DatasetSpec, Split, Path | None], RawImages]
@@ -46,6 +48,8 @@ def read_source(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Ra
     reader: Reader = getattr(importlib.import_module(module), function)
     raw = reader(dataset, split, data_dir)
     sizes = dataset.sizes
+    if not sizes:  # the reader has looked
+        return raw
     expected = {"all": sum(sizes.values()), "train": sizes["train"] + sizes["validation"], "test": sizes["test"]}
     if len(raw.images) != len(raw.labels) or len(raw.images) != expected[raw.part]:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,27 +13,32 @@ from vggdeploy.data.specs import DatasetSpec, Split
 Indices = NDArray[np.int64]
 
 
-def split_indices(dataset: DatasetSpec, part: str, labels: NDArray[np.int64], split: Split) -> Indices:
+def split_indices(
+    dataset: DatasetSpec, part: str, labels: NDArray[np.int64], split: Split, keys: Sequence[str] | None = None
+) -> Indices:
     """Positions, within the images that the source calls ``part``, of those in ``split``.
 
     Args:
-        part: ``"train"`` or ``"test"``, as the authors of the data set divided it; ``"all"`` where they did not.
+        part: ``"train"``, ``"validation"`` or ``"test"``, as the authors of the data set divided it; ``"all"`` where
+            they did not.
         labels: the labels of every image of that part.
+        keys: what the order is made from instead of positions: names that stay where images are added or removed.
 
     The positions are shuffled, so that any first n are a random sample.
     """
-    order = shuffled(len(labels), salt=f"{dataset.name}/{part}")
-    if part == "test":
+    salt = f"{dataset.name}/{part}"
+    order = shuffled([f"{salt}/{index}" for index in range(len(labels))] if keys is None else keys)
+    if part in ("validation", "test"):
         return order
     test, rest = _hold_out(order, labels, dataset.test)
     validation, train = _hold_out(rest, labels, dataset.validation)
     return {"train": train, "validation": validation, "test": test}[split]
 
 
-def shuffled(count: int, *, salt: str) -> Indices:
-    """0 … count − 1, ordered by SHA-256: the same order with every version of NumPy, on every machine."""
-    keys = [hashlib.sha256(f"{salt}/{index}".encode()).digest() for index in range(count)]
-    return np.array(sorted(range(count), key=keys.__getitem__), np.int64)
+def shuffled(keys: Sequence[str]) -> Indices:
+    """Positions ordered by the SHA-256 of their keys: the same order with every version of NumPy, on every machine."""
+    digests = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in keys]
+    return np.array(sorted(range(len(keys)), key=digests.__getitem__), np.int64)
 
 
 def _hold_out(order: Indices, labels: NDArray[np.int64], share: float) -> tuple[Indices, Indices]:

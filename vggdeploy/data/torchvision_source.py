@@ -28,6 +28,7 @@ DEBIAN: dict[str, tuple[str, Path]] = {
     "fashion-mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")),
 }
 TIMEOUT = 30.0  # seconds without a byte; torchvision's own download would wait for ever
+DOWNLOAD_ERRORS = (OSError, RuntimeError, ValueError, EOFError, zlib.error)
 
 
 def read_mnist(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> RawImages:
@@ -95,28 +96,29 @@ def _unpack_debian(dataset: DatasetSpec, kind: Any, root: Path) -> Path | None:
 def _download(dataset: DatasetSpec, kind: Any, root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with _timeout(TIMEOUT), redirect_stdout(StringIO()):  # stdout belongs to --json
+        with connection_timeout(), redirect_stdout(StringIO()):  # stdout belongs to --json
             kind(root, train=True, download=True)
-    except (OSError, RuntimeError, ValueError, EOFError, zlib.error) as error:
+    except DOWNLOAD_ERRORS as error:
         package = DEBIAN[dataset.name][0] if dataset.name in DEBIAN else ""
         remedies = [f"apt-get install {package}"] * bool(package)
         remedies += [f"put its files into DIR/{kind.__name__}/raw and add --data-dir DIR", "connect to the internet"]
         raise DataError(
-            f"{dataset.name} is not in {root} and cannot be downloaded: {_reason(error)}", ", or ".join(remedies)
+            f"{dataset.name} is not in {root} and cannot be downloaded: {reason(error)}", ", or ".join(remedies)
         ) from error
     return root
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """torchvision lists every mirror it tried; the last line that is not empty says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip("<>").removeprefix("urlopen error ") if lines else type(error).__name__
 
 
 @contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
+def connection_timeout() -> Iterator[None]:
+    """Within the block, give a connection up after `TIMEOUT` without a byte."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
     finally:

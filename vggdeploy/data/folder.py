@@ -1,0 +1,126 @@
+"""``folder:PATH``: one's own images, a folder for each class (torchvision calls this an ImageFolder). Torch-free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vggdeploy.data.sources import RawImages
+from vggdeploy.data.specs import DatasetSpec, Split
+from vggdeploy.errors import DataError, UsageError
+from vggdeploy.preprocess import SUFFIXES, describe
+
+PREFIX = "folder:"
+# ImageNet's: what most weights to start from were trained with, and near to any photographs'.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PARTS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",),
+}  # fmt: skip
+_HELD_OUT: dict[Split, float] = {"validation": 0.1, "test": 0.2}
+_LAYOUT = "make one folder a class, with its images: PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE"
+
+
+def is_folder(name: str) -> bool:
+    """Whether a data set's name means a folder of the user's.
+
+    Raises:
+        UsageError: it does, and names none.
+    """
+    if name.strip() == PREFIX:
+        raise UsageError("folder: names no folder", f"give its path: {PREFIX}PATH")
+    return name.startswith(PREFIX)
+
+
+def folder_spec(name: str) -> DatasetSpec:
+    """The data set in a folder: its classes are the names of the folders with images, sorted.
+
+    Raises:
+        DataError: no such folder, fewer than two classes, or parts whose classes differ.
+    """
+    root = Path(name.removeprefix(PREFIX))
+    parts = _parts(root)
+    classes = _classes(parts["train"])
+    for part, directory in parts.items():
+        _same_classes(part, directory, _classes(directory), parts["train"], classes)
+    return DatasetSpec(
+        name=name,
+        title=f"images in {describe(root)}",
+        classes=classes,
+        channels=3,
+        size=0,
+        sizes={},
+        mean=MEAN,
+        std=STD,
+        validation=0.0 if "validation" in parts else _HELD_OUT["validation"],
+        test=0.0 if "test" in parts else _HELD_OUT["test"],
+        source="vggdeploy.data.folder:read_folder",
+        license="unknown",
+    )
+
+
+def read_folder(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> RawImages:
+    """The paths of the images of ``split``'s part, sorted by class and path. ``data_dir`` is not needed.
+
+    An image is found by its suffix, at any depth below its class; hidden files are not looked at.
+
+    Raises:
+        DataError: a class without images.
+    """
+    parts = _parts(Path(dataset.name.removeprefix(PREFIX)))
+    own = split in parts and (split != "train" or len(parts) > 1)
+    directory = parts.get(split, parts["train"])
+    images: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(dataset.classes):
+        found = _images(directory / name)
+        if not found:
+            raise DataError(f"the class folder {describe(directory / name)} holds no images", "add some, or remove it")
+        images += found
+        labels += [label] * len(found)
+    # Of the path below the part: adding an image, or moving the folder, leaves every other image in its split.
+    keys = [os.fspath(path.relative_to(directory)) for path in images]
+    return RawImages(split if own else "train", images, np.array(labels, np.int64), keys)
+
+
+def _parts(root: Path) -> dict[Split, Path]:
+    """The folders of the splits that the user divided; of an undivided folder only ``train``, which is the root."""
+    if not root.is_dir():
+        missing = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"{describe(root)} {missing}", f"give the folder of your images: {PREFIX}PATH")
+    parts: dict[Split, Path] = {}
+    for split, names in _PARTS.items():
+        here = [root / name for name in names if (root / name).is_dir()]
+        if len(here) > 1:
+            raise DataError(f"{describe(here[0])} and {describe(here[1])} are both there", "keep one of them")
+        if here:
+            parts[split] = here[0]
+    return parts if "train" in parts else {"train": root}
+
+
+def _classes(directory: Path) -> tuple[str, ...]:
+    names = sorted(p.name for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(f"{describe(directory)} holds {len(names)} class folders; a classifier needs 2", _LAYOUT)
+    return tuple(names)
+
+
+def _same_classes(part: str, here: Path, found: tuple[str, ...], train: Path, classes: tuple[str, ...]) -> None:
+    if found == classes:
+        return
+    missing, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+    named = [f"{name} is missing" for name in missing[:2]] + [f"{name} is not in {train.name}" for name in extra[:2]]
+    raise DataError(
+        f"{describe(here)} has {len(found)} classes and {describe(train)} {len(classes)}: {', '.join(named)}",
+        f"give {part} the same class folders",
+    )
+
+
+def _images(directory: Path) -> list[Path]:
+    found = []
+    for path in sorted(directory.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+            found.append(path)
+    return found
