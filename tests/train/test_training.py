@@ -18,11 +18,12 @@ from vggdeploy.data.loaders import ImageSet, load_split
 from vggdeploy.errors import IncompatibleError, TrainingError, UsageError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
-from vggdeploy.train import loop
-from vggdeploy.train.evaluate import evaluate
+from vggdeploy.train import loop, run
+from vggdeploy.train.evaluate import Score, evaluate
 from vggdeploy.train.loop import train
+from vggdeploy.train.batches import epoch_batches
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.train.record import Progress, TrainingRecord
+from vggdeploy.train.record import HISTORY_NAME, CurvePoint, Progress, TrainingRecord
 from vggdeploy.types import Device, Precision
 
 # Narrow, and few steps: what is claimed here holds at any width.
@@ -57,6 +58,7 @@ def test_the_record_is_of_the_weights_that_were_kept(
 def test_the_record_says_how_it_was_made(checkpoint: Path, record: TrainingRecord) -> None:
     written = read_checkpoint(checkpoint)
     assert record.recipe.model_spec() == written.spec
+    assert record.recipe.precision in ("fp32", "bf16", "fp16")  # resolved, not auto
     assert record.recipe.preprocess() == written.preprocess
     assert written.dataset == "digits"
     assert written.labels == tuple("0123456789")
@@ -69,7 +71,7 @@ def test_the_record_says_how_it_was_made(checkpoint: Path, record: TrainingRecor
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, precision: Precision) -> None:
-    recipe = msgspec.structs.replace(QUICK, epochs=1, precision=precision)
+    recipe = msgspec.structs.replace(QUICK, epochs=1, precision=str(precision), augment=("flip", "crop"))
     for name in ("one", "two"):
         torch.rand(3)  # what the caller drew before does not matter
         train(recipe, output=tmp_path / name)
@@ -113,19 +115,22 @@ def test_the_test_split_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.
     assert not trained & held["test"]
 
 
-def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
+def test_the_best_epoch_is_kept_or_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, epoch: int
+) -> None:
     states: list[torch.Tensor] = []
-    scores = iter([0.3, 0.8, 0.5, 0.9])  # three epochs, then the test split
+    scores = {"validation": iter([0.3, 0.8, 0.5]), "test": iter([0.1, 0.2, 0.9])}
 
-    def scripted(network: Deployable, data: ImageSet, *, device: torch.device) -> loop.Score:
+    def scripted(network: Deployable, data: ImageSet, **_: object) -> Score:
         states.append(network.features[0].weight.detach().clone())
-        return loop.Score(1.0, next(scores))
+        return Score(1.0, next(scores[data.split]))
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
-    result = train(msgspec.structs.replace(QUICK, epochs=3), output=tmp_path / "ckpt")
-    assert result.training.best_epoch == 2
-    assert torch.equal(load_model(tmp_path / "ckpt").features[0].weight, states[1])
-    assert torch.equal(states[3], states[1])  # the test split was scored with the weights that were kept
+    monkeypatch.setattr(run, "evaluate", scripted)
+    result = train(msgspec.structs.replace(QUICK, epochs=3, keep=keep), output=tmp_path / "ckpt")
+    assert result.training.best_epoch == epoch  # the test split, best in the third, has no say
+    assert result.training.test_accuracy == (0.2, 0.9)[epoch - 2]
+    assert torch.equal(load_model(tmp_path / "ckpt").features[0].weight, states[2 * epoch - 1])
 
 
 def test_progress_counts_every_step_and_ends_each_epoch_with_validation(tmp_path: Path) -> None:
@@ -140,13 +145,43 @@ def test_progress_counts_every_step_and_ends_each_epoch_with_validation(tmp_path
 
 def test_a_loss_that_is_no_number_stops_the_run_and_writes_nothing(tmp_path: Path) -> None:
     recipe = msgspec.structs.replace(QUICK, arch="vgg11", lr=1e12, warmup=0.0)
-    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+ of 12 — .*--lr"):
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+ of 12 — .*--lr 1e\+11$"):
         train(recipe, output=tmp_path / "ckpt")
     assert list(tmp_path.iterdir()) == []
 
 
+def test_early_stopping_ends_the_run_after_epochs_without_a_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.3, 0.8, 0.8, 0.5, 0.9, 0.9])
+
+    def scripted(network: Deployable, data: ImageSet, **_: object) -> Score:
+        return Score(1.0, next(scores) if data.split == "validation" else 0.0)
+
+    monkeypatch.setattr(run, "evaluate", scripted)
+    done = train(msgspec.structs.replace(QUICK, epochs=6, patience=2), output=tmp_path / "ckpt").training
+    assert [e.validation_accuracy for e in done.history] == [0.3, 0.8, 0.8, 0.5]  # 0.8 again is no better
+    assert done.best_epoch == 3
+
+
+def test_the_history_has_five_training_points_an_epoch_and_both_other_splits_once(tmp_path: Path) -> None:
+    done = train(QUICK, output=tmp_path / "ckpt").training
+    lines = (tmp_path / "ckpt" / HISTORY_NAME).read_text().splitlines()
+    points = [msgspec.json.decode(line, type=CurvePoint) for line in lines]
+    assert [(p.step, p.split) for p in points if p.epoch <= 1] == [
+        (2, "train"), (3, "train"), (4, "train"), (5, "train"), (6, "train"), (6, "validation"), (6, "test"),
+    ]  # fmt: skip
+    assert [p.epoch for p in points][-3:] == [2.0, 2.0, 2.0]
+    ends = [(p.loss, p.accuracy) for p in points if p.split == "test"]
+    assert ends == [(e.test_loss, e.test_accuracy) for e in done.history]
+    # Of the training points of an epoch, weighted by their images, the means are the epoch's.
+    sizes = np.diff([0, *np.cumsum([len(b) for b in epoch_batches(1295, 256, seed=0, epoch=1)])[[1, 2, 3, 4, 5]]])
+    last = [p.loss for p in points if p.split == "train"][5:]
+    assert np.average(last, weights=sizes) == pytest.approx(done.history[1].loss)
+
+
 def test_an_existing_checkpoint_is_refused_before_any_work(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "load_split", lambda *_, **__: pytest.fail("it began to work"))
+    monkeypatch.setattr(loop, "open_split", lambda *_, **__: pytest.fail("it began to work"))
     with pytest.raises(UsageError, match="--force"):
         train(QUICK, output=checkpoint)
 
@@ -154,7 +189,7 @@ def test_an_existing_checkpoint_is_refused_before_any_work(checkpoint: Path, mon
 def test_an_output_that_cannot_be_made_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "load_split", lambda *_, **__: pytest.fail("it began to work"))
+    monkeypatch.setattr(loop, "open_split", lambda *_, **__: pytest.fail("it began to work"))
     (tmp_path / "file").write_text("a file, where a directory is needed")
     with pytest.raises(OSError, match="Not a directory"):
         train(QUICK, output=tmp_path / "file" / "ckpt")
@@ -170,7 +205,7 @@ def test_no_threads_are_refused(tmp_path: Path) -> None:
         train(QUICK, output=tmp_path / "ckpt", threads=0)
 
 
-def test_an_interrupt_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_the_old_checkpoint_and_what_to_resume_from(tmp_path: Path) -> None:
     target = tmp_path / "ckpt"
     train(msgspec.structs.replace(QUICK, epochs=1), output=target)
     before = {p.name: p.read_bytes() for p in target.iterdir()}
@@ -182,18 +217,20 @@ def test_an_interrupt_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         train(QUICK, output=target, overwrite=True, on_progress=interrupt)
     assert {p.name: p.read_bytes() for p in target.iterdir()} == before
-    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "ckpt.resume"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_killed_command_leaves_nothing_half_written(tmp_path: Path, number: int, code: int) -> None:
+def test_a_killed_command_leaves_what_to_resume_from_and_nothing_else(tmp_path: Path, number: int, code: int) -> None:
     target = tmp_path / "ckpt"
     command = [sys.executable, "-m", "vggdeploy", "train", "--width", "0.05", "--hidden", "16", "--epochs", "500"]
     with subprocess.Popen([*command, "-o", target], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "epoch 1/500" in process.stderr.readline()
+        assert "epoch 2/500" in process.stderr.readline()  # then the first has been saved
         os.kill(process.pid, number)
         said = process.stderr.read()
     assert process.returncode == code
-    assert list(tmp_path.iterdir()) == []
+    assert not target.exists()
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["ckpt.resume"]
     assert number == signal.SIGKILL or "error: interrupted" in said

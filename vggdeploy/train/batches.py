@@ -1,4 +1,8 @@
-"""The order of the images in an epoch, and its cut into batches: functions of seed and epoch alone. Torch-free."""
+"""The order of the images in an epoch, its cut into batches, and the seeds of what is random in a step.
+
+All are functions of the recipe's seed and of the place in the run alone, so a run that starts anywhere does there what
+the whole run does. Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+
+# What a step draws: one stream each, so that augmentation does not change dropout.
+DROPOUT, AUGMENT = 1, 2
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
@@ -22,6 +29,7 @@ def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> lis
     return np.array_split(order, batches_per_epoch(images, batch_size))
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of an epoch's dropout: a run that starts at this epoch draws what the whole run draws there."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def step_seed(seed: int, step: int, *, stream: int, rank: int = 0) -> int:
+    """The seed of one of a step's random streams, in the process ``rank``."""
+    sequence = np.random.SeedSequence([seed, step, stream, rank])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -1,33 +1,34 @@
-"""The training run: seeded SGD on uint8 batches, the best epoch kept, the test split looked at once."""
+"""The training run from recipe to checkpoint: what it needs is found first, what it made is written in one step."""
 
 from __future__ import annotations
 
-import math
 import os
-import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from vggdeploy.bundle.store import now
-from vggdeploy.data.loaders import ImageSet, load_split
-from vggdeploy.data.specs import SPLITS, get_dataset
-from vggdeploy.errors import TrainingError
-from vggdeploy.files import check_replaceable
+from vggdeploy.data.loaders import MEMORY, Images, open_split, per_class
+from vggdeploy.data.specs import DatasetSpec, get_dataset
+from vggdeploy.errors import UsageError
+from vggdeploy.files import atomic_directory, check_replaceable
 from vggdeploy.model.deployable import Deployable
-from vggdeploy.model.vgg import new_vgg
-from vggdeploy.model.weights import save_checkpoint
+from vggdeploy.model.foreign.report import InitReport
+from vggdeploy.model.vgg import VGG, new_vgg
+from vggdeploy.model.weights import new_with_state, save_checkpoint
 from vggdeploy.optional import version
-from vggdeploy.train.batches import batches_per_epoch, epoch_batches, epoch_seed
-from vggdeploy.train.environment import check_writable, pick_device, repeatable, thread_count
-from vggdeploy.train.evaluate import Score, evaluate
-from vggdeploy.train.recipe import Recipe, learning_rate
-from vggdeploy.train.record import EpochRecord, OnProgress, Progress, TrainingRecord, TrainingResult
+from vggdeploy.spec import PreprocessSpec
+from vggdeploy.train.environment import check_writable, pick_device, pick_precision, repeatable, thread_count
+from vggdeploy.train.processes import Processes, join_processes, share_batch_norms
+from vggdeploy.train.recipe import Recipe
+from vggdeploy.train.record import HISTORY_NAME, OnNote, OnProgress, TrainingRecord, TrainingResult, history_lines
+from vggdeploy.train.run import Data, Run
+from vggdeploy.train.start import preprocess_like, start_from
+from vggdeploy.train.state import Saver
 from vggdeploy.types import Device, Precision
 
 
@@ -36,203 +37,179 @@ def train(
     *,
     output: str | os.PathLike[str],
     overwrite: bool = False,
+    resume: bool = False,
     data_dir: str | os.PathLike[str] | None = None,
     device: Device | None = None,
     threads: int | None = None,
+    memory: int = MEMORY,
     on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> TrainingResult:
     """Train a network and write its checkpoint, in one step, at the end.
 
-    The weights kept are those of the epoch with the best validation accuracy (of equals, the latest).
-    The same recipe gives bit-identical weights on one machine with one number of threads.
+    The weights kept are those of the epoch with the best validation accuracy (of equals, the latest), or the last
+    one's. The same recipe gives bit-identical weights on one machine with one number of threads, whether the run was
+    interrupted or not. Until it is over, its state stands beside ``output`` (see `vggdeploy.train.state`).
 
     Args:
         recipe: what to train, on what, and how.
         output: the checkpoint's directory.
-        overwrite: replace a checkpoint that stands there.
+        overwrite: replace a checkpoint that stands there, and forget an interrupted run.
+        resume: go on with the interrupted run.
         data_dir: see `vggdeploy.data.loaders.load_split`.
         device: default the first CUDA device, else the CPU.
         threads: CPU threads to compute with; default PyTorch's own choice. Set back when the run ends.
+        memory: a split whose prepared pixels take more bytes is prepared batch by batch, again in every epoch.
         on_progress: called after every step and every epoch.
+        on_note: called with sentences that a user should read, before the first step.
 
     Raises:
-        UsageError: ``output`` may not be replaced, or a number of threads below 1. Found before the work begins.
+        UsageError: ``output`` may not be replaced, a number of threads below 1, or nothing or another run to resume.
+            Found before the work begins.
         DataError: the data set cannot be found, downloaded or read.
+        CheckpointError: the weights to start from do not fit.
         IncompatibleError: the device is not here.
-        TrainingError: the loss became infinite or not a number; nothing is written.
+        TrainingError: the loss became infinite or not a number; what stood at ``output`` stays.
     """
-    started = time.perf_counter()
-    target = Path(output)
-    check_replaceable(target, marker=CHECKPOINT_NAME, overwrite=overwrite)
+    target = Path(os.path.abspath(output))  # noqa: PTH100  # Path.absolute() keeps ".."
+    saver = Saver(target)
+    if resume:
+        overwrite = saver.standing().overwrite or overwrite
+    check_replaceable(Path(output), marker=CHECKPOINT_NAME, overwrite=overwrite)
+    if saver.found() and not resume and not overwrite:
+        raise UsageError(
+            f"{saver.directory} is a run that was interrupted", "go on with it: --resume; or start again: --force"
+        )
     check_writable(target)
     where = pick_device(device)
-    spec, preprocess, dataset = recipe.model_spec(), recipe.preprocess(), get_dataset(recipe.dataset)
-    # The test split too is read now: a damaged file is to be found before the work, not after it.
-    data, validation, test = (load_split(recipe.dataset, split, preprocess, data_dir=data_dir) for split in SPLITS)
-    with thread_count(threads) as used, repeatable(where):
-        model = new_vgg(spec, seed=recipe.seed).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network = Deployable(model, preprocess).to(where)
-        run = _Run(recipe, network, data, validation, where, on_progress)
+    with ExitStack() as stack:
+        used = stack.enter_context(thread_count(threads))
+        stack.enter_context(repeatable(where))
+        processes = stack.enter_context(join_processes(where))
+        if recipe.batch_size < processes.count:
+            raise UsageError(f"a batch of {recipe.batch_size} images for {processes.count} processes", "--batch-size")
+        if processes.first and not resume:
+            saver.remove()
+        job = _prepare(recipe, where, processes, data_dir, memory)
+        if job.init is not None and on_note is not None:
+            for line in job.init.lines():
+                on_note(line)
+
+        def record(run: Run) -> TrainingRecord:
+            return _record(job, run, threads=used)
+
+        def write(run: Run, path: Path, *, replace: bool = False) -> Checkpoint:
+            return _write(job, run, record(run), path, overwrite=replace)
+
+        run = Run(
+            job.recipe,
+            job.model,
+            job.network,
+            job.data,
+            precision=Precision(job.recipe.precision),
+            device=where,
+            processes=processes,
+            saver=saver,
+            overwrite=overwrite,
+            write_best=write,
+            on_progress=on_progress,
+        )
+        if resume:
+            run.resume()
+        processes.wait()  # before the first one may replace the state that the others read
         run.all_epochs()
-        score = evaluate(network, test, device=where)
+        if processes.first:
+            write(run, target, replace=overwrite)
+            saver.remove()
+        processes.wait()
+        return TrainingResult(str(output), read_checkpoint(target, check_weights=False), record(run))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that a run works with."""
+
+    recipe: Recipe
+    dataset: DatasetSpec
+    preprocess: PreprocessSpec
+    data: Data
+    model: VGG
+    network: Deployable
+    init: InitReport | None
+    device: torch.device
+    processes: Processes
+
+
+def _prepare(
+    recipe: Recipe, where: torch.device, processes: Processes, data_dir: str | os.PathLike[str] | None, memory: int
+) -> _Job:
+    dataset = get_dataset(recipe.dataset)
+    spec = recipe.model_spec(dataset)
+    recipe = msgspec.structs.replace(recipe, precision=str(pick_precision(recipe, spec, where)))
+    # Weights before data: what does not fit is found sooner.
+    model = new_vgg(spec, seed=recipe.seed)
+    init = start_from(recipe, model, dataset)
+    preprocess = preprocess_like(recipe.preprocess(), init)
+
+    def split(name: str) -> Images:
+        return open_split(recipe.dataset, name, preprocess, data_dir=data_dir, memory=memory)
+
+    # The test split too is read now: a damaged file is to be found before the work, not after it. The first process
+    # downloads what is missing; the others find it.
+    if not processes.first:
+        processes.wait()
+    data = Data(split("train"), split("validation"), split("test"))
+    if processes.first:
+        processes.wait()
+    if recipe.per_class:
+        chosen = per_class(data.train.labels, recipe.per_class, data.train.classes, seed=recipe.seed)
+        data = Data(data.train.take(chosen), data.validation, data.test)
+    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if processes.count > 1:
+        share_batch_norms(model)
+    network = Deployable(model, preprocess).to(where)
+    return _Job(recipe, dataset, preprocess, data, model, network, init, where, processes)
+
+
+def _record(job: _Job, run: Run, *, threads: int) -> TrainingRecord:
+    """The record of the best epoch so far."""
     best = run.history[run.best_epoch - 1]
-    record = TrainingRecord(
-        recipe=recipe,
+    data = job.data
+    return TrainingRecord(
+        recipe=job.recipe,
         history=tuple(run.history),
         best_epoch=run.best_epoch,
         loss=best.loss,
         train_accuracy=best.train_accuracy,
         validation_accuracy=best.validation_accuracy,
-        test_loss=score.loss,
-        test_accuracy=score.accuracy,
-        samples={"train": len(data), "validation": len(validation), "test": len(test)},
-        images_per_second=round(run.images / run.seconds, 1),
-        seconds=round(time.perf_counter() - started, 2),
-        device=str(where),
-        threads=used,
+        test_loss=best.test_loss,
+        test_accuracy=best.test_accuracy,
+        samples={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        images_per_second=round(run.whole.speed, 1),
+        seconds=round(run.seconds, 2),
+        device=str(job.device),
+        threads=threads,
         created=now(),
+        processes=job.processes.count,
+        init=job.init,
     )
+
+
+def _write(job: _Job, run: Run, record: TrainingRecord, path: Path, *, overwrite: bool) -> Checkpoint:
+    """The checkpoint of the best epoch so far, with the run's curve beside it."""
     checkpoint = Checkpoint(
-        spec=spec,
-        preprocess=preprocess,
-        labels=dataset.classes,
-        dataset=dataset.name,
+        spec=job.model.spec,
+        preprocess=job.preprocess,
+        labels=job.dataset.classes,
+        dataset=job.dataset.name,
         training=msgspec.to_builtins(record),
         tools={name: version(name) or "" for name in ("vggdeploy", "torch")},
     )
-    written = save_checkpoint(target, model, checkpoint, overwrite=overwrite)
-    return TrainingResult(str(target), written, record)
-
-
-@dataclass
-class _Meter:
-    """Running means over the images of an epoch, and the time they took."""
-
-    started: float
-    loss_sum: float = 0.0
-    hits: int = 0
-    images: int = 0
-    stopped: float | None = None
-
-    def add(self, loss: float, hits: int, images: int) -> None:
-        self.loss_sum += loss * images
-        self.hits += hits
-        self.images += images
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.images
-
-    @property
-    def accuracy(self) -> float:
-        return self.hits / self.images
-
-    @property
-    def seconds(self) -> float:
-        return (self.stopped or time.perf_counter()) - self.started
-
-
-class _Run:
-    """The state of one run: what it has seen, and the best weights so far."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        network: Deployable,
-        data: ImageSet,
-        validation: ImageSet,
-        device: torch.device,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self.recipe = recipe
-        self.network = network
-        self.device = device
-        self.images = 0
-        self.seconds = 0.0
-        self.history: list[EpochRecord] = []
-        self.best_epoch = 0
-        self._validation = validation
-        self._on_progress = on_progress
-        self._pixels = torch.from_numpy(data.images)
-        self._labels = torch.from_numpy(data.labels)
-        self._steps = recipe.epochs * batches_per_epoch(len(data), recipe.batch_size)
-        self._optimizer = torch.optim.SGD(
-            network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-        )
-
-    def all_epochs(self) -> None:
-        """Train every epoch, then put the best one's weights back into the network."""
-        best, kept = 0.0, self.network.state_dict()
-        for epoch in range(self.recipe.epochs):
-            score = self._epoch(epoch)
-            if score.accuracy >= best:  # of equals the latest: its learning rate was lower
-                best, self.best_epoch = score.accuracy, epoch + 1
-                kept = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
-        self.network.load_state_dict(kept)
-
-    def _epoch(self, epoch: int) -> Score:
-        recipe = self.recipe
-        torch.manual_seed(epoch_seed(recipe.seed, epoch))
-        self.network.train()
-        batches = epoch_batches(len(self._labels), recipe.batch_size, seed=recipe.seed, epoch=epoch)
-        first = epoch * len(batches)
-        meter = _Meter(time.perf_counter())
-        for step, positions in enumerate(batches, first):
-            meter.add(*self._step(torch.from_numpy(positions), step), len(positions))
-            self._report(meter, epoch, step)
-        meter.stopped = time.perf_counter()
-        self.images += meter.images
-        self.seconds += meter.seconds
-        score = evaluate(self.network, self._validation, device=self.device)
-        self._finite(score.loss, "validation loss", first + len(batches) - 1)
-        self.history.append(
-            EpochRecord(
-                epoch=epoch + 1,
-                loss=meter.loss,
-                train_accuracy=meter.accuracy,
-                validation_loss=score.loss,
-                validation_accuracy=score.accuracy,
-                seconds=round(meter.seconds, 3),
-            )
-        )
-        self._report(meter, epoch, first + len(batches) - 1, score.accuracy)
-        return score
-
-    def _step(self, positions: Tensor, step: int) -> tuple[float, int]:
-        """One step of SGD; returns the batch's mean loss and how many images it had right."""
-        recipe = self.recipe
-        images, labels = self._pixels[positions].to(self.device), self._labels[positions].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == Precision.BF16):
-            logits = self.network(images)[0]
-        loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        self._finite(loss.item(), "loss", step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step, self._steps)
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
-        with torch.no_grad():  # reported without smoothing: then it compares with the validation loss
-            return functional.cross_entropy(logits, labels).item(), int((logits.argmax(dim=1) == labels).sum())
-
-    def _finite(self, value: float, what: str, step: int) -> None:
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {what} became {value} at step {step + 1} of {self._steps}",
-                f"train with a lower learning rate: --lr {self.recipe.lr / 10:g}",
-            )
-
-    def _report(self, meter: _Meter, epoch: int, step: int, validation: float | None = None) -> None:
-        if self._on_progress is None:
-            return
-        self._on_progress(
-            Progress(
-                epoch=epoch + 1,
-                epochs=self.recipe.epochs,
-                step=step + 1,
-                steps=self._steps,
-                loss=meter.loss,
-                accuracy=meter.accuracy,
-                images_per_second=meter.images / meter.seconds,
-                validation=validation,
-            )
-        )
+    model = new_with_state(job.model.spec, run.kept, where=str(path))
+    with atomic_directory(path, marker=CHECKPOINT_NAME, overwrite=overwrite) as draft:
+        written = save_checkpoint(draft / "whole", model, checkpoint)
+        for file in (draft / "whole").iterdir():
+            file.rename(draft / file.name)
+        (draft / "whole").rmdir()
+        (draft / HISTORY_NAME).write_bytes(history_lines(run.curve))
+    return written

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from vggdeploy.bundle.checkpoint import Checkpoint
+from vggdeploy.data.specs import Split
+from vggdeploy.model.foreign.report import InitReport
 from vggdeploy.records import Record
 from vggdeploy.spec import ModelSpec
 from vggdeploy.train.recipe import Recipe
+
+HISTORY_NAME = "history.jsonl"
+
+
+class CurvePoint(Record, frozen=True, kw_only=True):
+    """One line of ``history.jsonl``: after ``step`` steps, which are ``epoch`` epochs, what a split gave.
+
+    A point of ``train`` is the mean over the fifth of an epoch before it, dropout on, while the weights changed; those
+    of ``validation`` and ``test`` are of the whole split. Every loss is without label smoothing.
+    """
+
+    step: int
+    epoch: float
+    split: Split
+    loss: float
+    accuracy: float
+
+
+def history_lines(curve: Iterable[CurvePoint]) -> bytes:
+    return msgspec.json.Encoder(order="deterministic").encode_lines(curve)
 
 
 @dataclass(frozen=True)
 class Progress:
     """After one step. ``step`` counts from 1 over the whole run; loss and accuracy are the running epoch's means.
 
-    ``validation`` is the accuracy on the validation split, once an epoch is over; until then None.
+    ``validation`` and ``test`` are the accuracies on these splits, once an epoch is over; until then None. ``points``
+    are those that the curve got with this step.
     """
 
     epoch: int
@@ -25,29 +50,36 @@ class Progress:
     loss: float
     accuracy: float
     images_per_second: float
+    learning_rate: float
     validation: float | None = None
+    test: float | None = None
+    points: tuple[CurvePoint, ...] = ()
 
 
 OnProgress = Callable[[Progress], None]
+OnNote = Callable[[str], None]
 
 
 class EpochRecord(Record, frozen=True, kw_only=True):
     """One epoch. ``loss`` and ``train_accuracy`` are means over its steps, dropout on, while the weights changed; every
-    loss is the cross-entropy without label smoothing."""
+    loss is the cross-entropy without label smoothing. The test split decides nothing: it is only looked at."""
 
     epoch: int
     loss: float
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
+    test_loss: float
+    test_accuracy: float
     seconds: float
 
 
 class TrainingRecord(Record, frozen=True, kw_only=True):
     """The ``training`` of a checkpoint. ``best_epoch`` is the one whose weights were kept, counted from 1; loss and
-    train accuracy are that epoch's. The test split was looked at once, with those weights.
+    accuracies are that epoch's.
 
-    ``images_per_second`` counts training only; ``seconds`` is the whole run, data and evaluation included.
+    ``recipe`` is resolved: its precision is the one that was used. ``images_per_second`` counts training only;
+    ``seconds`` is the whole run, data and evaluation included. ``init`` says what the run started from.
     """
 
     recipe: Recipe
@@ -64,6 +96,8 @@ class TrainingRecord(Record, frozen=True, kw_only=True):
     device: str
     threads: int
     created: str
+    processes: int = 1
+    init: InitReport | None = None
 
 
 class TrainingReport(Record, frozen=True, kw_only=True):

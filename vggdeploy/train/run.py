@@ -1,0 +1,273 @@
+"""The state of one run, epoch by epoch: what it has seen, the best weights so far, and how both are saved."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vggdeploy.data.loaders import Images
+from vggdeploy.data.specs import Split
+from vggdeploy.errors import TrainingError, UsageError
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.vgg import VGG
+from vggdeploy.model.weights import load_model
+from vggdeploy.train.batches import batches_per_epoch
+from vggdeploy.train.evaluate import Score, evaluate
+from vggdeploy.train.feed import Batch, Feed
+from vggdeploy.train.optimizer import freeze, frozen_layers, moments, set_moments
+from vggdeploy.train.processes import Processes
+from vggdeploy.train.recipe import Recipe
+from vggdeploy.train.record import CurvePoint, EpochRecord, OnProgress, Progress
+from vggdeploy.train.state import BEST_NAME, Saver, Standing, Tally
+from vggdeploy.train.step import Stepper
+from vggdeploy.types import Precision
+
+POINTS = 5  # of the training curve, an epoch
+WEIGHTS, MOMENTS = "model/", "optimizer/"  # prefixes of the tensors in a saved state
+WriteBest = Callable[["Run", Path], object]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three splits of a run."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+    @property
+    def digest(self) -> str:
+        """Identifies labels and their order: a run that resumes on other images would not be the same run."""
+        found = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            found.update(part.labels.tobytes())
+        return found.hexdigest()
+
+
+class Run:
+    """One run of a recipe. `all_epochs` trains; afterwards ``model`` holds the weights that are kept."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: VGG,
+        network: Deployable,
+        data: Data,
+        *,
+        precision: Precision,
+        device: torch.device,
+        processes: Processes,
+        saver: Saver,
+        overwrite: bool,
+        write_best: WriteBest,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.recipe = recipe
+        self.model = model
+        self.history: list[EpochRecord] = []
+        self.curve: list[CurvePoint] = []
+        self.best_epoch = 0
+        self.kept: dict[str, Tensor] = {}  # the best epoch's weights
+        self.whole = Tally()
+        self._network, self._data, self._device, self._processes = network, data, device, processes
+        self._saver, self._write_best, self._on_progress = saver, write_best, on_progress
+        self._overwrite = overwrite
+        self._per_epoch = batches_per_epoch(len(data.train), recipe.batch_size)
+        self._feed = Feed(data.train, recipe, device, processes.rank, processes.count)
+        self._stepper = Stepper(
+            recipe,
+            network,
+            model,
+            steps=recipe.epochs * self._per_epoch,
+            precision=precision,
+            device=device,
+            processes=processes,
+        )
+        self._step = 0
+        self._epoch, self._window = Tally(), Tally()
+        self._reported = 0
+        self._started, self._elapsed = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, the time between a kill and its resumption left out."""
+        return self._elapsed + time.perf_counter() - self._started
+
+    def all_epochs(self) -> None:
+        """Train every epoch that is left, then put the kept epoch's weights into the model.
+
+        Raises:
+            TrainingError: a loss became infinite or not a number. The state that was saved last stays.
+        """
+        for epoch in range(len(self.history), self.recipe.epochs):
+            if self._given_up():
+                break
+            try:
+                self._one_epoch(epoch)
+            except TrainingError as error:
+                raise self._with_best(error) from error
+        if self.kept:
+            self.model.load_state_dict(self.kept)
+
+    def resume(self) -> None:
+        """Go on from the saved state.
+
+        Raises:
+            UsageError: there is none, or it is of another recipe or other images.
+            CheckpointError: it is damaged.
+        """
+        standing = self._saver.standing()
+        changed = [f for f in Recipe.__struct_fields__ if getattr(standing.recipe, f) != getattr(self.recipe, f)]
+        if changed:
+            was = ", ".join(f"{f} {getattr(standing.recipe, f)!r} → {getattr(self.recipe, f)!r}" for f in changed[:3])
+            raise UsageError(
+                f"{self._saver.directory} is a run with another recipe: {was}",
+                "resume with the options it was started with, or start again with --force",
+            )
+        if standing.data != self._data.digest:
+            raise UsageError(
+                f"{self._saver.directory} is a run on other images of {self.recipe.dataset}",
+                "restore the data set, or start again with --force",
+            )
+        tensors = self._saver.tensors()
+        self.model.load_state_dict({k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)})
+        remembered = {k.removeprefix(MOMENTS): v for k, v in tensors.items() if k.startswith(MOMENTS)}
+        set_moments(self._stepper.optimizer, self.model, remembered)
+        if standing.scaler:
+            self._stepper.scaler.load_state_dict(self._stepper.scaler.state_dict() | standing.scaler)
+        self._step = standing.step
+        self.history, self.curve, self.best_epoch = list(standing.history), list(standing.curve), standing.best_epoch
+        self._epoch, self._window, self.whole = standing.epoch, standing.window, standing.whole
+        self._elapsed, self._reported = standing.elapsed, len(self.curve)
+        if self.best_epoch:
+            best = load_model(self._saver.directory / BEST_NAME).state_dict()
+            self.kept = {key: tensor.to(self._device) for key, tensor in best.items()}
+
+    def _one_epoch(self, epoch: int) -> None:
+        done = self._step - epoch * self._per_epoch
+        self._network.train()
+        freeze(self.model, frozen_layers(self.recipe, self.model.spec, epoch))
+        with closing(self._feed.epoch(epoch, skip=done)) as batches:  # type: ignore[type-var]
+            before = time.perf_counter()
+            for batch in batches:
+                loss, hits = self._stepper(batch)
+                now = time.perf_counter()
+                self._count(batch, loss, hits, now - before, epoch)
+                if self._step < (epoch + 1) * self._per_epoch:
+                    self._save(epoch_over=False)
+                before = time.perf_counter()
+        self._end(epoch)
+        self._save(epoch_over=True)
+
+    def _count(self, batch: Batch, loss: float, hits: float, seconds: float, epoch: int) -> None:
+        for tally in (self._epoch, self._window, self.whole):
+            tally.add(loss, hits, batch.size, seconds)
+        self._step = batch.step + 1
+        done = self._step - epoch * self._per_epoch
+        if done * POINTS // self._per_epoch > (done - 1) * POINTS // self._per_epoch:
+            self._point("train", self._window.loss, self._window.accuracy)
+            self._window = Tally()
+        self._report(epoch)
+
+    def _end(self, epoch: int) -> None:
+        """Score the epoch, and keep its weights if it is the best."""
+        scores: dict[Split, Score] = {}
+        splits: tuple[tuple[Split, Images], ...] = (("validation", self._data.validation), ("test", self._data.test))
+        for split, images in splits:
+            score = evaluate(self._network, images, device=self._device, processes=self._processes)
+            self._stepper.check(score.loss, f"{split} loss", self._step - 1)
+            self._point(split, score.loss, score.accuracy)
+            scores[split] = score
+        validation, test = scores["validation"], scores["test"]
+        self.history.append(
+            EpochRecord(
+                epoch=epoch + 1,
+                loss=self._epoch.loss,
+                train_accuracy=self._epoch.accuracy,
+                validation_loss=validation.loss,
+                validation_accuracy=validation.accuracy,
+                test_loss=test.loss,
+                test_accuracy=test.accuracy,
+                seconds=round(self._epoch.seconds, 3),
+            )
+        )
+        best = self.history[self.best_epoch - 1].validation_accuracy if self.best_epoch else -1.0
+        # Of equals the latest: its learning rate was lower. The test split has no say.
+        if self.recipe.keep == "last" or validation.accuracy >= best:
+            self.best_epoch = epoch + 1
+            self.kept = self._copy()
+        self._report(epoch, validation.accuracy, test.accuracy)
+        self._epoch = Tally()
+
+    def _given_up(self) -> bool:
+        """Early stopping: ``patience`` epochs in a row were no better than the best before them."""
+        patience = self.recipe.patience
+        if not patience or len(self.history) <= patience:
+            return False
+        scores = [record.validation_accuracy for record in self.history]
+        return max(scores[-patience:]) <= max(scores[:-patience])
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
+
+    def _point(self, split: Split, loss: float, accuracy: float) -> None:
+        epoch = round(self._step / self._per_epoch, 6)
+        self.curve.append(CurvePoint(step=self._step, epoch=epoch, split=split, loss=loss, accuracy=accuracy))
+
+    def _save(self, *, epoch_over: bool) -> None:
+        if not self._processes.first or not self._saver.due(epoch_over=epoch_over):
+            return
+        scaler: dict[str, Any] = self._stepper.scaler.state_dict()
+        standing = Standing(
+            recipe=self.recipe,
+            overwrite=self._overwrite,
+            data=self._data.digest,
+            step=self._step,
+            history=tuple(self.history),
+            curve=tuple(self.curve),
+            best_epoch=self.best_epoch,
+            epoch=self._epoch,
+            window=self._window,
+            whole=self.whole,
+            elapsed=self.seconds,
+            scaler={name: value for name, value in scaler.items() if isinstance(value, (int, float))},
+        )
+        tensors = {WEIGHTS + key: tensor for key, tensor in self.model.state_dict().items()}
+        tensors |= {MOMENTS + key: t for key, t in moments(self._stepper.optimizer, self.model).items()}
+        self._saver.save(standing, tensors, lambda path: self._write_best(self, path))
+
+    def _with_best(self, error: TrainingError) -> TrainingError:
+        """The error, with the way to the best epoch's weights where there are any."""
+        if not self._saver.found() or not self.best_epoch:
+            return error
+        best = self._saver.directory / BEST_NAME
+        return TrainingError(error.cause, f"{error.hint} --force; the best epoch so far is the checkpoint {best}")
+
+    def _report(self, epoch: int, validation: float | None = None, test: float | None = None) -> None:
+        points = tuple(self.curve[self._reported :])
+        self._reported = len(self.curve)
+        if self._on_progress is None:
+            return
+        self._on_progress(
+            Progress(
+                epoch=epoch + 1,
+                epochs=self.recipe.epochs,
+                step=self._step,
+                steps=self._stepper.steps,
+                loss=self._epoch.loss,
+                accuracy=self._epoch.accuracy,
+                images_per_second=self._epoch.speed,
+                learning_rate=self._stepper.optimizer.param_groups[-1]["lr"],
+                validation=validation,
+                test=test,
+                points=points,
+            )
+        )

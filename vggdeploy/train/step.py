@@ -1,0 +1,95 @@
+"""One step of training: forward and backward in the run's precision, gradients of all processes, optimiser."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import clip_grad_norm_
+
+from vggdeploy.errors import TrainingError
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.train.batches import DROPOUT, step_seed
+from vggdeploy.train.feed import Batch
+from vggdeploy.train.optimizer import new_optimizer, set_rate
+from vggdeploy.train.processes import ALONE, Processes
+from vggdeploy.train.recipe import Recipe
+from vggdeploy.train.schedule import rate_factor
+from vggdeploy.types import Precision
+
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+class Stepper:
+    """The network with its optimiser. ``network`` takes ``uint8 [N, H, W, C]``, its model is FP32 and channels-last.
+
+    Args:
+        steps: of the whole run; the schedule ends with them.
+        precision: of the forward and backward pass, as `vggdeploy.train.environment.pick_precision` gives it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: Deployable,
+        model: Any,
+        *,
+        steps: int,
+        precision: Precision,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.recipe = recipe
+        self.steps = steps
+        self.optimizer = new_optimizer(recipe, model)
+        # FP16's range is narrow: losses are scaled up so that small gradients survive. (A no-op where it is disabled.)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == Precision.FP16)
+        self._network: nn.Module = torch.compile(network) if recipe.compile else network  # type: ignore[assignment]
+        self._parameters = list(model.parameters())
+        self._dtype = _DTYPES.get(precision)
+        self._device = device
+        self._processes = processes
+
+    def __call__(self, batch: Batch) -> tuple[float, float]:
+        """Make the step; returns the sum of the losses of the whole batch, and how many images it had right.
+
+        Raises:
+            TrainingError: the loss is no finite number. The weights are as they were before the step.
+        """
+        recipe, optimizer = self.recipe, self.optimizer
+        # Dropout's numbers: seeded for each step, so that no random state has to be kept for a run that resumes.
+        torch.manual_seed(step_seed(recipe.seed, batch.step, stream=DROPOUT, rank=self._processes.rank))
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
+            logits = self._network(batch.images)[0]
+        # Divided by the whole batch, not by this process's share of it: gradients are added up, not averaged.
+        loss = _losses(logits, batch.labels, smoothing=recipe.label_smoothing).sum() / batch.size
+        with torch.no_grad():  # reported without smoothing: then it compares with the validation loss
+            plain = _losses(logits, batch.labels).sum() if recipe.label_smoothing else loss.detach() * batch.size
+            right = (logits.argmax(dim=1) == batch.labels).sum()
+        smoothed, total, hits = self._processes.total(*torch.stack([loss.detach(), plain, right.to(plain)]).tolist())
+        self.check(smoothed, "loss", batch.step)
+        set_rate(optimizer, rate_factor(recipe, batch.step, self.steps))
+        optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self._processes.add_up_gradients(self._parameters)
+        if recipe.clip:
+            self.scaler.unscale_(optimizer)
+            clip_grad_norm_(self._parameters, recipe.clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return total, hits
+
+    def check(self, value: float, what: str, step: int) -> None:
+        """Stop the run at a loss that is no finite number."""
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {what} became {value} at step {step + 1} of {self.steps}",
+                f"train with a lower learning rate: --lr {self.recipe.lr / 10:g}",
+            )
+
+
+def _losses(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    return functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
