@@ -105,6 +105,27 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
 
 
+class LayerParity(Record, frozen=True, kw_only=True):
+    """One layer of a variant beside the reference's. ``largest`` is the reference's largest magnitude."""
+
+    layer: str
+    relative_l2: float
+    max_abs: float
+    cosine_min: float
+    largest: float
+    finite: bool
+
+
+class LayerReport(Record, frozen=True, kw_only=True):
+    """Where a variant's error comes from: its layers in order, and the first whose error jumps (None: none does)."""
+
+    variant: str
+    precision: Precision
+    layers: tuple[LayerParity, ...]
+    culprit: str | None
+    reason: str
+
+
 class ParityReport(Record, frozen=True, kw_only=True):
     """All variants of one bundle: what ``vggdeploy verify --json`` prints."""
 
@@ -112,6 +133,7 @@ class ParityReport(Record, frozen=True, kw_only=True):
     bundle: str
     created: str
     variants: tuple[ParityRecord, ...]
+    layers: tuple[LayerReport, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

@@ -12,7 +12,7 @@ from vggdeploy.diagnosis import Diagnosis
 from vggdeploy.engine import Prediction
 from vggdeploy.errors import one_line
 from vggdeploy.machine import fingerprint
-from vggdeploy.records import BenchReport, BenchRow, ParityRecord, ParityReport, ScenarioRow
+from vggdeploy.records import BenchReport, BenchRow, LayerReport, ParityRecord, ParityReport, ScenarioRow
 from vggdeploy.selection import Choice
 from vggdeploy.types import Verdict
 
@@ -88,6 +88,24 @@ def parity_table(report: ParityReport) -> None:
     for r in report.variants:
         for reason in r.reasons:
             print_reason(r.variant, reason)
+    for found in report.layers:
+        layer_table(found)
+
+
+def layer_table(report: LayerReport) -> None:
+    """A variant's layers in order; the first whose error jumps is marked."""
+    rows = [
+        [
+            escape(r.layer) if r.layer != report.culprit else f"[red]{escape(r.layer)} ◀[/]",
+            f"{r.relative_l2:.1e}" if r.finite else "[red]not finite[/]",
+            f"{r.max_abs:.1e}",
+            f"{r.cosine_min:.6f}",
+            f"{r.largest:.3g}",
+        ]
+        for r in report.layers
+    ]
+    out.print(f"\n[bold]{escape(report.variant)}:[/] {escape(report.reason)}")
+    table(["layer", "relative L2", "max |Δ|", "min cosine", "largest"], rows)
 
 
 def bench_table(report: BenchReport) -> None:

@@ -24,6 +24,9 @@ def verify(
     tolerance: Annotated[
         float | None, typer.Option("--tolerance", help="Largest relative L2 distance of an output.")
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Name the layer at which a failing ONNX variant leaves the reference.")
+    ] = False,
     data_dir: DataDir = None,
     threads: Threads = None,
     record: Annotated[bool, typer.Option("--record", help="Write the verdicts to the bundle's manifest.")] = False,
@@ -51,6 +54,7 @@ def verify(
             threads=threads,
             record=record,
             limits=limits,
+            layers=layers,
             on_stage=stage,
         )
     if json:

@@ -14,6 +14,7 @@ from vggdeploy.errors import UsageError
 from vggdeploy.optional import version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.compare import golden_reference, unproven
+from vggdeploy.pipeline.layers import localise
 from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, SYNTHETIC, load_samples, to_input
 from vggdeploy.records import ParityRecord, ParityReport, Thresholds
@@ -102,6 +103,7 @@ def verify_bundle(
     threads: int | None = None,
     record: bool = False,
     limits: Limits | None = None,
+    layers: bool = False,
     on_stage: Stage = lambda text: None,
 ) -> ParityReport:
     """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
@@ -113,6 +115,7 @@ def verify_bundle(
         data: a data set's name; default the one that the model was trained on.
         record: write the verdicts to the bundle's manifest.
         limits: in place of the manifest's thresholds, for this run.
+        layers: look for the layer at which each ONNX variant that fails leaves the reference.
     """
     manifest = bundle.manifest
     wanted = [manifest.variant(name) for name in variants] or list(manifest.variants)
@@ -131,4 +134,11 @@ def verify_bundle(
     if record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(manifest, records)
-    return ParityReport(bundle=str(bundle.root), created=now(), variants=tuple(records))
+    found = tuple(localise(bundle, name, threads=threads) for name in _failed_onnx(manifest, records)) if layers else ()
+    return ParityReport(bundle=str(bundle.root), created=now(), variants=tuple(records), layers=found)
+
+
+def _failed_onnx(manifest: Manifest, records: Sequence[ParityRecord]) -> list[str]:
+    """ONNX variants that failed, each once."""
+    names = dict.fromkeys(r.variant for r in records if r.verdict is Verdict.FAIL)
+    return [name for name in names if manifest.variant(name).format == "onnx"]
