@@ -113,9 +113,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_directory(
-    target: Path, *, marker: str, overwrite: bool, unchanged: bytes | None = None
-) -> Iterator[Path]:
+def atomic_directory(target: Path, *, marker: str, overwrite: bool, unchanged: bytes | None = None) -> Iterator[Path]:
     """A new directory to fill; it takes ``target``'s place in one step when the block ends without an error.
 
     A killed process leaves what stood at ``target`` before, or nothing. ``marker`` is the file that makes a directory
@@ -140,6 +138,20 @@ def atomic_directory(
         _fsync(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # after the exchange: what stood there before
+        os.close(fd)
+
+
+@contextmanager
+def scratch_directory(target: Path) -> Iterator[Path]:
+    """A directory to work in, beside ``target`` and on its disk. It is removed at the end of the block; after a kill,
+    by the next writer of ``target``."""
+    target = Path(os.path.abspath(target))  # noqa: PTH100  # as above
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch, fd = _new_draft(target, _make_directory)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
         os.close(fd)
 
 

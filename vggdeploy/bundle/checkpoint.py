@@ -23,8 +23,8 @@ _AGAIN = "train again, or restore the checkpoint from its source"
 class Checkpoint(Record, frozen=True, kw_only=True):
     """``checkpoint.json``: everything about the weights that the weights do not say themselves.
 
-    ``dataset`` names what it was trained on, "" when unknown; ``training`` is the record of the run, empty for
-    weights that came from elsewhere.
+    ``dataset`` names what it was trained on, "" when unknown; ``training`` is the record of the run. For weights that
+    came from elsewhere it holds, as ``weights``, where from and what was used, left and assumed.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -1,43 +1,100 @@
-"""``vggdeploy export``: a checkpoint becomes a bundle of proven variants."""
+"""``vggdeploy export``: a checkpoint, or weights from elsewhere, become a bundle of proven variants."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vggdeploy.cli.options import DataDir, Force, Json, Threads
+from vggdeploy.errors import UsageError
+
+ELSEWHERE: Any = {"rich_help_panel": "Weights from elsewhere"}
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The directory that 'train' made.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The directory that 'train' made; torchvision:vgg16; or a .pth or .safetensors of torchvision's, timm's or "
+            "an nn.Sequential VGG.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.")],
     formats: Annotated[
         str, typer.Option("--formats", help="Variants to export, comma-separated.")
     ] = "onnx-fp32,onnx-fp16,torchscript-fp32",
-    outputs: Annotated[str, typer.Option("--outputs", help="Graph outputs, comma-separated: logits, fc7, relu4_2, …")] = (
-        "logits"
-    ),
+    outputs: Annotated[
+        str, typer.Option("--outputs", help="Graph outputs, comma-separated: logits, fc7, relu4_2, …")
+    ] = ("logits"),
     graph_input: Annotated[
         str, typer.Option("--input", help="uint8: pixels, preprocessing inside. float32: normalised by you.")
     ] = "uint8",
     max_batch: Annotated[int, typer.Option("--max-batch", help="The largest batch the variants accept.")] = 256,
     samples: Annotated[int, typer.Option("--samples", help="Test images to prove the variants on.")] = 1000,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="The file of a torchvision name, instead of a download.", **ELSEWHERE),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="The network: vgg11 … vgg19_bn. Default: from the shapes.", **ELSEWHERE)
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option("--blocks", help="Convolutions x channels between pools: 1x64,1x128,2x256.", **ELSEWHERE),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Height and width in pixels. Default: from fc6.", **ELSEWHERE)
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="A text file, a label on each line, or a JSON list.", **ELSEWHERE)
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option("--mean", help="Mean of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", help="Deviation of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option("--resize", help="Shorter side before the crop. Default: 8/7 of the size.", **ELSEWHERE),
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option("--interpolation", help="nearest, bilinear, bicubic or lanczos. Default: bilinear.", **ELSEWHERE),
+    ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Export ONNX and TorchScript, prove them against the FP32 model, and write a bundle."""
+    from rich.markup import escape
+
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
+    from vggdeploy.pipeline.adopt import About, checkpoint_of
     from vggdeploy.pipeline.export import export_bundle
     from vggdeploy.pipeline.memory import return_large_blocks_at_once
     from vggdeploy.types import BatchRange
 
     return_large_blocks_at_once()
-    with render.stages() as stage:
+    about = About(
+        weights=weights,
+        arch=arch,
+        blocks=blocks,
+        image_size=image_size,
+        labels=labels,
+        mean=_per_channel(mean),
+        std=_per_channel(std),
+        resize=resize,
+        interpolation=interpolation,
+    )
+    with checkpoint_of(source, output, about, overwrite=force) as (checkpoint, report), render.stages() as stage:
+        for line in report.lines() if report else ():
+            render.note(escape(line))
         bundle = export_bundle(
             checkpoint,
             output,
@@ -60,3 +117,15 @@ def export(
         f"vggdeploy bench {output}",
         f"vggdeploy predict {output} IMAGE",
     )
+
+
+def _per_channel(text: str | None) -> tuple[float, ...] | None:
+    """``"0.485,0.456,0.406"`` → three numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"'{text}' is not a list of numbers", "give one for each channel, such as 0.5,0.5,0.5"
+        ) from None

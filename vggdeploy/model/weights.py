@@ -1,4 +1,4 @@
-"""Weights in and out of files: safetensors only, never pickle."""
+"""Weights in and out of checkpoints: safetensors only, never pickle. (Other people's files: `vggdeploy.model.foreign`.)"""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vggdeploy.files import atomic_directory, sha256_of
 from vggdeploy.model.vgg import VGG
 from vggdeploy.optional import first_line
 from vggdeploy.records import to_json
+from vggdeploy.spec import ModelSpec
 
 
 def save_checkpoint(target: Path, model: VGG, checkpoint: Checkpoint, *, overwrite: bool = False) -> Checkpoint:
@@ -64,9 +65,14 @@ def load_model(path: str | os.PathLike[str], *, check_weights: bool = True) -> V
         state: dict[str, Any] = safetensors.torch.load_file(root / WEIGHTS_NAME)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{root / WEIGHTS_NAME} cannot be read: {first_line(error)}", again) from error
+    return new_with_state(checkpoint.spec, state, where=str(root / WEIGHTS_NAME))
+
+
+def new_with_state(spec: ModelSpec, state: dict[str, Any], *, where: str) -> VGG:
+    """A model in evaluation mode that holds the tensors of ``state`` themselves, not copies; see `load_state`."""
     with torch.device("meta"):
-        model = VGG(checkpoint.spec)
-    load_state(model, state, where=str(root / WEIGHTS_NAME))
+        model = VGG(spec)
+    load_state(model, state, where=where)
     return model.eval()
 
 

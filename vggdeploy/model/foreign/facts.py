@@ -1,0 +1,137 @@
+"""What the shapes of a VGG's weights tell, of a state dict or of a spec, and in what two of them differ. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vggdeploy.model.foreign.blocks import flat, named, pools
+from vggdeploy.spec import CUSTOM, ModelSpec
+
+POOLED = 7  # pixels: the side of the map that torchvision's adaptive pool makes before fc6
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What shapes and positions tell.
+
+    ``linears`` holds inputs and outputs of each linear layer that is there. ``pools`` says for every convolution whether
+    a pool follows; None where nothing tells. ``odd``: other layers seem to stand between the convolutions. ``adaptive``
+    says for which image sizes the original averages the last map to 7×7: ``any``, ``smaller`` than 224 px, or "" for none.
+    """
+
+    channels: tuple[int, ...]
+    in_channels: int
+    batch_norm: bool
+    linears: tuple[tuple[int, int], ...]
+    pools: tuple[bool, ...] | None
+    odd: bool = False
+    adaptive: str = ""
+
+    @property
+    def side(self) -> int | None:
+        """The side of the map that fc6 takes, in pixels; None if its inputs are no square of the last channels."""
+        if not self.linears:
+            return None
+        side = math.isqrt(self.linears[0][0] // self.channels[-1])
+        return side if side and side**2 * self.channels[-1] == self.linears[0][0] else None
+
+    def fits_map(self, side: int) -> bool:
+        """Whether fc6 takes a map of this side: as it is, or as the original's adaptive pool would let it."""
+        pooled = self.side == POOLED and (self.adaptive == "any" or (self.adaptive == "smaller" and side < POOLED))
+        return side >= 1 and (side == self.side or pooled)
+
+
+def facts_of(spec: ModelSpec) -> Facts:
+    fc6, fc7 = spec.hidden
+    return Facts(
+        channels=flat(spec.blocks),
+        in_channels=spec.in_channels,
+        batch_norm=spec.batch_norm,
+        linears=((spec.flat_features, fc6), (fc6, fc7), (fc7, spec.classes)),
+        pools=pools(spec.blocks),
+    )
+
+
+class Difference(NamedTuple):
+    """What is otherwise, and what to do about it."""
+
+    cause: str
+    hint: str
+
+
+def network_differences(found: Facts, spec: ModelSpec) -> list[Difference]:
+    """In what the convolutions of ``found`` are not those of ``spec``."""
+    wanted = facts_of(spec)
+    if found.channels != wanted.channels:
+        return [
+            Difference(
+                f"its convolutions are {_channels_text(found.channels)}, the model's {_channels_text(wanted.channels)}",
+                "use the architecture and width that the weights are of: --arch, --width",
+            )
+        ]
+    differences: list[Difference] = []
+    if found.pools not in (None, wanted.pools):
+        differences.append(Difference("its pools stand elsewhere", "use the blocks that the weights are of"))
+    if found.batch_norm != spec.batch_norm:
+        has = ("batch norm", "none") if found.batch_norm else ("no batch norm", "one")
+        name = f"{spec.arch.removesuffix('_bn')}{'_bn' * found.batch_norm}"
+        hint = "" if spec.arch == CUSTOM else f": --arch {name}"
+        differences.append(
+            Difference(f"it has {has[0]}, the model has {has[1]}", f"use the matching architecture{hint}")
+        )
+    if found.in_channels != spec.in_channels:
+        differences.append(
+            Difference(
+                f"it takes {_colour(found.in_channels)}, the model {_colour(spec.in_channels)}",
+                f"use weights of {_colour(spec.in_channels)}, or {_colour(found.in_channels)} with these",
+            )
+        )
+    return differences
+
+
+def classifier_differences(found: Facts, spec: ModelSpec, *, head: bool) -> list[Difference]:
+    """In what the linear layers are not those of ``spec``; the last one counts only with ``head``."""
+    wanted = facts_of(spec).linears
+    differences: list[Difference] = []
+    if len(found.linears) > 3 or len(found.linears) < (3 if head else 2):
+        count = len(found.linears)
+        return [Difference(f"it has {count} linear layer{'s' * (count != 1)}, not fc6, fc7 and fc8", _FEATURES)]
+    side = spec.image_size // spec.stride
+    if not found.fits_map(side):
+        made_for = f" (images of {found.side * spec.stride} px)" if found.side else ""
+        differences.append(
+            Difference(
+                f"its fc6 takes {found.linears[0][0]} inputs{made_for}, the model's {wanted[0][0]} ({spec.image_size} px)",
+                f"use --image-size {found.side * spec.stride}, or {_FEATURES}" if found.side else _FEATURES,
+            )
+        )
+    hidden = found.linears[0][1], *found.linears[1][:2]
+    if hidden != (wanted[0][1], *wanted[1][:2]):
+        differences.append(
+            Difference(
+                f"its fc6 and fc7 have {hidden[0]} and {hidden[2]} outputs, the model's {spec.hidden}", _FEATURES
+            )
+        )
+    elif head and found.linears[2] != wanted[2]:
+        differences.append(
+            Difference(f"it has {found.linears[2][1]} classes, the model {spec.classes}", "allow a fresh last layer")
+        )
+    return differences
+
+
+_FEATURES = "keep its convolutions only, with a fresh classifier"
+
+
+def _colour(channels: int) -> str:
+    return {1: "grey images (1 channel)", 3: "RGB images (3 channels)"}.get(channels, f"images of {channels} channels")
+
+
+def _channels_text(channels: Sequence[int]) -> str:
+    """``13 of 64 … 512 channels (vgg16)``."""
+    arch, width = named(channels)
+    ratio = "" if width == 1 else f" × {width:g}"
+    name = f" ({arch}{ratio})" if arch != CUSTOM else ""
+    return f"{len(channels)} of {channels[0]} … {channels[-1]} channels{name}"

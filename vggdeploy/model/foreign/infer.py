@@ -1,0 +1,135 @@
+"""The spec of a network from its weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import msgspec
+from torch import Tensor
+
+from vggdeploy.errors import CheckpointError, UsageError
+from vggdeploy.model.foreign.blocks import flat, format_blocks, grouped, named, named_width, pools
+from vggdeploy.model.foreign.facts import Facts
+from vggdeploy.model.foreign.files import StateFile
+from vggdeploy.model.foreign.layouts import Foreign, recognise
+from vggdeploy.spec import ARCHITECTURES, CUSTOM, Blocks, ModelSpec, scaled_blocks, split_arch
+
+
+def spec_from_state(
+    state: Foreign | Mapping[str, Tensor],
+    *,
+    arch: str | None = None,
+    blocks: Blocks | None = None,
+    image_size: int | None = None,
+) -> ModelSpec:
+    """What network these weights are of.
+
+    Blocks, width, batch norm, input channels, hidden widths and classes are in the shapes; the image size is in fc6's
+    inputs. Where the pools stand is not in weights: it is taken from the paper's network with these convolutions (at
+    any width), as long as the positions of the keys do not contradict it.
+
+    Args:
+        arch: insist on this network.
+        blocks: where the pools stand, for any other network.
+        image_size: another size than fc6 was made for. Only torchvision's network can: its adaptive pool is folded into
+            fc6 (see `vggdeploy.model.foreign.convert`).
+
+    Raises:
+        CheckpointError: the shapes make no VGG, or another one than was asked for.
+        UsageError: both ``arch`` and ``blocks``, an unknown name, or an image size that does not fit.
+    """
+    if arch and blocks:
+        raise UsageError("both an architecture and blocks were given", "give one of --arch and --blocks")
+    foreign = state if isinstance(state, Foreign) else recognise(StateFile("the state dict", dict(state)))
+    facts, where = foreign.facts, foreign.where
+    _check_chain(foreign, where)
+    if len(facts.linears) != 3:
+        count = len(facts.linears)
+        raise CheckpointError(
+            f"{where} has {count} linear layer{'s' * (count != 1)}, not fc6, fc7 and fc8",
+            "export needs a whole network: train one that starts with these features",
+        )
+    found = _blocks(facts, where, arch, blocks)
+    name, width = _name(found, facts.channels)
+    (_, fc6), (_, fc7), (_, classes) = facts.linears
+    if facts.side is None:
+        raise CheckpointError(
+            f"{where}: fc6 takes {facts.linears[0][0]} inputs, no square map of {facts.channels[-1]} channels",
+            "a VGG flattens a square map",
+        )
+    try:
+        spec = ModelSpec(
+            arch=f"{name}_bn" if facts.batch_norm and name != CUSTOM else name,
+            blocks=found,
+            batch_norm=facts.batch_norm,
+            width=width,
+            in_channels=facts.in_channels,
+            classes=classes,
+            image_size=facts.side * 2 ** len(found),
+            hidden=(fc6, fc7),
+        )
+    except UsageError as error:  # what is in a file is no slip of the user's
+        raise CheckpointError(f"{where} is no VGG that can be built: {error.cause}", error.hint) from error
+    return spec if image_size is None else _resized(spec, facts, where, image_size)
+
+
+def _check_chain(foreign: Foreign, where: str) -> None:
+    """Every layer takes what the one before it gives."""
+    parts = [*foreign.convs, *foreign.linears]
+    for before, after in pairwise(parts):
+        gives, takes = before.tensors["weight"].shape[0], after.tensors["weight"].shape[1]
+        into_fc6 = before.kind == "conv" and after.kind == "linear"
+        if gives != takes and not into_fc6:
+            raise CheckpointError(
+                f"{where}: {after.key} takes {takes} inputs, and {before.key} before it gives {gives}",
+                "this is no plain chain of layers, as a VGG is",
+            )
+
+
+def _blocks(facts: Facts, where: str, arch: str | None, blocks: Blocks | None) -> Blocks:
+    if blocks:
+        if flat(blocks) != facts.channels:
+            raise CheckpointError(
+                f"{where} has convolutions of {facts.channels} channels, not {flat(blocks)}", "give its own blocks"
+            )
+        return blocks
+    base, width = (split_arch(arch)[0], None) if arch else named(facts.channels)
+    if arch:
+        if split_arch(arch)[1] != facts.batch_norm:
+            other = base if split_arch(arch)[1] else f"{base}_bn"
+            raise CheckpointError(
+                f"{where} has {'' if facts.batch_norm else 'no '}batch norm, so it is no {arch}", f"try --arch {other}"
+            )
+        width = named_width(base, facts.channels)
+    found = scaled_blocks(ARCHITECTURES[base], width) if base != CUSTOM and width else None
+    if found and facts.odd and not arch:
+        raise CheckpointError(
+            f"{where} has the convolutions of {base}, and more layers between them than ReLUs and single pools",
+            f"if those do nothing in use, as Dropout, say so: --arch {base}{'_bn' * facts.batch_norm}",
+        )
+    if found is None or (facts.pools is not None and facts.pools != pools(found)):
+        guess = "" if facts.pools is None else format_blocks(grouped(facts.channels, facts.pools))
+        what = f"{arch} at any width" if arch else "one of vgg11, vgg13, vgg16, vgg19 at any width"
+        raise CheckpointError(
+            f"{where} is not {what}: {len(facts.channels)} convolutions of {facts.channels[0]} … "
+            f"{facts.channels[-1]} channels{'' if found is None else ', with the pools elsewhere'}",
+            f"say where the pools stand: --blocks {guess or '1x64,1x128,2x256'}{' (as its keys look)' if guess else ''}",
+        )
+    return found
+
+
+def _name(blocks: Blocks, channels: tuple[int, ...]) -> tuple[str, float]:
+    arch, width = named(channels)
+    return (arch, width) if arch != CUSTOM and scaled_blocks(ARCHITECTURES[arch], width) == blocks else (CUSTOM, 1.0)
+
+
+def _resized(spec: ModelSpec, facts: Facts, where: str, image_size: int) -> ModelSpec:
+    resized = msgspec.structs.replace(spec, image_size=image_size)  # refuses a size that fits no map
+    if not facts.fits_map(image_size // spec.stride):
+        raise CheckpointError(
+            f"{where} was made for images of {spec.image_size} px, not {image_size} "
+            f"(its fc6 takes {facts.linears[0][0]} inputs)",
+            f"give --image-size {spec.image_size}, or leave it out",
+        )
+    return resized
