@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -200,3 +201,13 @@ class Event:
     def since(self, start: Event) -> float:
         """Milliseconds on the GPU's clock between two events that were made with ``timing`` and have happened."""
         return float(call("cudaEventElapsedTime", start.handle, self.handle))
+
+
+def release(close: Callable[[], Any], error: BaseException | None) -> None:
+    """Free everything. A failure of that is an error of its own only when there is none before it."""
+    try:
+        close()
+    except CudaError as failed:
+        if error is None:
+            raise
+        error.add_note(f"and while freeing the GPU's memory: {failed}")

@@ -57,20 +57,27 @@ class Log:
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._errors: deque[tuple[int, str]] = deque(maxlen=_KEPT_LINES)
+        self._count = 0
 
     def add(self, severity: str, message: str) -> None:
         self.lines.append(f"[{severity}] {message}")
         if severity in ("ERROR", "INTERNAL_ERROR"):
-            self._errors.append(message)
+            self._errors.append((self._count, message))
+            self._count += 1
 
     def begin(self) -> None:
         """Start a step: errors of earlier ones are not its cause."""
         self._errors.clear()
 
-    def cause(self) -> str:
+    def mark(self) -> int:
+        """Where a step starts that others may run beside: `cause` takes it."""
+        return self._count
+
+    def cause(self, since: int = 0) -> str:
         """Why the step failed, on one line: its first error, since those after it are consequences."""
-        real = [e for e in self._errors if _ECHO not in e] or list(self._errors)
+        errors = [message for number, message in self._errors if number >= since]
+        real = [e for e in errors if _ECHO not in e] or errors
         return in_words(real[0]) if real else "it gave no reason"
 
     def text(self) -> str:

@@ -7,10 +7,57 @@ from typing import Any, ClassVar
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.optional import require
 from vggdeploy.runtime import cuda
-from vggdeploy.runtime.base import Availability
+from vggdeploy.runtime.base import Availability, Source
+from vggdeploy.runtime.rtx_cache import RtxCache
 from vggdeploy.runtime.tensorrt import EngineSession
 from vggdeploy.runtime.tensorrt_api import title
+from vggdeploy.runtime.tensorrt_engine import LoadedEngine
 from vggdeploy.types import Device
+
+
+class RtxEngine(LoadedEngine):
+    """An engine of TensorRT for RTX: the library captures graphs itself, and keeps the kernels that it compiled."""
+
+    engine_name: ClassVar[str] = "tensorrt-rtx"
+    captures = False
+
+    def __init__(self, library: Any, source: Source) -> None:
+        super().__init__(library, source)
+        self._config: Any = None
+        self._kernels: Any = None
+        self._cache: RtxCache | None = None
+
+    def load(self, unread: list[bytes]) -> None:
+        super().load(unread)
+        library, source = self.library, self.source
+        self._config = self.engine.create_runtime_config()
+        strategies = library.CudaGraphStrategy
+        self._config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if source.gpu.graphs else strategies.DISABLED
+        # LAZY would start each new batch size on fallback kernels: the first answers slow, and every benchmark wrong.
+        self._config.dynamic_shapes_kernel_specialization_strategy = (
+            library.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self._kernels = self._made(self._config.create_runtime_cache, "make a runtime cache")
+        self._cache = RtxCache.of(source, library.__version__, cuda.find_gpu(source.device), self.log)
+        if (known := self._cache.read()) and not self._kernels.deserialize(known):
+            self.log.add("INFO", "the runtime cache is another GPU's or driver's: kernels are compiled again")
+        if not self._config.set_runtime_cache(self._kernels):
+            self.log.add("WARNING", "the library did not take the runtime cache: kernels are compiled at every start")
+
+    def drop(self) -> None:
+        if self._cache is not None and self._kernels is not None:
+            compiled = self._kernels.serialize()
+            self._cache.write(b"" if compiled is None else bytes(compiled))
+        self._cache = None
+        self._config = None
+        self._kernels = None
+        super().drop()
+
+    def scratch_size(self) -> int:
+        return 0  # one context a lane: the library may bring its memory
+
+    def create_context(self, scratch: int) -> Any:
+        return self.engine.create_execution_context(self._config)
 
 
 class RtxSession(EngineSession):
@@ -18,14 +65,7 @@ class RtxSession(EngineSession):
 
     module: ClassVar[str] = "tensorrt_rtx"
     extra: ClassVar[str] = "rtx"
-    engine_name: ClassVar[str] = "tensorrt-rtx"
-
-    def create_context(self, library: Any, engine: Any) -> Any:
-        config = engine.create_runtime_config()
-        config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        # LAZY would start each new batch size on fallback kernels: the first answers slow, and every benchmark wrong.
-        config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.EAGER
-        return engine.create_execution_context(config)
+    loader: ClassVar[type[LoadedEngine]] = RtxEngine
 
 
 def known_targets(library: Any) -> tuple[str, ...]:

@@ -1,0 +1,50 @@
+"""An engine file, and a fake GPU to open it on (see `fakes.gpu`); the same sessions on a real one: ``-m gpu``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fakes.gpu import CLASSES, C, Cudart, H, Library, W
+
+from vggdeploy.runtime import cuda
+from vggdeploy.runtime import tensorrt as backend
+from vggdeploy.runtime.base import Source
+from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.types import BatchRange, Device, TensorSpec
+
+ENGINE_BYTES = b"vtrt and what follows"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    path = tmp_path / "model.engine"
+    path.write_bytes(ENGINE_BYTES)
+    return Source(
+        path=path,
+        sha256=hashlib.sha256(ENGINE_BYTES).hexdigest(),
+        spec=ModelSpec.named("vgg11", image_size=32),
+        preprocess=PreprocessSpec(),
+        inputs=(TensorSpec("image", "uint8", ("N", H, W, C)),),
+        outputs=(TensorSpec("logits", "float32", ("N", CLASSES)),),
+        batch=BatchRange(1, 2, 4),
+        device=Device("cuda"),
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Cudart, Library]]:
+    """Puts a fake CUDA runtime and a fake library in place."""
+    monkeypatch.setenv("VGGDEPLOY_CACHE", str(tmp_path / "cache"))
+
+    def put(cudart: Cudart | None = None, library: Library | None = None) -> tuple[Cudart, Library]:
+        cudart, library = cudart or Cudart(), library or Library()
+        library.cudart = cudart
+        monkeypatch.setattr(cuda, "bindings", lambda: cudart)
+        monkeypatch.setattr(cuda, "find_gpu", lambda device: cuda.Gpu(0, "Test GPU", "sm89", "13.0"))
+        monkeypatch.setattr(backend, "require", lambda *a, **k: library)
+        return cudart, library
+
+    return put
