@@ -13,7 +13,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from vggdeploy._version import __version__
-from vggdeploy.cli import bench, build, demo, doctor, embed, export, inspect, predict, summary, train, verify
+from vggdeploy.cli import (
+    bench,
+    build,
+    curves,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    summary,
+    train,
+    verify,
+)
 from vggdeploy.cli.options import HABITS
 from vggdeploy.errors import EXIT_INTERRUPTED, VggdeployError
 
@@ -31,6 +45,8 @@ for command in (
     demo.demo,
     summary.summary,
     train.train,
+    curves.curves,
+    evaluate.evaluate,
     export.export,
     build.build,
     verify.verify,
@@ -66,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     if args[:1] != ["bench"]:
-        # Before torch is imported: OpenMP threads that spin while other processes want the cores made training and
-        # proving up to 40 times slower here. A measurement keeps each library's own default.
+        # Before torch is imported: its threads would spin at every barrier, and where other processes want the cores
+        # a batch takes many times as long. A measurement keeps each library's own default.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(run(args, debug=debug))
 

@@ -1,0 +1,99 @@
+"""``vggdeploy evaluate``: how well a checkpoint or a variant classifies, and what it takes for what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggdeploy.cli.options import DataDir, DeviceName, Json, Threads
+
+if TYPE_CHECKING:
+    from vggdeploy.evaluation import EvaluationReport
+
+REPORT_NAME = "evaluation.json"
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A checkpoint, or a bundle.")],
+    dataset: Annotated[
+        str, typer.Option("--dataset", "--data", help="The data set. Default: the one trained on.")
+    ] = "",
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    samples: Annotated[
+        str, typer.Option("--samples", metavar="N|all", help="How many images, a random sample; or all.")
+    ] = "all",
+    backend: Annotated[str, typer.Option("--backend", help="A backend's name, or auto.")] = "auto",
+    variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant of a bundle.")] = None,
+    device: DeviceName = None,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="A directory for the report (JSON) and the confusion matrix (PNG, HTML)."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the report that stands there.")] = False,
+    json: Json = False,
+) -> None:
+    """Accuracy with its interval, each class, and the confusion matrix, on a split of a data set."""
+    from rich.markup import escape
+
+    from vggdeploy.cli import evaluation_tables, render
+    from vggdeploy.files import check_replaceable
+    from vggdeploy.pipeline.evaluate import evaluate as run
+    from vggdeploy.report.curves import need_plots
+    from vggdeploy.types import Device
+
+    if output is not None:  # before the work
+        need_plots()
+        check_replaceable(output, marker=REPORT_NAME, overwrite=force)
+    count = _samples(samples)
+    where = Device.parse(device) if device else None
+    with render.progress() as bar:
+        task = bar.add_task("opening", total=None)
+        report = run(
+            target,
+            dataset=dataset,
+            split=split,
+            samples=count,
+            backend=backend,
+            variant=variant,
+            device=where,
+            threads=threads,
+            data_dir=data_dir,
+            on_stage=lambda text: bar.update(task, description=escape(text)),
+            on_start=lambda images: bar.update(task, description="evaluating", total=images),
+            on_progress=lambda images: bar.advance(task, images),
+        )
+    if output is not None:
+        _write(report, output, overwrite=force)
+    if json:
+        render.emit_json(report)
+        return
+    evaluation_tables.evaluation_table(report)
+    if output is None:
+        render.note("[dim]-o DIR writes the report, and the confusion matrix as a picture[/]")
+    else:
+        render.note(f"[dim]written:[/] {escape(str(output))}")
+
+
+def _samples(text: str) -> int | None:
+    from vggdeploy.errors import UsageError
+
+    if text.strip().lower() == "all":
+        return None
+    if not text.strip().isdecimal() or len(text.strip()) > 12 or int(text) < 1:
+        raise UsageError(f"--samples {text}", "give a number of images, at least 1, or all")
+    return int(text)
+
+
+def _write(report: EvaluationReport, output: Path, *, overwrite: bool) -> None:
+    """The report and its pictures, all of them or none."""
+    from vggdeploy.files import atomic_directory
+    from vggdeploy.records import to_json
+    from vggdeploy.report.evaluation import write_confusion
+
+    with atomic_directory(output, marker=REPORT_NAME, overwrite=overwrite) as draft:
+        write_confusion(report, draft)
+        (draft / REPORT_NAME).write_bytes(to_json(report))

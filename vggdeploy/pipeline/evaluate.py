@@ -1,0 +1,120 @@
+"""How well a checkpoint or a variant classifies a split of a data set: evaluation mode, no gradients, any backend."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdeploy.bundle.store import now
+from vggdeploy.data.loaders import ImageSet, load_split
+from vggdeploy.data.specs import check_split
+from vggdeploy.errors import DataError, UsageError
+from vggdeploy.evaluation import EvaluationReport
+from vggdeploy.pipeline.prove import Stage, tool_versions
+from vggdeploy.pipeline.scores import Scores, macro
+from vggdeploy.pipeline.targets import Target, open_target
+from vggdeploy.types import Device
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    *,
+    dataset: str = "",
+    split: str = "test",
+    samples: int | None = None,
+    backend: str = "auto",
+    variant: str | None = None,
+    device: Device | None = None,
+    threads: int | None = None,
+    data_dir: Path | None = None,
+    on_stage: Stage = lambda text: None,
+    on_start: Callable[[int], None] = lambda images: None,
+    on_progress: Callable[[int], None] = lambda images: None,
+) -> EvaluationReport:
+    """Classify a split, a batch at a time, and count.
+
+    Args:
+        path: a checkpoint, or a bundle.
+        dataset: a data set's name. Default: the one that the model was trained on.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        samples: only the first so many images, which are a random sample. Default: all.
+        backend, variant: of a bundle; default the variant that `vggdeploy.load` takes.
+        data_dir: see `vggdeploy.data.loaders.load_split`.
+        on_stage, on_start, on_progress: called with what is being done, the number of images, and of those done.
+
+    Raises:
+        UsageError: the data set's classes are not as many as the model's; a bundle without class scores.
+        DataError: no data set is known for this model, or it cannot be found or read.
+        VggdeployError: as `vggdeploy.pipeline.targets.open_target`.
+    """
+    check_split(split)
+    with open_target(Path(path), backend=backend, variant=variant, device=device, threads=threads) as target:
+        name = dataset or target.dataset
+        if not name:
+            raise DataError("no data set is known for this model", "name one: --dataset digits")
+        on_stage(f"reading {name} ({split})")
+        data = load_split(name, split, target.preprocess, data_dir=data_dir, limit=samples)
+        if not len(data):
+            raise DataError(f"{data.name} has no {split} images", "name another split: --split test")
+        labels, notes = _match_classes(data, target)
+        scores = Scores(target.spec.classes)
+        on_start(len(labels))
+        started = time.perf_counter()
+        for start in range(0, len(labels), target.batch):
+            part = slice(start, start + target.batch)
+            scores.update(target.run(data.images[part]), labels[part])
+            on_progress(len(labels[part]))
+        seconds = time.perf_counter() - started
+    classes = scores.class_scores(target.labels or data.classes)
+    return EvaluationReport(
+        target=str(path),
+        variant=target.variant,
+        backend=target.backend,
+        device=target.device,
+        sha256=target.sha256,
+        dataset=data.name,
+        split=split,
+        accuracy=scores.accuracy,
+        top5=scores.top5,
+        loss=scores.loss,
+        calibration_error=scores.calibration_error,
+        balanced_accuracy=macro([c.recall for c in classes]),
+        macro_f1=macro([c.f1 for c in classes if c.images]),
+        classes=classes,
+        confusion=scores.confusion(),
+        confused=scores.confused(),
+        notes=notes,
+        seconds=round(seconds, 3),
+        created=now(),
+        tools=tool_versions(),
+    )
+
+
+def _match_classes(data: ImageSet, target: Target) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The true class of each image as the model counts classes, and a note where names do not say that.
+
+    A directory lists its classes by name; the model may have them in another order, and by the same names. Then the
+    names decide. Where the names differ, the order is all there is.
+    """
+    theirs, ours = data.classes, target.labels
+    if len(theirs) != target.spec.classes:
+        raise UsageError(
+            f"{data.name} has {len(theirs)} classes, the model {target.spec.classes}",
+            "name the data set that the model was trained on: --dataset",
+        )
+    if not ours or ours == theirs:
+        return data.labels, ()
+    if len(set(ours)) == len(ours) and set(ours) == set(theirs):
+        place = {label: index for index, label in enumerate(ours)}
+        return np.array([place[label] for label in theirs], np.int64)[data.labels], ()
+    odd = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    note = (
+        f"classes were matched by their order, because {data.name} names them otherwise than the model: "
+        f"class {odd} is '{theirs[odd]}' there, and '{ours[odd]}' in the model"
+    )
+    return data.labels, (note,)
