@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -13,15 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import Bundle, Variant
-from vggdeploy.errors import ParityError, UsageError, VggdeployError
+from vggdeploy.errors import UsageError
 from vggdeploy.features import embedding
-from vggdeploy.parity import check_golden
+from vggdeploy.loading import open_best
 from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
-from vggdeploy.runtime import CheckedSession, open_session
+from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.batches import run_batch
-from vggdeploy.runtime.registry import backend_for, default_device
-from vggdeploy.selection import select
-from vggdeploy.types import Device, Verdict
+from vggdeploy.types import Device
 
 Array = NDArray[Any]
 
@@ -169,11 +167,14 @@ def load(
     variant: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    verify: str = "first-load",
+    rebuild: bool = False,
+    on_progress: Callable[[float, str], None] | None = None,
 ) -> Engine:
     """Open a bundle and the fastest variant of it that is proven and runs here.
 
-    Every file's SHA-256 is checked first. A variant that was never run before (a GPU engine built on a machine
-    without a GPU) must repeat the golden pair on this machine before it is handed out.
+    Every file's SHA-256 is checked first, and that an engine fits this machine's library, GPU and driver: only then does
+    a library see its bytes. An engine, or a variant that nobody has run, must then repeat the golden pair.
 
     Args:
         path: the bundle's directory.
@@ -181,39 +182,25 @@ def load(
         variant: a variant's name, to take exactly that one.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Default: the backend's own.
         threads: CPU threads. Default: every core this process may use.
+        verify: when to run the golden pair: ``"first-load"`` of an engine on this machine (a pass is remembered in the
+            user's cache), ``"always"``, for every variant, or ``"never"``.
+        rebuild: when the engines do not fit this machine, build one that does from the bundle's ONNX, prove it, and add
+            it to the bundle (to the user's cache where the bundle cannot be written).
+        on_progress: called during a rebuild with the share that is done, 0 to 1, and the name of the phase.
 
     Raises:
         BundleError: no bundle, or a damaged one.
-        IncompatibleError: nothing in it runs here; the cause names what is missing.
+        IncompatibleError: nothing in it runs here; the cause names what does not fit or is missing.
         ParityError: what was asked for does not compute what was trained.
     """
-    bundle = Bundle.open(path)
-    where = Device.parse(device) if device else None
-    refused: list[str] = []
-    for candidate in select(bundle, backend=backend, variant=variant, device=where):
-        on = where or default_device(backend_for(candidate))
-        session = open_session(bundle, candidate, device=on, threads=threads)
-        session.__enter__()
-        try:
-            if candidate.verdict is Verdict.UNPROVEN:
-                _prove_here(session, bundle, candidate, on)
-        except VggdeployError as error:
-            session.__exit__(None, None, None)
-            if backend != "auto" or variant:
-                raise
-            refused.append(error.cause)
-            continue
-        except BaseException:
-            session.__exit__(None, None, None)
-            raise
-        return Engine(bundle, candidate, session, on)
-    raise ParityError(f"no variant of {path} could be proven here: {'; '.join(refused)}", "run: vggdeploy verify")
-
-
-def _prove_here(session: CheckedSession, bundle: Bundle, variant: Variant, device: Device) -> None:
-    record = check_golden(session, bundle, variant, device)
-    if record.verdict is not Verdict.PASS:
-        raise ParityError(
-            f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",
-            "build it again on this machine, or load another variant",
-        )
+    opened = open_best(
+        path,
+        backend=backend,
+        variant=variant,
+        device=device,
+        threads=threads,
+        verify=verify,
+        rebuild=rebuild,
+        on_progress=on_progress,
+    )
+    return Engine(opened.bundle, opened.variant, opened.session, opened.device)

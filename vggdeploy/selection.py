@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.errors import IncompatibleError, ParityError
 from vggdeploy.machine import fingerprint
+from vggdeploy.runtime.preflight import host_of, mismatch
 from vggdeploy.runtime.registry import backend_for, default_device, get_backend, runnable
 from vggdeploy.types import Device, Precision, Verdict
 
@@ -62,6 +64,27 @@ def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tu
         best = min(times, key=lambda m: (m.batch, m.p50_ms))
         return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (unsure, 0.0, best.p50_ms)
     return f"{proof}, not measured here", "", (unsure, 1.0, *assumed)
+
+
+def unfit(
+    bundle: Bundle, *, backend: str = "auto", variants: Sequence[str] = (), device: Device | None = None
+) -> list[Variant]:
+    """Engines that do not fit this machine, though their library and a GPU are here: a rebuild helps. Best first.
+
+    Args:
+        variants: names to look among. Default: all of ``backend``.
+    """
+    wanted = None if backend == "auto" else get_backend(backend)
+    named = [bundle.manifest.variant(name) for name in variants]
+    found = []
+    for variant in named or bundle.manifest.variants:
+        runner = backend_for(variant)
+        if variant.build is None or (wanted is not None and runner is not wanted):
+            continue
+        where = device or default_device(runner)
+        if runner.probe(where).runs and mismatch(variant, host_of(variant, where)) is not None:
+            found.append(variant)
+    return sorted(found, key=lambda v: (_FORMATS.index(v.format), _ON_GPU.index(v.precision)))
 
 
 def select(

@@ -128,8 +128,13 @@ def made_engine(
         yield made
 
 
-def add_engine(bundle: Bundle, request: BuildRequest, made: Made, record: BuildRecord) -> Added:
+def add_engine(
+    bundle: Bundle, request: BuildRequest, made: Made, record: BuildRecord, parity: ParityRecord | None = None
+) -> Added:
     """Put an engine into the bundle as it is now: others may have been added while this one was built.
+
+    Args:
+        parity: the proof, where it was run already.
 
     Raises:
         BundleError: the ONNX that the engine was built from is not the bundle's any more.
@@ -140,6 +145,8 @@ def add_engine(bundle: Bundle, request: BuildRequest, made: Made, record: BuildR
     if source is None or latest.sha256(source.path) != request.source_sha256:
         raise BundleError(f"{request.source.name} of {bundle.root} was replaced meanwhile", "run this command again")
     variant = engine_variant(request, made, record, request.name(latest.manifest))
+    if parity is not None:
+        variant = msgspec.structs.replace(variant, parity=msgspec.structs.replace(parity, variant=variant.name))
     with update_bundle(latest) as draft:
         copy_file(made.path, draft.path(variant.path))
         draft.write(f"{PurePosixPath(variant.path).parent}/{LOG}", made.log)

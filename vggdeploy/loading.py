@@ -1,0 +1,226 @@
+"""The best variant of a bundle, opened and proven on this machine; an engine that does not fit it can be rebuilt."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.errors import IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
+from vggdeploy.machine import fingerprint
+from vggdeploy.parity import check_golden
+from vggdeploy.parity.proofs import Proofs
+from vggdeploy.records import ParityRecord
+from vggdeploy.runtime import CheckedSession, backend_for, open_session, runnable
+from vggdeploy.runtime.preflight import host_of
+from vggdeploy.runtime.registry import default_device
+from vggdeploy.selection import select, unfit
+from vggdeploy.types import Device, Verdict
+
+VERIFY = ("first-load", "always", "never")
+OnProgress = Callable[[float, str], None]
+# With these a file system says that a bundle, or the directory that it lies in, cannot be written.
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An entered session of a variant. ``bundle`` is the one on disk, with what was added to it."""
+
+    bundle: Bundle
+    variant: Variant
+    session: CheckedSession
+    device: Device
+
+
+def open_best(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    variant: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    verify: str = "first-load",
+    rebuild: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Opened:
+    """What `vggdeploy.load` opens; its arguments and errors."""
+    if verify not in VERIFY:
+        raise unknown_name("time to verify", verify, VERIFY)
+    bundle = Bundle.open(path)
+    where = Device.parse(device) if device else None
+    if rebuild:
+        opened = _rebuild_first(bundle, backend, variant, where, threads, on_progress)
+        if opened is not None:
+            return opened
+    refused: list[str] = []
+    for candidate in select(bundle, backend=backend, variant=variant, device=where):
+        on = where or default_device(backend_for(candidate))
+        try:
+            return _open(bundle, candidate, on, threads, verify)
+        except IncompatibleError:  # the library's own objection, to an engine that looked as if it fitted
+            if not rebuild or candidate.build is None:
+                raise
+            return rebuild_engine(bundle, candidate, on, threads=threads, on_progress=on_progress)
+        except ParityError as error:
+            if backend != "auto" or variant:
+                raise
+            refused.append(error.cause)
+    raise ParityError(f"no variant of {path} could be proven here: {'; '.join(refused)}", "run: vggdeploy verify")
+
+
+def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> Opened:
+    session = open_session(bundle, variant, device=device, threads=threads)
+    with ExitStack() as keep:
+        keep.enter_context(session)
+        # What does not depend on the machine was proven where it was exported; an engine is proven where it runs.
+        if verify == "always" or (verify == "first-load" and (variant.build or variant.verdict is Verdict.UNPROVEN)):
+            sha256 = bundle.sha256(variant.path)
+            proofs = Proofs(bundle, variant, sha256, _here(variant, device))
+            if verify == "always" or not proofs.passed():
+                proofs.keep(_prove(session, bundle, variant, device, sha256))
+        keep.pop_all()  # it stays open
+    return Opened(bundle, variant, session, device)
+
+
+def _prove(session: CheckedSession, bundle: Bundle, variant: Variant, device: Device, sha256: str) -> ParityRecord:
+    """Run the golden pair.
+
+    Raises:
+        ParityError: the answers miss the thresholds.
+    """
+    record = msgspec.structs.replace(check_golden(session, bundle, variant, device), sha256=sha256)
+    if record.verdict is not Verdict.PASS:
+        raise ParityError(
+            f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",
+            "build it again on this machine (--rebuild), or load another variant",
+        )
+    return record
+
+
+def _here(variant: Variant, device: Device) -> dict[str, str]:
+    found = runnable(variant, device)
+    gpu = host_of(variant, device).gpu
+    return {
+        "machine": fingerprint(),
+        "backend": backend_for(variant).name,
+        "version": found.version,
+        "device": found.device,
+        "driver": gpu.driver if gpu else "",
+    }
+
+
+def _rebuild_first(
+    bundle: Bundle,
+    backend: str,
+    variant: str | None,
+    device: Device | None,
+    threads: int | None,
+    on_progress: OnProgress | None,
+) -> Opened | None:
+    """The engine that was asked for, rebuilt, when those in the bundle do not fit; None when there is nothing to do."""
+    found = unfit(bundle, backend=backend, variants=[variant] if variant else (), device=device)
+    if not found or _has_fitting_engine(bundle, backend, variant, device):
+        return None
+    where = device or default_device(backend_for(found[0]))
+    return rebuild_engine(bundle, found[0], where, threads=threads, on_progress=on_progress)
+
+
+def _has_fitting_engine(bundle: Bundle, backend: str, variant: str | None, device: Device | None) -> bool:
+    try:
+        chosen = select(bundle, backend=backend, variant=variant, device=device)
+    except VggdeployError:  # nothing runs here yet: that is why something is rebuilt
+        return False
+    return any(candidate.build is not None for candidate in chosen)
+
+
+def rebuild_unfit(
+    bundle: Bundle,
+    *,
+    backend: str = "auto",
+    variants: Sequence[str] = (),
+    device: Device | None = None,
+    on_progress: OnProgress | None = None,
+) -> Bundle:
+    """Rebuild every engine that does not fit this machine, and prove it; returns the bundle as it stands then.
+
+    Raises:
+        Errors of `rebuild_engine`, and UsageError: the bundle cannot be written, so its engines stay as they are.
+    """
+    for variant in unfit(bundle, backend=backend, variants=variants, device=device):
+        where = device or default_device(backend_for(variant))
+        opened = rebuild_engine(bundle, variant, where, on_progress=on_progress)
+        opened.session.__exit__(None, None, None)
+        if opened.variant.name not in {v.name for v in opened.bundle.manifest.variants}:
+            raise UsageError(
+                f"{bundle.root} cannot be written, so it keeps an engine that does not fit: {variant.name}",
+                "work on a copy of the bundle, or use vggdeploy predict --rebuild, which takes it from the cache",
+            )
+        bundle = opened.bundle
+    return bundle
+
+
+def rebuild_engine(
+    bundle: Bundle,
+    variant: Variant,
+    device: Device,
+    *,
+    threads: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Opened:
+    """Build an engine for this machine from the bundle's ONNX, prove it on the golden pair, and add it to the bundle.
+
+    Where the bundle cannot be written, the engine stays in the user's cache, and is found there the next time.
+
+    Raises:
+        Errors of `vggdeploy.builders.engines.build_into`; ParityError: it misses the golden pair, and is not added.
+    """
+    from vggdeploy.builders.cache import EngineCache  # only here: a load that rebuilds nothing does not pay for it
+    from vggdeploy.builders.engines import add_engine, engine_variant, made_engine
+    from vggdeploy.builders.options import BuildOptions
+    from vggdeploy.builders.request import make_request
+
+    old = variant.build
+    if old is None:
+        raise UsageError(f"{variant.name} is no engine", "only TensorRT engines are rebuilt")
+    gpu = host_of(variant, device).gpu
+    request = make_request(
+        bundle,
+        engine=variant.format,
+        precision=variant.precision,
+        batch=variant.batch,
+        targets=[gpu.capability] if gpu and variant.format == "tensorrt-rtx" else None,
+        options=BuildOptions.from_record(old.options, old.graph_batches),
+        device=device,
+    )
+    with made_engine(bundle, request, cache=EngineCache(), on_progress=on_progress) as made:
+        record = request.record(made.entry.seconds)
+        fresh = engine_variant(request, made, record, request.name(bundle.manifest))
+        session = open_session(bundle, fresh, device=device, threads=threads, file=(made.path, made.entry.sha256))
+        with ExitStack() as keep:
+            keep.enter_context(session)
+            proof = _prove(session, bundle, fresh, device, made.entry.sha256)
+            Proofs(bundle, fresh, made.entry.sha256, _here(fresh, device)).keep(proof)
+            fresh = msgspec.structs.replace(fresh, parity=proof)
+            with _unwritable_is_no_error():
+                added = add_engine(bundle, request, made, record, proof)
+                bundle, fresh = added.bundle, added.variant
+            keep.pop_all()
+    return Opened(bundle, fresh, session, device)
+
+
+@contextmanager
+def _unwritable_is_no_error() -> Iterator[None]:
+    """A bundle on a read-only file system, of another user, or mounted into a container stays as it is."""
+    try:
+        yield
+    except UsageError:  # a mount point, or a directory of an image's layer
+        return
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
