@@ -41,12 +41,20 @@ def choices(bundle: Bundle, *, backend: str = "auto", device: Device | None = No
             continue
         where = runnable(variant, device)
         if not where.runs:
-            found.append(Choice(variant, False, where.reason, where.fix))
+            found.append(Choice(variant, False, _refusal(variant, where.reason, device), where.fix))
         elif variant.verdict is Verdict.FAIL:
             found.append(Choice(variant, False, "it failed parity", "run: vggdeploy verify"))
         else:
             found.append(Choice(variant, True, *_standing(variant, here, where.device)))
     return sorted(found, key=lambda c: (not c.usable, c.rank))
+
+
+def _refusal(variant: Variant, reason: str, device: Device | None) -> str:
+    """Why a variant cannot run here; of an engine also what would not fit, once what is missing were there."""
+    if variant.build is None:
+        return reason
+    wrong = mismatch(variant, host_of(variant, device or default_device(backend_for(variant))))
+    return reason if wrong is None or wrong.cause == reason else f"{reason}; {wrong.cause}"
 
 
 def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tuple[float, ...]]:
@@ -56,7 +64,11 @@ def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tu
     )
     unsure = 0.0 if variant.verdict in (Verdict.PASS, Verdict.UNPROVEN) else 1.0
     precisions = _ON_CPU if device == "cpu" else _ON_GPU
-    assumed = (float(_FORMATS.index(variant.format)), float(precisions.index(variant.precision)))
+    # Of engines that fit alike the one for the fewest GPUs: code that serves more of them is slower on some.
+    targets = len(variant.build.targets) if variant.build else 0
+    assumed = (float(_FORMATS.index(variant.format)), float(precisions.index(variant.precision)), float(targets))
+    if variant.build:
+        proof = f"{proof}, built by {variant.build.version} for {', '.join(variant.build.targets)}"
     if variant.name == REFERENCE:
         proof = "the reference"
     times = [m for m in variant.measured if m.machine == machine]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, DataDir, DeviceName, Json, Threads
+from vggdeploy.cli.options import BundlePath, DataDir, DeviceName, Json, Rebuild, Threads
 
 
 def bench(
@@ -40,12 +40,14 @@ def bench(
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
     ] = False,
+    rebuild: Rebuild = False,
     json: Json = False,
 ) -> int:
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names, split_numbers
+    from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.bench import bench_bundle
     from vggdeploy.types import Device, Verdict
@@ -56,6 +58,8 @@ def bench(
     if (target_qps or latency_bound) and "server" not in scenario:
         raise UsageError("--target-qps and --latency-bound belong to the server scenario", "add --scenario server")
     opened = Bundle.open(bundle)
+    if rebuild:
+        opened = rebuilt(opened, backends=backend or (), variants=variant or (), device=device)
     with render.progress() as bar:
         task = bar.add_task("measuring", total=None)
         report = bench_bundle(

@@ -13,7 +13,7 @@ from vggdeploy.cli.options import BundlePath, Json
 if TYPE_CHECKING:
     from vggdeploy.builders.engines import Added, BuildReport
     from vggdeploy.builders.options import BuildOptions
-    from vggdeploy.bundle import Bundle, PrecisionProof, RebuildSpread
+    from vggdeploy.bundle import Bundle
 
 
 def build(
@@ -151,50 +151,17 @@ def show_engine(result: BuildReport) -> None:
     """Size, time, targets, options, the precision read back, and what is proven about the engine here."""
     from rich.markup import escape
 
-    from vggdeploy.builders.kinds import engine_kind
     from vggdeploy.cli import render
+    from vggdeploy.cli.engine_text import facts, library_text
 
-    variant, record, proof = result.variant, result.variant.build, result.variant.proof
-    assert record is not None and proof is not None and variant.parity is not None  # noqa: S101  # build_into sets them
+    variant, record = result.variant, result.variant.build
+    assert record is not None and variant.parity is not None  # noqa: S101  # build_into sets them
     out = render.out.print
     made = "copied from the cache, built" if result.cached else "built"
     out(
         f"[bold]{escape(variant.name)}[/]: {render.size_text(result.size)}, {made} in {record.seconds:.1f} s, "
-        f"{engine_kind(variant.format).title} {record.version}, batch {variant.batch}"
+        f"{escape(library_text(record))}, batch {variant.batch}"
     )
-    out(f"  targets    {', '.join(record.targets)}" + (f" ({escape(record.gpu)})" if record.gpu else ""))
-    asked = [f"{name} {text}" for name, text in record.options.items() if name != "batch"]
-    asked += [f"CUDA graphs for batches of {', '.join(map(str, record.graph_batches))}"] if record.graph_batches else []
-    if asked:
-        out(f"  options    {escape(', '.join(asked))}")
-    out(f"  precision  {_precision(proof)}")
-    if record.rebuilds is not None:
-        out(f"  rebuilds   {_spread(record.rebuilds)}")
+    for name, text in facts(variant):
+        out(f"  {name:<10} {escape(text)}")
     out(f"  parity     {render.LIGHTS[variant.verdict]}: {escape('; '.join(variant.parity.reasons))}")
-
-
-def _precision(proof: PrecisionProof) -> str:
-    from vggdeploy.cli import render
-
-    layers = ", ".join(f"{count} in {name}" for name, count in proof.layers.items())
-    weights = ", ".join(f"{render.size_text(size)} {name}" for name, size in proof.weight_bytes.items())
-    inside = ", ".join(f"{count} in {name}" for name, count in proof.engine.items())
-    seen = f"; in the engine: {inside}" if inside else ""
-    return f"convolutions and matrix products: {layers}; weights: {weights}{seen}"
-
-
-def _spread(found: RebuildSpread) -> str:
-    from vggdeploy.cli import render
-
-    same = "byte for byte the same" if found.distinct == 1 else f"{found.distinct} different files"
-    low, high = (render.size_text(size) for size in (min(found.sizes), max(found.sizes)))
-    parts = [
-        f"{found.builds} builds, {same}",
-        low if low == high else f"{low}–{high}",
-        f"{min(found.seconds):.2f}–{max(found.seconds):.2f} s",
-    ]
-    if found.p50_ms:
-        parts.append(f"p50 {min(found.p50_ms):.3f}–{max(found.p50_ms):.3f} ms")
-    else:
-        parts.append("latency not measured: it cannot run here")
-    return ", ".join(parts)

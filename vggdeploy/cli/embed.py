@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, DeviceName, Json, Threads
+from vggdeploy.cli.options import BundlePath, DeviceName, Json, Rebuild, Threads
 
 
 def embed(
@@ -36,22 +36,25 @@ def embed(
     device: DeviceName = None,
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that stands there.")] = False,
+    rebuild: Rebuild = False,
     json: Json = False,
 ) -> None:
     """Embed any number of images in constant memory. An image that cannot be used is reported and skipped."""
     from rich.markup import escape
 
     from vggdeploy.cli import render
+    from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
     from vggdeploy.pipeline.embed import embed_files
     from vggdeploy.pipeline.vectors import check_target
 
     file = _file(target, output)
     check_target(file, overwrite=force)  # before the bundle's hundreds of megabytes are hashed
-    with (
-        load(bundle, backend=backend, variant=variant, device=device, threads=threads) as engine,
-        render.progress() as bar,
-    ):
+    with rebuild_bar() as tell:
+        opened = load(
+            bundle, backend=backend, variant=variant, device=device, threads=threads, rebuild=rebuild, on_progress=tell
+        )
+    with opened as engine, render.progress() as bar:
         task = bar.add_task("embedding", total=None)
         report = embed_files(
             engine,

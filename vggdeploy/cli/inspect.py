@@ -6,9 +6,9 @@ from vggdeploy.cli.options import BundlePath, Json
 
 
 def inspect(bundle: BundlePath, json: Json = False) -> None:
-    """Verify a bundle's files, show its variants, and say which one 'auto' takes here and why."""
+    """Verify a bundle's files, show its variants and engines, and say which one 'auto' takes here and why."""
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import render, tables
+    from vggdeploy.cli import engine_text, render, tables
     from vggdeploy.selection import choices
 
     opened = Bundle.open(bundle)
@@ -16,4 +16,6 @@ def inspect(bundle: BundlePath, json: Json = False) -> None:
         render.emit_json(opened.manifest)
         return
     tables.bundle_table(opened)
+    for variant in opened.manifest.variants:
+        engine_text.print_engine(variant)
     tables.choice_table(choices(opened))

@@ -16,7 +16,15 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where data sets lie or are downloaded to. Default: the user cache.")
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the directory that 'export' made.")]
-DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:INDEX. Default: the backend's first.")]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda or cuda:INDEX. Default: the backend's first.")
+]
+Rebuild = Annotated[
+    bool,
+    typer.Option(
+        "--rebuild", help="Build engines that do not fit this machine anew, from the bundle's ONNX, and prove them."
+    ),
+]
 
 # What users of trtexec, Ultralytics and others type, and what to type here.
 HABITS = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, DeviceName, Json, Threads
+from vggdeploy.cli.options import BundlePath, DeviceName, Json, Rebuild, Threads
 
 
 def predict(
@@ -18,10 +18,12 @@ def predict(
     variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant.")] = None,
     device: DeviceName = None,
     threads: Threads = None,
+    rebuild: Rebuild = False,
     json: Json = False,
 ) -> int:
     """Classify images. An image that cannot be used is reported; the others are answered, and the exit code is 1."""
     from vggdeploy.cli import render, tables
+    from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
     from vggdeploy.errors import InputError
     from vggdeploy.preprocess import find_images
@@ -29,7 +31,11 @@ def predict(
     paths = find_images(images)
     bad = 0
     answers = []
-    with load(bundle, backend=backend, variant=variant, device=device, threads=threads) as engine:
+    with rebuild_bar() as tell:
+        opened = load(
+            bundle, backend=backend, variant=variant, device=device, threads=threads, rebuild=rebuild, on_progress=tell
+        )
+    with opened as engine:
         for path in paths:
             try:
                 predictions = engine.classify(path, top=top)
@@ -41,9 +47,9 @@ def predict(
             if not json:
                 tables.prediction_line(str(path), predictions)
         if json:
-            render.emit_json({
-                "schema_version": 1, "bundle": str(bundle), "variant": engine.variant.name, "images": answers
-            })
+            render.emit_json(
+                {"schema_version": 1, "bundle": str(bundle), "variant": engine.variant.name, "images": answers}
+            )
         else:
             render.note(f"[dim]{len(answers)} images, {engine.variant.name} on {engine.device}[/]")
     return 1 if bad else 0

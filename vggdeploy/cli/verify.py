@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, DataDir, Json, Threads
+from vggdeploy.cli.options import BundlePath, DataDir, Json, Rebuild, Threads
 
 
 def verify(
@@ -30,11 +30,13 @@ def verify(
     data_dir: DataDir = None,
     threads: Threads = None,
     record: Annotated[bool, typer.Option("--record", help="Write the verdicts to the bundle's manifest.")] = False,
+    rebuild: Rebuild = False,
     json: Json = False,
 ) -> int:
     """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
+    from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.pipeline.prove import Limits, exit_code, verify_bundle
     from vggdeploy.types import Verdict
 
@@ -44,6 +46,8 @@ def verify(
         accuracy_drop=None if max_accuracy_drop is None else max_accuracy_drop / 100,
     )
     opened = Bundle.open(bundle)
+    if rebuild:
+        opened = rebuilt(opened, variants=variant or ())
     with render.stages() as stage:
         report = verify_bundle(
             opened,
