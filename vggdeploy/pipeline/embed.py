@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,23 +119,23 @@ def embed_files(
             names.clear()
             images.clear()
 
-        for path, prepared in in_order(
-            partial(prepare, spec=manifest.preprocess), walk_images(sources), ahead=2 * size
-        ):
-            try:
-                images.append(prepared.result())
-            except InputError as error:
-                if strict:
-                    raise
-                skipped += 1
-                if len(listed) < LISTED:
-                    listed.append(Skipped(image=describe(path), cause=error.cause))
-                on_skip(error)
-                on_progress(1)
-                continue
-            names.append(str(path))
-            if len(names) == size:
-                run()
+        load = partial(prepare, spec=manifest.preprocess)
+        with closing(in_order(load, walk_images(sources), ahead=2 * size)) as prepared:
+            for path, image in prepared:
+                try:
+                    images.append(image.result())
+                except InputError as error:
+                    if strict:
+                        raise
+                    skipped += 1
+                    if len(listed) < LISTED:
+                        listed.append(Skipped(image=describe(path), cause=error.cause))
+                    on_skip(error)
+                    on_progress(1)
+                    continue
+                names.append(str(path))
+                if len(names) == size:
+                    run()
         if names:
             run()
         if not written:
@@ -208,7 +209,7 @@ def count_images(sources: Iterable[Path]) -> int:
     return total
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[tuple[T, Future[R]]]:
+def in_order(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Generator[tuple[T, Future[R]]]:
     """Each item with its result, computed on a few threads at most ``ahead`` items before it is asked for."""
     workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
     waiting: deque[tuple[T, Future[R]]] = deque()
