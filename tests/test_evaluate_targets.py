@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.data.loaders import ImageSet
@@ -27,7 +29,7 @@ def reference(checkpoint: Path) -> EvaluationReport:
 
 def give(monkeypatch: pytest.MonkeyPatch, data: Any) -> None:
     """Put another data set in the place of the one that is read."""
-    monkeypatch.setattr(module, "load_split", lambda *args, **options: data)
+    monkeypatch.setattr(module, "open_split", lambda *args, **options: data)
 
 
 def test_a_checkpoint_scores_what_training_said_it_scores(checkpoint: Path, reference: EvaluationReport) -> None:
@@ -89,21 +91,33 @@ def test_samples_and_split_choose_the_images(checkpoint: Path) -> None:
 def test_images_are_taken_a_batch_at_a_time(
     bundle_dir: Path, digits_test: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Lazy:
-        """Images that only exist when a part of them is asked for."""
+    sizes: list[int] = []
 
-        largest = 0
+    class Watched(ImageSet):
+        def batch(self, positions: np.ndarray) -> np.ndarray:
+            sizes.append(len(positions))
+            return super().batch(positions)
 
-        def __getitem__(self, part: slice) -> np.ndarray:
-            found = digits_test.images[part]
-            Lazy.largest = max(Lazy.largest, len(found))
-            return found
+        def take(self, positions: np.ndarray) -> ImageSet:
+            return self
 
-    give(monkeypatch, replace(digits_test, images=Lazy()))  # type: ignore[arg-type]
+    give(monkeypatch, Watched(**vars(digits_test)))
     done: list[int] = []
     evaluate(bundle_dir, variant="onnx-fp32", on_progress=done.append)
-    assert sum(done) == len(digits_test)
-    assert Lazy.largest == max(done) == 8
+    assert sum(done) == sum(sizes) == len(digits_test)
+    assert max(sizes) == 8  # what the variant is optimised for
+
+
+def test_a_folder_is_a_data_set(checkpoint: Path, digits_test: ImageSet, tmp_path: Path) -> None:
+    for index, label in enumerate(digits_test.labels[:60]):
+        directory = tmp_path / "test" / digits_test.classes[label]
+        directory.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits_test.images[index, ..., 0]).save(directory / f"{index}.png")
+    shutil.copytree(tmp_path / "test", tmp_path / "train")
+    found = evaluate(checkpoint, dataset=f"folder:{tmp_path}")
+    same = evaluate(checkpoint, samples=60)
+    assert [c.images for c in found.classes] == [c.images for c in same.classes]
+    assert found.accuracy == same.accuracy
 
 
 def test_the_same_names_in_another_order_are_matched_by_name(

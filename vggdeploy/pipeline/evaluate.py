@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle.store import now
-from vggdeploy.data.loaders import ImageSet, load_split
+from vggdeploy.data.loaders import Images, open_split
 from vggdeploy.data.specs import check_split
 from vggdeploy.errors import DataError, UsageError
 from vggdeploy.evaluation import EvaluationReport
+from vggdeploy.pipeline.embed import in_order
 from vggdeploy.pipeline.prove import Stage, tool_versions
 from vggdeploy.pipeline.scores import Scores, macro
 from vggdeploy.pipeline.targets import Target, open_target
 from vggdeploy.types import Device
+
+_AHEAD = 2  # batches that are prepared while the session runs one
 
 
 def evaluate(
@@ -36,39 +40,43 @@ def evaluate(
     on_start: Callable[[int], None] = lambda images: None,
     on_progress: Callable[[int], None] = lambda images: None,
 ) -> EvaluationReport:
-    """Classify a split, a batch at a time, and count.
+    """Classify a split, a batch at a time, and count. Prepared images of a few batches are in memory, never all.
 
     Args:
         path: a checkpoint, or a bundle.
-        dataset: a data set's name. Default: the one that the model was trained on.
+        dataset: a data set's name, or ``folder:PATH``. Default: the one that the model was trained on.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         samples: only the first so many images, which are a random sample. Default: all.
         backend, variant: of a bundle; default the variant that `vggdeploy.load` takes.
-        data_dir: see `vggdeploy.data.loaders.load_split`.
+        data_dir: see `vggdeploy.data.loaders.open_split`.
         on_stage, on_start, on_progress: called with what is being done, the number of images, and of those done.
 
     Raises:
-        UsageError: the data set's classes are not as many as the model's; a bundle without class scores.
+        UsageError: the data set's classes are not as many as the model's; a bundle without class scores; no samples.
         DataError: no data set is known for this model, or it cannot be found or read.
         VggdeployError: as `vggdeploy.pipeline.targets.open_target`.
     """
     check_split(split)
+    if samples is not None and samples < 1:
+        raise UsageError(f"{samples} samples", "give at least 1")
     with open_target(Path(path), backend=backend, variant=variant, device=device, threads=threads) as target:
         name = dataset or target.dataset
         if not name:
             raise DataError("no data set is known for this model", "name one: --dataset digits")
         on_stage(f"reading {name} ({split})")
-        data = load_split(name, split, target.preprocess, data_dir=data_dir, limit=samples)
+        data: Images = open_split(name, split, target.preprocess, data_dir=data_dir, memory=0)
+        data = data.take(np.arange(len(data))[:samples])
         if not len(data):
             raise DataError(f"{data.name} has no {split} images", "name another split: --split test")
         labels, notes = _match_classes(data, target)
         scores = Scores(target.spec.classes)
         on_start(len(labels))
         started = time.perf_counter()
-        for start in range(0, len(labels), target.batch):
-            part = slice(start, start + target.batch)
-            scores.update(target.run(data.images[part]), labels[part])
-            on_progress(len(labels[part]))
+        positions = (range(len(labels))[start : start + target.batch] for start in range(0, len(labels), target.batch))
+        with closing(in_order(data.batch, map(np.array, positions), ahead=_AHEAD)) as prepared:
+            for part, images in prepared:
+                scores.update(target.run(images.result()), labels[part])
+                on_progress(len(part))
         seconds = time.perf_counter() - started
     classes = scores.class_scores(target.labels or data.classes)
     return EvaluationReport(
@@ -95,7 +103,7 @@ def evaluate(
     )
 
 
-def _match_classes(data: ImageSet, target: Target) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _match_classes(data: Images, target: Target) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """The true class of each image as the model counts classes, and a note where names do not say that.
 
     A directory lists its classes by name; the model may have them in another order, and by the same names. Then the
