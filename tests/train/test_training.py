@@ -19,9 +19,9 @@ from vggdeploy.errors import IncompatibleError, TrainingError, UsageError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
 from vggdeploy.train import loop, run
+from vggdeploy.train.batches import epoch_batches
 from vggdeploy.train.evaluate import Score, evaluate
 from vggdeploy.train.loop import train
-from vggdeploy.train.batches import epoch_batches
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import HISTORY_NAME, CurvePoint, Progress, TrainingRecord
 from vggdeploy.types import Device, Precision
@@ -224,6 +224,7 @@ def test_an_interrupt_leaves_the_old_checkpoint_and_what_to_resume_from(tmp_path
 def test_a_killed_command_leaves_what_to_resume_from_and_nothing_else(tmp_path: Path, number: int, code: int) -> None:
     target = tmp_path / "ckpt"
     command = [sys.executable, "-m", "vggdeploy", "train", "--width", "0.05", "--hidden", "16", "--epochs", "500"]
+    command += ["--per-class", "10"]
     with subprocess.Popen([*command, "-o", target], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "epoch 1/500" in process.stderr.readline()

@@ -24,6 +24,8 @@ BF16_MACS = 4e9
 
 def pick_device(device: Device | None) -> torch.device:
     """The device asked for, if it is here; without a wish a GPU (torchrun's processes one each), else the CPU."""
+    if device is not None and "+" in device.kind:
+        raise UsageError(f"{device} is a device of ONNX Runtime", "train with --device cpu, cuda or cuda:INDEX")
     if device is None:
         return torch.device(f"cuda:{own_gpu()}" if torch.cuda.is_available() else "cpu")
     index = device.index or own_gpu()

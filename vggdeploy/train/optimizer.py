@@ -32,7 +32,13 @@ def new_optimizer(recipe: Recipe, model: VGG) -> Optimizer:
                 groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": weight_decay})
     if recipe.optimizer == "adamw":
         return AdamW(groups, betas=(recipe.momentum, BETA2), fused=True)
-    return SGD(groups, momentum=recipe.momentum, fused=True)
+    sgd = SGD(groups, momentum=recipe.momentum, fused=True)
+    if recipe.momentum:
+        # The first step computes the same from 0 as from nothing; and torch's fused step refuses a group in which some
+        # parameters have a momentum and others, frozen until now, have none.
+        for parameter in model.parameters():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:
