@@ -50,7 +50,12 @@ def _curve(history: Sequence[Point], splits: Sequence[str], name: str, title: st
         alt.Chart(alt.InlineData(values=rows), width=560, height=210)
         .mark_line(strokeWidth=2, point={"filled": True, "size": 30})
         .encode(
-            x=alt.X("epoch:Q", title="epoch" if name == "accuracy" else None, axis=alt.Axis(grid=False, tickMinStep=1)),
+            x=alt.X(
+                "epoch:Q",
+                title="epoch" if name == "accuracy" else None,
+                axis=alt.Axis(grid=False, tickMinStep=1),
+                scale=alt.Scale(domainMin=0, nice=False),  # the run began at 0, before its first point
+            ),
             y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(format="%" if name == "accuracy" else ""), scale=flat),
             color=alt.Color("split:N", scale=alt.Scale(domain=splits), legend=key),
             strokeDash=alt.StrokeDash("split:N", scale=alt.Scale(domain=splits), legend=key),
