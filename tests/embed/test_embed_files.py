@@ -25,7 +25,7 @@ from vggdeploy.pipeline import vectors
 from vggdeploy.pipeline.embed import embed_files, in_order, walk_images
 from vggdeploy.preprocess import find_images
 
-MANY = 1500
+MANY = 1100  # more than a row group of 16 × 16 × 16 maps
 KINDS = ["npy", pytest.param("parquet", marks=pytest.mark.skipif(not installed("pyarrow"), reason="pyarrow"))]
 
 
@@ -273,7 +273,7 @@ def test_results_come_in_order_and_only_so_many_are_made_ahead() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_grow_with_the_images(features_dir: Path, many: Path, tmp_path: Path, kind: str) -> None:
-    """RSS of a process of its own: 3,000 more images with 49 MB of vectors may not cost a third of that."""
+    """RSS of a process of its own: 2,200 more images with 36 MB of vectors may not cost a third of that."""
     script = (
         "import sys, resource, vggdeploy; from pathlib import Path; from vggdeploy.pipeline.embed import embed_files\n"
         "bundle, images, times, target = sys.argv[1:]\n"
@@ -291,31 +291,33 @@ def test_memory_does_not_grow_with_the_images(features_dir: Path, many: Path, tm
         assert done.returncode == 0, done.stderr
         assert target.stat().st_size > times * MANY * 16 * 16 * 16 * 4
         peaks.append(int(done.stdout) / 1024)
-    assert peaks[1] - peaks[0] < 15, peaks
+    assert peaks[1] - peaks[0] < 12, peaks
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_is_one_line_and_leaves_the_old_file(
-    features_dir: Path, folder: Path, tmp_path: Path, kind: str
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(features_dir: Path, folder: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: the kernel refuses the write in the same place."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    target = tmp_path / f"v.{kind}"
-    target.write_bytes(b"old")
+    targets = [tmp_path / f"v.{kind}" for kind in ("npy", "parquet")]
+    for target in targets:
+        target.write_bytes(b"old")
+    script = (
+        "import sys; from vggdeploy.cli.app import run\n"
+        "args = ['embed', *sys.argv[1:3], '--output', 'relu2_1', '--pool', 'none', '--force', '-o']\n"
+        "print([run([*args, target]) for target in sys.argv[3:]])"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "vggdeploy", "embed", features_dir, folder, "-o", target, "--force",
-         "--output", "relu2_1", "--pool", "none"],
+        [sys.executable, "-c", script, features_dir, folder, *targets],
         capture_output=True, text=True, check=False, preexec_fn=limit,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.stdout.strip() == ("[1, 1]" if installed("pyarrow") else "[1, 5]"), done.stderr
     lines = done.stderr.strip().splitlines()
-    assert [line.split(":")[0].strip() for line in lines] == ["error", "fix"], done.stderr
-    assert target.read_bytes() == b"old"
-    assert left(tmp_path) == [target.name]
+    assert [line.split(":")[0].strip() for line in lines] == ["error", "fix"] * 2, done.stderr
+    assert [target.read_bytes() for target in targets] == [b"old"] * 2
+    assert left(tmp_path) == ["v.npy", "v.parquet"]
 
 
 @pytest.mark.parametrize(("signal_number", "kind"), [(signal.SIGKILL, "npy"), (signal.SIGINT, "parquet")])
