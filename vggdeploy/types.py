@@ -79,7 +79,7 @@ class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """``cpu``, ``cuda`` or ``cuda:1``."""
+    """``cpu``, ``cuda`` or ``cuda:1``; in ONNX Runtime also ``cuda+tensorrt`` and ``cuda+rtx``: a GPU, through that."""
 
     kind: str = "cpu"
     index: int = 0
@@ -87,10 +87,13 @@ class Device(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Device:
         kind, colon, index = text.strip().lower().partition(":")
-        kind = {"gpu": "cuda"}.get(kind, kind)
-        good = kind in ("cpu", "cuda") if not colon else kind == "cuda" and index.isdecimal() and len(index) <= 3
+        kind = {"gpu": "cuda", "cuda+trt": "cuda+tensorrt"}.get(kind, kind)
+        on_gpu = kind in ("cuda", "cuda+tensorrt", "cuda+rtx")
+        good = kind == "cpu" or on_gpu if not colon else on_gpu and index.isdecimal() and len(index) <= 3
         if not good:  # "cpu:1" too: an index that nobody reads would be ignored in silence
-            raise UsageError(f"unknown device '{text}'", "give cpu, cuda or cuda:INDEX")
+            raise UsageError(
+                f"unknown device '{text}'", "give cpu, cuda or cuda:INDEX (ONNX Runtime: also cuda+tensorrt, cuda+rtx)"
+            )
         return cls(kind, int(index or 0))
 
     def __str__(self) -> str:

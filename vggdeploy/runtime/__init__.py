@@ -1,6 +1,7 @@
 """Sessions: one open variant on one backend and device, arrays in, arrays out."""
 
 from vggdeploy.runtime.base import Availability, CheckedSession, Session
+from vggdeploy.runtime.options import GpuOptions
 from vggdeploy.runtime.registry import BACKENDS, Backend, backend_for, get_backend, open_session, runnable
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "Availability",
     "Backend",
     "CheckedSession",
+    "GpuOptions",
     "Session",
     "backend_for",
     "get_backend",

@@ -17,7 +17,7 @@ from vggdeploy.bundle import BuildRecord
 from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
 from vggdeploy.runtime.options import GpuOptions, GpuSession, Handle
 from vggdeploy.spec import ModelSpec, PreprocessSpec
-from vggdeploy.types import BatchRange, Device, TensorSpec
+from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
 
 Array = NDArray[Any]
 
@@ -50,6 +50,7 @@ class Source:
     threads: int | None = None
     gpu: GpuOptions = field(default_factory=GpuOptions)
     build: BuildRecord | None = None  # of an engine: with the batch sizes that get CUDA graphs
+    precision: Precision = Precision.FP32
 
     @property
     def thread_count(self) -> int:
@@ -144,6 +145,11 @@ class CheckedSession:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+
+    @property
+    def unchecked(self) -> Session:
+        """The backend's own session: what a benchmark takes apart."""
+        return self._opened()
 
     def _opened(self) -> Session:
         if not self._open:

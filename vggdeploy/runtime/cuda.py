@@ -68,6 +68,18 @@ def describe(cudart: Any, status: Any) -> tuple[str, str]:
     return cudart.cudaGetErrorName(status)[1].decode(), cudart.cudaGetErrorString(status)[1].decode()
 
 
+def check_driver() -> None:
+    """Refuse a machine without NVIDIA's driver; no package is needed to find that out.
+
+    Raises:
+        IncompatibleError: its library cannot be loaded.
+    """
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        raise IncompatibleError(f"there is no NVIDIA driver here ({_DRIVER} cannot be loaded)", _INSTALL) from None
+
+
 def find_gpu(device: Device) -> Gpu:
     """The GPU that ``device`` names, asked for from the driver itself.
 
@@ -75,10 +87,7 @@ def find_gpu(device: Device) -> Gpu:
         IncompatibleError: no driver, one that is too old, no GPU, or no GPU of that index; the hint mends it.
     """
     cudart = bindings()
-    try:
-        ctypes.CDLL(_DRIVER)
-    except OSError:
-        raise IncompatibleError(f"there is no NVIDIA driver here ({_DRIVER} cannot be loaded)", _INSTALL) from None
+    check_driver()
     driver = _version(call("cudaDriverGetVersion"))
     status, count = cudart.cudaGetDeviceCount()
     errors = cudart.cudaError_t

@@ -12,6 +12,7 @@ from vggdeploy.errors import IncompatibleError, UsageError, unknown_name
 from vggdeploy.optional import require
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Availability, CheckedSession, Session, Source
+from vggdeploy.runtime.options import GpuOptions
 from vggdeploy.types import Device, TensorSpec
 
 
@@ -49,10 +50,12 @@ class Backend:
         return found
 
 
+_ORT_DEVICES = ("cpu", "cuda", "cuda+tensorrt", "cuda+rtx")
+
 BACKENDS: tuple[Backend, ...] = (
     Backend("torch", "checkpoint", "vggdeploy.runtime.torch", "torch", "train", ("cpu", "cuda")),
     Backend("torchscript", "torchscript", "vggdeploy.runtime.torchscript", "torch", "train", ("cpu", "cuda")),
-    Backend("onnxruntime", "onnx", "vggdeploy.runtime.onnxruntime", "onnxruntime", "cpu", ("cpu", "cuda")),
+    Backend("onnxruntime", "onnx", "vggdeploy.runtime.onnxruntime", "onnxruntime", "cpu", _ORT_DEVICES),
     Backend("tensorrt", "tensorrt", "vggdeploy.runtime.tensorrt", "tensorrt", "gpu", ("cuda",)),
     Backend("tensorrt-rtx", "tensorrt-rtx", "vggdeploy.runtime.tensorrt_rtx", "tensorrt_rtx", "rtx", ("cuda",)),
 )
@@ -110,14 +113,17 @@ def open_session(
     threads: int | None = None,
     file: tuple[Path, str] | None = None,
     outputs: tuple[TensorSpec, ...] = (),
+    gpu: GpuOptions | None = None,
 ) -> CheckedSession:
     """A session of one variant, ready to be entered. The bundle's hashes were checked when it was opened.
 
     Args:
         file: path and SHA-256 of the variant's file where it is not in the bundle, but in the engine cache.
         outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
+        gpu: contexts, CUDA graphs and caches of a session on a GPU.
 
     Raises:
+        UsageError: fewer than one thread; settings of a GPU for a session on the CPU.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
         IntegrityError: the file is no engine of the library that its record names.
     """
@@ -125,6 +131,8 @@ def open_session(
         raise UsageError(f"{threads} threads", "give at least 1")
     backend = backend_for(variant)
     where = device or default_device(backend)
+    if gpu is not None and where.kind == "cpu":
+        raise UsageError(f"settings of a GPU for {variant.name} on the CPU", "leave them out, or give --device cuda")
     found = runnable(variant, where)
     if not found.runs:
         raise IncompatibleError(f"{variant.name} cannot run here: {found.reason}", found.fix)
@@ -141,7 +149,9 @@ def open_session(
         batch=variant.batch,
         device=where,
         threads=threads,
+        gpu=gpu or GpuOptions(),
         build=variant.build,
+        precision=variant.precision,
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)

@@ -66,7 +66,10 @@ def run_module(module: Any, feeds: Mapping[str, Array], source: Source) -> dict[
 def probe(device: Device) -> Availability:
     if device.kind == "cuda" and not torch.cuda.is_available():
         return Availability(
-            False, str(device), "PyTorch finds no CUDA device", "install the NVIDIA driver, or run on the CPU: --device cpu",
+            False,
+            str(device),
+            "PyTorch finds no CUDA device",
+            "install the NVIDIA driver, or run on the CPU: --device cpu",
             str(torch.__version__),
         )
     return Availability(True, str(device), version=str(torch.__version__))

@@ -32,7 +32,9 @@ class TorchScriptSession:
                 warnings.filterwarnings("ignore", message=".*torch.jit")
                 module = torch.jit.load(self._source.path, map_location=str(self._source.device))
         except (RuntimeError, ValueError) as error:
-            raise BundleError(f"{self._source.path.name} is not TorchScript: {first_line(error)}", "export it again") from error
+            raise BundleError(
+                f"{self._source.path.name} is not TorchScript: {first_line(error)}", "export it again"
+            ) from error
         self._module = module.eval()
         return self
 
