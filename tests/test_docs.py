@@ -48,7 +48,7 @@ def test_the_demo_can_be_run_again(demo_home: Path, tmp_path: Path, monkeypatch:
     home = tmp_path / "again"
     shutil.copytree(demo_home, home)
     monkeypatch.chdir(home)
-    assert run(["demo", "--seconds", "0.05", "--epochs", "4"]) in (0, 4)
+    assert run(["demo", "--seconds", "0.02", "--epochs", "1"]) in (0, 4)  # one epoch may learn too little
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
