@@ -54,13 +54,15 @@ def _latency(variant: Variant) -> str:
 
 
 def choice_table(found: Sequence[Choice]) -> None:
-    """Which variant ``auto`` takes here, and why not the others."""
-    rows = []
+    """Which variant ``auto`` takes here, and why not the others. Lines, not cells: a reason can be a long sentence."""
+    out.print("\n[bold]backend 'auto' on this machine[/]")
+    width = max((len(choice.variant.name) for choice in found), default=0)
     for index, choice in enumerate(found):
-        mark = "[green]taken[/]" if index == 0 and choice.usable else "usable" if choice.usable else "[yellow]cannot[/]"
+        mark = (
+            "[green]taken [/]" if index == 0 and choice.usable else "usable" if choice.usable else "[yellow]cannot[/]"
+        )
         why = f"{choice.reason}; {choice.fix}" if choice.fix else choice.reason
-        rows.append([escape(choice.variant.name), mark, escape(why)])
-    table(["variant", "here", "why"], rows, title="\nbackend 'auto' on this machine", left=3)
+        out.print(f"{escape(choice.variant.name):<{width}}  {mark}  {escape(why)}")
 
 
 def parity_table(report: ParityReport) -> None:
