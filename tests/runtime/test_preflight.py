@@ -170,10 +170,12 @@ def test_an_engine_of_tensorrt_is_known_by_its_magic(real, tmp_path):
 def test_only_what_is_certain_is_refused(real, built):
     """Targets and layouts of releases to come are not guessed at."""
     data = real.read_bytes()
-    unknown = field(32, 1 << 9)(data)
-    assert head_error(built.build, unknown, len(unknown)) == ""
-    later = msgspec.structs.replace(built.build, version="2.0.0.1")
+    later = msgspec.structs.replace(built.build, version="1.8.0.1")
     assert head_error(later, field(8, 7)(data), len(data)) == ""
+    new_gpu = field(32, 1 << 9)(field(25, 8, 1)(field(26, 0, 1)(data)))
+    assert head_error(later, new_gpu, len(data)) == ""
+    known = field(32, 1 << 9)(data)
+    assert "holds code for unknown GPUs" in head_error(built.build, known, len(data))
 
 
 def test_two_thousand_mutated_headers_never_crash(real, built):

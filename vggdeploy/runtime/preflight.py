@@ -152,9 +152,10 @@ def _rtx_errors(record: BuildRecord, head: bytes, size: int) -> Iterator[str]:
         yield f"is cut short: it has {size} bytes"
         return
     magic, layout, length, *version, again, mask = _RTX_HEADER.unpack(head[: _RTX_HEADER.size])
+    known = release(record.version)[:2] == _RTX_KNOWN
     if layout != _RTX_LAYOUT or again != magic:
         # A header that we cannot read is certainly wrong only where the record names a release whose header we know.
-        if release(record.version)[:2] == _RTX_KNOWN:
+        if known:
             yield "has a damaged header"
         return
     if length != size:
@@ -162,5 +163,7 @@ def _rtx_errors(record: BuildRecord, head: bytes, size: int) -> Iterator[str]:
     if release(record.version) != tuple(version[:3]):
         yield f"was built by {_TITLES[record.library]} {'.'.join(map(str, version))}; its record says {record.version}"
     targets = [target for target, bit in _RTX_TARGETS.items() if mask & bit]
-    if not mask >> len(_RTX_TARGETS) and set(targets) != set(record.targets):
-        yield f"holds code for {', '.join(targets) or 'no GPU'}; its record says {', '.join(record.targets)}"
+    others = mask >> len(_RTX_TARGETS)  # GPUs of a release to come
+    if (known and others) or (not others and set(targets) != set(record.targets)):
+        found = [*targets, "unknown GPUs"] if others else targets
+        yield f"holds code for {', '.join(found) or 'no GPU'}; its record says {', '.join(record.targets)}"
