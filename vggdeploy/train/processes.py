@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from vggdeploy.model.vgg import VGG
@@ -88,6 +88,22 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
         torch.distributed.destroy_process_group()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs. (torch's own is deprecated since 2.14.)"""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        total = mine.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm whose statistics are those of the whole batch, in all processes (torch's own is for GPUs only).
 
@@ -106,7 +122,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
                 torch.full((1,), float(count), dtype=torch.float64, device=x.device),
             ]
         )
-        sums = torch.distributed.nn.functional.all_reduce(local)
+        sums: Tensor = _Sum.apply(local)
         total = sums[-1]
         mean = sums[: x.shape[1]] / total
         variance = (sums[x.shape[1] : -1] / total - mean.square()).clamp_min(0)

@@ -1,0 +1,47 @@
+"""What auto means on which machine, and what a machine cannot do."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+
+from vggdeploy.errors import IncompatibleError
+from vggdeploy.machine import machine
+from vggdeploy.train import environment
+from vggdeploy.train.environment import pick_precision
+from vggdeploy.train.recipe import Recipe
+from vggdeploy.train.recipe_file import resolve_recipe
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+LARGE, SMALL = resolve_recipe("classic", {}), Recipe()
+
+
+@pytest.mark.parametrize(
+    ("features", "recipe", "expected"),
+    [
+        (("avx512f", "avx512_bf16"), LARGE, "bf16"),
+        (("amx_bf16",), LARGE, "bf16"),
+        (("avx512f", "avx512_vnni"), LARGE, "fp32"),
+        (("avx512_bf16",), msgspec.structs.replace(SMALL, width=0.25, hidden=512), "fp32"),  # casting would cost more
+        (("avx512_bf16",), msgspec.structs.replace(LARGE, image_size=64), "bf16"),
+        ((), msgspec.structs.replace(SMALL, precision="bf16"), "bf16"),  # asked for: it works everywhere, slowly
+        (("avx512_bf16",), msgspec.structs.replace(LARGE, precision="fp32"), "fp32"),
+    ],
+)
+def test_on_a_cpu(monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], recipe: Recipe, expected: str) -> None:
+    monkeypatch.setattr(environment, "machine", lambda: msgspec.structs.replace(machine(), features=features))
+    assert pick_precision(recipe, recipe.model_spec(), CPU) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert pick_precision(SMALL, SMALL.model_spec(), GPU) == expected
+
+
+def test_fp16_needs_a_gpu() -> None:
+    recipe = msgspec.structs.replace(SMALL, precision="fp16")
+    with pytest.raises(IncompatibleError, match="--precision bf16"):
+        pick_precision(recipe, recipe.model_spec(), CPU)
+    assert pick_precision(recipe, recipe.model_spec(), GPU) == "fp16"
