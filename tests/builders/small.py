@@ -23,21 +23,22 @@ BATCH = BatchRange(1, 4, 16)
 CONVOLUTIONS, PRODUCTS = 8, 3  # VGG-11 (configuration A): eight convolutions, three fully connected layers
 
 
-def model() -> VGG:
+def model(spec: ModelSpec = SPEC) -> VGG:
     torch.manual_seed(0)
-    return VGG(SPEC).eval()
+    return VGG(spec).eval()
 
 
-def write_onnx(path: Path, precision: Precision, *, fixed_batch: int | None = None) -> Path:
-    """One ONNX file of the tiny VGG."""
-    net = copy.deepcopy(model())
+def write_onnx(path: Path, precision: Precision, *, fixed_batch: int | None = None, spec: ModelSpec = SPEC) -> Path:
+    """One ONNX file of a VGG; by default of the tiny one."""
+    net = copy.deepcopy(model(spec))
+    side = spec.image_size
     net = net.half() if precision is Precision.FP16 else net.bfloat16() if precision is Precision.BF16 else net
     shapes = None if fixed_batch else {"image": {0: torch.export.Dim("N", min=1, max=64)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Deployable(net, PREPROCESS).eval(),
-            (torch.zeros(fixed_batch or 2, 32, 32, 3, dtype=torch.uint8),),
+            (torch.zeros(fixed_batch or 2, side, side, 3, dtype=torch.uint8),),
             path,
             dynamo=True,
             input_names=["image"],
@@ -78,3 +79,31 @@ def write_bundle(root: Path, onnx_files: dict[Precision, Path]) -> Bundle:
             ),
         )
     return Bundle.open(root)
+
+
+def quantised(source: Path, target: Path, *, side: int = 32) -> Path:
+    """INT8 by ONNX Runtime's quantiser, symmetric as TensorRT wants it."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Pixels(CalibrationDataReader):
+        def __init__(self) -> None:
+            rng = np.random.default_rng(0)
+            self._batches = iter(
+                [{"image": rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8)} for _ in range(2)]
+            )
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._batches, None)
+
+    quantize_static(
+        source,
+        target,
+        Pixels(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "Gemm"],
+        extra_options={"ActivationSymmetric": True, "QuantizeBias": False},
+    )
+    return target

@@ -8,10 +8,9 @@ import signal
 import types
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
-from builders.small import CONVOLUTIONS, IMAGE, LOGITS, PRODUCTS, SPEC, write_onnx
+from builders.small import CONVOLUTIONS, IMAGE, LOGITS, PRODUCTS, SPEC, quantised, write_onnx
 
 from vggdeploy.builders.tensorrt import build_engine, network_flags
 from vggdeploy.errors import BuildError, IncompatibleError, ParityError, UsageError
@@ -216,32 +215,6 @@ def test_a_full_disk_is_the_system_s_own_error(onnx_files, library):
             library, onnx_files[FP16], Path("/dev/full"), precision=FP16, batch=BatchRange(), configure=one_target
         )
     assert caught.value.errno == errno.ENOSPC
-
-
-def quantised(source: Path, target: Path) -> Path:
-    """INT8 by ONNX Runtime's quantiser, symmetric as TensorRT wants it."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Pixels(CalibrationDataReader):
-        def __init__(self) -> None:
-            rng = np.random.default_rng(0)
-            self._batches = iter([{"image": rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)} for _ in range(2)])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._batches, None)
-
-    quantize_static(
-        source,
-        target,
-        Pixels(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["Conv", "Gemm"],
-        extra_options={"ActivationSymmetric": True, "QuantizeBias": False},
-    )
-    return target
 
 
 def in_fp32(model: onnx.ModelProto, kind: str, *, index: int) -> None:
