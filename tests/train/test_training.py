@@ -235,3 +235,20 @@ def test_a_killed_command_leaves_what_to_resume_from_and_nothing_else(tmp_path: 
     assert not target.exists()
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["ckpt.resume"]
     assert number == signal.SIGKILL or "error: interrupted" in said
+
+
+def test_images_that_do_not_fit_into_the_memory_give_the_same_weights(tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(QUICK, epochs=1, augment=("flip",))
+    hashes = {
+        train(recipe, output=tmp_path / str(memory), memory=memory).checkpoint.weights_sha256 for memory in (0, 2**30)
+    }
+    assert len(hashes) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(QUICK, precision="fp32", arch="vgg11", dropout=0.0)
+    plain = train(recipe, output=tmp_path / "plain").training
+    fast = train(msgspec.structs.replace(recipe, compile=True), output=tmp_path / "compiled").training
+    assert fast.history[-1].loss == pytest.approx(plain.history[-1].loss, rel=1e-3)
+    assert load_model(tmp_path / "compiled").spec == load_model(tmp_path / "plain").spec
