@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from threading import Lock
 
@@ -13,7 +13,9 @@ from vggdeploy.errors import GpuMemoryError, VggdeployError
 from vggdeploy.runtime.base import Array
 from vggdeploy.runtime.lane import CLOSED, Lane
 
-_LOOK_AGAIN = 0.05  # seconds; a handle that somebody else dropped may be the one to take back
+# What comes out of the queue beside lanes.
+_CLOSED = "closed"
+_LOOK = "look again"
 
 
 class Pool:
@@ -31,9 +33,10 @@ class Pool:
         self._lanes: list[Lane] = []
         self._closed = False
         # SimpleQueue.put may be called by the garbage collector, whatever this thread holds at that moment.
-        self._free: SimpleQueue[Lane | None] = SimpleQueue()
+        self._free: SimpleQueue[Lane | str] = SimpleQueue()
         self._handles: deque[weakref.ref[Pending]] = deque()
         self._handles_lock = Lock()
+        self._waiting = 0
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -49,21 +52,29 @@ class Pool:
             VggdeployError: the session was closed.
         """
         while True:
-            with suppress(Empty):
-                return self._next(0)
-            lane = self._grow()
-            if lane is not None:
-                return lane
-            if not self._settle_oldest():
-                with suppress(Empty):
-                    return self._next(_LOOK_AGAIN)
+            try:
+                item = self._free.get_nowait()
+            except Empty:
+                item = self._grow() or self._after_a_handle()
+            if item == _CLOSED or self._closed:
+                self._free.put(_CLOSED)  # the next one who waits has to see it, too
+                raise VggdeployError(*CLOSED)
+            if isinstance(item, Lane):
+                return item
 
-    def _next(self, seconds: float) -> Lane:
-        lane = self._free.get(timeout=seconds) if seconds else self._free.get_nowait()
-        if lane is None:  # closed: the next one who waits has to see it, too
-            self._free.put(None)
-            raise VggdeployError(*CLOSED)
-        return lane
+    def _after_a_handle(self) -> Lane | str:
+        """Finish the oldest batch under way; where there is none, wait for a lane or for a new handle."""
+        with self._handles_lock:
+            wait = not self._handles
+            self._waiting += wait
+        if not wait:
+            self._settle_oldest()
+            return _LOOK
+        try:
+            return self._free.get()  # no timeout: CPython 3.11's SimpleQueue may then wait for ever
+        finally:
+            with self._handles_lock:
+                self._waiting -= 1
 
     def give(self, lane: Lane) -> None:
         self._free.put(lane)
@@ -95,17 +106,19 @@ class Pool:
             while self._handles and _is_over(self._handles[0]()):
                 self._handles.popleft()
             self._handles.append(weakref.ref(pending))
+            waiting = self._waiting
+        if waiting:  # for a lane, which from now on comes back only with this handle
+            self._free.put(_LOOK)
         return pending
 
-    def _settle_oldest(self) -> bool:
-        """Finish the oldest batch under way; False when there is none."""
+    def _settle_oldest(self) -> None:
         while True:
             with self._handles_lock:
                 if not self._handles:
-                    return False
+                    return
                 pending = self._handles.popleft()()
             if pending is not None and pending.settle():
-                return True
+                return
 
     def close(self) -> None:
         """Free every lane, after the batch that is on it. A batch that nobody asked for is lost."""
@@ -115,7 +128,7 @@ class Pool:
                 for lane in self._lanes:
                     stack.callback(lane.close)
                 self._lanes = []
-        self._free.put(None)
+        self._free.put(_CLOSED)
 
 
 class Pending:
