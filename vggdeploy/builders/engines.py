@@ -17,7 +17,7 @@ from vggdeploy.builders.rebuilds import spread
 from vggdeploy.builders.request import BuildRequest, make_request
 from vggdeploy.builders.tensorrt import Built
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant, update_bundle
-from vggdeploy.errors import BuildError, BundleError, IntegrityError, UsageError
+from vggdeploy.errors import BuildError, BundleError, UsageError
 from vggdeploy.files import scratch_directory
 from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
 from vggdeploy.runtime import runnable
@@ -138,7 +138,6 @@ def add_engine(
 
     Raises:
         BundleError: the ONNX that the engine was built from is not the bundle's any more.
-        IntegrityError: what was copied is not what was built.
     """
     latest = Bundle.open(bundle.root, only=())
     source = {v.name: v for v in latest.manifest.variants}.get(request.source.name)
@@ -149,12 +148,11 @@ def add_engine(
         variant = msgspec.structs.replace(variant, parity=msgspec.structs.replace(parity, variant=variant.name))
     with update_bundle(latest) as draft:
         copy_file(made.path, draft.path(variant.path))
+        # Hashed as the library gave it, or when it was found in the cache; every reader hashes it again.
+        draft.known(variant.path, made.entry.sha256)
         draft.write(f"{PurePosixPath(variant.path).parent}/{LOG}", made.log)
         draft.manifest = latest.manifest.with_variants(variant)
-        written = draft.finish()
-        if written.sha256(variant.path) != made.entry.sha256:
-            raise IntegrityError(f"{made.path} changed while it was copied", "run this command again")
-    return Added(Bundle(bundle.root, written.manifest), variant, made.cached)
+    return Added(Bundle(bundle.root, draft.manifest), variant, made.cached)
 
 
 def engine_variant(request: BuildRequest, made: Made, record: BuildRecord, name: str) -> Variant:

@@ -5,11 +5,13 @@ Networks are strongly typed: precision is what the ONNX says, and it is read bac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -124,11 +126,14 @@ class _Job:
         monitor = monitor_for(self.library, self.tracker)  # a local, since the config does not keep it alive
         config.progress_monitor = monitor
         self.log.begin()
-        with self.target.open("wb") as file:
-            output = _Hashing(file)
+        with ThreadPoolExecutor(max_workers=1) as pool, self.target.open("wb") as file:
+            output = _Hashing(file, pool)
             done = serialise(self.library, builder, network, config, output)
         if not done:
-            raise self._refused("cannot build", self.log.cause(), "try other GPU targets or another precision")
+            cause = self.log.cause()
+            short = "workspace" in cause.lower()
+            hint = "give a larger --workspace" if short else "try other GPU targets or another precision"
+            raise self._refused("cannot build", cause, hint)
         if self.after is not None:
             self.after(config)
         seconds = time.perf_counter() - started
@@ -184,16 +189,23 @@ def network_flags(library: Any) -> int:
 
 
 class _Hashing:
-    """A file to write to, hashed as it is written: the engine is not read again for that."""
+    """A file to write to, hashed as it is written, on a second thread: the engine is not read again for that."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, pool: Executor) -> None:
         self._file = file
+        self._pool = pool
         self._hash = hashlib.sha256()
         self.size = 0
 
     def write(self, data: Any) -> int:
-        count = self._file.write(data)
-        self._hash.update(memoryview(data)[:count])
+        view = memoryview(data)
+        hashed = self._pool.submit(self._hash.update, view)  # both let the other run: neither holds Python's lock
+        try:
+            count = self._file.write(view)
+        finally:
+            hashed.result()  # the library takes its memory back when this returns
+        if count != len(view):  # a buffered file writes all or raises; else the hash would not be the file's
+            raise OSError(errno.EIO, "a short write")
         self.size += count
         return count
 

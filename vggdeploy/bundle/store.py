@@ -191,6 +191,12 @@ class Draft:
     def write(self, relative: str, data: bytes) -> None:
         self.path(relative).write_bytes(data)
 
+    def known(self, relative: str, sha256: str) -> None:
+        """A file that was just written, with the hash of what was written: `finish` does not read it again."""
+        path = self.root / relative
+        self._stamps[relative] = _stamp(path)
+        self._known[relative] = FileRecord(path=relative, sha256=sha256, size=path.stat().st_size)
+
     def save_arrays(self, directory: str, arrays: Arrays) -> dict[str, str]:
         """Write each array as ``directory/NAME.npy``; returns name → path."""
         paths = {name: f"{directory}/{name}.npy" for name in arrays}
