@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
 import pytest
 import tensorrt_rtx
-from cuda.bindings import runtime as cudart
 
-import vggdeploy.runtime.cuda
 from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, numpy_name, precision_name, tensor_spec, title
-
-ROOT = Path(vggdeploy.runtime.cuda.__file__).parents[1]
-SOURCES = [*(ROOT / "builders").glob("*.py"), *(ROOT / "runtime").glob("tensorrt*.py"), ROOT / "runtime" / "cuda.py"]
 
 
 @pytest.mark.parametrize(
@@ -89,63 +81,3 @@ def test_types_have_numpy_s_and_our_own_names():
     ]
     assert str(tensor_spec("image", kinds.UINT8, (-1, 32, 32, 3))) == "image: uint8[N, 32, 32, 3]"
     assert title(tensorrt_rtx).startswith("TensorRT for RTX 1.")
-
-
-def attributes_of(*owners: str) -> set[str]:
-    """Every ``owner.NAME`` and ``self.owner.NAME`` in our source."""
-    found = set()
-    for source in SOURCES:
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Attribute):
-                owner = node.value
-                name = (
-                    owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
-                )
-                if name in owners:
-                    found.add(node.attr)
-    return found
-
-
-def cuda_calls() -> set[str]:
-    """Every name in our source that is handed to `cuda.call`, directly or to be called later."""
-    texts = [
-        node.value
-        for source in SOURCES
-        for node in ast.walk(ast.parse(source.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    return {text for text in texts if text.startswith("cuda") and text[4:5].isupper()}
-
-
-def test_every_name_that_our_code_takes_from_tensorrt_is_in_the_real_library():
-    names = attributes_of("library") - {"__name__", "__version__"}
-    assert {"Builder", "OnnxParser", "Runtime", "TensorIOMode", "IProgressMonitor"} <= names
-    assert sorted(n for n in names if not hasattr(tensorrt_rtx, n)) == []
-
-
-@pytest.mark.parametrize(
-    ("owner", "real"),
-    [
-        ("builder", tensorrt_rtx.Builder),
-        ("network", tensorrt_rtx.INetworkDefinition),
-        ("parser", tensorrt_rtx.OnnxParser),
-        ("profile", tensorrt_rtx.IOptimizationProfile),
-        ("engine", tensorrt_rtx.ICudaEngine),
-        ("context", tensorrt_rtx.IExecutionContext),
-        ("runtime", tensorrt_rtx.Runtime),
-        ("config", (tensorrt_rtx.IBuilderConfig, tensorrt_rtx.IRuntimeConfig)),
-    ],
-)
-def test_every_method_that_our_code_calls_is_in_the_real_library(owner, real):
-    names = attributes_of(owner)
-    assert names
-    classes = real if isinstance(real, tuple) else (real,)
-    assert sorted(n for n in names if not any(hasattr(c, n) for c in classes)) == []
-
-
-def test_every_cuda_function_and_constant_that_our_code_names_is_in_the_real_bindings():
-    calls = cuda_calls()
-    assert {"cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= calls
-    assert sorted(n for n in calls | attributes_of("cudart") if not hasattr(cudart, n)) == []
-    kinds = attributes_of("errors", "cudaError_t")
-    assert sorted(n for n in kinds if not hasattr(cudart.cudaError_t, n)) == []
