@@ -1,0 +1,198 @@
+"""Training speed beside the textbook loop (NCHW, FP32, the same batches), interleaved; and the accuracy of both.
+
+Speed: quarter-width VGG-11, 1×224×224 from Fashion-MNIST, batch 128. Round by round each loop makes the same number of
+steps, in an order that turns, so that a machine that slows down slows all of them. The textbook loop finds its images
+as ready float tensors; ours prepares them as `vggdeploy train` does, in a thread beside the network.
+
+Accuracy: the same network, images, order and plain recipe, trained to the end by both, for several seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from measuring import write_result
+from torch import nn
+
+from vggdeploy.data.loaders import ImageSet, ImageStream, open_split, per_class
+from vggdeploy.machine import machine
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.vgg import new_vgg
+from vggdeploy.preprocess import normalise
+from vggdeploy.train.batches import epoch_batches
+from vggdeploy.train.evaluate import evaluate
+from vggdeploy.train.feed import Batch, Feed
+from vggdeploy.train.loop import train
+from vggdeploy.train.recipe import Recipe
+from vggdeploy.train.recipe_file import resolve_recipe
+from vggdeploy.train.step import Stepper
+from vggdeploy.types import Precision
+
+CPU = torch.device("cpu")
+T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95% interval of so many differences
+
+
+def textbook_steps(recipe: Recipe, batches: list[Batch]) -> Iterator[None]:
+    """The loop as textbooks write it: float images [N, C, H, W], FP32, SGD."""
+    net = new_vgg(recipe.model_spec(), seed=recipe.seed).train()
+    preprocess = recipe.preprocess()
+    data = [(torch.from_numpy(normalise(b.images.numpy(), preprocess)), b.labels) for b in batches]
+    optimizer, criterion = torch.optim.SGD(net.parameters(), lr=recipe.lr), nn.CrossEntropyLoss()
+    while True:
+        for x, y in data:
+            optimizer.zero_grad()
+            loss = criterion(net(x), y)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            yield
+
+
+def our_steps(recipe: Recipe, data: ImageSet | ImageStream, precision: Precision) -> Iterator[None]:
+    """What `vggdeploy train` does for a step, the preparation of its images included."""
+    model = new_vgg(recipe.model_spec(), seed=recipe.seed).to(memory_format=torch.channels_last)
+    network = Deployable(model, recipe.preprocess()).train()
+    stepper = Stepper(recipe, network, model, steps=10**6, precision=precision, device=CPU)
+    while True:
+        for batch in Feed(data, recipe, CPU).epoch(0):
+            stepper(batch)
+            yield
+
+
+def speeds(arms: dict[str, Iterator[None]], *, batch: int, rounds: int, steps: int) -> dict[str, list[float]]:
+    """Images a second of every arm in every round; the order turns by one each round."""
+    names = list(arms)
+    for name in names:
+        next(arms[name])  # the first step allocates and compiles
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            for _ in range(steps):
+                next(arms[name])
+            found[name].append(batch * steps / (time.perf_counter() - start))
+        print(f"round {number + 1}: " + "  ".join(f"{n} {v[-1]:.1f}" for n, v in found.items()), flush=True)
+    return found
+
+
+def ratio(ours: list[float], textbook: list[float]) -> dict[str, float]:
+    """Median of the rounds' ratios, with a 95% bootstrap interval over rounds."""
+    ratios = np.asarray(ours) / np.asarray(textbook)
+    draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+
+
+def textbook_accuracy(recipe: Recipe, data: ImageSet | ImageStream, test: ImageSet | ImageStream) -> float:
+    """Train to the end in FP32 and NCHW, on the batches that ours gets."""
+    net = new_vgg(recipe.model_spec(), seed=recipe.seed).train()
+    preprocess = recipe.preprocess()
+    optimizer = torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=recipe.momentum)
+    torch.manual_seed(recipe.seed)
+    for epoch in range(recipe.epochs):
+        for at in epoch_batches(len(data), recipe.batch_size, seed=recipe.seed, epoch=epoch):
+            x = torch.from_numpy(normalise(data.batch(at), preprocess))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), torch.from_numpy(data.labels[at])).backward()
+            optimizer.step()
+    return evaluate(Deployable(net, preprocess), test, device=CPU).accuracy
+
+
+def accuracies(seeds: int, images: int, precision: Precision) -> dict[str, Any]:
+    """Test accuracies of both loops for every seed, and the interval of their difference in points."""
+    plain = Recipe(
+        dataset="fashion-mnist", width=0.25, hidden=512, epochs=3, batch_size=128, per_class=images,
+        schedule="constant", warmup=0.0, label_smoothing=0.0, weight_decay=0.0, keep="last", precision=str(precision),
+    )  # fmt: skip
+    whole, test = (open_split(plain.dataset, split, plain.preprocess()) for split in ("train", "test"))
+    pairs = []
+    for seed in range(seeds):
+        recipe = msgspec.structs.replace(plain, seed=seed)
+        data = whole.take(per_class(whole.labels, images, whole.classes, seed=seed))
+        with tempfile.TemporaryDirectory() as directory:
+            ours = train(recipe, output=Path(directory) / "ckpt", device=None).training.test_accuracy
+        pairs.append((ours, textbook_accuracy(recipe, data, test)))
+        print(f"seed {seed}: ours {pairs[-1][0]:.4f}, textbook {pairs[-1][1]:.4f}", flush=True)
+    points = np.array([100 * (ours - theirs) for ours, theirs in pairs])
+    half = T_975[seeds] * points.std(ddof=1) / np.sqrt(seeds)
+    return {
+        "network": "vgg11_bn × 0.25 at 32 px",
+        "images": 10 * images,
+        "epochs": plain.epochs,
+        "ours": [p[0] for p in pairs],
+        "textbook": [p[1] for p in pairs],
+        "difference_points": float(points.mean()),
+        "interval_points": [float(points.mean() - half), float(points.mean() + half)],
+    }
+
+
+def at_least(what: str, found: dict[str, float], limit: float) -> dict[str, Any]:
+    text = f"{found['median']:.2f} × [{found['low']:.2f}, {found['high']:.2f}]"
+    return {"what": what, "found": text, "target": f"≥ {limit:g} ×", "met": found["median"] >= limit}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=2, help="of each loop in a round")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=4, choices=sorted(T_975))
+    parser.add_argument("--images", type=int, default=1200, help="of each class, for the accuracies")
+    parser.add_argument("--compile", action="store_true", help="measure the compiled network too")
+    options = parser.parse_args()
+    recipe = resolve_recipe("classic", {"image_size": options.size, "batch_size": options.batch})
+    has_bf16 = bool({"avx512_bf16", "amx_bf16"} & set(machine().features))
+    data = open_split(recipe.dataset, "train", recipe.preprocess())
+    few = data.take(np.arange(4 * options.batch))
+    batches = list(Feed(few, recipe, CPU).epoch(0))
+    ours: dict[str, Callable[[], Iterator[None]]] = {
+        "channels_last_fp32": lambda: our_steps(recipe, few, Precision.FP32),
+        "channels_last_bf16": lambda: our_steps(recipe, few, Precision.BF16),
+    }
+    if options.compile:
+        compiled = msgspec.structs.replace(recipe, compile=True)
+        best = Precision.BF16 if has_bf16 else Precision.FP32
+        ours["compiled"] = lambda: our_steps(compiled, few, best)
+    if not has_bf16:
+        del ours["channels_last_bf16"]
+    arms = {"textbook": textbook_steps(recipe, batches)} | {name: make() for name, make in ours.items()}
+    found = speeds(arms, batch=options.batch, rounds=options.rounds, steps=options.steps)
+    ratios = {name: ratio(found[name], found["textbook"]) for name in ours}
+    accuracy = accuracies(options.seeds, options.images, Precision.BF16 if has_bf16 else Precision.FP32)
+    measured = {
+        "network": recipe.model_spec().title,
+        "batch": options.batch,
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "steps_a_round": options.steps,
+        "images_per_second": {name: float(np.median(values)) for name, values in found.items()},
+        "ratio_to_textbook": ratios,
+        "accuracy": accuracy,
+    }
+    low, high = accuracy["interval_points"]
+    targets = [at_least("FP32 channels-last beside the textbook loop", ratios["channels_last_fp32"], 1.5)]
+    if has_bf16:
+        targets.append(at_least("bf16 channels-last beside the textbook loop", ratios["channels_last_bf16"], 3.4))
+    targets.append(
+        {
+            "what": "final accuracy, ours − textbook",
+            "found": f"{accuracy['difference_points']:+.2f} points [{low:+.2f}, {high:+.2f}]",
+            "target": "0 within the interval",
+            "met": low <= 0 <= high,
+        }
+    )
+    return write_result("train_speed", measured, targets)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
