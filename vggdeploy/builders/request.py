@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from vggdeploy.builders.inspector import check_layers, inspect_engine
 from vggdeploy.builders.kinds import EngineKind, engine_kind, open_library
 from vggdeploy.builders.options import BuildOptions
 from vggdeploy.builders.progress import OnProgress
@@ -19,6 +22,7 @@ from vggdeploy.builders.tensorrt_rtx import DEFAULT_TARGETS, resolve_targets, se
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
 from vggdeploy.errors import BundleError, UsageError
 from vggdeploy.files import atomic_write
+from vggdeploy.runtime import get_backend
 from vggdeploy.runtime.cuda import Gpu, find_gpu, use
 from vggdeploy.runtime.preflight import release
 from vggdeploy.types import BatchRange, Device, Precision
@@ -61,10 +65,10 @@ class BuildRequest:
         return hashlib.sha256(json.dumps(self.about(), sort_keys=True).encode()).hexdigest()
 
     def build(self, source: Path, target: Path, on_progress: OnProgress | None = None) -> Built:
-        """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`."""
+        """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`, and as `inspect_engine`."""
         if self.gpu is not None:
             use(Device("cuda", self.gpu.index))
-        return build_engine(
+        built = build_engine(
             self.library,
             source,
             target,
@@ -74,6 +78,18 @@ class BuildRequest:
             after=self._after,
             on_progress=on_progress,
         )
+        if not self._runs_here():
+            return built
+        # The network said what was asked for; where there is a GPU, the engine says what it became.
+        layers = inspect_engine(self.library, target)
+        check_layers(layers, self.precision, source=source.name)
+        return replace(built, proof=msgspec.structs.replace(built.proof, engine=layers))
+
+    def _runs_here(self) -> bool:
+        if self.gpu is not None:
+            return True
+        found = get_backend(self.kind.name).probe(Device("cuda"))
+        return found.runs and find_gpu(Device("cuda")).capability in self.targets
 
     def _configure(self, config: Any) -> None:
         if not self.kind.needs_gpu:
