@@ -41,6 +41,7 @@ class Cudart:
         self.streams: dict[int, list[Work]] = defaultdict(list)
         self.capturing: dict[int, list[Work]] = {}
         self.device_of: dict[int, int] = {}
+        self.scratch: dict[int, int] = {}  # address → the stream that computes in it
         self._lock = RLock()
 
     def __getattr__(self, name: str) -> Any:
@@ -70,6 +71,7 @@ class Cudart:
             if self._fails(name, handle):
                 return (self.error,)
             assert self.alive.pop(int(handle))[0] == kind
+            self.scratch.pop(int(handle), None)
             return (OK,)
 
     def _thing(self, handle: int, kind: str) -> Any:
@@ -110,6 +112,11 @@ class Cudart:
 
     def cudaMemGetInfo(self) -> Any:
         return (self.error, None, None) if self._fails("cudaMemGetInfo") else (OK, 6 << 30, 8 << 30)
+
+    def cudaDeviceGetPCIBusId(self, length: int, device: int) -> Any:
+        if self._fails("cudaDeviceGetPCIBusId", length, device):
+            return self.error, None
+        return OK, b"0000:01:00.0".ljust(length, b"\0")
 
     def cudaPointerGetAttributes(self, address: int) -> Any:
         if self._fails("cudaPointerGetAttributes", address):
@@ -256,7 +263,7 @@ class Context:
             return False
         self._captured |= in_capture
         if self._needs_memory:
-            assert library.scratch.setdefault(self._scratch, stream_handle) == stream_handle, "scratch of two streams"
+            assert cudart.scratch.setdefault(self._scratch, stream_handle) == stream_handle, "scratch of two streams"
         batch, addresses = self._batch, dict(self._addresses)
 
         def work() -> None:
@@ -361,7 +368,6 @@ class Library:
         self.seen: list[bytes] = []
         self.shapes: list[tuple[int, ...]] = []
         self.configs: list[Any] = []
-        self.scratch: dict[int, int] = {}
         self.max_contexts = 1000
         self.kernels = b"compiled here"
         self.cache_read: list[bytes] = []

@@ -127,7 +127,7 @@ def test_contexts_of_one_lane_share_its_scratch_memory(gpu, source):
         run(session, 2, 2, 4, 4, 2, 4)
         assert library.alive.count("context") == 3
         assert cudart.calls.count("cudaMalloc") == 3  # image, logits, and scratch once
-        assert len(library.scratch) == 1
+        assert len(cudart.scratch) == 1
         strategy = tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED
         assert library.configs == [strategy] * 3
 

@@ -83,6 +83,11 @@ class Lane:
         self._borrowed.clear()
 
     @property
+    def captures(self) -> bool:
+        """Whether graphs are captured here, and not in the library."""
+        return self._contexts.captures
+
+    @property
     def closed(self) -> bool:
         return not self._held
 
