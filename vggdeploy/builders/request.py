@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -165,10 +164,7 @@ def make_request(
             "leave --target out, or use --engine tensorrt-rtx",
         )
     source = source_variant(bundle, precision)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        checked = pool.submit(bundle.path, source.path)  # hashing the ONNX takes as long as importing the library
-        library = open_library(kind)
-    checked.result()
+    library = open_library(kind)
     chosen, options = batch or source.batch, options or BuildOptions()
     gpu = find_gpu(device or Device("cuda")) if kind.needs_gpu else None
     sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
