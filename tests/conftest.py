@@ -17,6 +17,7 @@ from PIL import Image
 from vggdeploy.bundle import Bundle
 from vggdeploy.data.loaders import ImageSet, load_split
 from vggdeploy.data.specs import default_preprocess
+from vggdeploy.types import Precision
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,6 +70,16 @@ def bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def bundle(bundle_dir: Path) -> Bundle:
     return Bundle.open(bundle_dir)
+
+
+@pytest.fixture(scope="session")
+def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """FP32, FP16, BF16 and INT8 exports of one tiny VGG-11 with random weights. Treat them as read-only."""
+    from builders.small import quantised, write_onnx
+
+    root = tmp_path_factory.mktemp("onnx")
+    files = {p: write_onnx(root / f"{p}.onnx", p) for p in (Precision.FP32, Precision.FP16, Precision.BF16)}
+    return {**files, Precision.INT8: quantised(files[Precision.FP32], root / "int8.onnx")}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorrt_rtx
-from builders.small import write_bundle, write_onnx
+from builders.small import write_bundle
 
 import vggdeploy
 from vggdeploy import selection
@@ -40,16 +40,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="module")
-def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
-    root = tmp_path_factory.mktemp("onnx")
-    return {p: write_onnx(root / f"{p}.onnx", p) for p in (Precision.FP32, Precision.FP16)}
-
-
 @pytest.fixture
 def root(tmp_path: Path, onnx_files: dict[Precision, Path]) -> Path:
     """A bundle with an engine for Ada."""
-    bundle = write_bundle(tmp_path / "bundle", onnx_files)
+    bundle = write_bundle(tmp_path / "bundle", {p: onnx_files[p] for p in (Precision.FP32, Precision.FP16)})
     return build_into(bundle, engine="rtx", targets=["ada"]).bundle.root
 
 
@@ -101,7 +95,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, onnx_files: dict[Precision, Path]) 
         return preflight.Host(here.version, here.gpu)
 
     from vggdeploy import loading
+    from vggdeploy.builders import request
 
+    monkeypatch.setattr(request, "find_gpu", lambda device: here.gpu)
+    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
     for module in (preflight, selection, loading):
         monkeypatch.setattr(module, "host_of", host_of)
     return here

@@ -1,4 +1,4 @@
-"""What the builder's tests share: ONNX files of tiny VGGs, exported once, and a bundle that holds them."""
+"""What the builder's tests share: a bundle of tiny ONNX files, the library, and a cache of one's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tensorrt_rtx
-from builders.small import BATCH, write_bundle, write_onnx
+from builders.small import BATCH, write_bundle
 
 from vggdeploy.builders.tensorrt import Built, build_engine
 from vggdeploy.builders.tensorrt_rtx import set_targets
@@ -28,13 +28,6 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def library() -> ModuleType:
     return tensorrt_rtx
-
-
-@pytest.fixture(scope="session")
-def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
-    """FP32, FP16 and BF16 exports of the same tiny VGG-11."""
-    root = tmp_path_factory.mktemp("onnx")
-    return {p: write_onnx(root / f"{p}.onnx", p) for p in (Precision.FP32, Precision.FP16, Precision.BF16)}
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from builders.small import CONVOLUTIONS, IMAGE, LOGITS, PRODUCTS, SPEC, quantised, write_onnx
+from builders.small import CONVOLUTIONS, IMAGE, LOGITS, PRODUCTS, SPEC, write_onnx
 
 from vggdeploy.builders.tensorrt import build_engine, network_flags
 from vggdeploy.errors import BuildError, IncompatibleError, ParityError, UsageError
@@ -41,15 +41,15 @@ def test_the_proof_counts_bfloat16_which_numpy_does_not_have(build, onnx_files):
     assert built.proof.weight_bytes == {"bf16": 2 * parameters(), "fp32": SCALE_AND_SHIFT}
 
 
-def test_the_proof_sees_int8_through_quantise_and_dequantise_pairs(build, onnx_files, tmp_path):
-    built, _ = build(quantised(onnx_files[FP32], tmp_path / "int8.onnx"), precision=INT8)
+def test_the_proof_sees_int8_through_quantise_and_dequantise_pairs(build, onnx_files):
+    built, _ = build(onnx_files[INT8], precision=INT8)
     assert built.proof.layers == {"int8": LAYERS}
     assert built.proof.weight_bytes["int8"] >= parameters() * 0.99  # the biases stay FP32
 
 
-def test_an_int8_graph_is_not_fp16(build, onnx_files, tmp_path):
+def test_an_int8_graph_is_not_fp16(build, onnx_files):
     with pytest.raises(ParityError, match="11 in int8"):
-        build(quantised(onnx_files[FP32], tmp_path / "int8.onnx"), precision=FP16)
+        build(onnx_files[INT8], precision=FP16)
 
 
 def test_fp16_asked_and_fp32_parsed_is_a_parity_failure_before_anything_is_built(build, onnx_files, tmp_path):

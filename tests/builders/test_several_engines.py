@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 
 import msgspec
 import pytest
+from builders.small import write_bundle
 
 from vggdeploy.builders.engines import build_into
 from vggdeploy.builders.kinds import ENGINES, engine_kind
@@ -100,9 +102,11 @@ def machine(monkeypatch, library):
     return put
 
 
-@pytest.fixture
-def three(bundle) -> Bundle:
-    """Engines for the default GPUs, for Ada alone and for Turing alone."""
+@pytest.fixture(scope="module")
+def three(tmp_path_factory, onnx_files) -> Bundle:
+    """Engines for the default GPUs, for Ada alone and for Turing alone. Treat it as read-only."""
+    root = tmp_path_factory.mktemp("three") / "bundle"
+    bundle = write_bundle(root, {Precision.FP16: onnx_files[Precision.FP16]})
     for targets in (None, ["ada"], ["turing"]):
         bundle = build_into(bundle, engine="rtx", targets=targets).bundle
     return bundle
@@ -131,8 +135,9 @@ def test_without_a_fitting_engine_the_cpu_serves_and_naming_one_is_exit_code_5(t
         select(three, backend="tensorrt-rtx")
 
 
-def test_a_missing_driver_and_another_release_are_both_named(three):
-    old = of_another_release(three, "tensorrt-rtx-fp16", "1.6.0.2")
+def test_a_missing_driver_and_another_release_are_both_named(three, tmp_path):
+    own = Bundle.open(shutil.copytree(three.root, tmp_path / "own"))
+    old = of_another_release(own, "tensorrt-rtx-fp16", "1.6.0.2")
     [found] = [c for c in choices(old) if c.variant.name == "tensorrt-rtx-fp16"]
     if not found.usable:  # on a machine with an RTX GPU only the release is wrong
         assert "1.6.0.2" in found.reason

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from builders.small import CONVOLUTIONS, PRODUCTS, write_bundle, write_onnx
+from builders.small import CONVOLUTIONS, PRODUCTS, write_bundle
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
@@ -16,9 +16,9 @@ from vggdeploy.types import Precision
 LAYERS = CONVOLUTIONS + PRODUCTS
 
 
-@pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_onnx(tmp_path_factory.mktemp("onnx") / "fp16.onnx", Precision.FP16)
+@pytest.fixture
+def onnx_file(onnx_files: dict[Precision, Path]) -> Path:
+    return onnx_files[Precision.FP16]
 
 
 @pytest.fixture
@@ -102,8 +102,7 @@ def test_a_damaged_onnx_is_exit_code_1_and_debug_shows_the_library_s_log(tmp_pat
     assert "MODEL_DESERIALIZE_FAILED" in capsys.readouterr().err
 
 
-def test_an_fp32_onnx_that_calls_itself_fp16_is_exit_code_3(tmp_path, capsys):
-    source = write_onnx(tmp_path / "fp32.onnx", Precision.FP32)
-    root = write_bundle(tmp_path / "false", {Precision.FP16: source}).root
+def test_an_fp32_onnx_that_calls_itself_fp16_is_exit_code_3(tmp_path, onnx_files, capsys):
+    root = write_bundle(tmp_path / "false", {Precision.FP16: onnx_files[Precision.FP32]}).root
     assert run(["build", str(root)]) == 3
     assert f"{LAYERS} in fp32" in capsys.readouterr().err

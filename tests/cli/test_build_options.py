@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from builders.small import quantised, write_bundle, write_onnx
+from builders.small import write_bundle
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
@@ -19,16 +19,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="module")
-def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
-    root = tmp_path_factory.mktemp("onnx")
-    files = {p: write_onnx(root / f"{p}.onnx", p) for p in (Precision.FP32, Precision.FP16)}
-    return {**files, Precision.INT8: quantised(files[Precision.FP32], root / "int8.onnx")}
-
-
 @pytest.fixture
 def bundle(tmp_path: Path, onnx_files: dict[Precision, Path]) -> Path:
-    return write_bundle(tmp_path / "bundle", onnx_files).root
+    return write_bundle(
+        tmp_path / "bundle", {p: onnx_files[p] for p in (Precision.FP32, Precision.FP16, Precision.INT8)}
+    ).root
 
 
 def test_what_was_asked_is_shown_and_recorded(bundle, capsys):

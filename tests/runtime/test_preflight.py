@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import tensorrt_rtx
-from builders.small import BATCH, write_onnx
+from builders.small import BATCH
 
 from vggdeploy.builders.tensorrt import build_engine
 from vggdeploy.builders.tensorrt_rtx import set_targets
@@ -100,9 +100,9 @@ def test_a_release_is_the_first_three_numbers(text, parts):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory) -> Path:
+def real(tmp_path_factory, onnx_files) -> Path:
     root = tmp_path_factory.mktemp("engine")
-    source = write_onnx(root / "fp16.onnx", Precision.FP16)
+    source = onnx_files[Precision.FP16]
 
     def configure(config: object) -> None:
         set_targets(tensorrt_rtx, config, ("sm86", "sm89"))
