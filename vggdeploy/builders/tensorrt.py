@@ -5,13 +5,13 @@ Networks are strongly typed: precision is what the ONNX says, and it is read bac
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
+import os
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -32,7 +32,7 @@ Configure = Callable[[Any], None]
 class Built:
     """What a build gives beside its file: graph inputs and outputs, proof of precision, seconds, the library's log.
 
-    ``sha256`` and ``size`` are those of the engine as it was written.
+    ``sha256`` and ``size`` are those of the engine's file, which is on the disk.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -126,9 +126,8 @@ class _Job:
         monitor = monitor_for(self.library, self.tracker)  # a local, since the config does not keep it alive
         config.progress_monitor = monitor
         self.log.begin()
-        with ThreadPoolExecutor(max_workers=1) as pool, self.target.open("wb") as file:
-            output = _Hashing(file, pool)
-            done = serialise(self.library, builder, network, config, output)
+        with self.target.open("wb") as file:
+            done = serialise(self.library, builder, network, config, file)
         if not done:
             cause = self.log.cause()
             short = "workspace" in cause.lower()
@@ -137,7 +136,8 @@ class _Job:
         if self.after is not None:
             self.after(config)
         seconds = time.perf_counter() - started
-        return Built(inputs, outputs, proof, seconds, self.log.text(), output.sha256, output.size)
+        sha256, size = flush_and_hash(self.target), self.target.stat().st_size
+        return Built(inputs, outputs, proof, seconds, self.log.text(), sha256, size)
 
     def _refused(self, verb: str, cause: str, hint: str = "export the bundle again") -> BuildError:
         return BuildError(
@@ -188,33 +188,16 @@ def network_flags(library: Any) -> int:
     return 0 if major > 10 else 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-class _Hashing:
-    """A file to write to, hashed as it is written, on a second thread: the engine is not read again for that."""
-
-    def __init__(self, file: BinaryIO, pool: Executor) -> None:
-        self._file = file
-        self._pool = pool
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        hashed = self._pool.submit(self._hash.update, view)  # both let the other run: neither holds Python's lock
-        try:
-            count = self._file.write(view)
-        finally:
-            hashed.result()  # the library takes its memory back when this returns
-        if count != len(view):  # a buffered file writes all or raises; else the hash would not be the file's
-            raise OSError(errno.EIO, "a short write")
-        self.size += count
-        return count
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
+def flush_and_hash(path: Path) -> str:
+    """The file's SHA-256. The disk writes it meanwhile, which the bundle's own flush would have to wait for."""
+    with path.open("rb") as file, ThreadPoolExecutor(max_workers=1) as pool:
+        flushed = pool.submit(os.fsync, file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        flushed.result()
+    return digest
 
 
-def serialise(library: Any, builder: Any, network: Any, config: Any, file: _Hashing) -> bool:
+def serialise(library: Any, builder: Any, network: Any, config: Any, file: BinaryIO) -> bool:
     """Build, and write the engine to ``file``; whether there is one.
 
     Where the library can stream, the engine is never in memory as a whole: half of its size less at the peak.
