@@ -2,16 +2,67 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from vggdeploy.cli.options import Json
 
+if TYPE_CHECKING:
+    from vggdeploy.diagnosis.selftest import SelfTest
 
-def doctor(json: Json = False) -> None:
+
+def doctor(
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Prove it: run a tiny network on everything that is here.")
+    ] = False,
+    json: Json = False,
+) -> int:
     """Say which backends run here, which can only build, and why not for the rest."""
     from vggdeploy.cli import render, tables
     from vggdeploy.diagnosis import diagnose
 
+    if self_test:
+        return _prove(json)
     found = diagnose()
     if json:
         render.emit_json(found)
     else:
         tables.doctor_table(found)
+    return 0
+
+
+def _prove(json: bool) -> int:
+    from vggdeploy.cli import render
+    from vggdeploy.diagnosis.selftest import self_test
+
+    with render.progress() as bar:
+        task = bar.add_task("self-test", total=None)
+        result = self_test(lambda what: bar.update(task, description=what))
+    if json:
+        render.emit_json(result)
+    else:
+        _show(result)
+    return 3 if result.failed else 0
+
+
+def _show(result: SelfTest) -> None:
+    """A line a proof, what was seen or why not; then what mends the rest."""
+    from rich.markup import escape
+
+    from vggdeploy.cli import render
+    from vggdeploy.diagnosis.selftest import Outcome
+
+    lights = {
+        Outcome.PASSED: "[green]passed[/]",
+        Outcome.FAILED: "[red]failed[/]",
+        Outcome.NOT_HERE: "[yellow]not here[/]",
+    }
+    rows = [
+        [p.what, p.device, lights[p.outcome], f"{p.seconds:.1f}", escape(p.detail or p.reason)] for p in result.proofs
+    ]
+    render.table(["proof", "device", "outcome", "s", "seen, or why not"], rows, left=5)
+    for fix in dict.fromkeys(p.fix for p in result.proofs if p.fix):
+        render.out.print(f"[dim]fix:[/] {escape(fix)}")
+    counts = {o: sum(p.outcome is o for p in result.proofs) for o in Outcome}
+    render.out.print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
