@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pynvml
 import pytest
+from builders.small import write_bundle, write_onnx
 from fakes.gpu import CLASSES, C, Cudart, H, Library, W, pixels
 from fakes.nvml import Nvml
 
@@ -24,6 +25,7 @@ from vggdeploy.bench import gemm, gpu, nvml
 from vggdeploy.bench.gemm import Roof
 from vggdeploy.bench.gpu_records import GpuReport
 from vggdeploy.bench.nvml import GpuWatch
+from vggdeploy.cli.app import run as run_cli
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.machine import machine
 from vggdeploy.records import from_json, to_json
@@ -36,6 +38,14 @@ from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
 
 CUDA = Device("cuda")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("small")
+    return write_bundle(root / "bundle", {Precision.FP32: write_onnx(root / "fp32.onnx", Precision.FP32)}).root
+
+
 Measure = Callable[..., GpuReport]
 
 
@@ -204,6 +214,28 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_opened(measure, h
     with pytest.raises(error) as caught:
         measure(**how)
     assert words in str(caught.value)
+
+
+def test_the_tables_show_what_counts_and_why_the_rest_does_not(measure, monkeypatch, watched, capsys):
+    from vggdeploy.cli.bench_gpu import show
+
+    roof(monkeypatch)
+    watched(Nvml(reasons=0x04))
+    show(measure())
+    shown = capsys.readouterr().out
+    for words in ("Test GPU (sm90)", "roof 800 TFLOP/s", "session", "invalid", "slowed down: power cap"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("extra", [["--scenario", "offline"], ["--record"], ["--threads", "2"]])
+def test_options_that_mean_nothing_here_are_not_ignored(small, extra):
+    assert run_cli(["bench", str(small), "--gpu-detail", *extra]) == 2
+
+
+def test_without_an_engine_that_runs_it_is_exit_5_with_the_reason(small, capsys):
+    assert run_cli(["bench", str(small), "--gpu-detail"]) == 5
+    told = capsys.readouterr().err
+    assert "no variant for tensorrt" in told and "vggdeploy build" in told
 
 
 def test_an_onnx_file_has_no_parts_to_measure():

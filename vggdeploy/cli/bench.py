@@ -37,6 +37,12 @@ def bench(
     record: Annotated[
         bool, typer.Option("--record", help="Write the medians to the manifest: 'auto' then picks the fastest here.")
     ] = False,
+    gpu_detail: Annotated[
+        bool,
+        typer.Option(
+            "--gpu-detail", help="Take one TensorRT engine apart: copies, compute, graphs, streams, energy, the roof."
+        ),
+    ] = False,
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
     ] = False,
@@ -60,6 +66,23 @@ def bench(
     opened = Bundle.open(bundle)
     if rebuild:
         opened = rebuilt(opened, backends=backend or (), variants=variant or (), device=device)
+    if gpu_detail:
+        from vggdeploy.cli import bench_gpu
+
+        if scenario or record or threads:
+            raise UsageError("--gpu-detail takes no --scenario, --record or --threads", "measure those without it")
+        return bench_gpu.run(
+            opened,
+            json=json,
+            require_valid=require_valid,
+            backends=backend or (),
+            variants=variant or (),
+            batches=batches,
+            device=Device.parse(device) if device else None,
+            seconds=seconds,
+            data=data,
+            data_dir=data_dir,
+        )
     with render.progress() as bar:
         task = bar.add_task("measuring", total=None)
         report = bench_bundle(

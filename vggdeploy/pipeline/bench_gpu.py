@@ -1,0 +1,65 @@
+"""Take one engine of a bundle apart on its GPU, on real inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vggdeploy.bench.gpu import measure_gpu
+from vggdeploy.bench.gpu_records import GpuReport
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.pipeline.bench import POOL
+from vggdeploy.pipeline.samples import measuring_pool
+from vggdeploy.selection import select
+from vggdeploy.types import Device
+
+ENGINES = ("tensorrt", "tensorrt-rtx")
+
+
+def bench_gpu(
+    bundle: Bundle,
+    *,
+    backends: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    batches: Sequence[int] = (1, 8),
+    streams: Sequence[int] = (1, 2, 4),
+    device: Device | None = None,
+    seconds: float = 2.0,
+    data: str = "",
+    data_dir: Path | None = None,
+    on_progress: Callable[[str], None] = lambda step: None,
+) -> GpuReport:
+    """Measure one engine: the one that is named, else the best of the named backends, else the best there is.
+
+    Raises:
+        UsageError: several variants.
+        IncompatibleError: no engine of the bundle runs here.
+    """
+    if len(variants) > 1:
+        raise UsageError(f"{len(variants)} variants", "one engine at a time is taken apart: give one --variant")
+    where = device or Device("cuda")
+    chosen = _choose(bundle, backends or ENGINES, variants, where)
+    pool = measuring_pool(bundle, data, POOL, data_dir)
+    return measure_gpu(
+        bundle,
+        chosen,
+        pool.images,
+        device=where,
+        batches=batches,
+        streams=streams,
+        seconds=seconds,
+        on_progress=on_progress,
+    )
+
+
+def _choose(bundle: Bundle, backends: Sequence[str], variants: Sequence[str], device: Device) -> Variant:
+    if variants:
+        return select(bundle, variant=variants[0], device=device)[0]
+    refused: list[IncompatibleError] = []
+    for backend in backends:
+        try:
+            return select(bundle, backend=backend, device=device)[0]
+        except IncompatibleError as error:
+            refused.append(error)
+    raise IncompatibleError("; ".join(error.cause for error in refused), refused[-1].hint)
