@@ -63,7 +63,8 @@ def test_an_engine_is_taken_apart(engine: str, tmp_path_factory: pytest.TempPath
         pytest.skip(f"{engine} cannot run here: {found.reason}")
     root = tmp_path_factory.mktemp(engine)
     bundle = write_bundle(root / "bundle", {Precision.FP16: write_onnx(root / "fp16.onnx", Precision.FP16)})
-    bundle = build_into(bundle, engine=engine, precision=Precision.FP16).bundle
+    targets = [cuda.find_gpu(CUDA).capability] if engine == "tensorrt-rtx" else None
+    bundle = build_into(bundle, engine=engine, precision=Precision.FP16, targets=targets).bundle
     variant = next(v for v in bundle.manifest.variants if v.format == engine)
     spec = bundle.manifest.input
     images = np.random.default_rng(0).integers(0, 256, (64, *spec.item_shape), dtype=np.uint8)

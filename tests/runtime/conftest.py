@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from fakes.gpu import CLASSES, C, Cudart, H, Library, W
 
 from vggdeploy.runtime import cuda
 from vggdeploy.runtime import tensorrt as backend
@@ -15,11 +15,16 @@ from vggdeploy.runtime.base import Source
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Device, TensorSpec
 
+if TYPE_CHECKING:  # the fake takes its enumerations from tensorrt_rtx, which a machine for -m gpu need not have
+    from fakes.gpu import Cudart, Library
+
 ENGINE_BYTES = b"vtrt and what follows"
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
+    from fakes.gpu import CLASSES, C, H, W
+
     path = tmp_path / "model.engine"
     path.write_bytes(ENGINE_BYTES)
     return Source(
@@ -37,6 +42,8 @@ def source(tmp_path: Path) -> Source:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Cudart, Library]]:
     """Puts a fake CUDA runtime and a fake library in place."""
+    from fakes.gpu import Cudart, Library
+
     monkeypatch.setenv("VGGDEPLOY_CACHE", str(tmp_path / "cache"))
 
     def put(cudart: Cudart | None = None, library: Library | None = None) -> tuple[Cudart, Library]:

@@ -12,7 +12,7 @@ from builders.small import BATCH, write_bundle, write_onnx
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import IncompatibleError, InputError
-from vggdeploy.runtime import cuda, get_backend, open_session
+from vggdeploy.runtime import GpuOptions, cuda, get_backend, open_session
 from vggdeploy.types import BatchRange, Device, Precision
 
 pytestmark = pytest.mark.gpu
@@ -80,6 +80,71 @@ def test_threads_that_share_a_session_get_their_own_answers(built):
             shared = list(pool.map(lambda image: session.run({"image": image})["logits"], images))
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_graphs_change_no_answer(built):
+    """TensorRT: captured by us at the second batch of a size; RTX: inside the library."""
+    bundle, engine = built
+    images = np.random.default_rng(3).integers(0, 256, (12, BATCH.max, 32, 32, 3), dtype=np.uint8)
+    sizes = [1, 1, 1, BATCH.max, BATCH.max, 3, 1, BATCH.max, 3, 3, 1, 2]
+    answers = []
+    for graphs in (False, True):
+        with open_session(bundle, variant_of(bundle, engine, "fp16"), gpu=GpuOptions(graphs=graphs)) as session:
+            answers.append([session.run({"image": i[:n]})["logits"] for i, n in zip(images, sizes, strict=True)])
+            lane = session.unchecked.pool.lanes[0]
+            if graphs and lane.captures:
+                assert lane.graphs.sizes == (1, 3, BATCH.max), lane.graphs.refused
+    for plain, captured in zip(*answers, strict=True):
+        np.testing.assert_allclose(captured, plain, rtol=2e-2, atol=2e-3)
+
+
+def test_batches_under_way_together_come_back_each_with_its_own_answer(built):
+    bundle, engine = built
+    images = np.random.default_rng(4).integers(0, 256, (40, 2, 32, 32, 3), dtype=np.uint8)
+    feeds = [{"image": image} for image in images]
+    with open_session(bundle, variant_of(bundle, engine, "fp32"), gpu=GpuOptions(contexts=3)) as session:
+        alone = [session.run(feed)["logits"] for feed in feeds]
+        handles = [session.run_async(feed) for feed in feeds]
+        later = [handle.result()["logits"] for handle in handles]
+        streamed = [answer["logits"] for answer in session.stream(feeds, depth=3)]
+        assert len(session.unchecked.pool.lanes) == 3
+    for one, two, three in zip(alone, later, streamed, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(three, one, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["result", "out", "stream"])
+def test_torch_s_arrays_go_in_and_out_without_a_copy(built, how):
+    torch = pytest.importorskip("torch")
+    bundle, engine = built
+    with open_session(bundle, variant_of(bundle, engine, "fp32")) as session:
+        for seed in range(20):
+            image = np.random.default_rng(seed).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+            wanted = session.run({"image": image})["logits"]
+            tensor = torch.zeros(2, 32, 32, 3, dtype=torch.uint8, device="cuda")
+            out = {"logits": torch.full(wanted.shape, -1.0, device="cuda")}
+            torch.cuda._sleep(5_000_000)  # the image is not there yet when the session is called
+            tensor += torch.from_numpy(image).cuda()
+            if how == "result":
+                found = torch.from_dlpack(session.run_on_device({"image": tensor})["logits"])
+            else:
+                stream = torch.cuda.current_stream().cuda_stream if how == "stream" else None
+                found = session.run_on_device({"image": tensor}, out=out, stream=stream)["logits"]
+                assert found is out["logits"]
+            del tensor
+            np.testing.assert_allclose(found.cpu().numpy(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_rtx_s_kernels_are_kept_and_taken_again(built, tmp_path: Path):
+    bundle, engine = built
+    if engine != "tensorrt-rtx":
+        pytest.skip("TensorRT compiles when it builds")
+    variant, options = variant_of(bundle, engine, "fp16"), GpuOptions(cache=tmp_path)
+    for _ in range(2):
+        with open_session(bundle, variant, gpu=options) as session:
+            session.run(bundle.golden()[0])
+        [kept] = tmp_path.iterdir()
+        assert kept.stat().st_size > 0
 
 
 def test_fifty_loads_leave_the_gpu_s_memory_as_it_was(built):
