@@ -52,9 +52,7 @@ def test_the_demo_can_be_run_again(demo_home: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_what_a_page_shows_works(
-    page: Path, demo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_page_shows_works(page: Path, demo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [m for m in _BLOCK.finditer(page.read_text()) if not m["skip"]]
     home = tmp_path / "home"
     if blocks:

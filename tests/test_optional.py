@@ -38,7 +38,9 @@ def test_a_child_of_a_package_that_does_not_import_is_not_installed(package: Pat
 def test_a_missing_package_names_its_extra() -> None:
     with pytest.raises(MissingDependencyError) as caught:
         require("vggdeploy_none", to="build engines", extra="gpu")
-    assert caught.value.cause == "the Python package 'vggdeploy_none' is needed to build engines, and it is not installed"
+    assert (
+        caught.value.cause == "the Python package 'vggdeploy_none' is needed to build engines, and it is not installed"
+    )
     assert caught.value.hint == "pip install 'vggdeploy[gpu]'"
     assert caught.value.exit_code == 5
 

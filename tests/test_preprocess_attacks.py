@@ -87,7 +87,9 @@ def test_an_empty_path() -> None:
     assert refused("") == "'' cannot be read: No such file or directory"
 
 
-@pytest.mark.parametrize("path", ["a\0b.png", "\ud800.png", "x" * 300, "d/" * 5000], ids=["nul", "surrogate", "long", "deep"])
+@pytest.mark.parametrize(
+    "path", ["a\0b.png", "\ud800.png", "x" * 300, "d/" * 5000], ids=["nul", "surrogate", "long", "deep"]
+)
 def test_what_cannot_be_a_path(path: str) -> None:
     assert "cannot be read" in refused(path)
 
@@ -226,7 +228,9 @@ BOMBS = {
     "png just above": png(MAX_PIXELS + 1, 1, png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))),
     "gif": b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x08\x02L\x01\0;",
     "gif frame beyond its screen": b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x08\x02L\x01\0;",
-    "bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0) + b"\0" * 50,
+    "bmp": b"BM"
+    + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    + b"\0" * 50,
     "ppm": b"P6 100000 100000 255\n" + b"\0" * 100,
     "pgm in text": b"P2 100000 100000 255\n" + b"1 " * 100,
 }

@@ -22,7 +22,9 @@ NAMES = (
     "raw.tif", "lzw.tif", "deflate.tif", "pages.tif", "exif-5.tif", "palette.bmp", "bilevel.bmp", "rgb.ppm", "grey16.pgm",
 )  # fmt: skip
 SPEC = PreprocessSpec(mode="RGB", resize=8, crop=8)
-MAX_PIXELS = 10**6  # a mutated header may ask for more: decoding that would be the machine's time, not the parser's test
+MAX_PIXELS = (
+    10**6
+)  # a mutated header may ask for more: decoding that would be the machine's time, not the parser's test
 
 
 def mutated(good: bytes, chance: random.Random) -> bytes:

@@ -28,7 +28,9 @@ def run(python: Path, *args: object) -> str:
 
 
 def test_torch_is_not_there(clean_python: Path) -> None:
-    found = run(clean_python, "-c", "from importlib.util import find_spec; print(find_spec('torch'), find_spec('onnx'))")
+    found = run(
+        clean_python, "-c", "from importlib.util import find_spec; print(find_spec('torch'), find_spec('onnx'))"
+    )
     assert found.split() == ["None", "None"]
 
 

@@ -140,7 +140,9 @@ def _read(source: ImageLike, name: str, max_pixels: int) -> bytes | Image.Image:
     elif isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
     else:
-        raise InputError(f"a {type(source).__name__} is not an image", "give a path, bytes, a PIL image or a uint8 array")
+        raise InputError(
+            f"a {type(source).__name__} is not an image", "give a path, bytes, a PIL image or a uint8 array"
+        )
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", "replace the file")
     return data

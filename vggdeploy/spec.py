@@ -80,9 +80,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check(self.classes >= 2, f"{self.classes} classes", "a classifier needs at least 2")
         check(all(h >= 1 for h in self.hidden), f"hidden width {self.hidden}", "give at least 1")
         check(0 <= self.dropout < 1, f"dropout {self.dropout}", "give a probability from 0 up to, not including, 1")
-        check(
-            0 < self.width <= MAX_CHANNELS, f"width ratio {self.width}", "give a number above 0, such as 0.25"
-        )
+        check(0 < self.width <= MAX_CHANNELS, f"width ratio {self.width}", "give a number above 0, such as 0.25")
         if self.arch != CUSTOM:
             base, bn = split_arch(self.arch)
             check(
@@ -170,7 +168,9 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if not 1 <= self.crop <= self.resize <= MAX_SIDE:
             raise UsageError(f"crop {self.crop} does not fit resize {self.resize}", f"1 ≤ crop ≤ resize ≤ {MAX_SIDE}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise UsageError(f"mean/std of {len(self.mean)}/{len(self.std)} channels for mode {self.mode}", "give one each")
+            raise UsageError(
+                f"mean/std of {len(self.mean)}/{len(self.std)} channels for mode {self.mode}", "give one each"
+            )
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise UsageError(f"mean {self.mean} or std {self.std} cannot normalise", "finite numbers, std above 0")
 

@@ -72,7 +72,9 @@ def test_a_missing_file_is_named(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b""], ids=["cut", "longer", "empty"])
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b""], ids=["cut", "longer", "empty"]
+)
 def test_another_size_is_named(root: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     data = (root / name).read_bytes()
     (root / name).write_bytes(change(data))

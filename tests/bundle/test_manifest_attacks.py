@@ -65,7 +65,9 @@ def test_a_thousand_mutations_are_refused_or_mean_the_same(original: Path) -> No
                 case 3:
                     data[at:at] = data[at : at + chance.randrange(1, 40)]
                 case 4:
-                    data[at:at] = chance.choice((b"9" * 30, b"-", b"null", b'"', b"[", b"{}", b"e999", b"\\ud800", b" "))
+                    data[at:at] = chance.choice(
+                        (b"9" * 30, b"-", b"null", b'"', b"[", b"{}", b"e999", b"\\ud800", b" ")
+                    )
         try:
             found = parse_manifest(bytes(data), where="b")
         except BundleError:

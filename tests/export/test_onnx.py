@@ -119,7 +119,9 @@ def test_named_outputs_come_in_the_order_asked_and_what_they_do_not_need_is_cut(
 
 
 def test_a_float_input_leaves_the_preprocessing_out(tmp_path: Path) -> None:
-    model = exported(tmp_path / "m.onnx", Deployable(fold_batch_norm(tiny()), PREPROCESS, input_dtype="float32"), "float32")
+    model = exported(
+        tmp_path / "m.onnx", Deployable(fold_batch_norm(tiny()), PREPROCESS, input_dtype="float32"), "float32"
+    )
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert {n.op_type for n in model.graph.node} <= {"Conv", "Relu", "MaxPool", "Reshape", "Gemm"}
 

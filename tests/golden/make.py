@@ -115,7 +115,9 @@ def png16(width: int, height: int, values: Pixels, clear: int | None = None) -> 
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
     trns = b"" if clear is None else chunk(b"tRNS", struct.pack(">H", clear))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + trns + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + trns + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    )
 
 
 def pngs() -> dict[str, tuple[bytes, Pixels]]:
@@ -204,9 +206,7 @@ def jpegs() -> dict[str, tuple[bytes, Pixels]]:
     whole: dict[str, Any] = {"quality": 98, "subsampling": 0}
     cmyk = np.zeros((32, 64, 4), np.uint8)
     cmyk[:16, :32], cmyk[:16, 32:], cmyk[16:, :32] = (200, 30, 0, 20), (0, 150, 90, 60), (10, 20, 220, 0)
-    found = {
-        f"exif-{n}.jpg": (save(stored(upright, n), "JPEG", exif=exif(n), **whole), upright) for n in range(1, 9)
-    }
+    found = {f"exif-{n}.jpg": (save(stored(upright, n), "JPEG", exif=exif(n), **whole), upright) for n in range(1, 9)}
     found["cmyk.jpg"] = (save(cmyk, "JPEG", mode="CMYK", quality=98), rgb_of_cmyk(cmyk))
     found["grey.jpg"] = (save(upright[..., 0], "JPEG", **whole), as_rgb(upright[..., 0]))
     found["progressive.jpg"] = (save(upright, "JPEG", progressive=True, **whole), upright)

@@ -176,14 +176,19 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     try:
         found = from_json(data, _Versioned, what=what).schema_version
         if found != SCHEMA_VERSION:
-            newer = "update vggdeploy: pip install -U vggdeploy" if found > SCHEMA_VERSION else "export the bundle again"
-            raise BundleError(f"{what} has schema version {found}; this vggdeploy reads version {SCHEMA_VERSION}", newer)
+            newer = (
+                "update vggdeploy: pip install -U vggdeploy" if found > SCHEMA_VERSION else "export the bundle again"
+            )
+            raise BundleError(
+                f"{what} has schema version {found}; this vggdeploy reads version {SCHEMA_VERSION}", newer
+            )
         manifest = from_json(data, Manifest, what=what)
     except ArithmeticError as error:  # numbers so large that the spec cannot compute with them
         raise BundleError(f"{what} cannot be read: {error}", "restore it from its source") from error
     if _digest_of(_with_digest(data, UNSEALED)) != manifest.digest:
         raise IntegrityError(
-            f"{what} was altered: its SHA-256 is not its digest", "restore the bundle from its source, or export it again"
+            f"{what} was altered: its SHA-256 is not its digest",
+            "restore the bundle from its source, or export it again",
         )
     _check_sense(manifest, data, what)
     return manifest

@@ -1,6 +1,6 @@
 """The JSON Schema of ``manifest.json``, for programs in other languages that read bundles.
 
-    python -m vggdeploy.bundle.schema > docs/reference/manifest.schema.json
+python -m vggdeploy.bundle.schema > docs/reference/manifest.schema.json
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def _predict(bundle: Bundle, directory: Path) -> Path:
     from vggdeploy.spec import PreprocessSpec
 
     size = get_dataset(DATASET).size
-    raw = load_split(DATASET, "test", PreprocessSpec(mode="L", resize=size, crop=size, mean=(0.0,), std=(1.0,)), limit=IMAGES)
+    raw = load_split(
+        DATASET, "test", PreprocessSpec(mode="L", resize=size, crop=size, mean=(0.0,), std=(1.0,)), limit=IMAGES
+    )
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{index:02d}-is-{label}.png" for index, label in enumerate(raw.labels)]
     with load(bundle.root) as engine:

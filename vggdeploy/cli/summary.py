@@ -11,7 +11,9 @@ from vggdeploy.cli.options import Json
 
 def summary(
     arch: Annotated[str, typer.Argument(metavar="ARCH", help="vgg11, vgg13, vgg16 or vgg19, with or without _bn.")],
-    width: Annotated[float, typer.Option(help="Width ratio: every convolution has this many times its channels.")] = 1.0,
+    width: Annotated[
+        float, typer.Option(help="Width ratio: every convolution has this many times its channels.")
+    ] = 1.0,
     in_channels: Annotated[int, typer.Option(help="Input channels: 1 (grey) or 3 (RGB).")] = 3,
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 1000,
     image_size: Annotated[int, typer.Option(help="Height and width of the input in pixels.")] = 224,

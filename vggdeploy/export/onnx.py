@@ -53,8 +53,16 @@ def export_onnx(module: Deployable, path: Path, *, image: TensorSpec, batch: Bat
             raise BuildError("the exporter returned no model", "run with --debug and report it")
         proto, weights = _split(program.model)
         _check(proto, weights)
-    except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
-        raise BuildError(f"the model cannot be exported to ONNX: {first_line(e)}", "run with --debug and report it") from e
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as e:
+        raise BuildError(
+            f"the model cannot be exported to ONNX: {first_line(e)}", "run with --debug and report it"
+        ) from e
     write_model(proto, weights, path)
     return _proof(proto, weights)
 
@@ -95,9 +103,7 @@ def _proof(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> Pre
 
     small = {t.name: t.data_type for t in proto.graph.initializer}
     types = {key: int(tensor.dtype) for key, tensor in weights.items()} | small
-    layers: Counter[str] = Counter(
-        name(types[node.input[1]]) for node in proto.graph.node if node.op_type in _WEIGHTED
-    )
+    layers: Counter[str] = Counter(name(types[node.input[1]]) for node in proto.graph.node if node.op_type in _WEIGHTED)
     sizes: Counter[str] = Counter()
     for tensor in weights.values():
         sizes[name(int(tensor.dtype))] += tensor.nbytes
