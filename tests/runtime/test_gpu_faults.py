@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -68,15 +68,6 @@ def attempt(session: EngineSession) -> tuple[type[BaseException] | None, str, st
     except VggdeployError as error:
         return type(error), error.cause, getattr(error, "call", "")
     return None, "", ""
-
-
-@pytest.fixture(autouse=True)
-def quick_collections() -> Iterator[None]:
-    """Hundreds of lives, each with full collections: what was there before them is left out of these."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

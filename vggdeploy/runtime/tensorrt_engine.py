@@ -64,7 +64,7 @@ class LoadedEngine:
         Raises:
             IncompatibleError: the library cannot make one.
         """
-        with no_collection():
+        with no_collection(collect=False):
             return self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
 
     def create_context(self, scratch: int) -> Any:
