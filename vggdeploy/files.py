@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -177,6 +178,21 @@ def check_replaceable(target: Path, *, marker: str, overwrite: bool) -> None:
             raise UsageError(f"{target} holds other files (no {marker})", "choose an empty or a new output directory")
         if not overwrite:
             raise UsageError(f"{target} already exists", "add --force to replace it, or choose another directory")
+
+
+def check_writable(target: Path) -> None:
+    """Find out before the work, not after it, that nothing could be put at ``target``.
+
+    Raises:
+        OSError: with ``target`` as its file name.
+    """
+    if os.path.ismount(target):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
+    parent = next(path for path in target.absolute().parents if path.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=f".{target.name}.try-", dir=parent).cleanup()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _holds_current(directory: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
-from vggdeploy.errors import IncompatibleError, ParityError
+from vggdeploy.errors import IncompatibleError, ParityError, UsageError
 from vggdeploy.machine import fingerprint
 from vggdeploy.runtime.preflight import host_of, mismatch
 from vggdeploy.runtime.registry import backend_for, default_device, get_backend, runnable
@@ -58,11 +58,14 @@ def _refusal(variant: Variant, reason: str, device: Device | None) -> str:
 
 
 def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tuple[float, ...]]:
-    """Reason, fix and rank of a usable variant. Proven before unproven; measured here before assumed."""
-    proof = {Verdict.PASS: "proven", Verdict.INCONCLUSIVE: "not decided by the images seen"}.get(
+    """Reason, fix and rank of a usable variant: measured here before assumed.
+
+    Every verdict that gets here is as good: a variant that is not decided keeps its distances, and one that never ran
+    has to repeat the golden pair at load.
+    """
+    proof = {Verdict.PASS: "proven", Verdict.INCONCLUSIVE: "close to the reference; too few images to bound flips"}.get(
         variant.verdict, "not run yet: the golden pair decides at load"
     )
-    unsure = 0.0 if variant.verdict in (Verdict.PASS, Verdict.UNPROVEN) else 1.0
     precisions = _ON_CPU if device == "cpu" else _ON_GPU
     # Of engines that fit alike the one for the fewest GPUs: code that serves more of them is slower on some.
     targets = len(variant.build.targets) if variant.build else 0
@@ -74,8 +77,8 @@ def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tu
     times = [m for m in variant.measured if m.machine == machine]
     if times:
         best = min(times, key=lambda m: (m.batch, m.p50_ms))
-        return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (unsure, 0.0, best.p50_ms)
-    return f"{proof}, not measured here", "", (unsure, 1.0, *assumed)
+        return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (0.0, best.p50_ms)
+    return f"{proof}, not measured here", "", (1.0, *assumed)
 
 
 def unfit(
@@ -110,6 +113,12 @@ def select(
     """
     if variant is not None:
         chosen = bundle.manifest.variant(variant)
+        runner = backend_for(chosen)
+        if backend != "auto" and get_backend(backend) is not runner:
+            raise UsageError(
+                f"{variant} is run by {runner.name}, not by {get_backend(backend).name}",
+                "leave --backend or --variant out",
+            )
         if chosen.verdict is Verdict.FAIL:
             raise ParityError(f"{variant} failed parity", "see: vggdeploy verify")
         where = runnable(chosen, device)
@@ -122,7 +131,7 @@ def select(
         return usable
     if not found:
         raise _nothing_for(backend, bundle, device)
-    first = found[0]
+    first = next((c for c in found if c.variant.name != REFERENCE), found[0])
     if first.reason == "it failed parity":
         raise ParityError(f"{first.variant.name} failed parity", first.fix)
     raise IncompatibleError(f"{first.variant.name} cannot run here: {first.reason}", first.fix)

@@ -30,8 +30,15 @@ def architecture_names() -> list[str]:
 
 
 def scaled_blocks(table: Sequence[tuple[int, int]], width: float) -> Blocks:
-    """Channels of every convolution, block by block, at ``width`` times the table's channels (at least 1)."""
-    return tuple((max(1, round(channels * width)),) * convs for convs, channels in table)
+    """Channels of every convolution, block by block, at ``width`` times the table's channels.
+
+    Raises:
+        UsageError: a block would have no channel left.
+    """
+    if round(min(channels for _, channels in table) * width) < 1:
+        smallest = 1 / min(channels for _, channels in table)
+        raise UsageError(f"width ratio {width:g} leaves a convolution without channels", f"give at least {smallest:g}")
+    return tuple((round(channels * width),) * convs for convs, channels in table)
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -85,7 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Before torch is imported: its threads would spin at every barrier, and where other processes want the cores
         # a batch takes many times as long. A measurement keeps each library's own default.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(args, debug=debug))
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """A container that is stopped sends SIGTERM: what is half-written is removed on the way out, as with Ctrl-C."""
+    sys.exit(128 + number)
 
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:
@@ -125,6 +132,7 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
 
 
 _OS_HINTS = {
+    errno.EBUSY: "it is a mount point, and cannot be replaced: mount the directory above it instead",
     errno.ENOSPC: "free some disk space, or write elsewhere; nothing half-written was left behind",
     errno.EDQUOT: "free some of your quota, or write elsewhere; nothing half-written was left behind",
     errno.EROFS: "this file system is read-only: write elsewhere",

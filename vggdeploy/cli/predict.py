@@ -30,7 +30,7 @@ def predict(
 
     paths = find_images(images)
     bad = 0
-    answers = []
+    answers: list[dict[str, object]] = []
     with rebuild_bar() as tell:
         opened = load(
             bundle, backend=backend, variant=variant, device=device, threads=threads, rebuild=rebuild, on_progress=tell
@@ -42,6 +42,7 @@ def predict(
             except InputError as error:
                 bad += 1
                 render.error_line(error.cause, error.hint)
+                answers.append({"image": str(path), "error": error.cause, "fix": error.hint})
                 continue
             answers.append({"image": str(path), "predictions": predictions})
             if not json:
@@ -51,5 +52,5 @@ def predict(
                 {"schema_version": 1, "bundle": str(bundle), "variant": engine.variant.name, "images": answers}
             )
         else:
-            render.note(f"[dim]{len(answers)} images, {engine.variant.name} on {engine.device}[/]")
+            render.note(f"[dim]{len(answers) - bad} images, {engine.variant.name} on {engine.device}[/]")
     return 1 if bad else 0

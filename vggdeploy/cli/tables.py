@@ -188,9 +188,12 @@ def doctor_table(found: Diagnosis) -> None:
         for b in found.backends
     ]
     table(["backend", "device", "here", "version", "why"], rows, left=5)
-    fixes = dict.fromkeys(b.fix for b in found.backends if b.fix)
-    for fix in fixes:
-        out.print(f"[dim]fix:[/] {escape(fix)}")
+    fixes: dict[str, list[str]] = {}
+    for b in found.backends:
+        if b.fix and not b.runs:
+            fixes.setdefault(b.fix, []).append(f"{b.backend} on {b.device}")
+    for fix, names in fixes.items():
+        out.print(f"[dim]to run {', '.join(names)}:[/] {escape(fix)}")
     for warning in found.warnings:
         note(f"[yellow]warning:[/] {escape(warning)}")
 

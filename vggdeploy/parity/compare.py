@@ -237,7 +237,10 @@ def judge(
 
 def _how_many(flips: FlipCount, limit: float) -> str:
     needed = samples_to_decide(flips.flips, flips.samples, limit)
-    return f"look at {needed:,} images" if needed else "look at more images: the rate itself is at the limit"
+    accept = f"or accept that bound: --max-flips {np.ceil(flips.upper * 1000) / 10:g}"
+    return (
+        f"look at {needed:,} images, {accept}" if needed else f"the rate itself is at the limit: look at more, {accept}"
+    )
 
 
 def unproven(variant: Variant, reason: str, device: Device) -> ParityRecord:

@@ -12,6 +12,7 @@ from vggdeploy.bench.compare import measure, open_checked
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import IncompatibleError
+from vggdeploy.files import check_writable
 from vggdeploy.machine import fingerprint, machine
 from vggdeploy.optional import require
 from vggdeploy.pipeline.prove import tool_versions
@@ -58,6 +59,8 @@ def bench_bundle(
     Raises:
         IncompatibleError: something asked for cannot run here.
     """
+    if record:
+        check_writable(bundle.root)
     chosen = _choose(bundle, backends, variants, device)
     pool = measuring_pool(bundle, data, POOL, data_dir)
     rows: Sequence[BenchRow] = ()

@@ -14,6 +14,7 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoin
 from vggdeploy.bundle.store import Draft, now
 from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.files import check_replaceable
+from vggdeploy.model.outputs import output_specs
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.pipeline.memory import release_memory
@@ -61,11 +62,14 @@ def export_bundle(
     check_replaceable(output, marker=MANIFEST_NAME, overwrite=overwrite)
     root = Path(checkpoint_path)
     checkpoint = read_checkpoint(root)
+    output_specs(checkpoint.spec, outputs)  # a slip is found before half a gigabyte is copied
+    if samples is not None and samples < 1:
+        raise UsageError(f"{samples} samples", "give at least 1")
     batch = batch or BatchRange(1, 8, 256)
     with create_bundle(output, overwrite=overwrite) as draft:
         on_stage("copying the checkpoint")
         for file in (CHECKPOINT_NAME, WEIGHTS_NAME):
-            shutil.copyfile(root / file, draft.path(f"checkpoint/{file}"))
+            _copy(root / file, draft.path(f"checkpoint/{file}"))
         chosen, note = samples_or_synthetic(checkpoint, samples, data_dir)
         draft.manifest = _manifest(output.name, checkpoint, outputs, input_dtype, batch)
         reference, golden = _run_reference(draft, chosen, threads, on_stage)
@@ -79,11 +83,17 @@ def export_bundle(
     return Bundle(output, draft.manifest)
 
 
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:  # `shutil` names the source, also when it is the target's disk that is full
+        raise OSError(error.errno, error.strerror, str(target) if source.exists() else str(source)) from error
+
+
 def _manifest(
     name: str, checkpoint: Checkpoint, outputs: Sequence[str], input_dtype: str, batch: BatchRange
 ) -> Manifest:
     from vggdeploy.export.example import input_spec
-    from vggdeploy.model.outputs import output_specs
 
     reference = Variant(name=REFERENCE, format="checkpoint", precision=Precision.FP32, path="checkpoint", batch=batch)
     return Manifest(

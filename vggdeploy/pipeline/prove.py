@@ -11,6 +11,7 @@ import msgspec
 from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import UsageError
+from vggdeploy.files import check_writable
 from vggdeploy.optional import version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.compare import golden_reference, unproven
@@ -117,6 +118,8 @@ def verify_bundle(
         limits: in place of the manifest's thresholds, for this run.
         layers: look for the layer at which each ONNX variant that fails leaves the reference.
     """
+    if record:
+        check_writable(bundle.root)
     manifest = bundle.manifest
     wanted = [manifest.variant(name) for name in variants] or list(manifest.variants)
     references = [golden_reference(bundle)]

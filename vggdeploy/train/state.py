@@ -145,7 +145,10 @@ class Saver:
                 )
             standing = from_json(data, Standing, what=str(file))
         except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(f"there is no run to resume: {file} does not exist", "leave --resume out") from None
+            raise UsageError(
+                f"there is no run to resume: {file} does not exist",
+                "leave --resume out to start one; a run that ended has nothing left to resume",
+            ) from None
         except BundleError as error:
             raise CheckpointError(error.cause, _AGAIN) from error
         self._saved_best = standing.best_epoch
