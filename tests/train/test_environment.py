@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
+
 import msgspec
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.machine import machine
 from vggdeploy.train import environment
-from vggdeploy.train.environment import pick_precision
+from vggdeploy.train.environment import memory_kept, pick_precision
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.recipe_file import resolve_recipe
 
@@ -45,3 +48,21 @@ def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(IncompatibleError, match="--precision bf16"):
         pick_precision(recipe, recipe.model_spec(), CPU)
     assert pick_precision(recipe, recipe.model_spec(), GPU) == "fp16"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def use() -> int:
+        """Page faults of allocating, writing and freeing 64 MiB, once memory for it has been there."""
+        torch.ones(2**24)
+        before = faults()
+        torch.ones(2**24)
+        return faults() - before
+
+    pages = 2**26 // resource.getpagesize()
+    with memory_kept():
+        assert use() < pages / 10
+    assert use() > pages / 2

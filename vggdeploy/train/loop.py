@@ -22,7 +22,14 @@ from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import new_with_state, save_checkpoint
 from vggdeploy.optional import version
 from vggdeploy.spec import PreprocessSpec
-from vggdeploy.train.environment import check_writable, pick_device, pick_precision, repeatable, thread_count
+from vggdeploy.train.environment import (
+    check_writable,
+    memory_kept,
+    pick_device,
+    pick_precision,
+    repeatable,
+    thread_count,
+)
 from vggdeploy.train.processes import Processes, join_processes, share_batch_norms
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import HISTORY_NAME, OnNote, OnProgress, TrainingRecord, TrainingResult, history_lines
@@ -85,6 +92,7 @@ def train(
     with ExitStack() as stack:
         used = stack.enter_context(thread_count(threads))
         stack.enter_context(repeatable(where))
+        stack.enter_context(memory_kept())
         processes = stack.enter_context(join_processes(where))
         if recipe.batch_size < processes.count:
             raise UsageError(f"a batch of {recipe.batch_size} images for {processes.count} processes", "--batch-size")
