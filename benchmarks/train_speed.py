@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import torch
 from measuring import write_result
+from numpy.typing import NDArray
 from torch import nn
 
 from vggdeploy.data.loaders import ImageSet, ImageStream, open_split, per_class
@@ -44,11 +45,19 @@ TEXTBOOK = "textbook"
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95% interval of so many differences
 
 
+def floats(images: NDArray[np.uint8], recipe: Recipe) -> torch.Tensor:
+    return torch.from_numpy(normalise(images, recipe.preprocess()))
+
+
 def textbook_steps(recipe: Recipe, batches: list[Batch]) -> Iterator[None]:
     """The loop as textbooks write it: float images [N, C, H, W], FP32, SGD."""
     net = new_vgg(recipe.model_spec(), seed=recipe.seed).train()
-    preprocess = recipe.preprocess()
-    data = [(torch.from_numpy(normalise(b.images.numpy(), preprocess)), b.labels) for b in batches]
+    # Into new tensors: of one channel, NumPy's strides can be read as channels-last, and torch would compute in that.
+    data = [
+        (torch.empty(len(b.labels), 1, *b.images.shape[1:3]).copy_(floats(b.images.numpy(), recipe)), b.labels)
+        for b in batches
+    ]
+    assert data[0][0].stride(1) > 1
     optimizer, criterion = torch.optim.SGD(net.parameters(), lr=recipe.lr), nn.CrossEntropyLoss()
     while True:
         for x, y in data:
@@ -104,16 +113,15 @@ def ratio(ours: list[float], textbook: list[float]) -> dict[str, float]:
 def textbook_accuracy(recipe: Recipe, data: ImageSet | ImageStream, test: ImageSet | ImageStream) -> float:
     """Train to the end in FP32 and NCHW, on the batches that ours gets."""
     net = new_vgg(recipe.model_spec(), seed=recipe.seed).train()
-    preprocess = recipe.preprocess()
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=recipe.momentum)
     torch.manual_seed(recipe.seed)
     for epoch in range(recipe.epochs):
         for at in epoch_batches(len(data), recipe.batch_size, seed=recipe.seed, epoch=epoch):
-            x = torch.from_numpy(normalise(data.batch(at), preprocess))
+            x = floats(data.batch(at), recipe)
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x), torch.from_numpy(data.labels[at])).backward()
             optimizer.step()
-    return evaluate(Deployable(net, preprocess), test, device=CPU).accuracy
+    return evaluate(Deployable(net, recipe.preprocess()), test, device=CPU).accuracy
 
 
 def accuracies(seeds: int, images: int, precision: Precision) -> dict[str, Any]:
