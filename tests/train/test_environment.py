@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -56,13 +57,17 @@ def test_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
     def use() -> int:
-        """Page faults of allocating, writing and freeing 64 MiB, once memory for it has been there."""
-        torch.ones(2**24)
+        """Page faults of allocating, writing and freeing 64 MiB."""
         before = faults()
         torch.ones(2**24)
         return faults() - before
 
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
     pages = 2**26 // resource.getpagesize()
     with memory_kept():
-        assert use() < pages / 10
-    assert use() > pages / 2
+        # Several times: a long process has free blocks, given back to the kernel before, among which it may go round.
+        assert min(use() for _ in range(20)) < pages / 10
+        kept = resident()
+    assert resident() < kept - pages / 2
