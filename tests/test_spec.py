@@ -84,7 +84,10 @@ def test_quarter_width_divides_every_channel_by_four() -> None:
 
 
 def test_no_width_leaves_a_convolution_without_channels() -> None:
-    assert scaled_blocks(ARCHITECTURES["vgg11"], 1e-9) == ((1,), (1,), (1, 1), (1, 1), (1, 1))
+    assert scaled_blocks(ARCHITECTURES["vgg11"], 1 / 64) == ((1,), (2,), (4, 4), (8, 8), (8, 8))
+    with pytest.raises(UsageError, match="without channels") as caught:
+        scaled_blocks(ARCHITECTURES["vgg11"], 1e-9)
+    assert "at least 0.015625" in caught.value.hint
 
 
 @pytest.mark.parametrize(
