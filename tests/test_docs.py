@@ -73,3 +73,18 @@ def test_what_a_page_shows_works(page: Path, demo_home: Path, tmp_path: Path, mo
 def test_links_lead_somewhere(page: Path) -> None:
     broken = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not broken
+
+
+def test_the_reference_has_every_command_and_every_option() -> None:
+    import typer
+
+    from vggdeploy.cli.app import app
+
+    text = (ROOT / "docs/reference/cli.md").read_text()
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        section = text.partition(f"## `vggdeploy {name}`")[2].partition("\n## ")[0]
+        options = {option for p in command.params for option in p.opts if option.startswith("--")}
+        assert options, name
+        missing = {option for option in options if f"{option}" not in section}
+        assert not missing, (name, missing)

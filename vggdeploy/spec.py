@@ -30,15 +30,22 @@ def architecture_names() -> list[str]:
 
 
 def scaled_blocks(table: Sequence[tuple[int, int]], width: float) -> Blocks:
-    """Channels of every convolution, block by block, at ``width`` times the table's channels.
+    """Channels of every convolution, block by block, at ``width`` times the table's channels; see `at_width`."""
+    return at_width(tuple((channels,) * convs for convs, channels in table), width)
+
+
+def at_width(blocks: Blocks, width: float) -> Blocks:
+    """``blocks`` with ``width`` times their channels.
 
     Raises:
-        UsageError: a block would have no channel left.
+        UsageError: a convolution would have no channel left.
     """
-    if round(min(channels for _, channels in table) * width) < 1:
-        smallest = 1 / min(channels for _, channels in table)
-        raise UsageError(f"width ratio {width:g} leaves a convolution without channels", f"give at least {smallest:g}")
-    return tuple((round(channels * width),) * convs for convs, channels in table)
+    smallest = min((channels for block in blocks for channels in block), default=1)
+    if round(smallest * width) < 1:
+        raise UsageError(
+            f"width ratio {width:g} leaves a convolution without channels", f"give at least {1 / smallest:g}"
+        )
+    return tuple(tuple(round(channels * width) for channels in block) for block in blocks)
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -238,3 +238,66 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = command("inspect", tmp_path, "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_summary_knows_blocks_and_what_is_stored(
+    checkpoint: Path, bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["summary", "1x64,1x128,2x256,2x512,2x512", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 132_863_336  # VGG-11's, of the published table
+    for stored in (checkpoint, bundle_dir):
+        assert run(["summary", str(stored), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["spec"]["arch"] == "vgg11_bn"
+        assert run(["summary", str(stored), "--width", "2"]) == 2
+        assert "--width would change it" in told(capsys)[0]
+
+
+def test_a_variant_of_another_backend_is_refused(
+    bundle_dir: Path, digit_png: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["predict", str(bundle_dir), str(digit_png), "--backend", "onnxruntime", "--variant", "torchscript-fp32"]
+    assert run(args) == 2
+    assert "run by torchscript, not by onnxruntime" in told(capsys)[0]
+
+
+def test_predict_json_names_the_images_that_failed(
+    bundle_dir: Path, digit_png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "zero.png").touch()
+    assert run(["predict", str(bundle_dir), str(tmp_path / "zero.png"), str(digit_png), "--json"]) == 1
+    bad, good = json.loads(capsys.readouterr().out)["images"]
+    assert "empty" in bad["error"]
+    assert bad["fix"]
+    assert good["predictions"]
+
+
+@pytest.mark.parametrize("slip", [["--outputs", "fc7,relu9_9"], ["--outputs", "logits,logits"], ["--samples", "0"]])
+def test_export_finds_a_slip_before_it_copies_anything(
+    checkpoint: Path, tmp_path: Path, slip: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", str(checkpoint), "-o", str(tmp_path / "b"), *slip]) == 2
+    assert len(told(capsys)) == 2
+
+
+def test_sigterm_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "vggdeploy", "export", checkpoint, "-o", tmp_path / "b"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "exporting" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_few_images_do_not_push_a_close_variant_behind_the_reference(checkpoint: Path, tmp_path: Path) -> None:
+    import vggdeploy
+
+    assert run(["export", str(checkpoint), "-o", str(tmp_path / "b"), "--samples", "40"]) == 0
+    with vggdeploy.load(tmp_path / "b") as engine:
+        assert engine.variant.name == "onnx-fp32"

@@ -149,3 +149,11 @@ def test_tensorboard_reads_the_whole_curve(tmp_path: Path) -> None:
     last = read_checkpoint(tmp_path / "ckpt").training["history"][-1]
     assert events.Scalars("accuracy/test")[-1].value == pytest.approx(last["test_accuracy"])
     assert events.Scalars("loss/validation")[-1].value == pytest.approx(last["validation_loss"])
+
+
+def test_the_curves_are_drawn_into_the_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "ck"
+    assert run(["train", "--epochs", "1", "--hidden", "16", "--width", "0.0625", "-o", str(out)]) == 0
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (out / "curves.html").read_text()
+    assert (out / "history.jsonl").read_text().count("\n") >= 6  # five points of training, and the scores

@@ -172,6 +172,7 @@ def train(
     )
     if not training.speaks():
         return
+    training.draw(result)
     if json:
         render.emit_json(training.report(result))
         return

@@ -81,6 +81,17 @@ def _bar(recipe: Recipe) -> Iterator[OnProgress]:
         yield show
 
 
+def draw(result: TrainingResult) -> None:
+    """The curves as PNG and HTML, into the checkpoint. A run does not fail for want of a picture: it says what it needs."""
+    from vggdeploy.errors import MissingDependencyError
+    from vggdeploy.report.curves import write_curves
+
+    try:
+        write_curves(result.path)
+    except MissingDependencyError as error:
+        render.note(f"[dim]no pictures of the curves: {escape(error.cause)}; {escape(error.hint)}[/]")
+
+
 def report(result: TrainingResult) -> TrainingReport:
     """What ``--json`` prints."""
     from vggdeploy.model.summary import summarise

@@ -11,7 +11,7 @@ from vggdeploy.data.specs import DatasetSpec, default_preprocess, get_dataset
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.model.foreign.blocks import parse_blocks
 from vggdeploy.records import Record
-from vggdeploy.spec import CUSTOM, ModelSpec, PreprocessSpec, split_arch
+from vggdeploy.spec import CUSTOM, ModelSpec, PreprocessSpec, at_width, split_arch
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "one-cycle", "constant"]
@@ -184,7 +184,7 @@ class Recipe(Record, frozen=True, kw_only=True):
             )
         return ModelSpec(
             arch=CUSTOM,
-            blocks=tuple(tuple(max(1, round(c * self.width)) for c in block) for block in parse_blocks(self.blocks)),
+            blocks=at_width(parse_blocks(self.blocks), self.width),
             batch_norm=self.batch_norm,
             width=self.width,
             in_channels=channels,

@@ -39,7 +39,7 @@ def named_width(arch: str, channels: Sequence[int]) -> float | None:
         return None
     # A ratio is only known to half a channel: the widest layers know it best.
     for width in dict.fromkeys(found / full for found, full in zip(reversed(channels), reversed(table), strict=True)):
-        if flat(scaled_blocks(ARCHITECTURES[arch], width)) == tuple(channels):
+        if width * min(table) >= 1 and flat(scaled_blocks(ARCHITECTURES[arch], width)) == tuple(channels):
             return width
     return None
 
