@@ -37,9 +37,11 @@ def run(
 ) -> TrainingResult:
     """Train with a progress bar on stderr; see `vggdeploy.train.loop.train`."""
     require("torch", to="train", extra="train")
+    from vggdeploy.train.environment import memory_kept
     from vggdeploy.train.loop import train
 
     with ExitStack() as stack:
+        stack.enter_context(memory_kept())  # it changes the whole process: here it is ours
         shown: list[OnProgress] = []
         if speaks():
             if tensorboard is not None:

@@ -24,7 +24,6 @@ from vggdeploy.optional import version
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.train.environment import (
     check_writable,
-    memory_kept,
     pick_device,
     pick_precision,
     repeatable,
@@ -92,7 +91,6 @@ def train(
     with ExitStack() as stack:
         used = stack.enter_context(thread_count(threads))
         stack.enter_context(repeatable(where))
-        stack.enter_context(memory_kept())
         processes = stack.enter_context(join_processes(where))
         if recipe.batch_size < processes.count:
             raise UsageError(f"a batch of {recipe.batch_size} images for {processes.count} processes", "--batch-size")
