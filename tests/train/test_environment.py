@@ -56,8 +56,7 @@ def test_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
     """In a process of its own: it changes the whole process, and a long one has other free blocks."""
     code = """
 import resource, torch
-import subprocess
-import sys
+from pathlib import Path
 from vggdeploy.train.environment import memory_kept
 
 def use():
