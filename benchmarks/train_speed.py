@@ -1,8 +1,9 @@
 """Training speed beside the textbook loop (NCHW, FP32, the same batches), interleaved; and the accuracy of both.
 
 Speed: quarter-width VGG-11, 1×224×224 from Fashion-MNIST, batch 128. Round by round each loop makes the same number of
-steps, in an order that turns, so that a machine that slows down slows all of them. The textbook loop finds its images
-as ready float tensors; ours prepares them as `vggdeploy train` does, in a thread beside the network.
+steps in a process of its own, one after the other, in an order that turns, so that a machine that slows down slows all
+of them. The textbook loop finds its images as ready float tensors; ours prepares them as `vggdeploy train` does, in a
+thread beside the network.
 
 Accuracy: the same network, images, order and plain recipe, trained to the end by both, for several seeds.
 """
@@ -10,11 +11,13 @@ Accuracy: the same network, images, order and plain recipe, trained to the end b
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -80,25 +83,58 @@ def our_steps(recipe: Recipe, data: ImageSet | ImageStream, precision: Precision
             yield
 
 
-def speeds(arms: dict[str, Iterator[None]], *, batch: int, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Images a second of every arm in every round; the order turns by one each round.
+def serve(name: str, options: argparse.Namespace, wire: Connection) -> None:
+    """One loop in a process of its own: for every message it makes the round's steps and answers with images/s.
 
-    Ours keep the memory they freed, as `vggdeploy train` does, and the textbook loop does not. The first step after a
-    change is not counted: it would pay for the other's habits.
+    Each loop has the process that its user would have: the textbook's is Python as it comes, ours keeps the memory it
+    freed, as `vggdeploy train` does.
     """
-    names = list(arms)
+    with nullcontext() if name == TEXTBOOK else memory_kept():
+        steps = arm(name, options)
+        next(steps)  # the very first step allocates and compiles
+        wire.send(torch.get_num_threads())
+        while wire.recv() is not None:
+            next(steps)  # not counted: the other process has just used the caches
+            start = time.perf_counter()
+            for _ in range(options.steps):
+                next(steps)
+            wire.send(options.batch * options.steps / (time.perf_counter() - start))
+
+
+def arm(name: str, options: argparse.Namespace) -> Iterator[None]:
+    """The loop of that name, on four batches of real images."""
+    recipe = resolve_recipe("classic", {"image_size": options.size, "batch_size": options.batch})
+    data = open_split(recipe.dataset, "train", recipe.preprocess()).take(np.arange(4 * options.batch))
+    if name == TEXTBOOK:
+        return textbook_steps(recipe, list(Feed(data, recipe, CPU).epoch(0)))
+    if name == "compiled":
+        return our_steps(msgspec.structs.replace(recipe, compile=True), data, best_precision())
+    return our_steps(recipe, data, Precision(name.rpartition("_")[2]))
+
+
+def best_precision() -> Precision:
+    return Precision.BF16 if {"avx512_bf16", "amx_bf16"} & set(machine().features) else Precision.FP32
+
+
+def speeds(names: list[str], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Images a second of every loop in every round, one process at a time; the order turns by one each round."""
+    context = multiprocessing.get_context("spawn")
+    wires: dict[str, Connection] = {}
+    processes = []
     for name in names:
-        next(arms[name])  # the very first step allocates and compiles
+        wires[name], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(name, options, theirs)))
+        processes[-1].start()
+        wires[name].recv()  # it has made its first step: nothing runs beside the next one's
     found: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
+    for number in range(options.rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            with nullcontext() if name == TEXTBOOK else memory_kept():
-                next(arms[name])
-                start = time.perf_counter()
-                for _ in range(steps):
-                    next(arms[name])
-                found[name].append(batch * steps / (time.perf_counter() - start))
+            wires[name].send("go")
+            found[name].append(wires[name].recv())
         print(f"round {number + 1}: " + "  ".join(f"{n} {v[-1]:.1f}" for n, v in found.items()), flush=True)
+    for name, process in zip(names, processes, strict=True):
+        wires[name].send(None)
+        process.join()
     return found
 
 
@@ -168,24 +204,11 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="measure the compiled network too")
     options = parser.parse_args()
     recipe = resolve_recipe("classic", {"image_size": options.size, "batch_size": options.batch})
-    has_bf16 = bool({"avx512_bf16", "amx_bf16"} & set(machine().features))
-    data = open_split(recipe.dataset, "train", recipe.preprocess())
-    few = data.take(np.arange(4 * options.batch))
-    batches = list(Feed(few, recipe, CPU).epoch(0))
-    ours: dict[str, Callable[[], Iterator[None]]] = {
-        "channels_last_fp32": lambda: our_steps(recipe, few, Precision.FP32),
-        "channels_last_bf16": lambda: our_steps(recipe, few, Precision.BF16),
-    }
-    if options.compile:
-        compiled = msgspec.structs.replace(recipe, compile=True)
-        best = Precision.BF16 if has_bf16 else Precision.FP32
-        ours["compiled"] = lambda: our_steps(compiled, few, best)
-    if not has_bf16:
-        del ours["channels_last_bf16"]
-    arms = {TEXTBOOK: textbook_steps(recipe, batches)} | {name: make() for name, make in ours.items()}
-    found = speeds(arms, batch=options.batch, rounds=options.rounds, steps=options.steps)
+    has_bf16 = best_precision() is Precision.BF16
+    ours = ["channels_last_fp32"] + ["channels_last_bf16"] * has_bf16 + ["compiled"] * options.compile
+    found = speeds([TEXTBOOK, *ours], options)
     ratios = {name: ratio(found[name], found[TEXTBOOK]) for name in ours}
-    accuracy = accuracies(options.seeds, options.images, Precision.BF16 if has_bf16 else Precision.FP32)
+    accuracy = accuracies(options.seeds, options.images, best_precision())
     measured = {
         "network": recipe.model_spec().title,
         "batch": options.batch,
