@@ -78,7 +78,9 @@ def build(
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
     from vggdeploy.cli.options import split_numbers
+    from vggdeploy.pipeline.memory import keep_freed_blocks
 
+    keep_freed_blocks()
     targets = [name for name in target.split(",") if name.strip()] if target is not None else None
     options = BuildOptions(
         workspace=parse_size(workspace) if workspace is not None else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 def release_memory() -> None:
@@ -25,3 +25,15 @@ def return_large_blocks_at_once() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def keep_freed_blocks() -> None:
+    """Let glibc keep what is freed, however large, and hand it out again.
+
+    A builder allocates and frees a model's weights several times; mapped anew each time, every page is cleared by the
+    kernel again. It changes the whole process, so only a command calls it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
