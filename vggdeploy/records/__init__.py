@@ -1,0 +1,37 @@
+"""What was measured and what was concluded, as frozen records with JSON both ways."""
+
+from __future__ import annotations
+
+from vggdeploy.records.base import SCHEMA_VERSION, Record, from_json, to_json
+from vggdeploy.records.bench import BenchReport, BenchRow, Machine, ScenarioRow
+from vggdeploy.records.parity import (
+    DEFAULT_THRESHOLDS,
+    AccuracyDrop,
+    FlipCount,
+    LayerParity,
+    LayerReport,
+    OutputParity,
+    ParityRecord,
+    ParityReport,
+    Thresholds,
+)
+
+__all__ = [
+    "DEFAULT_THRESHOLDS",
+    "SCHEMA_VERSION",
+    "AccuracyDrop",
+    "BenchReport",
+    "BenchRow",
+    "FlipCount",
+    "LayerParity",
+    "LayerReport",
+    "Machine",
+    "OutputParity",
+    "ParityRecord",
+    "ParityReport",
+    "Record",
+    "ScenarioRow",
+    "Thresholds",
+    "from_json",
+    "to_json",
+]

@@ -1,0 +1,49 @@
+"""The base of every record, and JSON both ways."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+
+from vggdeploy.errors import BundleError, UsageError
+from vggdeploy.optional import first_line
+
+SCHEMA_VERSION = 1
+R = TypeVar("R")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of every record: immutable, and an unknown field is an error. (``kw_only`` is not inherited.)"""
+
+
+def to_json(record: Any) -> bytes:
+    """Indented UTF-8 JSON with a final newline.
+
+    Raises:
+        BundleError: a NaN or infinity is in it; JSON has neither, and null would read back as something else.
+    """
+    _refuse_non_finite(msgspec.to_builtins(record))
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+def _refuse_non_finite(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BundleError(f"{value} cannot be written as JSON", "find what was measured as that: run with --debug")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for part in inside:
+        _refuse_non_finite(part)
+
+
+def from_json(data: bytes, kind: type[R], *, what: str) -> R:
+    """Decode and validate; ``what`` names the document in the error.
+
+    Raises:
+        BundleError: not JSON, cut short, or not of the schema.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError, UsageError) as error:
+        cause = error.cause if isinstance(error, UsageError) else first_line(error)
+        raise BundleError(f"{what} cannot be read: {cause}", "restore it from its source") from error

@@ -1,0 +1,87 @@
+"""What the benchmark harness measured, and whether it counts."""
+
+from __future__ import annotations
+
+from vggdeploy.records.base import SCHEMA_VERSION, Record
+from vggdeploy.types import Verdict
+
+
+class Machine(Record, frozen=True, kw_only=True):
+    """Where a measurement was taken."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    features: tuple[str, ...]
+    system: str
+    python: str
+    gpu: str | None = None
+
+
+class BenchRow(Record, frozen=True, kw_only=True):
+    """One variant at one batch size. Times are milliseconds a batch, None where too few calls lie beyond the percentile.
+
+    ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% bootstrap interval over
+    interleaved rounds. ``valid`` is False with ``reasons`` when something else than the variant was measured.
+    """
+
+    variant: str
+    backend: str
+    device: str
+    batch: int
+    rounds: int
+    calls: int
+    p50_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
+    images_per_second: float
+    load_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    verdict: Verdict
+    valid: bool
+    reasons: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+class ScenarioRow(Record, frozen=True, kw_only=True):
+    """One variant under one of LoadGen's scenarios. Latencies are milliseconds a query.
+
+    ``estimate_ms`` is LoadGen's early-stopping estimate (p90 of single_stream, p99 of multi_stream), None where too few
+    queries ran; ``unique_over_same`` the median on distinct samples over that on one repeated sample.
+    """
+
+    variant: str
+    backend: str
+    device: str
+    scenario: str
+    queries: int
+    batch: int
+    target_qps: float | None
+    latency_bound_ms: float | None
+    samples_per_second: float
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    estimate_ms: float | None
+    unique_over_same: float | None
+    verdict: Verdict
+    valid: bool
+    reasons: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+class BenchReport(Record, frozen=True, kw_only=True):
+    """What ``vggdeploy bench --json`` prints."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    created: str
+    machine: Machine
+    threads: int
+    data: str
+    baseline: str
+    rows: tuple[BenchRow, ...]
+    scenarios: tuple[ScenarioRow, ...] = ()
+    tools: dict[str, str] = {}
