@@ -30,11 +30,11 @@ from torch import nn
 
 from vggdeploy.data.loaders import ImageSet, ImageStream, open_split, per_class
 from vggdeploy.machine import machine
+from vggdeploy.memory import memory_kept
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.vgg import new_vgg
 from vggdeploy.preprocess import normalise
 from vggdeploy.train.batches import epoch_batches
-from vggdeploy.train.environment import memory_kept
 from vggdeploy.train.evaluate import evaluate
 from vggdeploy.train.feed import Batch, Feed
 from vggdeploy.train.loop import train

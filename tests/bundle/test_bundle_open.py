@@ -157,6 +157,12 @@ def test_a_directory_without_manifest(tmp_path: Path) -> None:
     assert "is not a bundle (no manifest.json)" in refused(tmp_path, BundleError)
 
 
+@pytest.mark.parametrize("name", ["model.engine", "model.plan", "model.trt"])
+def test_an_engine_without_its_bundle(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"ftrt")
+    assert "nothing vouches for its bytes" in refused(tmp_path / name, BundleError)
+
+
 def test_a_file_instead_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     assert "is not a bundle" in refused(tmp_path / "model.onnx", BundleError)

@@ -57,7 +57,7 @@ def test_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
     code = """
 import resource, torch
 from pathlib import Path
-from vggdeploy.train.environment import memory_kept
+from vggdeploy.memory import memory_kept
 
 def use():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

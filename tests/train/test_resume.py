@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.errors import CheckpointError, TrainingError, UsageError
@@ -202,6 +203,25 @@ def test_a_damaged_state_is_one_clear_error(tmp_path: Path, name: str, damage: A
         file.write_bytes(damage(data))
     with pytest.raises(CheckpointError, match=cause):
         train(QUICK, output=tmp_path / "ckpt", resume=True)
+
+
+def test_a_full_disk_offers_only_what_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is the run's own: before the first one is saved there is nothing that ``--resume`` could go on from."""
+    target = tmp_path / "ckpt"
+
+    def full(tensors: Any, path: Path) -> None:
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(state.safetensors.torch, "save_file", full)
+        with pytest.raises(
+            TrainingError, match=r"cannot be saved .*No space left.* — free some disk space, and start again"
+        ):
+            train(QUICK, output=target, threads=1)
+    interrupt(QUICK, target, 3)
+    monkeypatch.setattr(state.safetensors.torch, "save_file", full)
+    with pytest.raises(TrainingError, match="go on from the state before: --resume"):
+        train(QUICK, output=target, resume=True, threads=1)
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

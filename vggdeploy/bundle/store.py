@@ -25,6 +25,7 @@ from vggdeploy.types import TensorSpec
 Arrays = dict[str, NDArray[np.generic]]
 
 MAX_MANIFEST_BYTES = 64 * 2**20
+_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _AGAIN = "restore the bundle from its source, or export it again"
 
 
@@ -259,6 +260,11 @@ def _read_manifest(root: Path) -> bytes:
     try:
         data = read_regular(root / MANIFEST_NAME, limit=MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
+        if root.suffix in _ENGINE_SUFFIXES and root.is_file():
+            raise BundleError(
+                f"{root} is an engine without its bundle: nothing vouches for its bytes, and loading runs them",
+                "give the bundle it belongs to, or build one from the model: vggdeploy build BUNDLE",
+            ) from None
         found = "is not a bundle (no manifest.json)" if root.exists() else "does not exist"
         raise BundleError(f"{root} {found}", "make one: vggdeploy export CHECKPOINT -o BUNDLE") from None
     except OSError as error:

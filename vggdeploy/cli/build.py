@@ -78,9 +78,8 @@ def build(
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
     from vggdeploy.cli.options import split_numbers
-    from vggdeploy.pipeline.memory import keep_freed_blocks
+    from vggdeploy.memory import memory_kept
 
-    keep_freed_blocks()
     targets = [name for name in target.split(",") if name.strip()] if target is not None else None
     options = BuildOptions(
         workspace=parse_size(workspace) if workspace is not None else None,
@@ -92,16 +91,17 @@ def build(
         graph_batches=tuple(split_numbers(cuda_graph_batches)) if cuda_graph_batches is not None else (),
     )
     opened = Bundle.open(bundle, only=())  # what the build reads is checked when it reads it
-    result = run_build(
-        opened,
-        engine=engine,
-        precision=precision,
-        batch=batch,
-        targets=targets,
-        options=options,
-        rebuilds=rebuilds,
-        use_cache=not no_cache,
-    )
+    with memory_kept():
+        result = run_build(
+            opened,
+            engine=engine,
+            precision=precision,
+            batch=batch,
+            targets=targets,
+            options=options,
+            rebuilds=rebuilds,
+            use_cache=not no_cache,
+        )
     if json:
         render.emit_json(result)
         return

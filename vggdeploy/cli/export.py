@@ -75,9 +75,9 @@ def export(
 
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
+    from vggdeploy.memory import return_large_blocks_at_once
     from vggdeploy.pipeline.adopt import About, checkpoint_of
     from vggdeploy.pipeline.export import export_bundle
-    from vggdeploy.pipeline.memory import return_large_blocks_at_once
     from vggdeploy.types import BatchRange
 
     return_large_blocks_at_once()

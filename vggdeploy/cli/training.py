@@ -37,7 +37,7 @@ def run(
 ) -> TrainingResult:
     """Train with a progress bar on stderr; see `vggdeploy.train.loop.train`."""
     require("torch", to="train", extra="train")
-    from vggdeploy.train.environment import memory_kept
+    from vggdeploy.memory import memory_kept
     from vggdeploy.train.loop import train
 
     with ExitStack() as stack:

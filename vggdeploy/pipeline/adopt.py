@@ -14,10 +14,10 @@ from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.errors import CheckpointError, DataError, UsageError
 from vggdeploy.files import check_replaceable, read_regular, scratch_directory
+from vggdeploy.memory import release_memory
 from vggdeploy.model.foreign.blocks import parse_blocks
 from vggdeploy.model.foreign.report import SOURCES, InitReport
 from vggdeploy.optional import require
-from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.pipeline.prove import tool_versions
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 

@@ -14,10 +14,10 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoin
 from vggdeploy.bundle.store import Draft, now
 from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.files import check_replaceable
+from vggdeploy.memory import release_memory
 from vggdeploy.model.outputs import output_specs
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
-from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic, to_input
 from vggdeploy.records import ParityRecord

@@ -6,10 +6,10 @@ import numpy as np
 
 from vggdeploy.bundle import REFERENCE, Bundle
 from vggdeploy.errors import UsageError
+from vggdeploy.memory import release_memory
 from vggdeploy.model.outputs import PROBABILITIES, output_layers, output_specs
 from vggdeploy.optional import require
 from vggdeploy.parity.compare import sample_bytes
-from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import LayerReport
 from vggdeploy.runtime import open_session

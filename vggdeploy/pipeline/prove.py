@@ -12,11 +12,11 @@ from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import UsageError
 from vggdeploy.files import check_writable
+from vggdeploy.memory import release_memory
 from vggdeploy.optional import version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.compare import golden_reference, unproven
 from vggdeploy.pipeline.layers import localise
-from vggdeploy.pipeline.memory import release_memory
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, SYNTHETIC, load_samples, to_input
 from vggdeploy.records import ParityRecord, ParityReport, Thresholds
 from vggdeploy.runtime import backend_for, open_session, runnable

@@ -1,12 +1,9 @@
-"""What a run borrows from the process and the machine: device, precision, threads, random state, a place to write to."""
+"""What a run borrows from the process and the machine: device, precision, threads, random state."""
 
 from __future__ import annotations
 
-import ctypes
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -56,15 +53,6 @@ def pick_precision(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Pre
     return Precision.BF16 if has and summarise(spec).macs * recipe.batch_size >= BF16_MACS else Precision.FP32
 
 
-def check_writable(target: Path) -> None:
-    """Find out before the work, not after it, that the checkpoint could not be written."""
-    parent = next(path for path in target.absolute().parents if path.exists())
-    try:
-        tempfile.TemporaryDirectory(prefix=f".{target.name}.try-", dir=parent).cleanup()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error
-
-
 @contextmanager
 def thread_count(threads: int | None) -> Iterator[int]:
     """Compute with that many threads, for a while; yields how many they are."""
@@ -90,31 +78,3 @@ def repeatable(device: torch.device) -> Iterator[None]:
             yield
         finally:
             cudnn.deterministic, cudnn.benchmark = before
-
-
-# glibc's mallopt(3), and the state that its rule for large blocks settles in (malloc.c, DEFAULT_MMAP_THRESHOLD_MAX).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
-_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
-
-
-@contextmanager
-def memory_kept() -> Iterator[None]:
-    """Within the block, freed memory stays with the process; at its end it is given back.
-
-    Every step allocates the same activations again. By default glibc maps each large block anew and unmaps it when it
-    is freed, so the kernel clears every page of it in every step: up to a third of the time on a CPU. Without glibc
-    nothing changes.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        yield
-        return
-    for option, value in _KEEPING.items():
-        libc.mallopt(option, value)
-    try:
-        yield
-    finally:
-        for option, value in _USUAL.items():
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)

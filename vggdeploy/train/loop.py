@@ -15,20 +15,14 @@ from vggdeploy.bundle.store import now
 from vggdeploy.data.loaders import MEMORY, Images, open_split, per_class
 from vggdeploy.data.specs import DatasetSpec, get_dataset
 from vggdeploy.errors import UsageError
-from vggdeploy.files import atomic_directory, check_replaceable
+from vggdeploy.files import atomic_directory, check_replaceable, check_writable
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.foreign.report import InitReport
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import new_with_state, save_checkpoint
 from vggdeploy.optional import version
 from vggdeploy.spec import PreprocessSpec
-from vggdeploy.train.environment import (
-    check_writable,
-    pick_device,
-    pick_precision,
-    repeatable,
-    thread_count,
-)
+from vggdeploy.train.environment import pick_device, pick_precision, repeatable, thread_count
 from vggdeploy.train.processes import Processes, join_processes, share_batch_norms
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import HISTORY_NAME, OnNote, OnProgress, TrainingRecord, TrainingResult, history_lines

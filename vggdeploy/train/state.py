@@ -112,9 +112,10 @@ class Saver:
             try:
                 safetensors.torch.save_file(state, draft / STATE_NAME)
             except SafetensorError as error:
+                again = "go on from the state before: --resume" if self.found() else "start again"
                 raise TrainingError(
                     f"the state of the run cannot be saved in {self.directory}: {first_line(error)}",
-                    "free some disk space, and go on from the state before with --resume",
+                    f"free some disk space, and {again}",
                 ) from error
             if standing.best_epoch and standing.best_epoch == self._saved_best:
                 link_tree(self.directory / BEST_NAME, draft / BEST_NAME)
