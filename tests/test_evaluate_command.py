@@ -48,7 +48,7 @@ def test_json_is_one_document_and_the_written_one_is_the_same(
     target = tmp_path / "evaluation"
     assert run(["evaluate", str(bundle_dir), "--backend", "onnxruntime", "--json", "-o", str(target)]) == 0
     printed = capsys.readouterr().out
-    assert json.loads(printed)["schema_version"] == 1
+    assert json.loads(printed)["schema_version"] == 2
     assert (target / "evaluation.json").read_text() == printed
     report = from_json(printed.encode(), EvaluationReport, what="report")
     assert (report.backend, report.accuracy.samples) == ("onnxruntime", 359)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vggdeploy.records import SCHEMA_VERSION, Record
+from vggdeploy.records import RESULT_VERSION, Record
 
 MATRIX_CLASSES = 100  # up to here a report holds the whole confusion matrix: ImageNet's would be a million numbers
 LISTED_PAIRS = 20
@@ -50,10 +50,11 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
     ``calibration_error`` is the expected calibration error over 15 bins of equal width. ``balanced_accuracy`` and
     ``macro_f1`` are the means of recall and F1 over the classes that have images. ``confusion[i][j]`` counts the images
     of class i taken for class j, None with more than `MATRIX_CLASSES` classes; ``confused`` are the `LISTED_PAIRS` most
-    frequent confusions. ``notes`` say what a reader has to know about the figures.
+    frequent confusions. ``notes`` say what a reader has to know about the figures; ``command`` is the line that made
+    the report.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RESULT_VERSION
     target: str
     variant: str
     backend: str
@@ -74,6 +75,7 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
     seconds: float
     created: str
     tools: dict[str, str] = {}
+    command: str = ""
 
     @property
     def data(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vggdeploy.bench.stats import calls_needed, drift, percentile, ratio_interval
+from vggdeploy.bench.stats import calls_needed, drift, percentile, quantiles, ratio_interval
 
 
 def test_wilks_sample_sizes() -> None:
@@ -54,3 +54,9 @@ def test_rounds_come_in_pairs() -> None:
 
 def test_drift_is_the_spread_over_the_median() -> None:
     assert drift([1.0, 2.0, 3.0]) == 1.0
+
+
+def test_the_quantiles_run_from_the_fastest_call_to_the_slowest() -> None:
+    found = quantiles([float(n) for n in range(200, -1, -1)])
+    assert found == tuple(float(n) for n in range(0, 201, 2))
+    assert quantiles([3.0]) == (3.0,) * 101

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -138,7 +139,9 @@ def test_verify_prints_a_verdict_a_variant_and_json_validates(
     assert run(["verify", str(bundle_dir)]) == 0
     assert capsys.readouterr().out.count("pass") == 7
     assert run(["verify", str(bundle_dir), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 2
+    assert found["command"] == f"vggdeploy verify {bundle_dir} --json"
 
 
 def test_bench_json_has_machine_versions_and_hashes(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +152,9 @@ def test_bench_json_has_machine_versions_and_hashes(bundle_dir: Path, capsys: py
     assert found["tools"]["onnxruntime"]
     assert {r["batch"] for r in found["rows"]} == {1, 8}
     assert all(len(r["sha256"]) == 64 for r in found["rows"])
+    assert all(len(r["round_medians_ms"]) == r["rounds"] for r in found["rows"])
+    assert all(sorted(r["quantiles_ms"]) == r["quantiles_ms"] and len(r["quantiles_ms"]) == 101 for r in found["rows"])
+    assert found["command"] == shlex.join(["vggdeploy", *args, "--seconds", "0.05", "--rounds", "3", "--json"])
 
 
 def test_bench_on_a_missing_gpu_is_exit_5(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

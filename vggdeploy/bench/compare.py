@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vggdeploy.bench.load import BUSY_LIMIT, CpuWatch
-from vggdeploy.bench.stats import drift, percentile, ratio_interval
+from vggdeploy.bench.stats import drift, percentile, quantiles, ratio_interval
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError
 from vggdeploy.parity import check_golden
@@ -152,4 +152,6 @@ def _row(bundle: Bundle, candidate: Candidate, baseline: Candidate, others: floa
         valid=not reasons,
         reasons=tuple(reasons),
         sha256=bundle.sha256(candidate.variant.path),
+        round_medians_ms=tuple(medians),
+        quantiles_ms=quantiles(times),
     )

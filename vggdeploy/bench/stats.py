@@ -23,6 +23,11 @@ def percentile(times: Sequence[float], q: float) -> float | None:
     return float(np.percentile(np.asarray(times), q)) if len(times) >= calls_needed(q) else None
 
 
+def quantiles(times: Sequence[float]) -> tuple[float, ...]:
+    """The 0th, 1st, … 100th percentile: the whole distribution in 101 numbers, however many calls there were."""
+    return tuple(round(float(t), 6) for t in np.percentile(np.asarray(times), np.arange(101)))
+
+
 def ratio_interval(
     baseline: Sequence[float], candidate: Sequence[float], *, seed: int = 0
 ) -> tuple[float, float, float]:

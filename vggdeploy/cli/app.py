@@ -29,6 +29,7 @@ from vggdeploy.cli import (
     train,
     verify,
 )
+from vggdeploy.cli.invocation import invoked
 from vggdeploy.cli.options import HABITS
 from vggdeploy.errors import EXIT_INTERRUPTED, VggdeployError
 
@@ -99,7 +100,8 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
     """Run one command line; returns its exit code. Every error ends here."""
     try:
         # A command returns its exit code, or nothing for 0.
-        code = app(args=list(args), prog_name="vggdeploy", standalone_mode=False)
+        with invoked(args):
+            code = app(args=list(args), prog_name="vggdeploy", standalone_mode=False)
     except VggdeployError as error:
         _say(error.cause, error.hint)
         code = error.exit_code

@@ -52,6 +52,7 @@ def bench(
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
+    from vggdeploy.cli.invocation import with_command
     from vggdeploy.cli.options import split_names, split_numbers
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.errors import UsageError
@@ -103,6 +104,7 @@ def bench(
             on_start=lambda steps: bar.update(task, total=steps),
             on_progress=lambda steps: bar.advance(task, steps),
         )
+    report = with_command(report)
     if json:
         render.emit_json(report)
     elif report.scenarios:

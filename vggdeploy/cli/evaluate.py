@@ -40,6 +40,7 @@ def evaluate(
     from rich.markup import escape
 
     from vggdeploy.cli import evaluation_tables, render
+    from vggdeploy.cli.invocation import with_command
     from vggdeploy.files import check_replaceable
     from vggdeploy.pipeline.evaluate import evaluate as run
     from vggdeploy.report.curves import need_plots
@@ -66,6 +67,7 @@ def evaluate(
             on_start=lambda images: bar.update(task, description="evaluating", total=images),
             on_progress=lambda images: bar.advance(task, images),
         )
+    report = with_command(report)
     if output is not None:
         _write(report, output, overwrite=force)
     if json:

@@ -36,6 +36,7 @@ def verify(
     """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
+    from vggdeploy.cli.invocation import with_command
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.pipeline.prove import Limits, exit_code, verify_bundle
     from vggdeploy.types import Verdict
@@ -61,6 +62,7 @@ def verify(
             layers=layers,
             on_stage=stage,
         )
+    report = with_command(report)
     if json:
         render.emit_json(report)
     else:

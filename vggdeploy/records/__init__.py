@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vggdeploy.records.base import SCHEMA_VERSION, Record, from_json, to_json
+from vggdeploy.records.base import RESULT_VERSION, SCHEMA_VERSION, Record, from_json, to_json
 from vggdeploy.records.bench import BenchReport, BenchRow, Machine, ScenarioRow
 from vggdeploy.records.parity import (
     DEFAULT_THRESHOLDS,
@@ -18,6 +18,7 @@ from vggdeploy.records.parity import (
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
+    "RESULT_VERSION",
     "SCHEMA_VERSION",
     "AccuracyDrop",
     "BenchReport",

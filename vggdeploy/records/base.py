@@ -11,6 +11,8 @@ from vggdeploy.errors import BundleError, UsageError
 from vggdeploy.optional import first_line
 
 SCHEMA_VERSION = 1
+# Of the results that `report` reads: 2 has the command that made them, and of a bench its rounds and its quantiles.
+RESULT_VERSION = 2
 R = TypeVar("R")
 
 

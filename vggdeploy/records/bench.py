@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vggdeploy.records.base import SCHEMA_VERSION, Record
+from vggdeploy.records.base import RESULT_VERSION, Record
 from vggdeploy.types import Verdict
 
 
@@ -23,6 +23,8 @@ class BenchRow(Record, frozen=True, kw_only=True):
 
     ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% bootstrap interval over
     interleaved rounds. ``valid`` is False with ``reasons`` when something else than the variant was measured.
+    ``round_medians_ms`` has the median of each round, in order; ``quantiles_ms`` the 0th, 1st, … 100th percentile of all
+    calls, from the fastest call to the slowest. Both are empty in records of schema version 1.
     """
 
     variant: str
@@ -43,6 +45,8 @@ class BenchRow(Record, frozen=True, kw_only=True):
     valid: bool
     reasons: tuple[str, ...] = ()
     sha256: str = ""
+    round_medians_ms: tuple[float, ...] = ()
+    quantiles_ms: tuple[float, ...] = ()
 
 
 class ScenarioRow(Record, frozen=True, kw_only=True):
@@ -73,9 +77,9 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
 
 
 class BenchReport(Record, frozen=True, kw_only=True):
-    """What ``vggdeploy bench --json`` prints."""
+    """What ``vggdeploy bench --json`` prints. ``command`` is the line that made it."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RESULT_VERSION
     bundle: str
     created: str
     machine: Machine
@@ -85,3 +89,4 @@ class BenchReport(Record, frozen=True, kw_only=True):
     rows: tuple[BenchRow, ...]
     scenarios: tuple[ScenarioRow, ...] = ()
     tools: dict[str, str] = {}
+    command: str = ""

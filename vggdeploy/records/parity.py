@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vggdeploy.records.base import SCHEMA_VERSION, Record
+from vggdeploy.records.base import RESULT_VERSION, Record
 from vggdeploy.types import Precision, Verdict
 
 
@@ -115,13 +115,14 @@ class LayerReport(Record, frozen=True, kw_only=True):
 
 
 class ParityReport(Record, frozen=True, kw_only=True):
-    """All variants of one bundle: what ``vggdeploy verify --json`` prints."""
+    """All variants of one bundle: what ``vggdeploy verify --json`` prints. ``command`` is the line that made it."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RESULT_VERSION
     bundle: str
     created: str
     variants: tuple[ParityRecord, ...]
     layers: tuple[LayerReport, ...] = ()
+    command: str = ""
 
     @property
     def verdict(self) -> Verdict:
