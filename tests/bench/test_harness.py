@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vggdeploy.bench.compare import Candidate
+from vggdeploy.bench.entries import Entry
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.pipeline.bench import bench_bundle
@@ -39,7 +40,7 @@ def test_batches_walk_through_distinct_images(bundle: Bundle) -> None:
     recorder = Recorder()
     variant = bundle.manifest.variant("onnx-fp32")
     with CheckedSession(recorder, name="x", batch=BatchRange(1, 4, 4)) as session:
-        candidate = Candidate(variant, Device(), session, 4, 0.0, Verdict.PASS, [])
+        candidate = Candidate(Entry(bundle, variant, Device(), variant.name), session, 4, 0.0, Verdict.PASS, [])
         for _ in range(5):
             candidate.call(np.arange(10, dtype=np.uint8)[:, None])
     assert recorder.seen[:3] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]

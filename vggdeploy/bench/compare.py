@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vggdeploy.bench.entries import Entry
 from vggdeploy.bench.load import BUSY_LIMIT, CpuWatch
 from vggdeploy.bench.stats import drift, percentile, quantiles, ratio_interval
-from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError
 from vggdeploy.parity import check_golden
 from vggdeploy.parity.compare import Array
 from vggdeploy.records import BenchRow
 from vggdeploy.runtime import CheckedSession, backend_for, open_session
-from vggdeploy.types import Device, Verdict
+from vggdeploy.types import Verdict
 
 DRIFT_LIMIT = 0.25  # spread of the round medians
 MIN_CALLS = 5  # a round
@@ -29,8 +29,7 @@ SETTLE_SECONDS = 0.02  # idle threads of the backend before go on spinning for s
 class Candidate:
     """One variant at one batch size, open, with what was measured of it."""
 
-    variant: Variant
-    device: Device
+    entry: Entry
     session: CheckedSession
     batch: int
     load_ms: float
@@ -54,8 +53,7 @@ class Candidate:
 
 
 def measure(
-    bundle: Bundle,
-    variants: Sequence[tuple[Variant, Device]],
+    entries: Sequence[Entry],
     images: Array,
     *,
     batches: Sequence[int],
@@ -64,7 +62,7 @@ def measure(
     threads: int | None = None,
     on_progress: Callable[[int], None] = lambda steps: None,
 ) -> list[BenchRow]:
-    """Latency and throughput of each variant at each batch size; the first variant is the baseline.
+    """Latency and throughput of each entry at each batch size; the first entry is the baseline.
 
     Args:
         images: the pool of distinct inputs, as the graph wants them. Batches walk through it.
@@ -76,40 +74,41 @@ def measure(
     """
     rows: list[BenchRow] = []
     for batch in batches:
-        _check_batch(batch, [v for v, _ in variants], len(images))
+        _check_batch(batch, entries, len(images))
         with ExitStack() as stack:
-            candidates = [open_checked(stack, bundle, v, d, batch, threads) for v, d in variants]
+            candidates = [open_checked(stack, entry, batch, threads) for entry in entries]
             watch = CpuWatch()
             for _ in range(rounds):
                 for candidate in candidates:
                     candidate.rounds.append(_round(candidate, images, seconds / rounds))
                     on_progress(1)
             others = watch.others()
-            rows += [_row(bundle, c, candidates[0], others) for c in candidates]
+            rows += [_row(c, candidates[0], others) for c in candidates]
     return rows
 
 
-def _check_batch(batch: int, variants: Sequence[Variant], pool: int) -> None:
-    for variant in variants:
-        if not variant.batch.min <= batch <= variant.batch.max:
+def _check_batch(batch: int, entries: Sequence[Entry], pool: int) -> None:
+    for entry in entries:
+        takes = entry.variant.batch
+        if not takes.min <= batch <= takes.max:
             raise UsageError(
-                f"batch {batch} is outside {variant.batch.min}…{variant.batch.max} of {variant.name}",
+                f"batch {batch} is outside {takes.min}…{takes.max} of {entry.name}",
                 "measure a smaller batch, or export/build with a larger maximum",
             )
     if batch > pool:
         raise UsageError(f"batch {batch} needs more distinct images than the {pool} there are", "use a smaller batch")
 
 
-def open_checked(
-    stack: ExitStack, bundle: Bundle, variant: Variant, device: Device, batch: int, threads: int | None
-) -> Candidate:
+def open_checked(stack: ExitStack, entry: Entry, batch: int, threads: int | None) -> Candidate:
+    """Open an entry's session, and check the golden pair."""
+    bundle, variant, device = entry.bundle, entry.variant, entry.device
     start = time.perf_counter_ns()
     session = stack.enter_context(open_session(bundle, variant, device=device, threads=threads))
     load_ms = (time.perf_counter_ns() - start) / 1e6
     record = check_golden(session, bundle, variant, device)
     reasons = [f"wrong output: {reason}" for reason in record.reasons] if record.verdict is Verdict.FAIL else []
     verdict = record.verdict if reasons else variant.verdict
-    return Candidate(variant, device, session, batch, load_ms, verdict, reasons)
+    return Candidate(entry, session, batch, load_ms, verdict, reasons)
 
 
 def _round(candidate: Candidate, images: Array, seconds: float) -> list[float]:
@@ -123,7 +122,7 @@ def _round(candidate: Candidate, images: Array, seconds: float) -> list[float]:
     return times
 
 
-def _row(bundle: Bundle, candidate: Candidate, baseline: Candidate, others: float | None) -> BenchRow:
+def _row(candidate: Candidate, baseline: Candidate, others: float | None) -> BenchRow:
     times = [t for r in candidate.rounds for t in r]
     medians = candidate.medians()
     ratio, low, high = ratio_interval(baseline.medians(), medians)
@@ -134,9 +133,9 @@ def _row(bundle: Bundle, candidate: Candidate, baseline: Candidate, others: floa
         reasons.append(f"unstable: the rounds' medians spread by {drift(medians):.0%}")
     p99 = percentile(times, 99)
     return BenchRow(
-        variant=candidate.variant.name,
-        backend=backend_for(candidate.variant).name,
-        device=str(candidate.device),
+        variant=candidate.entry.name,
+        backend=backend_for(candidate.entry.variant).name,
+        device=str(candidate.entry.device),
         batch=candidate.batch,
         rounds=len(medians),
         calls=len(times),
@@ -151,7 +150,7 @@ def _row(bundle: Bundle, candidate: Candidate, baseline: Candidate, others: floa
         verdict=candidate.verdict,
         valid=not reasons,
         reasons=tuple(reasons),
-        sha256=bundle.sha256(candidate.variant.path),
+        sha256=candidate.entry.sha256,
         round_medians_ms=tuple(medians),
         quantiles_ms=quantiles(times),
     )

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, DataDir, DeviceName, Json, Rebuild, Threads
+from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Rebuild, Threads
 
 
 def bench(
-    bundle: BundlePath,
+    bundles: BundlePaths,
     backend: Annotated[
         list[str] | None, typer.Option("--backend", help="All variants of this backend; may be repeated. Default: all.")
     ] = None,
@@ -64,16 +64,18 @@ def bench(
     batches = split_numbers(batch)
     if (target_qps or latency_bound) and "server" not in scenario:
         raise UsageError("--target-qps and --latency-bound belong to the server scenario", "add --scenario server")
-    opened = Bundle.open(bundle)
+    opened = [Bundle.open(path) for path in bundles]
     if rebuild:
-        opened = rebuilt(opened, backends=backend or (), variants=variant or (), device=device)
+        opened = [rebuilt(b, backends=backend or (), variants=variant or (), device=device) for b in opened]
     if gpu_detail:
         from vggdeploy.cli import bench_gpu
 
         if scenario or record or threads:
             raise UsageError("--gpu-detail takes no --scenario, --record or --threads", "measure those without it")
+        if len(opened) > 1:
+            raise UsageError("--gpu-detail takes one engine apart", "give one bundle")
         return bench_gpu.run(
-            opened,
+            opened[0],
             json=json,
             require_valid=require_valid,
             backends=backend or (),
@@ -87,7 +89,7 @@ def bench(
     with render.progress() as bar:
         task = bar.add_task("measuring", total=None)
         report = bench_bundle(
-            opened,
+            *opened,
             backends=backend or (),
             variants=variant or (),
             batches=batches,

@@ -16,6 +16,9 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where data sets lie or are downloaded to. Default: the user cache.")
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the directory that 'export' made.")]
+BundlePaths = Annotated[
+    list[Path], typer.Argument(metavar="BUNDLE...", help="One bundle, or several to measure beside each other.")
+]
 DeviceName = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:INDEX. Default: the backend's first.")
 ]

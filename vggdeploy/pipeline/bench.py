@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from vggdeploy.bench.compare import measure, open_checked
+from vggdeploy.bench.compare import measure
+from vggdeploy.bench.entries import Entry, bundle_names, check_same_input
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
-from vggdeploy.errors import IncompatibleError
+from vggdeploy.errors import IncompatibleError, unknown_name
 from vggdeploy.files import check_writable
 from vggdeploy.machine import fingerprint, machine
 from vggdeploy.optional import require
 from vggdeploy.pipeline.prove import tool_versions
-from vggdeploy.pipeline.samples import Samples, measuring_pool
+from vggdeploy.pipeline.samples import measuring_pool
 from vggdeploy.records import BenchReport, BenchRow, ScenarioRow
 from vggdeploy.runtime import backend_for, runnable
 from vggdeploy.runtime.registry import default_device
@@ -28,7 +28,7 @@ POOL = 512  # distinct images to walk through
 
 def bench_bundle(
     bundle: Bundle,
-    *,
+    *more: Bundle,
     backends: Sequence[str] = (),
     variants: Sequence[str] = (),
     batches: Sequence[int] = (1, 8),
@@ -45,7 +45,7 @@ def bench_bundle(
     on_start: Callable[[int], None] = lambda steps: None,
     on_progress: Callable[[int], None] = lambda steps: None,
 ) -> BenchReport:
-    """Measure variants interleaved in one run. The first one is the baseline of the ratios.
+    """Measure variants interleaved in one run, of one bundle or of several. The first one is the baseline of the ratios.
 
     With ``scenarios``, MLPerf LoadGen issues the load instead, for ``seconds`` a variant, scenario and batch size.
 
@@ -57,25 +57,32 @@ def bench_bundle(
         target_qps: queries a second that ``server`` gets, Poisson-distributed; ``latency_bound_ms``: its p99 bound.
 
     Raises:
+        UsageError: bundles that do not take the same input.
         IncompatibleError: something asked for cannot run here.
     """
+    bundles = (bundle, *more)
     if record:
-        check_writable(bundle.root)
-    chosen = _choose(bundle, backends, variants, device)
+        for each in bundles:
+            check_writable(each.root)
+    chosen = _choose(bundles, backends, variants, device)
     pool = measuring_pool(bundle, data, POOL, data_dir)
     rows: Sequence[BenchRow] = ()
     loads: list[ScenarioRow] = []
     if scenarios:
         require("mlperf_loadgen", to="run LoadGen's scenarios", extra="bench")
-        on_start(len(chosen) * len(batches) * len(scenarios))
-        for scenario in scenarios:
-            for batch in batches if scenario in ("server", "offline") else batches[:1]:
-                load = (scenario, seconds, batch, target_qps, latency_bound_ms)
-                loads += [_scenario(bundle, v, d, pool, load, threads, on_progress) for v, d in chosen]
+        from vggdeploy.bench.scenarios import Load
+        from vggdeploy.pipeline.bench_loads import run_loads
+
+        wanted = [
+            Load(scenario, seconds=seconds, batch=batch, target_qps=target_qps, latency_bound_ms=latency_bound_ms)
+            for scenario in scenarios
+            for batch in (batches if scenario in ("server", "offline") else batches[:1])
+        ]
+        on_start(len(chosen) * len(wanted))
+        loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress)
     else:
         on_start(len(chosen) * len(batches) * rounds)
         rows = measure(
-            bundle,
             chosen,
             pool.images,
             batches=batches,
@@ -86,73 +93,69 @@ def bench_bundle(
         )
     report = BenchReport(
         bundle=str(bundle.root),
+        bundles=tuple(str(each.root) for each in bundles) if more else (),
         created=now(),
         machine=machine(),
         threads=threads or machine().cores,
         data=pool.data,
-        baseline=chosen[0][0].name,
+        baseline=chosen[0].name,
         rows=tuple(rows),
         scenarios=tuple(loads),
         tools=tool_versions(),
     )
     if record:
-        _record(bundle, report)
+        for each in bundles:
+            _record(each, {e.name: e.variant for e in chosen if e.bundle is each}, report)
     return report
 
 
-def _scenario(
-    bundle: Bundle,
-    variant: Variant,
-    device: Device,
-    pool: Samples,
-    load: tuple[str, float, int, float | None, float | None],
-    threads: int | None,
-    on_progress: Callable[[int], None],
-) -> ScenarioRow:
-    """One variant under one load, with the golden pair checked first."""
-    from vggdeploy.bench.scenarios import Load, run_scenario
-
-    scenario, seconds, batch, target_qps, bound = load
-    wanted = Load(scenario, seconds=seconds, batch=batch, target_qps=target_qps, latency_bound_ms=bound)
-    with ExitStack() as stack:
-        opened = open_checked(stack, bundle, variant, device, batch, threads)
-        row = run_scenario(
-            opened.session,
-            pool.images,
-            wanted,
-            variant=variant.name,
-            backend=backend_for(variant).name,
-            device=str(device),
-            verdict=opened.verdict,
-            sha256=bundle.sha256(variant.path),
-        )
-    on_progress(1)
-    reasons = (*opened.reasons, *row.reasons)
-    return msgspec.structs.replace(row, reasons=reasons, valid=not reasons)
-
-
 def _choose(
-    bundle: Bundle, backends: Sequence[str], variants: Sequence[str], device: Device | None
-) -> list[tuple[Variant, Device]]:
+    bundles: Sequence[Bundle], backends: Sequence[str], variants: Sequence[str], device: Device | None
+) -> list[Entry]:
+    """What is asked for, bundle by bundle. Of several, a variant is named as it is (then of every bundle that has it), or
+    as ``bundle:variant``.
+    """
+    check_same_input(bundles)
+    found: list[Entry] = []
+    unknown = set(variants)
+    for bundle, short in zip(bundles, bundle_names(bundles), strict=True):
+        called = {
+            v.name: v.name if len(bundles) == 1 else f"{short}:{v.name}" for v in bundle.manifest.variants
+        }  # variant → row
+        wanted = [v for v, row in called.items() if v in variants or row in variants]
+        unknown -= {*wanted, *(called[v] for v in wanted)}
+        found += [
+            Entry(bundle, variant, device or default_device(backend_for(variant)), called[variant.name])
+            for variant in _of_bundle(bundle, backends, wanted, device, everything=not variants and not backends)
+        ]
+    for name in sorted(unknown):
+        raise unknown_name("variant", name, {v.name for b in bundles for v in b.manifest.variants})
+    if not found:
+        raise IncompatibleError(f"no variant of {bundles[0].root} runs here", "run: vggdeploy doctor")
+    return found
+
+
+def _of_bundle(
+    bundle: Bundle, backends: Sequence[str], variants: Sequence[str], device: Device | None, *, everything: bool
+) -> Iterable[Variant]:
+    if everything:
+        return [v for v in bundle.manifest.variants if runnable(v, device).runs]
     found: list[Variant] = []
     for name in variants:
         found += select(bundle, variant=name, device=device)
     for name in backends:
         found += select(bundle, backend=name, device=device)
-    if not variants and not backends:
-        found = [v for v in bundle.manifest.variants if runnable(v, device).runs]
-    if not found:
-        raise IncompatibleError(f"no variant of {bundle.root} runs here", "run: vggdeploy doctor")
-    distinct = {v.name: v for v in found}
-    return [(v, device or default_device(backend_for(v))) for v in distinct.values()]
+    return {v.name: v for v in found}.values()
 
 
-def _record(bundle: Bundle, report: BenchReport) -> None:
-    """Put the medians of valid rows into the manifest, in place of older ones from the same kind of machine."""
+def _record(bundle: Bundle, measured: Mapping[str, Variant], report: BenchReport) -> None:
+    """Put the medians of valid rows into the manifest, in place of older ones from the same kind of machine.
+
+    ``measured``: the name of a row → the bundle's variant.
+    """
     here = fingerprint()
     changed = []
-    for name in {row.variant for row in report.rows}:
-        variant = bundle.manifest.variant(name)
+    for name, variant in measured.items():
         new = tuple(
             Measurement(machine=here, backend=r.backend, batch=r.batch, threads=report.threads, p50_ms=r.p50_ms)
             for r in report.rows

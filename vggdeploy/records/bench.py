@@ -77,10 +77,12 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
 
 
 class BenchReport(Record, frozen=True, kw_only=True):
-    """What ``vggdeploy bench --json`` prints. ``command`` is the line that made it."""
+    """What ``vggdeploy bench --json`` prints. ``command`` is the line that made it; of several ``bundles`` ``bundle`` is
+    the first, the baseline's."""
 
     schema_version: int = RESULT_VERSION
     bundle: str
+    bundles: tuple[str, ...] = ()
     created: str
     machine: Machine
     threads: int
