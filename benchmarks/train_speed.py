@@ -11,13 +11,10 @@ Accuracy: the same network, images, order and plain recipe, trained to the end b
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ import torch
 from measuring import write_result
 from numpy.typing import NDArray
 from torch import nn
+from turns import ratio, take_turns
 
 from vggdeploy.data.loaders import ImageSet, ImageStream, open_split, per_class
 from vggdeploy.machine import machine
@@ -83,22 +81,14 @@ def our_steps(recipe: Recipe, data: ImageSet | ImageStream, precision: Precision
             yield
 
 
-def serve(name: str, options: argparse.Namespace, wire: Connection) -> None:
-    """One loop in a process of its own: for every message it makes the round's steps and answers with images/s.
-
-    Each loop has the process that its user would have: the textbook's is Python as it comes, ours keeps the memory it
-    freed, as `vggdeploy train` does.
-    """
+def loop(name: str, options: argparse.Namespace) -> Iterator[Any]:
+    """One loop in the process that its user would have: the textbook's is Python as it comes, ours keeps the memory it
+    freed, as `vggdeploy train` does."""
     with nullcontext() if name == TEXTBOOK else memory_kept():
         steps = arm(name, options)
-        next(steps)  # the very first step allocates and compiles
-        wire.send(torch.get_num_threads())
-        while wire.recv() is not None:
-            next(steps)  # not counted: the other process has just used the caches
-            start = time.perf_counter()
-            for _ in range(options.steps):
-                next(steps)
-            wire.send(options.batch * options.steps / (time.perf_counter() - start))
+        next(steps)
+        yield f"{torch.get_num_threads()} threads"
+        yield from steps
 
 
 def arm(name: str, options: argparse.Namespace) -> Iterator[None]:
@@ -114,36 +104,6 @@ def arm(name: str, options: argparse.Namespace) -> Iterator[None]:
 
 def best_precision() -> Precision:
     return Precision.BF16 if {"avx512_bf16", "amx_bf16"} & set(machine().features) else Precision.FP32
-
-
-def speeds(names: list[str], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Images a second of every loop in every round, one process at a time; the order turns by one each round."""
-    context = multiprocessing.get_context("spawn")
-    wires: dict[str, Connection] = {}
-    processes = []
-    for name in names:
-        wires[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, options, theirs)))
-        processes[-1].start()
-        wires[name].recv()  # it has made its first step: nothing runs beside the next one's
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(options.rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            wires[name].send("go")
-            found[name].append(wires[name].recv())
-        print(f"round {number + 1}: " + "  ".join(f"{n} {v[-1]:.1f}" for n, v in found.items()), flush=True)
-    for name, process in zip(names, processes, strict=True):
-        wires[name].send(None)
-        process.join()
-    return found
-
-
-def ratio(ours: list[float], textbook: list[float]) -> dict[str, float]:
-    """Median of the rounds' ratios, with a 95% bootstrap interval over rounds."""
-    ratios = np.asarray(ours) / np.asarray(textbook)
-    draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
 def textbook_accuracy(recipe: Recipe, data: ImageSet | ImageStream, test: ImageSet | ImageStream) -> float:
@@ -206,8 +166,8 @@ def main() -> int:
     recipe = resolve_recipe("classic", {"image_size": options.size, "batch_size": options.batch})
     has_bf16 = best_precision() is Precision.BF16
     ours = ["channels_last_fp32"] + ["channels_last_bf16"] * has_bf16 + ["compiled"] * options.compile
-    found = speeds([TEXTBOOK, *ours], options)
-    ratios = {name: ratio(found[name], found[TEXTBOOK]) for name in ours}
+    found = take_turns(loop, [TEXTBOOK, *ours], options, rounds=options.rounds, steps=options.steps)
+    ratios = {name: ratio(found[TEXTBOOK], found[name]) for name in ours}
     accuracy = accuracies(options.seeds, options.images, best_precision())
     measured = {
         "network": recipe.model_spec().title,
@@ -215,7 +175,7 @@ def main() -> int:
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
         "steps_a_round": options.steps,
-        "images_per_second": {name: float(np.median(values)) for name, values in found.items()},
+        "images_per_second": {name: options.batch / float(np.median(values)) for name, values in found.items()},
         "ratio_to_textbook": ratios,
         "accuracy": accuracy,
     }

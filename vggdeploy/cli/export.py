@@ -78,8 +78,10 @@ def export(
     from vggdeploy.memory import return_large_blocks_at_once
     from vggdeploy.pipeline.adopt import About, checkpoint_of
     from vggdeploy.pipeline.export import export_bundle
-    from vggdeploy.types import BatchRange
+    from vggdeploy.types import MAX_BATCH, BatchRange
 
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise UsageError(f"--max-batch {max_batch}", f"give 1 to {MAX_BATCH}, for example --max-batch 32")
     return_large_blocks_at_once()
     about = About(
         weights=weights,

@@ -87,7 +87,7 @@ class Stepper:
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {what} became {value} at step {step + 1} of {self.steps}",
-                f"train with a lower learning rate: --lr {self.recipe.lr / 10:g}",
+                f"train with a lower learning rate: --lr {min(self.recipe.lr / 10, 0.1):g}",
             )
 
 
