@@ -141,12 +141,13 @@ def scenario_table(report: BenchReport) -> None:
             str(r.batch),
             f"{r.queries:,}",
             *(f"{t:.3f}" if t is not None else "–" for t in (r.p50_ms, r.p90_ms, r.p99_ms, r.estimate_ms)),
+            f"{r.queue_p50_ms:.3f} + {r.run_p50_ms:.3f}" if r.queue_p50_ms is not None and r.run_p50_ms else "–",
             f"{r.samples_per_second:,.0f}",
         ]
         for r in report.scenarios
     ]
     columns = ["variant", "parity", "run", "scenario", "batch", "queries", "p50 ms", "p90 ms", "p99 ms", "estimate ms"]
-    table([*columns, "samples/s"], rows, left=4)
+    table([*columns, "queue + run", "samples/s"], rows, left=4)
     _reasons(report.scenarios)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from vggdeploy.bench.answers import check_answers
 from vggdeploy.bench.compare import open_checked
 from vggdeploy.bench.entries import Entry
+from vggdeploy.bench.loadgen import issue
 from vggdeploy.bench.scenarios import Load, run_scenario
+from vggdeploy.errors import UsageError
+from vggdeploy.parity.compare import golden_reference
 from vggdeploy.records import ScenarioRow
 from vggdeploy.runtime import backend_for
 
@@ -23,8 +28,20 @@ def run_loads(
     threads: int | None = None,
     on_progress: Callable[[int], None] = lambda steps: None,
 ) -> list[ScenarioRow]:
-    """Each entry under each load, with its golden pair checked first."""
+    """Each entry under each load, with its golden pair and the answers under load checked first.
+
+    Raises:
+        UsageError: a load needs a larger batch than a variant takes.
+        VggdeployError: a session failed under load.
+    """
     rows = []
+    for load in loads:
+        for entry in entries:
+            if load.largest_batch > entry.variant.batch.max:
+                raise UsageError(
+                    f"{load.scenario} makes batches of {load.largest_batch}, {entry.name} takes {entry.variant.batch.max}",
+                    "measure a smaller --batch, or export/build with a larger maximum",
+                )
     for load in loads:
         for entry in entries:
             rows.append(_run(entry, images, load, threads))
@@ -35,10 +52,12 @@ def run_loads(
 def _run(entry: Entry, images: Any, load: Load, threads: int | None) -> ScenarioRow:
     with ExitStack() as stack:
         opened = open_checked(stack, entry, load.batch, threads)
+        thresholds = entry.bundle.manifest.thresholds[entry.variant.precision]
+        answers = check_answers(opened.session, golden_reference(entry.bundle), images, load, thresholds)
         row = run_scenario(
-            opened.session,
-            images,
+            partial(issue, opened.session, images),
             load,
+            answers,
             variant=entry.name,
             backend=backend_for(entry.variant).name,
             device=str(entry.device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vggdeploy.records.base import RESULT_VERSION, Record
+from vggdeploy.records.parity import OutputParity
 from vggdeploy.types import Verdict
 
 
@@ -49,11 +50,29 @@ class BenchRow(Record, frozen=True, kw_only=True):
     quantiles_ms: tuple[float, ...] = ()
 
 
+class LoadAnswers(Record, frozen=True, kw_only=True):
+    """The answers that LoadGen got in its accuracy mode, under the load of a scenario.
+
+    Each of ``images`` distinct images was asked. ``outputs`` compares the answers to the bundle's golden images with the
+    reference's. ``misplaced`` answers are those of another image; ``changed`` ones are further than the precision allows
+    from what the same session answers without load.
+    """
+
+    images: int
+    misplaced: int
+    changed: int
+    outputs: tuple[OutputParity, ...]
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+
+
 class ScenarioRow(Record, frozen=True, kw_only=True):
     """One variant under one of LoadGen's scenarios. Latencies are milliseconds a query.
 
     ``estimate_ms`` is LoadGen's early-stopping estimate (p90 of single_stream, p99 of multi_stream), None where too few
-    queries ran; ``unique_over_same`` the median on distinct samples over that on one repeated sample.
+    queries ran; ``unique_over_same`` the median on distinct samples over that on one repeated sample. Of ``server``,
+    ``queue`` is the time from a query's arrival to the start of the batch that it is in, ``run`` that of the batch.
+    ``answers`` were given under the same load; ``loadgen`` is the version and ``seeds`` are its random numbers'.
     """
 
     variant: str
@@ -74,6 +93,13 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
     valid: bool
     reasons: tuple[str, ...] = ()
     sha256: str = ""
+    queue_p50_ms: float | None = None
+    queue_p99_ms: float | None = None
+    run_p50_ms: float | None = None
+    run_p99_ms: float | None = None
+    answers: LoadAnswers | None = None
+    loadgen: str = ""
+    seeds: dict[str, int] = {}
 
 
 class BenchReport(Record, frozen=True, kw_only=True):
