@@ -111,11 +111,20 @@ class GoldenFiles(Record, frozen=True, kw_only=True):
     data: str
 
 
+class Origin(Record, frozen=True, kw_only=True):
+    """The bundle that a slim one was cut from, by name and digest, and the hash of the FP32 weights it left behind."""
+
+    bundle: str
+    digest: Sha256
+    reference_sha256: Sha256
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """The whole of ``manifest.json``.
 
     ``digest``: SHA-256 of the file itself with zeros for the 64 digits of the digest. As the manifest holds the hash of
     every other file, the digest names the whole bundle. It finds rot and hand edits; against malice there are signatures.
+    ``origin``: of a slim bundle, which has no FP32 reference; every other bundle has one.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -133,6 +142,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     thresholds: dict[str, Thresholds] = msgspec.field(default_factory=lambda: dict(DEFAULT_THRESHOLDS))
     tools: dict[str, str] = {}
     files: tuple[FileRecord, ...] = ()
+    origin: Origin | None = None
 
     def variant(self, name: str) -> Variant:
         """The variant of that name.
@@ -144,6 +154,19 @@ class Manifest(Record, frozen=True, kw_only=True):
             if variant.name == name:
                 return variant
         raise unknown_name("variant", name, [v.name for v in self.variants])
+
+    def reference(self) -> Variant:
+        """The FP32 model that every variant is compared with.
+
+        Raises:
+            BundleError: a slim bundle, which has none.
+        """
+        if self.origin is not None:
+            raise BundleError(
+                f"{self.name} is a slim bundle: its FP32 reference stayed in {self.origin.bundle} ({self.origin.digest[:12]}…)",
+                "use the bundle that it was cut from; here the golden pair is the proof",
+            )
+        return self.variant(REFERENCE)
 
     def candidates(self) -> Iterator[Variant]:
         """Every variant but the reference."""
@@ -220,6 +243,11 @@ def _check_sense(manifest: Manifest, data: bytes, what: str) -> None:
         check(False, f"cannot be read: {error}")
     names = [v.name for v in manifest.variants]
     check(len(set(names)) == len(names), "lists a variant twice")
+    check(
+        (REFERENCE in names) == (manifest.origin is None),
+        "has to have either its FP32 reference or the origin of a cut",
+    )
+    check(bool(names), "lists no variant")
     paths = [f.path for f in manifest.files]
     check(len(set(paths)) == len(paths), "lists a file twice")
     tensors = (manifest.input, *manifest.outputs)

@@ -24,6 +24,7 @@ from vggdeploy.cli import (
     evaluate,
     export,
     inspect,
+    package,
     predict,
     summary,
     train,
@@ -55,6 +56,7 @@ for command in (
     bench.bench,
     predict.predict,
     embed.embed,
+    package.package,
     inspect.inspect,
     doctor.doctor,
 ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vggdeploy.bundle import REFERENCE, Bundle
+from vggdeploy.bundle import Bundle
 from vggdeploy.errors import UsageError
 from vggdeploy.memory import release_memory
 from vggdeploy.model.outputs import PROBABILITIES, output_layers, output_specs
@@ -24,6 +24,7 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> Lay
 
     Raises:
         UsageError: the variant is not ONNX.
+        BundleError: a slim bundle, which has no reference.
         MissingDependencyError: torch or onnx is not installed.
     """
     for module in ("torch", "onnx"):
@@ -41,7 +42,7 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> Lay
     images = bundle.golden()[0][manifest.input.name]
     count = min(_IMAGES, len(images), max(1, _BYTES // sum(map(sample_bytes, specs))))
     images = images[:count]
-    with open_session(bundle, manifest.variant(REFERENCE), threads=threads, outputs=specs) as session:
+    with open_session(bundle, manifest.reference(), threads=threads, outputs=specs) as session:
         reference = run_batch(session, images)
     if manifest.input.dtype == "uint8":
         reference = {PREPROCESS: normalise(images.astype(np.uint8, copy=False), manifest.preprocess)} | reference

@@ -24,6 +24,7 @@ from vggdeploy.runtime.registry import default_device
 from vggdeploy.types import Verdict
 
 _TOOLS = ("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "safetensors")
+_SLIM = "this slim bundle has no FP32 reference here: only its answers to the golden pair are compared with"
 
 Stage = Callable[[str], None]
 
@@ -117,14 +118,22 @@ def verify_bundle(
         record: write the verdicts to the bundle's manifest.
         limits: in place of the manifest's thresholds, for this run.
         layers: look for the layer at which each ONNX variant that fails leaves the reference.
+
+    A slim bundle has no reference: its golden pair is the whole proof, and every record says so.
+
+    Raises:
+        BundleError: ``data`` or ``layers`` for a slim bundle.
     """
+    manifest = bundle.manifest
+    slim = manifest.origin is not None
+    if slim and (data or layers):
+        manifest.reference()  # says why there is none
     if record:
         check_writable(bundle.root)
-    manifest = bundle.manifest
     wanted = [manifest.variant(name) for name in variants] or list(manifest.variants)
     references = [golden_reference(bundle)]
-    reference = manifest.variant(REFERENCE)
-    if runnable(reference).runs and (data or manifest.dataset):
+    reference = None if slim else manifest.reference()
+    if reference is not None and runnable(reference).runs and (data or manifest.dataset):
         chosen = load_samples(data or manifest.dataset, manifest, limit=samples, data_dir=data_dir)
         on_stage(f"running the FP32 reference on {len(chosen.images)} images")
         images = to_input(chosen.images, manifest)
@@ -134,11 +143,17 @@ def verify_bundle(
     for variant in wanted:
         against = references[:1] if variant.name == REFERENCE else references
         records += prove(bundle, variant, against, threads, on_stage, limits)
+    if slim:
+        records = [_with_reason(r, _SLIM) for r in records]
     if record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(manifest, records)
     found = tuple(localise(bundle, name, threads=threads) for name in _failed_onnx(manifest, records)) if layers else ()
     return ParityReport(bundle=str(bundle.root), created=now(), variants=tuple(records), layers=found)
+
+
+def _with_reason(record: ParityRecord, reason: str) -> ParityRecord:
+    return msgspec.structs.replace(record, reasons=(*record.reasons, reason))
 
 
 def _failed_onnx(manifest: Manifest, records: Sequence[ParityRecord]) -> list[str]:

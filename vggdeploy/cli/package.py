@@ -1,0 +1,71 @@
+"""``vggdeploy package``: a bundle for Triton, for a small container, for C++."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggdeploy.cli.options import BundlePath, Force, Json
+
+
+def package(
+    bundle: BundlePath,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", help="triton: a model repository. slim: a bundle of one variant without the FP32 reference."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="What goes in. Default: the best here. Repeat it for engines of several GPUs."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The model's name (triton). Default: the bundle's.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", help="The largest batch (triton). Default: the variant's, 32 at most.")
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option("--instances", help="Copies of the model on each device (triton). Default: 1.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a bundle in the form that something else takes."""
+    from rich.markup import escape
+
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.cli import render
+    from vggdeploy.files import check_replaceable
+    from vggdeploy.package.base import Order, PackageReport
+    from vggdeploy.package.targets import get_target
+
+    chosen = get_target(target)
+    check_replaceable(output, marker=chosen.marker, overwrite=force)
+    # What goes in is hashed when it is read; hashing half a gigabyte of weights that stay behind would be for nothing.
+    opened = Bundle.open(bundle, only=())
+    order = Order(
+        bundle=opened,
+        output=output,
+        variants=tuple(variant or ()),
+        name=name,
+        max_batch=max_batch,
+        instances=instances,
+        overwrite=force,
+    )
+    made = chosen.make(order)
+    done = made.package
+    if json:
+        render.emit_json(PackageReport(path=str(output), package=done))
+        return
+    size = render.size_text(sum(file.size for file in done.files))
+    render.out.print(
+        f"[bold]{escape(str(output))}[/]: {chosen.name} of {escape(', '.join(done.variants))}, {len(done.files)} files, {size}"
+    )
+    for file in done.files:
+        render.out.print(f"  {render.size_text(file.size):>9}  {escape(file.path)}")
+    render.next_steps(*made.next)

@@ -1,0 +1,161 @@
+"""What all packages share: which variant goes in, checked copies of its files, and the record of what was written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vggdeploy._version import __version__
+from vggdeploy.bundle import Bundle, FileRecord, Variant
+from vggdeploy.bundle.store import now
+from vggdeploy.errors import IntegrityError, UsageError
+from vggdeploy.files import atomic_directory, sha256_of
+from vggdeploy.records import SCHEMA_VERSION, Record, to_json
+from vggdeploy.selection import choices
+from vggdeploy.types import Verdict
+
+MARKER = "vggdeploy-package.json"
+
+
+class Package(Record, frozen=True, kw_only=True):
+    """``vggdeploy-package.json``: what a package was made of, and what is in it.
+
+    ``digest`` is that of the bundle's manifest; ``files`` has every other file of the package with its SHA-256.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    target: str
+    bundle: str
+    digest: str
+    variants: tuple[str, ...]
+    created: str
+    vggdeploy: str = __version__
+    files: tuple[FileRecord, ...] = ()
+
+
+class PackageReport(Record, frozen=True, kw_only=True):
+    """What ``vggdeploy package --json`` prints: the directory, and the record of what is in it."""
+
+    schema_version: int = SCHEMA_VERSION
+    path: str
+    package: Package
+
+
+@dataclass(frozen=True)
+class Made:
+    """A package that was written, and the commands to try next."""
+
+    package: Package
+    next: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for. ``None`` stands for a target's own default."""
+
+    bundle: Bundle
+    output: Path
+    variants: tuple[str, ...] = ()
+    name: str | None = None
+    max_batch: int | None = None
+    instances: int | None = None
+    overwrite: bool = False
+
+    def record(self, target: str, variants: Sequence[Variant], files: tuple[FileRecord, ...]) -> Package:
+        manifest = self.bundle.manifest
+        return Package(
+            target=target,
+            bundle=manifest.name,
+            digest=manifest.digest,
+            variants=tuple(v.name for v in variants),
+            created=now(),
+            files=files,
+        )
+
+
+@contextmanager
+def package_directory(order: Order) -> Iterator[Path]:
+    """A directory to fill, which takes the output's place in one step; of what stands there only packages are replaced."""
+    with atomic_directory(order.output, marker=MARKER, overwrite=order.overwrite) as root:
+        yield root
+
+
+def finish(root: Path, order: Order, target: str, variants: Sequence[Variant]) -> Package:
+    """Hash what was written to ``root``, and write the record beside it."""
+    package = order.record(target, variants, file_records(root))
+    (root / MARKER).write_bytes(to_json(package))
+    return package
+
+
+def file_records(root: Path) -> tuple[FileRecord, ...]:
+    """Every file below ``root`` but the marker, hashed."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MARKER)
+    return tuple(
+        FileRecord(path=path.relative_to(root).as_posix(), sha256=sha256_of(path), size=path.stat().st_size)
+        for path in paths
+    )
+
+
+def copy_checked(bundle: Bundle, relative: str, target: Path) -> None:
+    """A copy of one file of the bundle, hashed after it was written: what is in the package is what the manifest names.
+
+    Raises:
+        IntegrityError: the copy has other bytes.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(bundle.path(relative), target)
+    except OSError as error:  # `shutil` names the source, also when it is the target's disk that is full
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    if sha256_of(target) != bundle.sha256(relative):
+        raise IntegrityError(f"{relative} changed while it was copied", "run this command again")
+
+
+def variant_files(bundle: Bundle, variant: Variant) -> list[str]:
+    """The files of a variant: all that lie in the directory of its main file."""
+    home = PurePosixPath(variant.path).parent
+    return [
+        r.path
+        for r in bundle.manifest.files
+        if r.path == variant.path or (home.parts and home in PurePosixPath(r.path).parents)
+    ]
+
+
+def chosen_variants(order: Order, formats: Sequence[str], what: str) -> list[Variant]:
+    """The variants that were named, or the one that is best on this machine; none that failed parity, of ``formats`` only.
+
+    Raises:
+        UsageError: a variant of another format, or one that failed parity, or none there.
+    """
+    manifest = order.bundle.manifest
+    if order.variants:
+        named = [manifest.variant(name) for name in dict.fromkeys(order.variants)]
+    else:
+        named = [c.variant for c in choices(order.bundle) if c.variant.format in formats][:1]
+    fitting = [v.name for v in manifest.variants if v.format in formats and v.verdict is not Verdict.FAIL]
+    hint = (
+        f"name one of: {', '.join(fitting)}" if fitting else f"it takes {', '.join(formats)}: export or build one first"
+    )
+    if not named:
+        raise UsageError(f"{order.bundle.root} has no variant that {what} takes", hint)
+    for variant in named:
+        if variant.format not in formats:
+            raise UsageError(f"{what} does not take {variant.name}, which is {variant.format}", hint)
+        if variant.verdict is Verdict.FAIL:
+            raise UsageError(f"{variant.name} failed parity", "see: vggdeploy verify")
+    return named
+
+
+def chosen_variant(order: Order, formats: Sequence[str], what: str) -> Variant:
+    """The one variant that goes in.
+
+    Raises:
+        UsageError: as `chosen_variants`, and for more than one.
+    """
+    found = chosen_variants(order, formats, what)
+    if len(found) > 1:
+        raise UsageError(f"{what} takes one variant, not {len(found)}", "name one with --variant")
+    return found[0]
