@@ -73,6 +73,26 @@ def bundle(bundle_dir: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def float_bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose graph takes normalised float32 images. Treat it as read-only."""
+    from vggdeploy.pipeline.export import export_bundle
+
+    path = tmp_path_factory.mktemp("float") / "bundle"
+    export_bundle(checkpoint, path, formats=["onnx-fp32"], input_dtype="float32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def features_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with class scores, a vector and a feature map. Treat it as read-only."""
+    from vggdeploy.pipeline.export import export_bundle
+
+    path = tmp_path_factory.mktemp("features") / "bundle"
+    export_bundle(checkpoint, path, outputs=["logits", "fc7", "relu2_1"], formats=["onnx-fp32"], samples=50)
+    return path
+
+
+@pytest.fixture(scope="session")
 def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
     """FP32, FP16, BF16 and INT8 exports of one tiny VGG-11 with random weights. Treat them as read-only."""
     from builders.small import quantised, write_onnx

@@ -94,21 +94,15 @@ def test_a_wrong_array_is_one_clear_error(engine: Engine, feeds: dict, told: str
     assert caught.value.hint
 
 
-def test_nan_is_refused_where_the_input_is_float(checkpoint: Path, tmp_path: Path) -> None:
-    from vggdeploy.pipeline.export import export_bundle
-
-    export_bundle(checkpoint, tmp_path / "b", formats=["onnx-fp32"], input_dtype="float32")
-    with vggdeploy.load(tmp_path / "b") as engine, pytest.raises(InputError, match="NaN"):
+def test_nan_is_refused_where_the_input_is_float(float_bundle_dir: Path) -> None:
+    with vggdeploy.load(float_bundle_dir) as engine, pytest.raises(InputError, match="NaN"):
         engine.run({"image": np.full((1, 1, 32, 32), np.nan, np.float32)})
 
 
 def test_a_float_input_bundle_normalises_on_the_host_and_answers_the_same(
-    checkpoint: Path, tmp_path: Path, engine: Engine, digit_png: Path
+    float_bundle_dir: Path, engine: Engine, digit_png: Path
 ) -> None:
-    from vggdeploy.pipeline.export import export_bundle
-
-    export_bundle(checkpoint, tmp_path / "b", formats=["onnx-fp32"], input_dtype="float32")
-    with vggdeploy.load(tmp_path / "b", backend="onnxruntime") as other:
+    with vggdeploy.load(float_bundle_dir, backend="onnxruntime") as other:
         ours, theirs = engine.classify(digit_png), other.classify(digit_png)
     assert [p.label for p in ours] == [p.label for p in theirs]
     assert [p.probability for p in ours] == pytest.approx([p.probability for p in theirs], abs=1e-5)

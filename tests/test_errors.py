@@ -15,7 +15,7 @@ CLASSES = [x for x in vars(module).values() if isinstance(x, type) and issubclas
 CODES = {
     "VggdeployError": 1, "UsageError": 2, "InputError": 1, "DataError": 1, "CheckpointError": 1, "TrainingError": 1,
     "BundleError": 1, "IntegrityError": 1, "BuildError": 1, "ParityError": 3, "TargetError": 4, "IncompatibleError": 5,
-    "MissingDependencyError": 5, "CudaError": 1, "GpuMemoryError": 1,
+    "MissingDependencyError": 5, "CudaError": 1, "GpuMemoryError": 1, "Overloaded": 1, "DeadlineError": 1,
 }  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_the_exit_codes_are_those_of_the_design() -> None:
 
 def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
     text = Path(module.__file__).read_text()
-    drawn = dict(re.findall(r"^[ │├└─]*(\w+Error) +(\d)", text.split('"""')[1], re.MULTILINE))
+    drawn = dict(re.findall(r"^[ │├└─]*(\w+Error|Overloaded) +(\d)", text.split('"""')[1], re.MULTILINE))
     assert {name: int(code) for name, code in drawn.items()} == CODES
 
 

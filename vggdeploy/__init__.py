@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy._version import __version__
 
 if TYPE_CHECKING:
+    from vggdeploy.batching import AsyncEngine
     from vggdeploy.bundle import Bundle
     from vggdeploy.engine import Engine, Prediction, load
     from vggdeploy.errors import (
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
         CheckpointError,
         CudaError,
         DataError,
+        DeadlineError,
         GpuMemoryError,
         IncompatibleError,
         InputError,
         IntegrityError,
         MissingDependencyError,
+        Overloaded,
         ParityError,
         TargetError,
         TrainingError,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 _HOMES = {
+    "AsyncEngine": "batching",
     "Bundle": "bundle",
     "Engine": "engine",
     "Prediction": "engine",
@@ -50,10 +54,12 @@ _HOMES = {
     "CudaError": "errors",
     "GpuMemoryError": "errors",
     "DataError": "errors",
+    "DeadlineError": "errors",
     "IncompatibleError": "errors",
     "InputError": "errors",
     "IntegrityError": "errors",
     "MissingDependencyError": "errors",
+    "Overloaded": "errors",
     "ParityError": "errors",
     "TargetError": "errors",
     "TrainingError": "errors",
@@ -62,12 +68,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncEngine",
     "BuildError",
     "Bundle",
     "BundleError",
     "CheckpointError",
     "CudaError",
     "DataError",
+    "DeadlineError",
     "Engine",
     "GpuMemoryError",
     "IncompatibleError",
@@ -75,6 +83,7 @@ __all__ = [
     "IntegrityError",
     "MissingDependencyError",
     "ModelSpec",
+    "Overloaded",
     "ParityError",
     "Prediction",
     "PreprocessSpec",

@@ -8,44 +8,55 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.answers import Prediction, need_scores, predictions, probabilities, softmax
+from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.errors import UsageError
 from vggdeploy.features import embedding
-from vggdeploy.loading import open_best
+from vggdeploy.holding import Health, Held, Holder
+from vggdeploy.loading import Opened, open_best
 from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.batches import run_batch
 from vggdeploy.types import Device
 
 Array = NDArray[Any]
-
-
-class Prediction(msgspec.Struct, frozen=True):
-    """One answer: the label, its class index, and its probability (0–1)."""
-
-    label: str
-    index: int
-    probability: float
+__all__ = ["Engine", "Health", "Prediction", "load", "softmax"]
 
 
 class Engine:
-    """An open variant of a bundle. Made by `load`; closed by ``close()`` or the end of its ``with`` block."""
+    """An open variant of a bundle. Made by `load`; closed by ``close()`` or the end of its ``with`` block.
 
-    def __init__(self, bundle: Bundle, variant: Variant, session: CheckedSession, device: Device) -> None:
-        self.bundle = bundle
-        self.variant = variant
-        self.device = device
-        self._session = session
-        self._run = session.run
+    Every method may be called from any number of threads.
+    """
+
+    def __init__(self, opened: Opened, **options: Any) -> None:
+        self._holder = Holder(opened)
+        self._options = options
+        self._warm: tuple[int, ...] = ()
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._holder.present.bundle
+
+    @property
+    def variant(self) -> Variant:
+        return self._holder.present.variant
+
+    @property
+    def device(self) -> Device:
+        return self._holder.present.device
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names, by class index."""
         return self.bundle.manifest.labels
+
+    @property
+    def _session(self) -> CheckedSession:
+        return self._holder.present.session
 
     def __enter__(self) -> Self:
         return self
@@ -53,14 +64,58 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._session.__exit__(kind, error, trace)
+        self.close()
 
     def close(self) -> None:
-        """Free everything the engine holds; a second call does nothing."""
-        self._session.__exit__(None, None, None)
+        """Free everything the engine holds, after the requests that are under way; a second call does nothing."""
+        self._holder.close()
+
+    def health(self) -> Health:
+        """What it has done so far, and whether it can go on. Runs nothing."""
+        return self._holder.health()
 
     def __repr__(self) -> str:
         return f"Engine({self.bundle.manifest.name}: {self.variant.name} on {self.device})"
+
+    def warm_up(self, batches: Iterable[int]) -> None:
+        """Run each batch size twice on black images, so that no request pays for buffers, kernels or compilation.
+
+        A bundle that is loaded by `reload` is warmed up with the same sizes before it answers anybody.
+
+        Raises:
+            UsageError: a batch size that the variant does not take.
+        """
+        sizes = tuple(sorted(set(batches), reverse=True))  # the largest first: its buffers serve the others
+        with self._holder.use() as held:
+            _warm_up(held.opened, sizes)
+        self._warm = sizes
+
+    def reload(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Put another bundle (default: what now stands at the same path) in the place of this one, between two requests.
+
+        It is opened with the options of `load`, has to repeat its golden pair, and is warmed up; only then do new
+        requests get it. Requests under way finish on the old one, which is freed after the last of them: until then
+        both are in memory. When anything fails, the old bundle goes on as before.
+
+        Raises:
+            Errors of `load`, and UsageError: the engine was warmed up with batch sizes that the new one does not take.
+        """
+        target = self.bundle.root if path is None else path
+        opened = open_best(target, **{**self._options, "verify": "always"})
+        try:
+            _warm_up(opened, self._warm)
+        except BaseException:
+            opened.session.__exit__(None, None, None)
+            raise
+        self._holder.replace(opened)
+
+    def hold(self) -> Held:
+        """The present variant, kept open through a reload until `release` gives it back: for what spans threads."""
+        return self._holder.take()
+
+    def release(self, held: Held, error: BaseException | None = None) -> None:
+        """Give back what `hold` gave, with the error that came of it, if any."""
+        self._holder.give(held, error)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Raw arrays in, raw arrays out: graph input name → array, to output name → ``float32`` array ``[N, …]``.
@@ -68,13 +123,13 @@ class Engine:
         Raises:
             InputError: a wrong name, dtype or shape, an empty or too large batch, a NaN or infinity.
         """
-        return self._run(feeds)
+        with self._holder.use() as held:
+            return held.opened.session.run(feeds)
 
     def run_prepared(self, batch: NDArray[np.uint8]) -> dict[str, Array]:
         """Images as `vggdeploy.preprocess.prepare_batch` makes them, ``uint8 [N, H, W, C]``, through the graph."""
-        manifest = self.bundle.manifest
-        feed: Array = batch if manifest.input.dtype == "uint8" else normalise(batch, manifest.preprocess)
-        return run_batch(self._session, feed)
+        with self._holder.use() as held:
+            return run_batch(held.opened.session, graph_input(held.opened.bundle.manifest, batch))
 
     def classify(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[Any]:
         """Labels and probabilities, best first.
@@ -93,7 +148,14 @@ class Engine:
         """
         if top < 1:
             raise UsageError(f"top={top}", "ask for at least 1")
-        answers = [self._predictions(row, top) for scores in self._scores(images) for row in scores]
+        with self._holder.use() as held:
+            manifest = held.opened.bundle.manifest
+            need_scores(manifest)
+            answers = [
+                predictions(manifest, row, top)
+                for outputs in _batches(held.opened, images)
+                for row in probabilities(outputs)
+            ]
         return answers[0] if _is_one(images) else answers
 
     def embed(
@@ -121,43 +183,41 @@ class Engine:
             InputError: an image that cannot be used.
             UsageError: an output or a pool that there is not.
         """
-        vectors = embedding(self.bundle.manifest.outputs, output, pool=pool, normalise=normalise)
-        parts = [vectors(found) for found in self._batches(images)]
+        with self._holder.use() as held:
+            vectors = embedding(held.opened.bundle.manifest.outputs, output, pool=pool, normalise=normalise)
+            parts = [vectors(found) for found in _batches(held.opened, images)]
         return np.concatenate([vectors.empty(), *parts])
 
-    def _scores(self, images: Any) -> list[Array]:
-        names = {spec.name for spec in self.bundle.manifest.outputs}
-        if not names & {"logits", "probabilities"}:
+
+def _batches(opened: Opened, images: Any) -> Iterator[dict[str, Array]]:
+    manifest = opened.bundle.manifest
+    rest = iter([images] if _is_one(images) else images)
+    while batch := list(islice(rest, opened.variant.batch.opt)):
+        yield run_batch(opened.session, graph_input(manifest, prepare_batch(batch, manifest.preprocess)))
+
+
+def _warm_up(opened: Opened, sizes: Iterable[int]) -> None:
+    spec, limits = opened.bundle.manifest.input, opened.variant.batch
+    for size in sizes:
+        if not 1 <= size <= limits.max:
             raise UsageError(
-                f"this bundle has no class scores, only {', '.join(sorted(names))}",
-                "for features: vggdeploy embed, or engine.embed; for classes export it again with --outputs logits,…",
+                f"a batch of {size} is outside 1…{limits.max} of {opened.variant.name}",
+                "serve smaller batches, or export/build with a larger maximum batch",
             )
-        ready = "probabilities" in names
-        return [o["probabilities"] if ready else softmax(o["logits"]) for o in self._batches(images)]
+        batch = np.zeros((size, *spec.item_shape), spec.dtype)
+        for _ in range(2):  # TorchScript compiles for the shapes that it saw in its first run
+            run_batch(opened.session, batch)
 
-    def _batches(self, images: Any) -> Iterator[dict[str, Array]]:
-        rest = iter([images] if _is_one(images) else images)
-        while batch := list(islice(rest, self.variant.batch.opt)):
-            yield self.run_prepared(prepare_batch(batch, self.bundle.manifest.preprocess))
 
-    def _predictions(self, probabilities: Array, top: int) -> list[Prediction]:
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return [
-            Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i]))
-            for i in order.tolist()
-        ]
+def graph_input(manifest: Manifest, batch: NDArray[np.uint8]) -> Array:
+    """Prepared images, ``uint8 [N, H, W, C]``, as the graph takes them: as they are, or normalised where it does not."""
+    return batch if manifest.input.dtype == "uint8" else normalise(batch, manifest.preprocess)
 
 
 def _is_one(images: Any) -> bool:
     if isinstance(images, np.ndarray):
         return images.ndim != 4
     return not isinstance(images, Iterable) or isinstance(images, (str, bytes, bytearray, memoryview))
-
-
-def softmax(logits: Array) -> Array:
-    """Row-wise softmax, shifted by the row's maximum so that nothing overflows."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def load(
@@ -193,14 +253,6 @@ def load(
         IncompatibleError: nothing in it runs here; the cause names what does not fit or is missing.
         ParityError: what was asked for does not compute what was trained.
     """
-    opened = open_best(
-        path,
-        backend=backend,
-        variant=variant,
-        device=device,
-        threads=threads,
-        verify=verify,
-        rebuild=rebuild,
-        on_progress=on_progress,
-    )
-    return Engine(opened.bundle, opened.variant, opened.session, opened.device)
+    options: dict[str, Any] = {"backend": backend, "variant": variant, "device": device, "threads": threads}
+    opened = open_best(path, **options, verify=verify, rebuild=rebuild, on_progress=on_progress)
+    return Engine(opened, **options, rebuild=rebuild)

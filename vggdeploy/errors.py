@@ -10,6 +10,8 @@
     │   └── IntegrityError          1    bytes that are not the ones the manifest names
     ├── BuildError                  1    an exporter, parser or builder refused the model
     ├── ParityError                 3    what was built does not compute what was trained
+    ├── Overloaded                  1    a server with a full queue: nothing was computed, try again later
+    ├── DeadlineError               1    a request that was not answered in its time
     ├── TargetError                 4    an accuracy or speed target was missed
     ├── CudaError                   1    a call of the CUDA runtime failed
     │   └── GpuMemoryError          1    the GPU, or pinned host memory, has not enough room
@@ -79,6 +81,14 @@ class ParityError(VggdeployError):
 
 class TargetError(VggdeployError):
     exit_code = 4
+
+
+class Overloaded(VggdeployError):  # the word that clients and dashboards know
+    pass
+
+
+class DeadlineError(VggdeployError):
+    pass
 
 
 class CudaError(VggdeployError):

@@ -7,6 +7,7 @@ import os
 import platform
 from pathlib import Path
 
+from vggdeploy.cgroups import memory_limit, usable_cores
 from vggdeploy.optional import installed
 from vggdeploy.records import Machine
 
@@ -27,14 +28,14 @@ _FEATURES = (
 
 @functools.cache
 def machine() -> Machine:
-    """This machine."""
+    """This machine, as far as this process may use it: the limits of a container are its cores and its memory."""
     lines = _cpuinfo()
     flags = set((lines.get("flags") or lines.get("Features") or "").split())
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
         cpu=lines.get("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)),
-        memory_gib=round(pages / 2**30, 1),
+        cores=usable_cores(),
+        memory_gib=round(min(memory, memory_limit() or memory) / 2**30, 1),
         features=tuple(f for f in _FEATURES if f in flags),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),

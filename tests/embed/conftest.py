@@ -1,4 +1,4 @@
-"""What the tests of embeddings share: a bundle with scores, a vector and a feature map, open on ONNX Runtime."""
+"""What the tests of embeddings share: the bundle with features, open on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ import pytest
 
 import vggdeploy
 from vggdeploy.engine import Engine
-from vggdeploy.pipeline.export import export_bundle
-
-
-@pytest.fixture(scope="session")
-def features_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("features") / "bundle"
-    export_bundle(checkpoint, path, outputs=["logits", "fc7", "relu2_1"], formats=["onnx-fp32"], samples=50)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -61,22 +61,23 @@ def test_one_image_of_any_kind_is_one_row(engine: Engine, digit_png: Path) -> No
 def test_a_generator_streams_a_batch_at_a_time(engine: Engine, pictures: list[np.ndarray]) -> None:
     taken: list[int] = []
     seen_at_run: list[int] = []
-    real = engine.run_prepared
+    session = engine._session
+    real = session.run
 
-    def spy(batch: np.ndarray) -> dict[str, np.ndarray]:
+    def spy(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         seen_at_run.append(len(taken))
-        return real(batch)
+        return real(feeds)
 
     def images() -> Iterator[np.ndarray]:
         for number, picture in enumerate(pictures):
             taken.append(number)
             yield picture
 
-    engine.run_prepared = spy  # type: ignore[method-assign]
+    session.run = spy  # type: ignore[method-assign]
     try:
         found = engine.embed(images())
     finally:
-        del engine.run_prepared
+        session.run = real  # type: ignore[method-assign]
     assert seen_at_run == [8, 16, 21]
     np.testing.assert_array_equal(found, engine.embed(pictures))
 

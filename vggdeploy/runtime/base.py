@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import BuildRecord
+from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
 from vggdeploy.runtime.options import GpuOptions, GpuSession, Handle
 from vggdeploy.spec import ModelSpec, PreprocessSpec
@@ -54,8 +54,8 @@ class Source:
 
     @property
     def thread_count(self) -> int:
-        """Threads to compute with: as asked, else every core this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        """Threads to compute with: as asked, else every core that this process, or its container, may use."""
+        return self.threads or usable_cores()
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class CheckedSession:
             VggdeployError: the session is closed, or the model's answer holds a NaN or infinity.
         """
         session = self._opened()
-        self._check(feeds)
+        self.check(feeds)
         return self._checked(session.run(feeds))
 
     def run_async(self, feeds: Mapping[str, Array]) -> Handle:
@@ -115,7 +115,7 @@ class CheckedSession:
             InputError: as for `run`.
         """
         session = self._on_gpu("run_async")
-        self._check(feeds)
+        self.check(feeds)
         return _CheckedHandle(session.run_async(feeds), self)
 
     def run_on_device(
@@ -178,7 +178,13 @@ class CheckedSession:
             wanted = ", ".join(str(s) for s in self.inputs)
             raise InputError(f"inputs {sorted(feeds)} are not the graph's", f"give {wanted}")
 
-    def _check(self, feeds: Mapping[str, Array]) -> None:
+    def check(self, feeds: Mapping[str, Array], *, least: int | None = None) -> None:
+        """Look at a batch as `run` does, and run nothing. ``least``: its smallest size, where it is to be filled up.
+
+        Raises:
+            InputError: as for `run`.
+        """
+        least = self.batch.min if least is None else least
         self._check_names(feeds)
         for (name, dtype, item, floating), spec in zip(self._checks, self.inputs, strict=True):
             array = feeds[name]
@@ -186,9 +192,9 @@ class CheckedSession:
                 raise InputError(f"input '{name}' is a {type(array).__name__}", f"give a NumPy array: {spec}")
             if array.dtype != dtype or array.shape[1:] != item or array.ndim != len(item) + 1:
                 raise InputError(f"input '{name}' is {array.dtype}{list(array.shape)}", f"give {spec}")
-            if not self.batch.min <= array.shape[0] <= self.batch.max:
+            if not least <= array.shape[0] <= self.batch.max:
                 raise InputError(
-                    f"a batch of {array.shape[0]} is outside {self.batch.min}…{self.batch.max} of {self.name}",
+                    f"a batch of {array.shape[0]} is outside {least}…{self.batch.max} of {self.name}",
                     "split it, or export/build with a larger maximum batch",
                 )
             if floating and not np.isfinite(array).all():

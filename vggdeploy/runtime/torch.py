@@ -44,9 +44,12 @@ class TorchSession:
 
 
 def use_threads(source: Source) -> None:
-    """PyTorch's thread count is one number for the whole process; it changes only when a count was asked for."""
-    if source.threads is not None:
-        torch.set_num_threads(source.threads)
+    """PyTorch's thread count is one number for the whole process.
+
+    It changes only when a count was asked for, or when it is more than a container's quota lets run.
+    """
+    if source.threads is not None or torch.get_num_threads() > source.thread_count:
+        torch.set_num_threads(source.thread_count)
 
 
 def run_module(module: Any, feeds: Mapping[str, Array], source: Source) -> dict[str, Array]:

@@ -1,0 +1,1 @@
+"""An engine over HTTP: FastAPI and uvicorn over `vggdeploy.AsyncEngine`."""
