@@ -49,6 +49,12 @@ def issue(session: CheckedSession, images: Array, load: Load, samples: Literal["
         return _issued(read_log(logs / "mlperf_log_detail.txt"), load, system, others)
 
 
+def capacity(session: CheckedSession, images: Array, batch: int) -> float:
+    """Samples a second that the session answers when it does nothing else: in batches, or one by one if that is faster."""
+    system = SystemUnderTest(session, images, Load("offline", batch=batch))
+    return max(size / system.milliseconds(size) * 1e3 for size in {1, batch})
+
+
 def answer_log(session: CheckedSession, images: Array, load: Load) -> tuple[list[int], Array]:
     """LoadGen's accuracy mode: it asks every image once, in its own order and under the load's scenario, and writes down
     which bytes came back for which image.
@@ -116,7 +122,8 @@ def _settings(system: SystemUnderTest, load: Load) -> Any:
         settings.server_target_latency_percentile = PERCENTILE["server"] / 100
         # With so many waiting, three quarters of them are late already, and they are more than 1% of all: the run
         # cannot become valid, and to answer the rest would take for ever.
-        settings.server_max_async_queries = int(max(64, 4 * rate * bound, 0.02 * rate * load.seconds)) + load.batch
+        queries = max(rate * load.seconds, load.min_queries)
+        settings.server_max_async_queries = int(max(64, 4 * rate * bound, 0.02 * queries)) + load.batch
     return settings
 
 

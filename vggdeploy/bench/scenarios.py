@@ -29,7 +29,8 @@ _SPARE = 1.1  # more time than the queries would take, so that a faster or slowe
 @dataclass(frozen=True)
 class Load:
     """What LoadGen is asked for. ``target_qps`` and ``latency_bound_ms`` belong to ``server``; ``batch`` is the largest
-    batch that ``server`` and ``offline`` put together."""
+    batch that ``server`` and ``offline`` put together. ``find_qps``: search the highest rate instead, from ``target_qps``
+    on or, without it, from half of what the session can answer."""
 
     scenario: str
     seconds: float = 10.0
@@ -37,12 +38,16 @@ class Load:
     batch: int = 8
     target_qps: float | None = None
     latency_bound_ms: float | None = None
+    find_qps: bool = False
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
             raise unknown_name("scenario", self.scenario, SCENARIOS)
-        if self.scenario == "server" and not (self.target_qps and self.latency_bound_ms):
-            raise UsageError("the server scenario needs a rate and a bound", "give --target-qps and --latency-bound")
+        if self.scenario == "server" and not ((self.target_qps or self.find_qps) and self.latency_bound_ms):
+            raise UsageError(
+                "the server scenario needs a rate and a bound",
+                "give --target-qps and --latency-bound, or --find-qps and --latency-bound",
+            )
         if self.seconds <= 0 or self.batch < 1 or self.min_queries < 1:
             raise UsageError("a load needs a time, a batch and queries above 0", "for example --duration 10")
         for value in (self.target_qps, self.latency_bound_ms):

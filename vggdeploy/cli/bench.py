@@ -17,7 +17,9 @@ def bench(
     variant: Annotated[list[str] | None, typer.Option("--variant", help="This variant; may be repeated.")] = None,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes, comma-separated.")] = "1,8",
     device: DeviceName = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="Measuring time a variant and batch size.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option("--duration", "--seconds", help="Measuring time a variant and batch size.")
+    ] = 2.0,
     rounds: Annotated[int, typer.Option("--rounds", help="How often the variants take turns.")] = 7,
     scenario: Annotated[
         str,
@@ -31,6 +33,12 @@ def bench(
     latency_bound: Annotated[
         float | None, typer.Option("--latency-bound", metavar="MS", help="p99 bound of the server scenario in ms.")
     ] = None,
+    find_qps: Annotated[
+        bool,
+        typer.Option(
+            "--find-qps", help="Search the highest rate of the server scenario whose p99 stays under --latency-bound."
+        ),
+    ] = False,
     threads: Threads = None,
     data: Annotated[str, typer.Option("--data", help="Data set for the inputs. Default: the one trained on.")] = "",
     data_dir: DataDir = None,
@@ -50,6 +58,8 @@ def bench(
     json: Json = False,
 ) -> int:
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
+    from rich.markup import escape
+
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.invocation import with_command
@@ -62,8 +72,11 @@ def bench(
     if seconds <= 0 or rounds < 3:
         raise UsageError(f"{seconds} seconds in {rounds} rounds", "give a time above 0 and at least 3 rounds")
     batches = split_numbers(batch)
-    if (target_qps or latency_bound) and "server" not in scenario:
-        raise UsageError("--target-qps and --latency-bound belong to the server scenario", "add --scenario server")
+    scenarios = split_names(scenario)
+    if (target_qps is not None or latency_bound is not None or find_qps) and "server" not in scenarios:
+        raise UsageError(
+            "--target-qps, --latency-bound and --find-qps belong to the server scenario", "add --scenario server"
+        )
     opened = [Bundle.open(path) for path in bundles]
     if rebuild:
         opened = [rebuilt(b, backends=backend or (), variants=variant or (), device=device) for b in opened]
@@ -100,11 +113,13 @@ def bench(
             data=data,
             data_dir=data_dir,
             record=record,
-            scenarios=split_names(scenario),
+            scenarios=scenarios,
             target_qps=target_qps,
             latency_bound_ms=latency_bound,
+            find_qps=find_qps,
             on_start=lambda steps: bar.update(task, total=steps),
             on_progress=lambda steps: bar.advance(task, steps),
+            on_say=lambda text: render.note(f"[dim]{escape(text)}[/]"),
         )
     report = with_command(report)
     if json:
@@ -116,5 +131,7 @@ def bench(
     verdicts = {row.verdict for row in report.rows} | {row.verdict for row in report.scenarios}
     if Verdict.FAIL in verdicts:
         return 3
+    if any(row.search is not None and row.search.qps is None for row in report.scenarios):
+        return 4
     valid = all(row.valid for row in report.rows) and all(row.valid for row in report.scenarios)
     return 4 if require_valid and not valid else 0

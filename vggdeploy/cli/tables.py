@@ -12,7 +12,7 @@ from vggdeploy.diagnosis import Diagnosis
 from vggdeploy.engine import Prediction
 from vggdeploy.errors import one_line
 from vggdeploy.machine import fingerprint
-from vggdeploy.records import BenchReport, BenchRow, LayerReport, ParityRecord, ParityReport, ScenarioRow
+from vggdeploy.records import BenchReport, BenchRow, LayerReport, ParityRecord, ParityReport, RateSearch, ScenarioRow
 from vggdeploy.selection import Choice
 from vggdeploy.types import Verdict
 
@@ -149,6 +149,29 @@ def scenario_table(report: BenchReport) -> None:
     columns = ["variant", "parity", "run", "scenario", "batch", "queries", "p50 ms", "p90 ms", "p99 ms", "estimate ms"]
     table([*columns, "queue + run", "samples/s"], rows, left=4)
     _reasons(report.scenarios)
+    for r in report.scenarios:
+        if r.search is not None:
+            _search_table(r.variant, r.batch, r.search)
+
+
+def _search_table(variant: str, batch: int, search: RateSearch) -> None:
+    """Each rate that was tried, from the lowest to the highest."""
+    found = f"{search.qps:.4g} queries a second" if search.qps is not None else "[yellow]none[/]"
+    out.print(
+        f"\n[bold]{escape(variant)}[/] in batches of at most {batch}, "
+        f"highest rate with p99 ≤ {search.bound_ms:g} ms: [bold]{found}[/]"
+    )
+    rows = [
+        [
+            "whole run" if t.confirms else "probe",
+            "[green]valid[/]" if t.valid else "[yellow]invalid[/]",
+            f"{t.qps:.4g}",
+            f"{t.queries:,}",
+            *(f"{ms:.3f}" if ms is not None else "–" for ms in (t.p50_ms, t.p99_ms)),
+        ]
+        for t in sorted(search.tries, key=lambda t: (t.qps, t.confirms))
+    ]
+    table(["run", "", "queries/s", "queries", "p50 ms", "p99 ms"], rows, left=2)
 
 
 def _where(report: BenchReport, rest: str) -> str:

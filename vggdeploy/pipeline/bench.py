@@ -42,8 +42,10 @@ def bench_bundle(
     scenarios: Sequence[str] = (),
     target_qps: float | None = None,
     latency_bound_ms: float | None = None,
+    find_qps: bool = False,
     on_start: Callable[[int], None] = lambda steps: None,
     on_progress: Callable[[int], None] = lambda steps: None,
+    on_say: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
     """Measure variants interleaved in one run, of one bundle or of several. The first one is the baseline of the ratios.
 
@@ -55,6 +57,8 @@ def bench_bundle(
         record: write the medians to the manifest, where ``backend="auto"`` finds them.
         scenarios: of ``single_stream``, ``multi_stream``, ``server``, ``offline``.
         target_qps: queries a second that ``server`` gets, Poisson-distributed; ``latency_bound_ms``: its p99 bound.
+        find_qps: search the highest rate of ``server`` that keeps the bound, from ``target_qps`` on where it is given.
+        on_say: gets a line for people before something that takes long.
 
     Raises:
         UsageError: bundles that do not take the same input.
@@ -74,12 +78,19 @@ def bench_bundle(
         from vggdeploy.pipeline.bench_loads import run_loads
 
         wanted = [
-            Load(scenario, seconds=seconds, batch=batch, target_qps=target_qps, latency_bound_ms=latency_bound_ms)
+            Load(
+                scenario,
+                seconds=seconds,
+                batch=batch,
+                target_qps=target_qps,
+                latency_bound_ms=latency_bound_ms,
+                find_qps=find_qps,
+            )
             for scenario in scenarios
             for batch in (batches if scenario in ("server", "offline") else batches[:1])
         ]
         on_start(len(chosen) * len(wanted))
-        loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress)
+        loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress, on_say=on_say)
     else:
         on_start(len(chosen) * len(batches) * rounds)
         rows = measure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vggdeploy.records.base import RESULT_VERSION, SCHEMA_VERSION, Record, from_json, to_json
-from vggdeploy.records.bench import BenchReport, BenchRow, LoadAnswers, Machine, ScenarioRow
+from vggdeploy.records.bench import BenchReport, BenchRow, LoadAnswers, Machine, RateSearch, RateTry, ScenarioRow
 from vggdeploy.records.parity import (
     DEFAULT_THRESHOLDS,
     AccuracyDrop,
@@ -31,6 +31,8 @@ __all__ = [
     "OutputParity",
     "ParityRecord",
     "ParityReport",
+    "RateSearch",
+    "RateTry",
     "Record",
     "ScenarioRow",
     "Thresholds",

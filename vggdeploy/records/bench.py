@@ -66,13 +66,36 @@ class LoadAnswers(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
 
 
+class RateTry(Record, frozen=True, kw_only=True):
+    """One run of a search for the highest rate; ``confirms`` marks one of the whole time."""
+
+    qps: float
+    queries: int
+    p50_ms: float | None
+    p99_ms: float | None
+    valid: bool
+    reasons: tuple[str, ...] = ()
+    confirms: bool = False
+
+
+class RateSearch(Record, frozen=True, kw_only=True):
+    """The highest Poisson rate found, in queries a second, whose p99 is at most ``bound_ms``; ``qps`` is None where none
+    was confirmed. ``tries`` are in the order in which they ran, in ``seconds`` together."""
+
+    bound_ms: float
+    qps: float | None
+    tries: tuple[RateTry, ...]
+    seconds: float
+
+
 class ScenarioRow(Record, frozen=True, kw_only=True):
     """One variant under one of LoadGen's scenarios. Latencies are milliseconds a query.
 
     ``estimate_ms`` is LoadGen's early-stopping estimate (p90 of single_stream, p99 of multi_stream), None where too few
     queries ran; ``unique_over_same`` the median on distinct samples over that on one repeated sample. Of ``server``,
     ``queue`` is the time from a query's arrival to the start of the batch that it is in, ``run`` that of the batch.
-    ``answers`` were given under the same load; ``loadgen`` is the version and ``seeds`` are its random numbers'.
+    ``answers`` were given under the same load; ``search`` is how ``target_qps`` was found; ``loadgen`` is the version and
+    ``seeds`` are its random numbers'.
     """
 
     variant: str
@@ -98,6 +121,7 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
     run_p50_ms: float | None = None
     run_p99_ms: float | None = None
     answers: LoadAnswers | None = None
+    search: RateSearch | None = None
     loadgen: str = ""
     seeds: dict[str, int] = {}
 
