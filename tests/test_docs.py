@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,10 @@ def test_what_a_page_shows_works(page: Path, demo_home: Path, tmp_path: Path, mo
             continue
         for line in block["text"].replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            target = Path(words.pop()) if words[-2:-1] == [">"] and words.pop(-2) else None
             if words[:1] == ["vggdeploy"]:
-                assert run(words[1:]) == 0, line
+                with target.open("w") if target else nullcontext() as out, redirect_stdout(out or sys.stdout):
+                    assert run(words[1:]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,54 +1,58 @@
-"""Debian's chromium, asked what becomes of a page: its document, its console, and what it asked the network for."""
+"""Debian's chromium, driven by Playwright: what becomes of a page, its console, and what it asks the network for."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 CHROMIUM = Path("/usr/bin/chromium")
-# What a fresh profile asks for by itself, whatever the flags say. Nothing is answered: see --host-resolver-rules.
-_ITS_OWN = ("google.com", "googleapis.com", "gstatic.com", "gvt1.com")
-_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
-    "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom",
-)  # fmt: skip
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+WIDE, PHONE = 1280, 390
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium: apt-get install chromium")
+needs_chromium = pytest.mark.skipif(
+    not CHROMIUM.exists() or find_spec("playwright") is None,
+    reason="needs Debian's chromium (apt-get install chromium) and Playwright (pip install 'vggdeploy[test]')",
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
-    """What a page was when it had come to rest: ``requests`` are the URLs asked for, but for its own file."""
+    """A page that has come to rest. ``requests`` are the addresses that it asked for, but for its own file."""
 
-    dom: str
-    console: tuple[str, ...]
-    requests: tuple[str, ...]
+    page: Page
+    console: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
-
-def open_page(page: Path, scratch: Path, *, dark: bool = False) -> Opened:
-    """Open a file in an empty profile."""
-    log = scratch / "net.json"
-    theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    done = subprocess.run(
-        [
-            CHROMIUM, *_FLAGS, *theme, f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}", page.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    console = tuple(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
-    return Opened(done.stdout, console, _requests(log.read_text()))
+    def keep(self, name: str) -> None:
+        """A screenshot of the whole page, where $VGGDEPLOY_SCREENSHOTS names a directory for them."""
+        if directory := os.environ.get("VGGDEPLOY_SCREENSHOTS"):
+            self.page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
 
 
-def _requests(text: str) -> tuple[str, ...]:
-    try:
-        events = json.loads(text)["events"]
-    except json.JSONDecodeError:  # the browser ended before the list did
-        events = json.loads(text.rstrip().rstrip(",") + "]}")["events"]
-    urls = {e["params"]["url"] for e in events if isinstance(e.get("params"), dict) and "url" in e["params"]}
-    return tuple(sorted(url for url in urls if not (urlsplit(url).hostname or "").endswith(_ITS_OWN)))
+@contextmanager
+def opened(browser: Browser, file: Path, *, width: int = WIDE, dark: bool = False) -> Iterator[Opened]:
+    """Open a file in an empty profile, and wait for its charts. Nothing that it asks for is answered."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 844}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+    )
+    page = context.new_page()
+    found = Opened(page)
+    page.on("console", lambda message: found.console.append(message.text))
+    page.on("pageerror", lambda error: found.console.append(str(error)))
+    page.on("request", lambda request: found.requests.append(request.url))
+    page.route(lambda url: url != file.as_uri(), lambda route: route.abort())
+    page.goto(file.as_uri(), wait_until="load")
+    page.wait_for_function("[...document.querySelectorAll('.chart')].every((c) => c.dataset.drawn || c.textContent)")
+    found.requests.remove(file.as_uri())
+    yield found
+    context.close()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from chromium import needs_chromium, open_page
+from chromium import needs_chromium, opened
 
 from vggdeploy.report.history import Point
 from vggdeploy.report.page import Grid, chart_page
 from vggdeploy.report.plots import confused_pairs, confusion_matrix, curves_grid, save_chart, training_curves
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HOSTILE = (
     "<script>document.title = 'run'</script>",
@@ -40,53 +44,52 @@ def hostile_page(path: Path) -> Path:
 @pytest.mark.browser
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_curves_are_drawn_and_nothing_is_asked_for(tmp_path: Path, dark: bool) -> None:
-    page = tmp_path / "curves.html"
-    save_chart(training_curves(RUN), page, title="Training of x", text="Loss", grid=curves_grid(RUN))
-    opened = open_page(page, tmp_path, dark=dark)
-    (drawn,) = re.findall(r'<svg[^>]*class="marks".*?</svg>', opened.dom, re.DOTALL)
-    for word in ("loss (cross-entropy, nats)", "accuracy", "epoch", "train", "validation", "test"):
-        assert f">{word}</text>" in drawn
-    assert drawn.count('aria-roledescription="point"') == 2 * len(RUN)  # a point for each value, in both panels
-    assert ("rgb(22, 24, 29)" if dark else "rgb(255, 255, 255)") in drawn
-    assert opened.console == ()
-    assert opened.requests == ()
+def test_the_curves_are_drawn_and_nothing_is_asked_for(browser: Browser, tmp_path: Path, dark: bool) -> None:
+    file = tmp_path / "curves.html"
+    save_chart(training_curves(RUN), file, title="Training of x", text="Loss", grid=curves_grid(RUN))
+    with opened(browser, file, dark=dark) as found:
+        drawn = found.page.locator("svg.marks")
+        for word in ("loss (cross-entropy, nats)", "accuracy", "epoch", "train", "validation", "test"):
+            assert drawn.get_by_text(word, exact=True).count()
+        # a point for each value, in both panels
+        assert drawn.locator('[aria-roledescription="point"]').count() == 2 * len(RUN)
+        assert ("rgb(22, 24, 29)" if dark else "rgb(255, 255, 255)") in drawn.evaluate("(svg) => svg.outerHTML")
+        assert (found.console, found.requests) == ([], [])
 
 
 @pytest.mark.browser
 @needs_chromium
-def test_a_name_is_never_more_than_text(tmp_path: Path) -> None:
-    opened = open_page(hostile_page(tmp_path / "confusion.html"), tmp_path)
-    assert "<title>run</title>" not in opened.dom
-    assert opened.requests == ()
-    assert opened.console == ()  # not even the policy had anything to refuse
-    (drawn,) = re.findall(r'<svg[^>]*class="marks".*?</svg>', opened.dom, re.DOTALL)
-    assert "&lt;script&gt;document.title = 'run'&lt;/script&gt;</text>" in drawn
-    assert "\\u202egnp.exe</text>" in drawn  # shown as what it is, in place of turning the line around
-    assert "<img" not in drawn
+def test_a_name_is_never_more_than_text(browser: Browser, tmp_path: Path) -> None:
+    with opened(browser, hostile_page(tmp_path / "confusion.html")) as found:
+        assert found.page.title() == HOSTILE[1]
+        assert (found.console, found.requests) == ([], [])  # not even the policy had anything to refuse
+        drawn = str(found.page.locator("svg.marks").evaluate("(svg) => svg.outerHTML"))
+        assert "&lt;script&gt;document.title = 'run'&lt;/script&gt;</text>" in drawn
+        assert "\\u202egnp.exe</text>" in drawn  # shown as what it is, in place of turning the line around
+        assert found.page.locator("img").count() == 0
 
 
 @pytest.mark.browser
 @needs_chromium
-def test_the_bars_are_drawn(tmp_path: Path) -> None:
+def test_the_bars_are_drawn(browser: Browser, tmp_path: Path) -> None:
     save_chart(confused_pairs([("cat", "dog", 7), ("cat", "cow", 2)]), tmp_path / "pairs.html", title="x")
-    opened = open_page(tmp_path / "pairs.html", tmp_path)
-    assert "cat → dog</text>" in opened.dom
-    assert opened.dom.count('aria-roledescription="bar"') == 2
-    assert (opened.console, opened.requests) == ((), ())
+    with opened(browser, tmp_path / "pairs.html") as found:
+        assert found.page.get_by_text("cat → dog").count() == 1
+        assert found.page.locator('[aria-roledescription="bar"]').count() == 2
+        assert (found.console, found.requests) == ([], [])
 
 
 @pytest.mark.browser
 @needs_chromium
-def test_these_tests_would_see_a_request_and_a_script(tmp_path: Path) -> None:
-    page = tmp_path / "bad.html"
-    page.write_text(
+def test_these_tests_would_see_a_request_and_a_script(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "bad.html"
+    file.write_text(
         "<title>x</title><img src=http://names.invalid/x><script>document.title='run';console.log(1)</script>"
     )
-    opened = open_page(page, tmp_path)
-    assert opened.requests == ("http://names.invalid/x",)
-    assert "<title>run</title>" in opened.dom
-    assert len(opened.console) == 1
+    with opened(browser, file) as found:
+        assert found.requests == ["http://names.invalid/x"]
+        assert found.page.title() == "run"
+        assert "1" in found.console
 
 
 def test_a_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
@@ -102,7 +105,7 @@ def test_a_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
 
 def test_nothing_in_the_chart_can_end_its_script(tmp_path: Path) -> None:
     text = hostile_page(tmp_path / "page.html").read_text()
-    (held,) = re.findall(r'<script type="application/json" id="spec">(.*?)</script>', text, re.DOTALL)
+    (held,) = re.findall(r'<script type="application/json" id="specs">(.*?)</script>', text, re.DOTALL)
     assert not set("<>&") & set(held)
     assert HOSTILE[1] in str(json.loads(held))
 

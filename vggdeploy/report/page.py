@@ -1,4 +1,4 @@
-"""A chart in one HTML file that opens offline, in the light or dark of its reader, and asks the network for nothing.
+"""Charts and tables in one HTML file that opens offline, in the light or dark of its reader, and asks the network for nothing.
 
 Altair's own ``inline`` template puts the chart's JSON into a script as it is: a class named ``</script>…`` would end
 that script. Here names reach the page as text only, and the page's policy lets no other script run and no request out.
@@ -7,65 +7,70 @@ that script. Here names reach the page as text only, and the page's policy lets 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from typing import Any
 
-# Okabe & Ito 2008, "Color Universal Design": told apart with any colour vision, three to one or more on their ground.
-_LIGHT = ("#0072b2", "#d55e00", "#007f5c", "#a6558a")
-_DARK = ("#56b4e9", "#e69f00", "#2fc49a", "#cc79a7")
+# Okabe & Ito 2008, "Color Universal Design", and four more: three to one or more on their ground. The first are told
+# apart with any colour vision; a chart with more has shapes and dashes too.
+_LIGHT = ("#0072b2", "#d55e00", "#007f5c", "#a6558a", "#7a6000", "#5b4bb7", "#b3261e", "#4d5761")
+_DARK = ("#56b4e9", "#e69f00", "#2fc49a", "#cc79a7", "#f0e442", "#a79bf2", "#ff8a80", "#b8c0c8")
 # ColorBrewer's Blues: one hue from light to dark reads the same with any colour vision, and in grey.
 _BLUES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 _BLUES_ON_DARK = ("#1d2430", "#0b3360", "#08519c", "#2171b5", "#4292c6", "#6baed6", "#9ecae1", "#c6dbef", "#f7fbff")
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', 'DejaVu Sans', sans-serif"
 DARK = "dark"  # the chart's parameter that says so, where a chart has to know
 
-_STYLE = """
-:root { color-scheme: light dark; --ground: #ffffff; --ink: #1f2328; --line: #d0d7de; }
-@media (prefers-color-scheme: dark) { :root { --ground: #16181d; --ink: #e6e8eb; --line: #3a3f47; } }
-body { background: var(--ground); color: var(--ink); font: 16px/1.5 FONT; margin: 0 auto; max-width: 72rem; padding: 1rem; }
-h1 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; }
-p { margin: 0.25rem 0 1rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-#chart svg.marks { max-width: 100%; min-width: 20rem; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: 0.2rem 0.75rem 0.2rem 0; text-align: right; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
-summary { cursor: pointer; margin: 1rem 0 0.5rem; }
-""".replace("FONT", FONT)
 
-# ast: expressions are interpreted, not compiled, so the policy need not allow eval.
-_DRAW = """
-"use strict";
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const spec = read("spec"), themes = read("themes"), place = document.getElementById("chart");
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-let shown = null;
-async function draw() {
-  if (shown) shown.finalize();
-  for (const param of spec.params || []) if (param.name === "dark") param.value = dark.matches;
-  const theme = dark.matches ? "dark" : "light";
-  shown = await vegaEmbed(place, spec, {
-    mode: "vega-lite", renderer: "svg", ast: true, config: themes[theme], tooltip: { theme },
-    actions: { export: true, source: false, compiled: false, editor: false },
-  });
-}
-const failed = (error) => { place.textContent = "The chart cannot be drawn: " + error.message; };
-dark.addEventListener("change", () => draw().catch(failed));
-draw().catch(failed);
-"""
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: what it says, and the number that it is sorted by. ``light`` is a verdict to show beside it."""
+
+    text: str
+    value: float | None = None
+    light: str = ""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The numbers of a picture, as a table: a picture alone tells nothing to who cannot see it."""
+    """The numbers of a picture, as a table: a picture alone tells nothing to who cannot see it.
+
+    The first ``left`` columns are text, and those named in ``words`` or ``long``; a ``long`` one is wrapped.
+    """
 
     caption: str
     columns: tuple[str, ...]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Cell]]
+    left: int = 1
+    words: tuple[str, ...] = ()
+    long: tuple[str, ...] = ()
+
+
+# A shape for each verdict, so that no colour has to be seen: a disc with a tick, an octagon with a cross, a triangle
+# with a question mark, a broken ring.
+_SHAPES = {
+    "pass": '<circle cx="12" cy="12" r="11" fill="currentColor"/><path d="M6.5 12.5l3.8 3.8 7.2-8" stroke="var(--ground)"/>',
+    "fail": '<path d="M7.4 1h9.2L23 7.4v9.2L16.6 23H7.4L1 16.6V7.4z" fill="currentColor"/>'
+    '<path d="M8 8l8 8M16 8l-8 8" stroke="var(--ground)"/>',
+    "inconclusive": '<path d="M12 1.5L23.5 22H.5z" fill="currentColor"/>'
+    '<path d="M9.4 11.2c.2-3.6 5.4-3.3 5.1-.2-.2 1.6-2.5 1.8-2.5 3.8M12 18.2v.6" stroke="var(--ground)"/>',
+    "unproven": '<circle cx="12" cy="12" r="10" stroke="currentColor" stroke-dasharray="4.5 3.350"/>'
+    '<path d="M8 12h8" stroke="currentColor"/>',
+}
+
+
+def light_html(verdict: str, *, small: bool = False) -> str:
+    """The verdict's shape; the word beside it says the same to a screen reader."""
+    size = "light small" if small else "light"
+    return (
+        f'<svg class="{size} {escape(verdict)}" viewBox="0 0 24 24" fill="none" stroke-width="2.5" stroke-linecap="round" '
+        f'aria-hidden="true">{_SHAPES.get(verdict, "")}</svg>'
+    )
 
 
 def theme(*, dark: bool) -> dict[str, Any]:
@@ -95,11 +100,21 @@ def chart_page(spec: dict[str, Any], *, title: str, text: str, grid: Grid, libra
         grid: the numbers in the picture.
         library: Vega, Vega-Lite and Vega-Embed as one script.
     """
+    body = f"""<main>
+<h1>{escape(title)}</h1>
+<p>{escape(text)}</p>
+{chart_html(0, spec, text)}
+{grid_html(grid, folded=True)}
+</main>"""
+    return whole_page(body, [spec], title=title, library=library)
+
+
+def whole_page(body: str, specs: Sequence[dict[str, Any]], *, title: str, library: str) -> str:
+    """The document around ``body``, which is HTML with a `chart_html` for each of ``specs``; the rest is plain text."""
     library = library.replace("</script", "<\\/script")
-    scripts = " ".join(f"'sha256-{_sha256(script)}'" for script in (library, _DRAW))
+    style, draw = asset("page.css"), asset("page.js")
+    scripts = " ".join(f"'sha256-{_sha256(script)}'" for script in (library, draw))
     policy = f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:"
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in grid.columns)
-    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in grid.rows)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -107,29 +122,69 @@ def chart_page(spec: dict[str, Any], *, title: str, text: str, grid: Grid, libra
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
-<main>
-<h1>{escape(title)}</h1>
-<p>{escape(text)}</p>
-<div class="scroll"><div id="chart" role="group" aria-label="{escape(text)}"></div></div>
-<details>
-<summary>{escape(grid.caption)}</summary>
-<div class="scroll" tabindex="0" role="group" aria-label="{escape(grid.caption)}">
-<table><thead><tr>{head}</tr></thead>
-<tbody>
 {body}
-</tbody></table></div>
-</details>
-</main>
-<script type="application/json" id="spec">{_json(spec)}</script>
+<script type="application/json" id="specs">{_json(list(specs))}</script>
 <script type="application/json" id="themes">{_json({"light": theme(dark=False), "dark": theme(dark=True)})}</script>
 <script>{library}</script>
-<script>{_DRAW}</script>
+<script>{draw}</script>
 </body>
 </html>
 """
+
+
+def chart_html(index: int, spec: dict[str, Any], text: str) -> str:
+    """The place where the page's script draws the chart of that index; ``text`` describes it."""
+    kind = "fluid" if "width" in spec and spec["width"] == "container" else "fixed"
+    return f'<div class="chart {kind}" data-chart="{index}" role="group" aria-label="{escape(text)}"></div>'
+
+
+def grid_html(grid: Grid, *, folded: bool = False) -> str:
+    """A table whose columns sort by a press of their button; ``folded`` into its caption until it is opened."""
+    kinds = [
+        "number" if any(isinstance(cell, Cell) and cell.value is not None for cell in column) else "text"
+        for column in ([row[i] for row in grid.rows] for i in range(len(grid.columns)))
+    ]
+    texts = [i < grid.left or name in (*grid.words, *grid.long) for i, name in enumerate(grid.columns)]
+    head = "".join(
+        f'<th scope="col" data-kind="{kind}"{_class(["text"] if text else [])}>'
+        f'<button type="button">{escape(name)}</button></th>'
+        for name, kind, text in zip(grid.columns, kinds, texts, strict=True)
+    )
+    body = "\n".join(
+        "<tr>"
+        + "".join(
+            _cell(cell, text=text, long=name in grid.long, number=kind == "number")
+            for cell, text, name, kind in zip(row, texts, grid.columns, kinds, strict=True)
+        )
+        + "</tr>"
+        for row in grid.rows
+    )
+    table = (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(grid.caption)}">\n'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+    return f"<details>\n<summary>{escape(grid.caption)}</summary>\n{table}\n</details>" if folded else table
+
+
+def _cell(cell: str | Cell, *, text: bool, long: bool, number: bool) -> str:
+    found = cell if isinstance(cell, Cell) else Cell(cell)
+    light = light_html(found.light, small=True) if found.light else ""
+    value = f' data-value="{"" if found.value is None else found.value!r}"' if number else ""
+    names = _class([name for name, there in (("text", text), ("long", long)) if there])
+    return f"<td{names}{value}>{light}{escape(found.text)}</td>"
+
+
+def _class(names: Sequence[str]) -> str:
+    return f' class="{" ".join(names)}"' if names else ""
+
+
+@functools.cache
+def asset(name: str) -> str:
+    """A file that lies beside this module."""
+    return (files("vggdeploy.report") / name).read_text(encoding="utf-8")
 
 
 def _json(value: Any) -> str:

@@ -26,6 +26,7 @@ MIDDLE = {False: 0.47, True: 0.19}
 INKS = ("#ffffff", "#16181d")
 _FRAME = "#8c959f"  # seen on white and on black
 _PNG_SCALE = 2.0
+_PNG_WIDTH = 560
 
 
 def training_curves(history: Sequence[Point], *, title: str = "") -> Chart:
@@ -170,10 +171,19 @@ def distinct(labels: Sequence[str]) -> list[str]:
     return [line if seen[line] == 1 else f"{line} ({index})" for index, line in enumerate(lines)]
 
 
+_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+
+
 @functools.cache
-def _library(version: str) -> str:
+def library() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, 900 kB; putting it together takes a second."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)
+
+
+def vega_spec(chart: Chart) -> dict[str, Any]:
+    """A chart as Vega-Lite, without Altair's default size: the themes set all that is to be set."""
+    spec: dict[str, Any] = chart.to_dict()
+    return {key: value for key, value in spec.items() if key not in ("config", "$schema")}
 
 
 def save_chart(chart: Chart, path: Path, *, title: str, text: str = "", grid: Grid | None = None) -> None:
@@ -186,20 +196,17 @@ def save_chart(chart: Chart, path: Path, *, title: str, text: str = "", grid: Gr
     Raises:
         UsageError: another suffix.
     """
-    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-    spec: dict[str, Any] = chart.to_dict()
-    spec.pop("config", None)  # Altair's default size; the themes set all that is to be set
+    spec = vega_spec(chart)
     suffix = path.suffix.lower()
     if suffix == ".png":
+        if spec.get("width") == "container":
+            spec["width"] = _PNG_WIDTH  # a file has no container
         data = vl_convert.vegalite_to_png(
-            spec | {"config": theme(dark=False), "padding": 16}, vl_version=version, scale=_PNG_SCALE
+            spec | {"config": theme(dark=False), "padding": 16}, vl_version=_VEGA_LITE, scale=_PNG_SCALE
         )
     elif suffix == ".html":
-        spec.pop("$schema", None)
         numbers = grid or Grid("The numbers", (), ())
-        data = chart_page(
-            spec, title=one_line(title), text=one_line(text), grid=numbers, library=_library(version)
-        ).encode()
+        data = chart_page(spec, title=one_line(title), text=one_line(text), grid=numbers, library=library()).encode()
     else:
         raise UsageError(f"{path} is neither .png nor .html", "give a name that ends in one of them")
     atomic_write(path, data)

@@ -1,0 +1,134 @@
+"""What a report concludes: the worst verdict that ran, the fastest proven variant, and never more than was shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from report_samples import BUNDLE, bench, parity, proof, row, whole, write
+
+from vggdeploy.report.documents import read_results
+from vggdeploy.report.findings import pareto, recommend
+from vggdeploy.report.subjects import Cast, gather
+from vggdeploy.types import Verdict
+
+BASE = row("torch-fp32", 2.0, (1, 1, 1))
+
+
+def cast_of(tmp_path: Path, *results: Any) -> Cast:
+    return gather(read_results(write(tmp_path, *results)))
+
+
+def take(tmp_path: Path, *rows: Any, proofs: Any = ()) -> tuple[str | None, str]:
+    measured = bench(BASE, *rows)
+    found = recommend(measured, cast_of(tmp_path, measured, *([parity(*proofs)] if proofs else [])))
+    return found.label if found.row else None, found.reason
+
+
+def test_the_fastest_proven_variant_whose_interval_beats_the_baseline(tmp_path: Path) -> None:
+    label, reason = take(tmp_path, row("a", 1.0, (2, 1.9, 2.1)), row("b", 0.5, (4, 3.5, 4.5)))
+    assert label == "b"
+    assert "4.00 × as fast as torch-fp32 at batch 1 (95% interval 3.50–4.50)" in reason
+
+
+def test_a_rival_whose_interval_overlaps_is_named(tmp_path: Path) -> None:
+    label, reason = take(tmp_path, row("a", 0.51, (3.9, 3.4, 4.4)), row("b", 0.5, (4, 3.5, 4.5)))
+    assert label == "b"
+    assert "no difference to a is shown" in reason
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"verdict": Verdict.FAIL, "valid": False},
+        {"verdict": Verdict.UNPROVEN},
+        {"verdict": Verdict.INCONCLUSIVE},
+        {"valid": False, "reasons": ("busy",)},
+        {"ratio_low": 0.99},
+    ],
+    ids=["fail", "unproven", "inconclusive", "invalid", "interval covers 1"],
+)
+def test_what_is_not_proven_valid_and_shown_to_be_faster_is_not_recommended(
+    tmp_path: Path, unfit: dict[str, Any]
+) -> None:
+    label, reason = take(tmp_path, row("b", 0.5, (4, 3.5, 4.5), **unfit))
+    assert label == "torch-fp32"
+    assert reason.startswith("the baseline;")
+    assert ("no difference shown for b" in reason) == ("ratio_low" in unfit)
+
+
+def test_a_failed_verify_outweighs_what_the_bench_carried_over(tmp_path: Path) -> None:
+    fast = row("b", 0.5, (4, 3.5, 4.5))
+    assert take(tmp_path, fast, proofs=(proof(fast, Verdict.FAIL),))[0] == "torch-fp32"
+
+
+def test_without_a_valid_run_nothing_is_recommended(tmp_path: Path) -> None:
+    bad = {"valid": False, "reasons": ("busy machine: x",)}
+    measured = bench(msgspec.structs.replace(BASE, **bad), row("b", 0.5, (4, 3.5, 4.5), **bad))
+    found = recommend(measured, cast_of(tmp_path, measured))
+    assert found.row is None
+    assert found.reason == "no run at batch 1 is valid: busy machine: x"
+
+
+def test_slower_variants_leave_the_baseline(tmp_path: Path) -> None:
+    label, reason = take(tmp_path, row("b", 4, (0.5, 0.4, 0.6)))
+    assert (label, reason) == ("torch-fp32", "the baseline; every other proven variant is slower at batch 1")
+
+
+def verdicts(cast: Cast) -> dict[str, Verdict]:
+    return {s.label: s.verdict for s in cast.subjects}
+
+
+def test_what_never_ran_is_unproven_and_not_a_pass(tmp_path: Path) -> None:
+    cast = cast_of(tmp_path, parity(proof(BASE), proof(row("rtx", 1, (1, 1, 1)), Verdict.UNPROVEN)))
+    assert verdicts(cast) == {"torch-fp32": Verdict.PASS, "rtx": Verdict.UNPROVEN}
+    assert cast.subjects[1].why == "a reason to unproven"
+
+
+def test_a_pass_elsewhere_counts_and_a_failure_anywhere_does_too(tmp_path: Path) -> None:
+    one = row("a", 1, (1, 1, 1))
+    unproven, passed, failed = (parity(proof(one, v)) for v in (Verdict.UNPROVEN, Verdict.PASS, Verdict.FAIL))
+    assert verdicts(cast_of(tmp_path, unproven, passed)) == {"a": Verdict.PASS}
+    assert verdicts(cast_of(tmp_path, passed, unproven, failed)) == {"a": Verdict.FAIL}
+
+
+def test_the_same_name_with_other_bytes_is_another_variant(tmp_path: Path) -> None:
+    old, new = (row("a", 1, (1, 1, 1), sha256=c * 64) for c in "0f")
+    assert set(verdicts(cast_of(tmp_path, bench(old), bench(new)))) == {"a (00000000)", "a (ffffffff)"}
+    apart = msgspec.structs.replace(bench(new), bundle="artifacts/other/bundle")
+    assert set(verdicts(cast_of(tmp_path, bench(old), apart))) == {"a (demo/bundle)", "a (other/bundle)"}
+
+
+def test_a_bench_of_several_bundles_meets_their_proofs(tmp_path: Path) -> None:
+    bare = row("onnx-fp32", 0.5, (1, 1, 1))
+    named = msgspec.structs.replace(bare, variant="bundle:onnx-fp32")
+    other = row("thin:onnx-fp32", 0.2, (2.5, 2, 3))
+    both = bench(named, other, bundles=(BUNDLE, "artifacts/thin"))
+    cast = cast_of(tmp_path, both, parity(proof(bare, Verdict.INCONCLUSIVE)))
+    assert verdicts(cast) == {
+        "onnx-fp32 (demo/bundle)": Verdict.INCONCLUSIVE,
+        "onnx-fp32 (artifacts/thin)": Verdict.PASS,
+    }
+
+
+def test_the_front_holds_what_nothing_beats_and_only_what_counts(tmp_path: Path) -> None:
+    measured, proven = whole()
+    points, data = pareto(measured, cast_of(tmp_path, measured, proven))
+    assert data == "digits test (359 images)"
+    assert {p.label: (p.accuracy.rate, p.counts, p.front) for p in points} == {
+        "torch-fp32": (0.98, True, True),  # slower, and more accurate
+        "onnx-fp32": (0.97, True, True),
+        "onnx-fp16": (0.97, False, False),
+        "onnx-int8": (0.5, False, False),
+    }
+
+
+def test_accuracies_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    fast, slow = row("a", 0.5, (4, 3, 5)), row("b", 1.0, (2, 1, 3))
+    measured = bench(BASE, fast, slow)
+    on_others = parity(proof(fast, data="other (10 images)", reference_accuracy=None), proof(slow), proof(BASE))
+    points, data = pareto(measured, cast_of(tmp_path, measured, on_others))
+    assert data == "digits test (359 images)"
+    assert {p.label for p in points} == {"torch-fp32", "b"}

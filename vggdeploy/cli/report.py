@@ -1,0 +1,39 @@
+"""``vggdeploy report``: what verify, bench and evaluate found, as one file to share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggdeploy.cli.options import Json
+
+
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULT.json...", help="What 'verify', 'bench' and 'evaluate' print with --json."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The report: .html (self-contained, opens offline), .md or .csv.")
+    ],
+    title: Annotated[str, typer.Option("--title", help="Of the report. Default: the bundles' names.")] = "",
+    json: Json = False,
+) -> None:
+    """Make one file of several results: verdicts, what to take and why, pictures and every number."""
+    from rich.markup import escape
+
+    from vggdeploy.cli import render
+    from vggdeploy.cli.invocation import with_command
+    from vggdeploy.report.write import write_report
+
+    summary = with_command(write_report(results, output, title=title))
+    if json:
+        render.emit_json(summary)
+        return
+    for light in summary.lights:
+        render.out.print(f"{render.LIGHTS[light.verdict]}  [bold]{escape(light.label)}[/]  [dim]{escape(light.why)}[/]")
+    for found in summary.recommended:
+        render.out.print(f"recommended: [bold]{escape(found.label or 'none')}[/]; {escape(found.reason)}")
+    render.out.print(escape(summary.file))

@@ -1,0 +1,149 @@
+"""Results read back from the JSON that ``verify``, ``bench`` and ``evaluate`` print, of this schema version and older ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vggdeploy.errors import InputError
+from vggdeploy.evaluation import EvaluationReport
+from vggdeploy.files import read_regular
+from vggdeploy.optional import first_line
+from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, from_json
+
+_MAX_BYTES = 256 * 2**20
+_MAKE = "give what these print: vggdeploy verify --json, vggdeploy bench --json, vggdeploy evaluate --json"
+
+
+class GpuTime(msgspec.Struct, frozen=True):
+    """What a report shows of `vggdeploy.bench.gpu_records.GpuTimes`, which stands on a floor above."""
+
+    batch: int
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
+    host_ms: float
+    tera_ops: float
+    roof_share: float | None = None
+
+
+class GpuRoof(msgspec.Struct, frozen=True):
+    precision: str
+    tera_ops: float
+
+
+class GpuDetail(msgspec.Struct, frozen=True):
+    """What a report shows of ``bench --gpu-detail --json``."""
+
+    schema_version: int
+    bundle: str
+    created: str
+    variant: str
+    backend: str
+    gpu: str
+    sha256: str
+    macs: int
+    times: tuple[GpuTime, ...]
+    roof: GpuRoof | None = None
+    roof_missing: str = ""
+    engine_bytes: int | None = None
+    context_bytes: int | None = None
+
+
+Result = ParityReport | BenchReport | EvaluationReport | GpuDetail
+# A document is of the first kind whose fields it has; none of them is in a document of another kind.
+_KINDS: tuple[tuple[frozenset[str], type[Any]], ...] = (
+    (frozenset({"roof", "times", "macs"}), GpuDetail),
+    (frozenset({"rows", "baseline"}), BenchReport),
+    (frozenset({"confused", "accuracy"}), EvaluationReport),
+    (frozenset({"bundle", "variants"}), ParityReport),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A result and the file it was read from."""
+
+    path: Path
+    result: Result
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that one report is about, by kind, in the order given."""
+
+    documents: tuple[Document, ...]
+
+    @property
+    def parity(self) -> list[ParityReport]:
+        return [d.result for d in self.documents if isinstance(d.result, ParityReport)]
+
+    @property
+    def bench(self) -> list[BenchReport]:
+        return [d.result for d in self.documents if isinstance(d.result, BenchReport)]
+
+    @property
+    def evaluations(self) -> list[EvaluationReport]:
+        return [d.result for d in self.documents if isinstance(d.result, EvaluationReport)]
+
+    @property
+    def gpu(self) -> list[GpuDetail]:
+        return [d.result for d in self.documents if isinstance(d.result, GpuDetail)]
+
+
+def read_results(paths: Sequence[Path]) -> Results:
+    """Read several results; a file that holds the same bytes as one before it counts once.
+
+    Raises:
+        InputError, BundleError: as `read_document`.
+    """
+    seen: set[bytes] = set()
+    documents = []
+    for path in paths:
+        data = _read(path)
+        if data not in seen:
+            documents.append(Document(path, parse_document(data, path)))
+        seen.add(data)
+    return Results(tuple(documents))
+
+
+def read_document(path: Path) -> Result:
+    """One result.
+
+    Raises:
+        InputError: no such file, not JSON, no result, or a result of a newer schema version.
+        BundleError: a result with a field missing, of a wrong type, or unknown.
+    """
+    return parse_document(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path, limit=_MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", _MAKE) from error
+
+
+def parse_document(data: bytes, path: Path) -> Result:
+    """`read_document`, from bytes."""
+    try:
+        found = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {first_line(error)}", _MAKE) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a result", _MAKE)
+    version = found.get("schema_version")
+    kind = next((kind for fields, kind in _KINDS if fields <= found.keys()), None)
+    if kind is None or not isinstance(version, int):
+        raise InputError(f"{path} is not a result of verify, bench or evaluate", _MAKE)
+    if version > RESULT_VERSION:
+        raise InputError(
+            f"{path} has schema version {version}; this vggdeploy reads up to version {RESULT_VERSION}",
+            "update vggdeploy: pip install -U vggdeploy",
+        )
+    result: Result = from_json(data, kind, what=str(path))
+    return result

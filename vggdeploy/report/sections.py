@@ -1,0 +1,313 @@
+"""The parts of a report below its first screen: text, pictures and tables, or what is missing and how to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy.errors import one_line
+from vggdeploy.records import BenchReport, LayerReport
+from vggdeploy.report import grids
+from vggdeploy.report.documents import Results
+from vggdeploy.report.findings import pareto
+from vggdeploy.report.page import Grid
+from vggdeploy.report.subjects import Cast
+from vggdeploy.types import Verdict
+
+if TYPE_CHECKING:
+    from vggdeploy.report.plots import Chart
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: ``text`` says what is in it to who cannot see it; ``draw`` makes it, and imports Altair."""
+
+    text: str
+    draw: Callable[[], Chart]
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """``missing`` says what was not measured, and the command that measures it; ``notes`` why something does not count."""
+
+    anchor: str
+    title: str
+    text: str = ""
+    figures: tuple[Figure, ...] = ()
+    grids: tuple[Grid, ...] = ()
+    commands: tuple[str, ...] = ()
+    missing: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def sections(results: Results, cast: Cast) -> list[Section]:
+    """All of them, in the order in which they are read."""
+    return [
+        Section("summary", "Every variant", grids=(grids.summary(results, cast),)),
+        _distributions(results, cast),
+        _throughput(results, cast),
+        _load(results, cast),
+        _roofline(results, cast),
+        _parity(results, cast),
+        _layers(results),
+        _accuracy(results, cast),
+        Section("machine", "Machine and versions", grids=(grids.machines(results),)),
+        _commands(results),
+    ]
+
+
+def pareto_figure(bench: BenchReport, cast: Cast) -> Figure | None:
+    """Accuracy against latency; None where no accuracy is known."""
+    points, data = pareto(bench, cast)
+    if not points:
+        return None
+    rows: list[dict[str, Any]] = [
+        {
+            "label": p.label,
+            "p50_ms": p.row.p50_ms,
+            "accuracy": p.accuracy.rate,
+            "lower": p.accuracy.lower,
+            "upper": p.accuracy.upper,
+            "data": one_line(p.accuracy.data),
+            "verdict": str(p.verdict),
+            "run": "valid" if p.row.valid else "invalid",
+            "counts": p.counts,
+            "front": p.front,
+            "throughput": p.row.images_per_second,
+        }
+        for p in points
+    ]
+    best = ", ".join(p.label for p in points if p.front) or "none, since no run counts"
+    text = (
+        f"Accuracy on {one_line(data)} against p50 latency at batch {points[0].row.batch}. Not beaten in both: {best}. "
+        "Filled: proven, and its run is valid; hollow: not."
+    )
+    names = _labels(cast)
+    return Figure(text, lambda: _charts().pareto(rows, names=names))
+
+
+def _distributions(results: Results, cast: Cast) -> Section:
+    figures = []
+    for bench in results.bench:
+        for batch in sorted({r.batch for r in bench.rows if r.quantiles_ms}):
+            chosen = [r for r in bench.rows if r.batch == batch and r.quantiles_ms]
+            names = [cast.row(r, bench).label for r in chosen]
+            rows = [
+                {"label": name, "ms": ms, "share": index / (len(r.quantiles_ms) - 1)}
+                for name, r in zip(names, chosen, strict=True)
+                for index, ms in enumerate(r.quantiles_ms)
+                if ms > 0
+            ]
+            medians = ", ".join(f"{name} {r.p50_ms:.3f}" for name, r in zip(names, chosen, strict=True))
+            text = f"The share of calls that took at most so long, at batch {batch}. Medians in ms: {medians}."
+            figures.append(Figure(text, _ecdf(rows, _labels(cast)), _heading(results, bench, f"Batch {batch}")))
+    tables = tuple(grids.latency(bench, cast) for bench in results.bench if bench.rows)
+    missing = "" if tables else "No latency was measured: vggdeploy bench BUNDLE --json"
+    if tables and not figures:
+        missing = "The distributions are not in these results, which an older vggdeploy made: measure again."
+    text = "A steep line is a steady variant; the upper end of a line is its tail."
+    notes = grids.reasons((f"{cast.row(r, b).label} at {r.batch}", r.reasons) for b in results.bench for r in b.rows)
+    return Section("latency", "Latency", text if figures else "", tuple(figures), tables, missing=missing, notes=notes)
+
+
+def _ecdf(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Callable[[], Chart]:
+    return lambda: _charts().ecdf(rows, names=names)
+
+
+def _throughput(results: Results, cast: Cast) -> Section:
+    figures = []
+    for bench in results.bench:
+        if len({r.batch for r in bench.rows}) < 2:
+            continue
+        rows = [
+            {
+                "label": cast.row(r, bench).label,
+                "batch": r.batch,
+                "images_per_second": r.images_per_second,
+                "p50_ms": r.p50_ms,
+                "run": "valid" if r.valid else "invalid",
+            }
+            for r in bench.rows
+        ]
+        good = [r for r in bench.rows if r.valid and cast.row(r, bench).verdict is Verdict.PASS]
+        best = max(good, key=lambda r: r.images_per_second, default=None)
+        most = "no run of a proven variant is valid"
+        if best is not None:
+            most = f"the most: {cast.row(best, bench).label}, {best.images_per_second:,.0f} at {best.batch}"
+        text = f"Images a second over the batch size; {most}."
+        figures.append(Figure(text, _over_batch(rows, _labels(cast)), _heading(results, bench)))
+    missing = "" if figures else "Two batch sizes or more are needed: vggdeploy bench BUNDLE --batch 1,8,32 --json"
+    text = "The numbers are in the latency table." if figures else ""
+    return Section("throughput", "Throughput against batch", text, tuple(figures), missing=missing)
+
+
+def _over_batch(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Callable[[], Chart]:
+    return lambda: _charts().throughput(rows, names=names)
+
+
+def _load(results: Results, cast: Cast) -> Section:
+    rows = [
+        {
+            "label": cast.row(r, bench).label,
+            "batch": r.batch,
+            "qps": r.target_qps,
+            "p99_ms": r.p99_ms,
+            "bound_ms": r.latency_bound_ms,
+            "run": "valid" if r.valid else "invalid",
+        }
+        for bench in results.bench
+        for r in bench.scenarios
+        if r.scenario == "server" and r.target_qps and r.p99_ms
+    ]
+    names = _labels(cast)
+    figures = [
+        Figure(
+            "p99 latency of the server scenario over the rate of its queries, and the bound that was asked for.",
+            lambda: _charts().server(rows, names=names),
+        )
+    ]
+    tables = tuple(grids.scenarios(bench, cast) for bench in results.bench if bench.scenarios)
+    ask = "vggdeploy bench BUNDLE --scenario server --target-qps Q --latency-bound MS --json"
+    missing = "" if rows else f"The server scenario was not run: {ask}"
+    notes = grids.reasons(
+        (f"{cast.row(r, b).label}, {r.scenario} at {r.batch}", r.reasons) for b in results.bench for r in b.scenarios
+    )
+    return Section(
+        "load", "Latency under load", "", tuple(figures if rows else ()), tables, missing=missing, notes=notes
+    )
+
+
+def _roofline(results: Results, cast: Cast) -> Section:
+    rows = [
+        {
+            "label": f"{cast.label(g.variant, g.sha256, g.bundle)} on {one_line(g.gpu)}",
+            "batch": t.batch,
+            "tera_ops": t.tera_ops,
+            "share": t.roof_share,
+        }
+        for g in results.gpu
+        for t in g.times
+    ]
+    roofs = [
+        {"tera_ops": g.roof.tera_ops, "text": f"measured roof, {g.roof.precision}: {g.roof.tera_ops:,.0f} TOP/s"}
+        for g in results.gpu
+        if g.roof
+    ]
+    names = list(dict.fromkeys(row["label"] for row in rows))
+    text = "How much of the fastest matrix product measured on that GPU an engine reaches."
+    figures = [Figure(text, lambda: _charts().roof(rows, names=names, roofs=roofs))] if rows and roofs else []
+    missing = "; ".join(one_line(g.roof_missing) for g in results.gpu if not g.roof)
+    if not results.gpu:
+        missing = (
+            "A measured roof and the operations of an engine come from: vggdeploy bench BUNDLE --gpu-detail --json"
+        )
+    return Section(
+        "roofline",
+        "Roofline",
+        "",
+        tuple(figures),
+        tuple(map(grids.gpu_times, results.gpu)),
+        missing=missing,
+    )
+
+
+def _parity(results: Results, cast: Cast) -> Section:
+    rows: list[dict[str, Any]] = []
+    for report in results.parity:
+        for r in report.variants:
+            for o in r.outputs:
+                told = f"{o.relative_l2:.1e}" if o.relative_l2 else "0: not one bit differs"
+                rows.append(
+                    {
+                        "label": cast.label(r.variant, r.sha256, report.bundle),
+                        "output": one_line(f"{o.output} | {r.data}"),
+                        "relative_l2": o.relative_l2,
+                        "told": told,
+                        "verdict": str(r.verdict),
+                    }
+                )
+    floor = min((row["relative_l2"] for row in rows if row["relative_l2"]), default=1e-8) / 10
+    for row in rows:
+        row["relative_l2"] = row["relative_l2"] or floor
+    names = _labels(cast)
+    text = "Relative L2 distance of every output to the FP32 reference. What does not differ at all stands at the left end."
+    figures = [Figure(text, lambda: _charts().distances(rows, names=names))] if rows else []
+    tables = (grids.parity(results, cast),) if results.parity else ()
+    missing = "" if results.parity else "No comparison with the reference: vggdeploy verify BUNDLE --json"
+    notes = grids.reasons(
+        (cast.label(r.variant, r.sha256, p.bundle), r.reasons) for p in results.parity for r in p.variants
+    )
+    return Section("parity", "Parity per output", "", tuple(figures), tables, missing=missing, notes=notes)
+
+
+def _layers(results: Results) -> Section:
+    found = [report for parity in results.parity for report in parity.layers]
+    figures = tuple(layer_figure(report) for report in found)
+    missing = (
+        ""
+        if found
+        else "No layers were compared: vggdeploy verify BUNDLE --layers --json, for an ONNX variant that fails"
+    )
+    return Section("layers", "Error layer by layer", "", figures, tuple(map(grids.layers, found)), missing=missing)
+
+
+def layer_figure(report: LayerReport) -> Figure:
+    """The error after each layer, with the culprit marked. An error of 0 stands at the left end."""
+    above = [r.relative_l2 for r in report.layers if r.relative_l2 > 0]
+    floor = min(above, default=1e-8) / 3
+    rows = [
+        {
+            "layer": one_line(r.layer),
+            "error": r.relative_l2 if r.relative_l2 > 0 else floor,
+            "told": f"{r.relative_l2:.1e}",
+            "marked": r.layer == report.culprit,
+            "word": "overflow" if not r.finite else "first jump",
+            "finite": "finite" if r.finite else "NaN or infinity",
+            "max_abs": r.max_abs,
+            "cosine_min": r.cosine_min,
+            "largest": r.largest,
+        }
+        for r in report.layers
+    ]
+    heading = one_line(f"{report.variant} ({report.precision})")
+    return Figure(
+        f"{heading}: {one_line(report.reason)}.",
+        lambda: _charts().layer_errors(rows, culprit=report.culprit),
+        heading,
+    )
+
+
+def _accuracy(results: Results, cast: Cast) -> Section:
+    if results.evaluations:
+        return Section("accuracy", "Accuracy", grids=(grids.evaluations(results.evaluations, cast),))
+    known = any(s.accuracies for s in cast.subjects)
+    text = "From the images that parity ran on; see the summary." if known else ""
+    return Section("accuracy", "Accuracy", text, missing="With intervals and classes: vggdeploy evaluate BUNDLE --json")
+
+
+def _commands(results: Results) -> Section:
+    found = [str(getattr(d.result, "command", "")) for d in results.documents]
+    commands = tuple(dict.fromkeys(one_line(line) for line in found if line))
+    without = [one_line(d.path.name) for d, line in zip(results.documents, found, strict=True) if not line]
+    missing = f"Made before commands were recorded: {', '.join(without)}." if without else ""
+    text = "From the directory that they were run in, these make the results again." if commands else ""
+    return Section("repeat", "Repeat it", text, commands=commands, missing=missing)
+
+
+def _labels(cast: Cast) -> list[str]:
+    """All variants of the report: each has one colour in all of its pictures."""
+    return [subject.label for subject in cast.subjects]
+
+
+def _heading(results: Results, bench: BenchReport, text: str = "") -> str:
+    """What a picture of one bench is called: the bench is named where there are several."""
+    run = grids.run_name(bench) if len(results.bench) > 1 else ""
+    return ": ".join(part for part in (text, run) if part)
+
+
+def _charts() -> Any:
+    from vggdeploy.report import charts  # only now: it imports Altair
+
+    return charts

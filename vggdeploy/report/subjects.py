@@ -1,0 +1,172 @@
+"""Who a report is about: variants told apart by their bytes, with the verdict and the accuracy that were found of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from vggdeploy.errors import one_line
+from vggdeploy.records import BenchReport, BenchRow, ScenarioRow
+from vggdeploy.report.documents import Results
+from vggdeploy.types import Verdict
+
+_WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)
+REFERENCE = "torch-fp32"  # `vggdeploy.bundle.REFERENCE`: what every other variant is compared with
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of images classified right, on ``data``; the interval where one was recorded."""
+
+    rate: float
+    data: str
+    samples: int | None = None
+    lower: float | None = None
+    upper: float | None = None
+
+
+@dataclass
+class Subject:
+    """One variant's bytes, and what the results say of them.
+
+    ``proofs``: (verdict, where and on what, reasons) of every comparison with the reference; ``recorded``: the verdicts
+    that benches carried over from the bundle.
+    """
+
+    variant: str
+    sha256: str
+    bundle: str
+    label: str = ""
+    proofs: list[tuple[Verdict, str, tuple[str, ...]]] = field(default_factory=list)
+    recorded: list[Verdict] = field(default_factory=list)
+    accuracies: list[Accuracy] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the comparisons that ran; ``unproven`` where none did."""
+        found: list[Verdict] = [verdict for verdict, _, _ in self.proofs if verdict is not Verdict.UNPROVEN]
+        if not found or Verdict.FAIL in self.recorded:  # a bench fails a variant whose golden outputs are wrong
+            found += self.recorded
+        return next((v for v in _WORST if v in found), Verdict.UNPROVEN)
+
+    @property
+    def why(self) -> str:
+        """One line: on what the verdict rests."""
+        verdict = self.verdict
+        same = [(where, reasons) for v, where, reasons in self.proofs if v is verdict]
+        reasons = next((reasons for _, reasons in same if reasons), ())
+        if reasons:
+            return one_line(reasons[0])
+        if same:
+            proven = "; ".join(dict.fromkeys(one_line(where) for where, _ in reversed(same) if where))
+            return f"the reference itself; {proven}" if self.variant == REFERENCE else proven
+        if verdict is Verdict.UNPROVEN:
+            return "none of these results ran it against the reference"
+        return "as recorded in the bundle, and checked on its golden pair when it was measured"
+
+
+@dataclass(frozen=True)
+class Cast:
+    """All subjects of a report, found again by what a record says of itself."""
+
+    subjects: tuple[Subject, ...]
+
+    def find(self, variant: str, sha256: str, bundle: str) -> Subject:
+        """The subject of a record. A record of what could not run has no hash: then its bundle tells."""
+        same = [s for s in self.subjects if s.variant == variant and (not sha256 or s.sha256 == sha256)]
+        return next((s for s in same if s.bundle == bundle), same[0])
+
+    def label(self, variant: str, sha256: str, bundle: str) -> str:
+        return self.find(variant, sha256, bundle).label
+
+    def row(self, row: BenchRow | ScenarioRow, bench: BenchReport) -> Subject:
+        """The subject of a bench's row."""
+        return self.find(*origin(row, bench))
+
+
+def measured(bench: BenchReport) -> list[BenchRow | ScenarioRow]:
+    """All rows of a bench."""
+    return [*bench.rows, *bench.scenarios]
+
+
+def origin(row: BenchRow | ScenarioRow, bench: BenchReport) -> tuple[str, str, str]:
+    """Variant, hash and bundle of a row; of several bundles a bench calls its variants ``bundle:variant``."""
+    prefix, colon, variant = row.variant.rpartition(":")
+    if not colon or len(bench.bundles) < 2:
+        return row.variant, row.sha256, bench.bundle
+    ends = PurePath(prefix).parts
+    bundle = next((path for path in bench.bundles if PurePath(path).parts[-len(ends) :] == ends), prefix)
+    return variant, row.sha256, bundle
+
+
+def short_path(path: str) -> str:
+    """The last two parts of a path: a bundle's directory is often called just that."""
+    return "/".join(PurePath(path).parts[-2:]) or path
+
+
+def gather(results: Results) -> Cast:
+    """The subjects of all results, in the order in which they are first spoken of, each with a label of its own."""
+    seen: dict[tuple[str, str], Subject] = {}
+    unhashed = []
+    for variant, sha256, bundle in _mentioned(results):
+        if sha256:
+            seen.setdefault((variant, sha256), Subject(variant, sha256, bundle))
+        else:
+            unhashed.append((variant, bundle))
+    for variant, bundle in unhashed:
+        if not any(s.variant == variant and s.bundle == bundle for s in seen.values()):
+            seen[variant, bundle] = Subject(variant, "", bundle)
+    cast = Cast(tuple(seen.values()))
+    _name(cast)
+    _testify(cast, results)
+    return cast
+
+
+def _mentioned(results: Results) -> list[tuple[str, str, str]]:
+    found = [(r.variant, r.sha256, p.bundle) for p in results.parity for r in p.variants]
+    found += [origin(r, b) for b in results.bench for r in measured(b)]
+    found += [(e.variant, e.sha256, e.target) for e in results.evaluations]
+    found += [(g.variant, g.sha256, g.bundle) for g in results.gpu]
+    return found
+
+
+def _name(cast: Cast) -> None:
+    """The variant's name alone where it is the only one; else with its bundle's, else with the start of its hash."""
+    choices: list[dict[int, str]] = [
+        {id(s): one_line(text(s)) for s in cast.subjects}
+        for text in (
+            lambda s: s.variant,
+            lambda s: f"{s.variant} ({short_path(s.bundle)})",
+            lambda s: f"{s.variant} ({s.sha256[:8] or s.bundle})",
+            lambda s: f"{s.variant} ({s.sha256}, {s.bundle})",
+        )
+    ]
+    counts = [Counter(names.values()) for names in choices]
+    for subject in cast.subjects:
+        own = [
+            names[id(subject)] for names, times in zip(choices, counts, strict=True) if times[names[id(subject)]] == 1
+        ]
+        subject.label = own[0]
+
+
+def _testify(cast: Cast, results: Results) -> None:
+    for parity in results.parity:
+        for r in parity.variants:
+            subject = cast.find(r.variant, r.sha256, parity.bundle)
+            subject.proofs.append((r.verdict, f"{r.data} on {r.device}" if r.data else "", r.reasons))
+            samples = r.flips.samples if r.flips else None
+            if r.candidate_accuracy is not None:
+                subject.accuracies.append(Accuracy(r.candidate_accuracy, r.data, samples))
+            if r.reference_accuracy is not None:
+                for other in cast.subjects:
+                    known = any(a.data == r.data for a in other.accuracies)
+                    if other.variant == REFERENCE and other.bundle == parity.bundle and not known:
+                        other.accuracies.append(Accuracy(r.reference_accuracy, r.data, samples))
+    for bench in results.bench:
+        for row in measured(bench):
+            cast.row(row, bench).recorded.append(row.verdict)
+    for e in results.evaluations:
+        a = e.accuracy
+        found = Accuracy(a.rate, e.data, a.samples, a.lower, a.upper)
+        cast.find(e.variant, e.sha256, e.target).accuracies.insert(0, found)
