@@ -53,6 +53,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     ``blocks`` holds the output channels of every 3×3 convolution, grouped into blocks; each block ends in a 2×2
     max-pool. ``hidden`` holds the widths of fc6 and fc7. ``arch`` and ``width`` name where the blocks came from.
+    ``ranks`` are those of fc6's and fc7's matrices where they are stored as a product of two; 0 where they are not.
     """
 
     arch: str
@@ -64,6 +65,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     image_size: int = 224
     hidden: tuple[int, int] = (4096, 4096)
     dropout: float = 0.5
+    ranks: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         def check(holds: bool, cause: str, hint: str) -> None:
@@ -95,6 +97,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check(all(h >= 1 for h in self.hidden), f"hidden width {self.hidden}", "give at least 1")
         check(0 <= self.dropout < 1, f"dropout {self.dropout}", "give a probability from 0 up to, not including, 1")
         check(0 < self.width <= MAX_CHANNELS, f"width ratio {self.width}", "give a number above 0, such as 0.25")
+        for name, rank, full in zip(("fc6", "fc7"), self.ranks, self.full_ranks, strict=True):
+            check(
+                0 <= rank <= full, f"rank {rank} of {name}", f"its full rank is {full}: give 1 to {full}, or 0 for none"
+            )
         if self.arch != CUSTOM:
             base, bn = split_arch(self.arch)
             check(
@@ -146,9 +152,16 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.blocks[-1][-1] * (self.image_size // self.stride) ** 2
 
     @property
+    def full_ranks(self) -> tuple[int, int]:
+        """The largest rank that fc6's and fc7's matrices can have: of inputs and outputs the fewer."""
+        fc6, fc7 = self.hidden
+        return min(self.flat_features, fc6), min(fc6, fc7)
+
+    @property
     def title(self) -> str:
         width = "" if self.width == 1 else f" × {self.width:g}"
-        return f"{self.arch}{width}, {self.in_channels}×{self.image_size}×{self.image_size} → {self.classes}"
+        ranks = "".join(f", {name} of rank {r}" for name, r in zip(("fc6", "fc7"), self.ranks, strict=True) if r)
+        return f"{self.arch}{width}, {self.in_channels}×{self.image_size}×{self.image_size} → {self.classes}{ranks}"
 
 
 def split_arch(arch: str) -> tuple[str, bool]:

@@ -43,12 +43,16 @@ def test_ones_own_file_and_over_it_the_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(), Recipe(lr_features=0.1, augment=("flip",), compile=True, dataset='folder:a "b"')]
+    "recipe",
+    [
+        Recipe(),
+        Recipe(lr_features=0.1, augment=("flip",), compile=True, dataset='folder:a "b"'),
+        Recipe(schedule="step", step_every=3, arch="init", init="small", distill="large", temperature=2.0),
+    ],
 )
 def test_a_recipe_survives_its_file(tmp_path: Path, recipe: Recipe) -> None:
     file = tmp_path / "all.toml"
-    text = to_toml(recipe)
-    file.write_text("".join(line for line in text.splitlines(True) if not line.startswith("step_")))
+    file.write_text(to_toml(recipe))
     assert resolve_recipe(str(file), {}) == recipe
 
 
@@ -69,6 +73,12 @@ def test_a_recipe_survives_its_file(tmp_path: Path, recipe: Recipe) -> None:
         ("epochs = ", "is not TOML"),
         ("step_every = 3", "step_every mean nothing to the schedule cosine"),
         ('dataset = "imagenet"', "unknown data set 'imagenet'"),
+        ("temperature = 2", "temperature mean nothing without a teacher — add --distill"),
+        ('distill = "t"\ntemperature = 0', "temperature 0.0 — give a number above 0"),
+        ('distill = "t"\ndistill_weight = 1.5', "weight 1.5 of the teacher"),
+        ('arch = "init"', "the architecture init names no network — add --init"),
+        ('arch = "init"\ninit = "small"\nwidth = 0.5', "width would change the network of small"),
+        ('arch = "init"\ninit = "small"\nimage_size = 32', "image_size would change the network of small"),
     ],
 )
 def test_a_slip_in_a_file_is_one_clear_line(tmp_path: Path, text: str, cause: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from vggdeploy.errors import BundleError, CheckpointError
 from vggdeploy.files import read_regular, sha256_of
-from vggdeploy.records import Record, from_json
+from vggdeploy.records import Origin, Record, StepRecord, from_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 CHECKPOINT_NAME = "checkpoint.json"
@@ -24,7 +24,8 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     """``checkpoint.json``: everything about the weights that the weights do not say themselves.
 
     ``dataset`` names what it was trained on, "" when unknown; ``training`` is the record of the run. For weights that
-    came from elsewhere it holds, as ``weights``, where from and what was used, left and assumed.
+    came from elsewhere it holds, as ``weights``, where from and what was used, left and assumed. Where steps changed the
+    structure of what was trained, ``origin`` is the network as it was trained, and ``steps`` are what was done to it.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -33,6 +34,8 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     dataset: str = ""
     training: dict[str, Any] = {}
+    origin: Origin | None = None
+    steps: tuple[StepRecord, ...] = ()
     weights_sha256: str = ""
     tools: dict[str, str] = {}
 

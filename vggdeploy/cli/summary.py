@@ -10,6 +10,7 @@ import typer
 from vggdeploy.cli.options import Json
 
 if TYPE_CHECKING:
+    from vggdeploy.model.summary import LayerRow
     from vggdeploy.spec import ModelSpec
 
 
@@ -49,7 +50,7 @@ def summary(
         render.emit_json(result)
         return
     rows = [
-        [x.name, x.key, x.kind.replace("_", " "), "×".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.macs:,}"]
+        [x.name, x.key, _kind(x), "×".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.macs:,}"]
         for x in result.layers
     ]
     render.table(["layer", "key", "kind", "output", "parameters", "MACs"], rows, title=result.title, left=3)
@@ -57,6 +58,10 @@ def summary(
         f"\ntotal: {result.parameters:,} parameters ({render.size_text(result.fp32_bytes)} in FP32), "
         f"{result.macs / 1e9:.3f} GMACs an image"
     )
+
+
+def _kind(row: LayerRow) -> str:
+    return row.kind.replace("_", " ") + (f", rank {row.rank}" if row.rank else "")
 
 
 def _spec(network: str, options: dict[str, Any]) -> ModelSpec:

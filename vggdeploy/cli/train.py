@@ -33,7 +33,10 @@ def train(
         str | None, typer.Option(help="Any of flip,crop,rotate,colour, with commas; or none. Default: none.")
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(help="vgg11, vgg13, vgg16 or vgg19, with or without _bn. Default: vgg11_bn.")
+        str | None,
+        typer.Option(
+            help="vgg11, vgg13, vgg16 or vgg19, with or without _bn; or init, the network of --init. Default: vgg11_bn."
+        ),
     ] = None,
     blocks: Annotated[
         str | None,
@@ -89,6 +92,15 @@ def train(
     ] = None,
     step_factor: Annotated[float | None, typer.Option(help="With --schedule step: by how much. Default: 0.1.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing. Default: 0.1.")] = None,
+    distill: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="A teacher: learn from its answers beside the labels.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="With --distill: how much the teacher's answers are softened. Default: 4.0.")
+    ] = None,
+    distill_weight: Annotated[
+        float | None, typer.Option(help="With --distill: the share of the loss that is the teacher's. Default: 0.9.")
+    ] = None,
     clip: Annotated[
         float | None, typer.Option(help="Largest norm of all gradients together; 0 for any. Default: 0.0.")
     ] = None,
@@ -152,6 +164,9 @@ def train(
         "step_every": step_every,
         "step_factor": step_factor,
         "label_smoothing": label_smoothing,
+        "distill": distill,
+        "temperature": temperature,
+        "distill_weight": distill_weight,
         "clip": clip,
         "keep": keep,
         "patience": patience,

@@ -16,7 +16,11 @@ Kind = Literal["conv", "batch_norm", "relu", "pool", "linear", "dropout"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One module: where it stands (``features.5``), what it is, and the shape of one sample of its output."""
+    """One module: where it stands (``features.5``), what it is, and the shape of one sample of its output.
+
+    A linear layer with a ``rank`` is two: ``inputs`` → ``rank`` without a bias, then ``rank`` → ``outputs``. Its place is
+    still one, so that the places after it stay torchvision's; the two are ``classifier.0.0`` and ``classifier.0.1``.
+    """
 
     name: str
     kind: Kind
@@ -25,6 +29,7 @@ class Layer:
     inputs: int
     outputs: int
     shape: tuple[int, ...]
+    rank: int = 0
 
     @property
     def key(self) -> str:
@@ -37,7 +42,7 @@ class Layer:
         if self.kind == "conv":
             return (9 * self.inputs + 1) * self.outputs
         if self.kind == "linear":
-            return (self.inputs + 1) * self.outputs
+            return self.macs + self.outputs
         return 2 * self.outputs if self.kind == "batch_norm" else 0
 
     @property
@@ -45,7 +50,9 @@ class Layer:
         """Multiply-accumulates for one sample, of convolutions and matrix products (as torchvision counts GFLOPS)."""
         if self.kind == "conv":
             return 9 * self.inputs * self.outputs * self.shape[1] * self.shape[2]
-        return self.inputs * self.outputs if self.kind == "linear" else 0
+        if self.kind == "linear":
+            return self.rank * (self.inputs + self.outputs) if self.rank else self.inputs * self.outputs
+        return 0
 
 
 def layers_of(spec: ModelSpec) -> list[Layer]:
@@ -77,5 +84,6 @@ def layers_of(spec: ModelSpec) -> list[Layer]:
         ("fc8", "linear", fc7, spec.classes),
     )
     for index, (name, kind, inputs, outputs) in enumerate(head):
-        found.append(Layer(name, kind, "classifier", index, inputs, outputs, (outputs,)))
+        rank = {"fc6": spec.ranks[0], "fc7": spec.ranks[1]}.get(name, 0)
+        found.append(Layer(name, kind, "classifier", index, inputs, outputs, (outputs,), rank))
     return found

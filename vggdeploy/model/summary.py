@@ -8,7 +8,8 @@ from vggdeploy.spec import ModelSpec
 
 
 class LayerRow(Record, frozen=True, kw_only=True):
-    """One layer. ``shape`` is that of one sample's output; ``macs`` counts one image."""
+    """One layer. ``shape`` is that of one sample's output; ``macs`` counts one image. A linear layer with a ``rank`` is
+    the product of two matrices."""
 
     name: str
     kind: str
@@ -16,6 +17,7 @@ class LayerRow(Record, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     parameters: int
     macs: int
+    rank: int = 0
 
 
 class Summary(Record, frozen=True, kw_only=True):
@@ -33,7 +35,7 @@ class Summary(Record, frozen=True, kw_only=True):
 def summarise(spec: ModelSpec) -> Summary:
     """Every layer of ``spec`` and the totals; ``fp32_bytes`` is the size of the trainable parameters in FP32."""
     rows = tuple(
-        LayerRow(name=x.name, kind=x.kind, key=x.key, shape=x.shape, parameters=x.parameters, macs=x.macs)
+        LayerRow(name=x.name, kind=x.kind, key=x.key, shape=x.shape, parameters=x.parameters, macs=x.macs, rank=x.rank)
         for x in layers_of(spec)
     )
     parameters = sum(r.parameters for r in rows)

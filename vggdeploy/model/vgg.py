@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -38,9 +39,15 @@ def _module(layer: Layer, spec: ModelSpec) -> nn.Module:
         case "pool":
             return nn.MaxPool2d(kernel_size=2, stride=2)
         case "linear":
-            return nn.Linear(layer.inputs, layer.outputs)
+            return _linear(layer)
         case "dropout":
             return nn.Dropout(spec.dropout)
+
+
+def _linear(layer: Layer) -> nn.Module:
+    if not layer.rank:
+        return nn.Linear(layer.inputs, layer.outputs)
+    return nn.Sequential(nn.Linear(layer.inputs, layer.rank, bias=False), nn.Linear(layer.rank, layer.outputs))
 
 
 def new_vgg(spec: ModelSpec, *, seed: int = 0) -> VGG:
@@ -89,13 +96,5 @@ def fold_batch_norm(model: VGG) -> VGG:
 
 def plain_spec(spec: ModelSpec) -> ModelSpec:
     """The spec of the network after `fold_batch_norm`."""
-    return ModelSpec(
-        arch=spec.arch.removesuffix("_bn") if spec.arch != CUSTOM else CUSTOM,
-        blocks=spec.blocks,
-        width=spec.width,
-        in_channels=spec.in_channels,
-        classes=spec.classes,
-        image_size=spec.image_size,
-        hidden=spec.hidden,
-        dropout=spec.dropout,
-    )
+    arch = spec.arch.removesuffix("_bn") if spec.arch != CUSTOM else CUSTOM
+    return msgspec.structs.replace(spec, arch=arch, batch_norm=False)

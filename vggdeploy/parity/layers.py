@@ -33,7 +33,7 @@ def tapped(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
     dense = [n for n in names if n.startswith("fc")] + ["logits"]
     nodes = list(model.graph.node)
     found: dict[str, str] = {}
-    counts = {"Conv": 0, "Relu": 0, "MaxPool": 0, "Gemm": 0}
+    counts = {"Conv": 0, "Relu": 0, "MaxPool": 0}
     lists = {"Conv": known["conv"], "Relu": known["relu"], "MaxPool": known["pool"]}
     for node in nodes:
         if node.op_type == "Conv" and counts["Conv"] == 0:
@@ -44,8 +44,8 @@ def tapped(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
             found[lists[node.op_type][counts[node.op_type]]] = node.output[0]
         elif node.op_type == "Relu":  # after the convolutions' come those of fc6 and fc7
             found[dense[counts["Relu"] - len(known["relu"])]] = node.output[0]
-        elif node.op_type == "Gemm" and counts["Gemm"] == len(dense) - 1:
-            found["logits"] = node.output[0]
+        elif node.op_type == "Gemm" and counts["Relu"] == len(known["relu"]) + len(dense) - 1:
+            found["logits"] = node.output[0]  # behind the last ReLU: before it fc6 and fc7 may be two products each
         if node.op_type in counts:
             counts[node.op_type] += 1
     return found

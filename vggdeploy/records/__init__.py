@@ -15,6 +15,7 @@ from vggdeploy.records.parity import (
     ParityReport,
     Thresholds,
 )
+from vggdeploy.records.structure import Origin, Size, StepRecord
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
@@ -28,6 +29,7 @@ __all__ = [
     "LayerReport",
     "LoadAnswers",
     "Machine",
+    "Origin",
     "OutputParity",
     "ParityRecord",
     "ParityReport",
@@ -35,6 +37,8 @@ __all__ = [
     "RateTry",
     "Record",
     "ScenarioRow",
+    "Size",
+    "StepRecord",
     "Thresholds",
     "from_json",
     "to_json",

@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -22,9 +23,10 @@ from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import new_with_state, save_checkpoint
 from vggdeploy.optional import version
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.train.distill import Teacher
 from vggdeploy.train.environment import pick_device, pick_precision, repeatable, thread_count
 from vggdeploy.train.processes import Processes, join_processes, share_batch_norms
-from vggdeploy.train.recipe import Recipe
+from vggdeploy.train.recipe import LIKE_INIT, Recipe
 from vggdeploy.train.record import HISTORY_NAME, OnNote, OnProgress, TrainingRecord, TrainingResult, history_lines
 from vggdeploy.train.run import Data, Run
 from vggdeploy.train.start import preprocess_like, start_from
@@ -67,7 +69,7 @@ def train(
         UsageError: ``output`` may not be replaced, a number of threads below 1, or nothing or another run to resume.
             Found before the work begins.
         DataError: the data set cannot be found, downloaded or read.
-        CheckpointError: the weights to start from do not fit.
+        CheckpointError: the weights to start from, or the teacher, do not fit.
         IncompatibleError: the device is not here.
         TrainingError: the loss became infinite or not a number; what stood at ``output`` stays.
     """
@@ -113,6 +115,7 @@ def train(
             overwrite=overwrite,
             write_best=write,
             on_progress=on_progress,
+            teacher=job.teacher,
         )
         if resume:
             run.resume()
@@ -136,6 +139,7 @@ class _Job:
     model: VGG
     network: Deployable
     init: InitReport | None
+    teacher: Teacher | None
     device: torch.device
     processes: Processes
 
@@ -150,6 +154,9 @@ def _prepare(
     model = new_vgg(spec, seed=recipe.seed)
     init = start_from(recipe, model, dataset)
     preprocess = preprocess_like(recipe.preprocess(), init)
+    teacher = None
+    if recipe.distill:
+        teacher = Teacher(recipe.distill, labels=dataset.classes, preprocess=preprocess, device=where)
 
     def split(name: str) -> Images:
         return open_split(recipe.dataset, name, preprocess, data_dir=data_dir, memory=memory)
@@ -168,7 +175,7 @@ def _prepare(
     if processes.count > 1:
         share_batch_norms(model)
     network = Deployable(model, preprocess).to(where)
-    return _Job(recipe, dataset, preprocess, data, model, network, init, where, processes)
+    return _Job(recipe, dataset, preprocess, data, model, network, init, teacher, where, processes)
 
 
 def _record(job: _Job, run: Run, *, threads: int) -> TrainingRecord:
@@ -192,12 +199,22 @@ def _record(job: _Job, run: Run, *, threads: int) -> TrainingRecord:
         created=now(),
         processes=job.processes.count,
         init=job.init,
+        teacher=job.teacher.record if job.teacher else None,
     )
+
+
+def _carried(job: _Job) -> dict[str, Any]:
+    """What a network brings along when the very same network is trained on: what it was, and what was done to it."""
+    if job.recipe.arch != LIKE_INIT or job.init is None or job.init.fresh:
+        return {}
+    before = read_checkpoint(job.recipe.init, check_weights=False)
+    return {"origin": before.origin, "steps": before.steps}
 
 
 def _write(job: _Job, run: Run, record: TrainingRecord, path: Path, *, overwrite: bool) -> Checkpoint:
     """The checkpoint of the best epoch so far, with the run's curve beside it."""
     checkpoint = Checkpoint(
+        **_carried(job),
         spec=job.model.spec,
         preprocess=job.preprocess,
         labels=job.dataset.classes,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, get_args
 
+import msgspec
+
+from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
 from vggdeploy.data.folder import is_folder
 from vggdeploy.data.specs import DatasetSpec, default_preprocess, get_dataset
 from vggdeploy.errors import UsageError, unknown_name
@@ -22,6 +26,8 @@ Augmentation = Literal["flip", "crop", "rotate", "colour"]
 
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 CUSTOM_NAMES = (CUSTOM, f"{CUSTOM}_bn")
+LIKE_INIT = "init"  # as an architecture: the network, and the preprocessing, of the checkpoint that init names
+NETWORK = ("blocks", "width", "hidden", "dropout", "image_size", "channels")
 NO_FREEZE, ALL_FEATURES = "none", "features"
 
 
@@ -31,7 +37,9 @@ class Recipe(Record, frozen=True, kw_only=True):
     ``channels`` 0 are the data set's; ``per_class`` 0 takes every training image; ``clip``, ``patience`` and
     ``unfreeze_every`` are off at 0; ``lr_features`` is ``lr`` where it is not given. ``warmup`` is the share of all
     steps in which the learning rate rises to ``lr``; then it follows ``schedule``. ``precision`` is that of the forward
-    and backward pass; weights are FP32 always.
+    and backward pass; weights are FP32 always. With ``arch`` ``"init"`` the network is that of the checkpoint ``init``.
+    With ``distill`` the network also learns from the answers of that checkpoint, its teacher (see
+    `vggdeploy.train.distill`): ``temperature`` softens them, and they weigh ``distill_weight``, the labels the rest.
     """
 
     dataset: str = "digits"
@@ -60,6 +68,9 @@ class Recipe(Record, frozen=True, kw_only=True):
     step_every: int = 2
     step_factor: float = 0.1
     label_smoothing: float = 0.1
+    distill: str = ""
+    temperature: float = 4.0
+    distill_weight: float = 0.9
     clip: float = 0.0
     keep: Keep = "best"
     patience: int = 0
@@ -83,7 +94,10 @@ class Recipe(Record, frozen=True, kw_only=True):
                 raise UsageError(cause, hint)
         # An unknown data set or architecture, or a size that does not fit, is found here. A folder is not looked into:
         # a recipe can be read where its images are not.
-        if is_folder(self.dataset):
+        if self.arch == LIKE_INIT:  # nor at the checkpoint
+            if not is_folder(self.dataset):
+                get_dataset(self.dataset)
+        elif is_folder(self.dataset):
             self._network(self.channels or 3, 2)
         else:
             self.model_spec()
@@ -120,6 +134,12 @@ class Recipe(Record, frozen=True, kw_only=True):
         yield self.channels in (0, 1, 3), f"{self.channels} input channels", "give 1 (grey), 3 (RGB) or 0 (the data's)"
         yield len(set(self.augment)) == len(self.augment), f"augment {','.join(self.augment)}", "name each only once"
         yield 0 <= self.seed < 2**32, f"seed {self.seed}", "give a whole number from 0 to 4294967295"
+        yield positive(self.temperature), f"temperature {self.temperature}", "give a number above 0, such as 4"
+        yield (
+            0 < self.distill_weight <= 1,
+            f"weight {self.distill_weight} of the teacher",
+            "give a number above 0, at most 1, such as 0.9",
+        )
         custom = self.arch in CUSTOM_NAMES
         yield (
             custom or not self.blocks,
@@ -127,6 +147,15 @@ class Recipe(Record, frozen=True, kw_only=True):
             f"with blocks the architecture is {' or '.join(CUSTOM_NAMES)}: leave --arch out",
         )
         yield bool(self.blocks) or not custom, f"the architecture {self.arch} has no blocks", "add --blocks 1x64,1x128"
+        like = self.arch == LIKE_INIT
+        yield bool(self.init) or not like, "the architecture init names no network", "add --init CHECKPOINT"
+        defaults = {field.name: field.default for field in msgspec.structs.fields(type(self))} if like else {}
+        other = [name for name in NETWORK if like and getattr(self, name) != defaults[name]]
+        yield (
+            not other,
+            f"{' and '.join(other)} would change the network of {self.init}",
+            "with the architecture init it stays as it is: leave them out",
+        )
 
     def _transfer(self) -> Iterable[tuple[bool, str, str]]:
         count = self.freeze.isdecimal() and len(self.freeze) <= 3
@@ -157,11 +186,15 @@ class Recipe(Record, frozen=True, kw_only=True):
     def batch_norm(self) -> bool:
         return self.arch == CUSTOM_NAMES[1] or (self.arch != CUSTOM and split_arch(self.arch)[1])
 
+    def _like(self) -> Checkpoint:
+        return read_checkpoint(Path(self.init), check_weights=False)
+
     def model_spec(self, dataset: DatasetSpec | None = None) -> ModelSpec:
         """The network. Its classes are the data set's, and so are its channels unless the recipe says otherwise.
 
         Raises:
             DataError: the data set is a folder that is not here.
+            CheckpointError: the architecture is that of ``init``, and it is no checkpoint.
         """
         dataset = dataset or get_dataset(self.dataset)
         spec = self._network(self.channels or dataset.channels, len(dataset.classes))
@@ -172,6 +205,8 @@ class Recipe(Record, frozen=True, kw_only=True):
         return spec
 
     def _network(self, channels: int, classes: int) -> ModelSpec:
+        if self.arch == LIKE_INIT:
+            return msgspec.structs.replace(self._like().spec, classes=classes)
         if not self.blocks:
             return ModelSpec.named(
                 self.arch,
@@ -196,4 +231,6 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     def preprocess(self) -> PreprocessSpec:
         """The data set's preprocessing at the recipe's image size and channels."""
+        if self.arch == LIKE_INIT:
+            return self._like().preprocess
         return default_preprocess(self.dataset, self.image_size, channels=self.channels)

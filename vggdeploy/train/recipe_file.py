@@ -14,11 +14,12 @@ import msgspec
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.files import read_regular
 from vggdeploy.optional import first_line
-from vggdeploy.train.recipe import CUSTOM_NAMES, Recipe
+from vggdeploy.train.recipe import CUSTOM_NAMES, LIKE_INIT, NETWORK, Recipe
 
 BUILT_IN = ("classic", "modern")
 _MAX_BYTES = 2**20
 _STEP_ONLY = {"step_every", "step_factor"}
+_DISTILL_ONLY = {"temperature", "distill_weight"}
 
 
 def resolve_recipe(source: str | None, changes: Mapping[str, Any]) -> Recipe:
@@ -36,6 +37,8 @@ def resolve_recipe(source: str | None, changes: Mapping[str, Any]) -> Recipe:
     if "blocks" in changes and changes["blocks"] and "arch" not in changes:
         base = str(values.get("arch", Recipe().arch))
         values["arch"] = CUSTOM_NAMES[base.endswith("bn")]
+    elif changes.get("arch") == LIKE_INIT:
+        values = {name: value for name, value in values.items() if name not in NETWORK}
     elif "arch" in changes and changes["arch"] not in CUSTOM_NAMES and "blocks" not in changes:
         values.pop("blocks", None)
     elif values.get("blocks") and "arch" not in values:
@@ -50,14 +53,26 @@ def resolve_recipe(source: str | None, changes: Mapping[str, Any]) -> Recipe:
         raise UsageError(
             f"{' and '.join(sorted(given))} mean nothing to the schedule {recipe.schedule}", "add --schedule step"
         )
+    given = _DISTILL_ONLY & merged.keys()
+    if given and not recipe.distill:
+        raise UsageError(f"{' and '.join(sorted(given))} mean nothing without a teacher", "add --distill CHECKPOINT")
+    given = set(NETWORK) & merged.keys()
+    if given and recipe.arch == LIKE_INIT:
+        raise UsageError(
+            f"{' and '.join(sorted(given))} would change the network of {recipe.init}", "leave it out, or --arch init"
+        )
     return recipe
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as a file that `resolve_recipe` reads back: every field, in the order of the reference."""
+    """The recipe as a file that `resolve_recipe` reads back: every field that says something, in the order of the
+    reference."""
+    idle = set() if recipe.schedule == "step" else _STEP_ONLY
+    idle = idle if recipe.distill else idle | _DISTILL_ONLY
+    idle = idle | set(NETWORK) if recipe.arch == LIKE_INIT else idle
     lines = []
     for name, value in msgspec.to_builtins(recipe).items():
-        if value is not None:  # TOML has no null: what is absent is not given
+        if value is not None and name not in idle:  # TOML has no null: what is absent is not given
             # A JSON string, number, boolean or array of strings is the same text in TOML.
             lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
     return "\n".join(lines) + "\n"

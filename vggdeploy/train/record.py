@@ -17,6 +17,13 @@ from vggdeploy.train.recipe import Recipe
 HISTORY_NAME = "history.jsonl"
 
 
+class TeacherRecord(Record, frozen=True, kw_only=True):
+    """The checkpoint that a run learned from. ``sha256`` is its weights'."""
+
+    source: str
+    sha256: str
+
+
 class CurvePoint(Record, frozen=True, kw_only=True):
     """One line of ``history.jsonl``: after ``step`` steps, which are ``epoch`` epochs, what a split gave.
 
@@ -79,7 +86,8 @@ class TrainingRecord(Record, frozen=True, kw_only=True):
     accuracies are that epoch's.
 
     ``recipe`` is resolved: its precision is the one that was used. ``images_per_second`` counts training only;
-    ``seconds`` is the whole run, data and evaluation included. ``init`` says what the run started from.
+    ``seconds`` is the whole run, data and evaluation included. ``init`` says what the run started from, ``teacher`` what
+    it learned from beside the labels.
     """
 
     recipe: Recipe
@@ -98,6 +106,7 @@ class TrainingRecord(Record, frozen=True, kw_only=True):
     created: str
     processes: int = 1
     init: InitReport | None = None
+    teacher: TeacherRecord | None = None
 
 
 class TrainingReport(Record, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.train.batches import batches_per_epoch
+from vggdeploy.train.distill import Teacher
 from vggdeploy.train.evaluate import Score, evaluate
 from vggdeploy.train.feed import Batch, Feed
 from vggdeploy.train.optimizer import freeze, frozen_layers, moments, set_moments
@@ -69,6 +70,7 @@ class Run:
         overwrite: bool,
         write_best: WriteBest,
         on_progress: OnProgress | None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.recipe = recipe
         self.model = model
@@ -80,6 +82,7 @@ class Run:
         self._network, self._data, self._device, self._processes = network, data, device, processes
         self._saver, self._write_best, self._on_progress = saver, write_best, on_progress
         self._overwrite = overwrite
+        self._teacher = teacher.record.sha256 if teacher else ""
         self._per_epoch = batches_per_epoch(len(data.train), recipe.batch_size)
         self._feed = Feed(data.train, recipe, device, processes.rank, processes.count)
         self._stepper = Stepper(
@@ -90,6 +93,7 @@ class Run:
             precision=precision,
             device=device,
             processes=processes,
+            teacher=teacher,
         )
         self._step = 0
         self._epoch, self._window = Tally(), Tally()
@@ -121,7 +125,7 @@ class Run:
         """Go on from the saved state.
 
         Raises:
-            UsageError: there is none, or it is of another recipe or other images.
+            UsageError: there is none, or it is of another recipe, other images or another teacher.
             CheckpointError: it is damaged.
         """
         standing = self._saver.standing()
@@ -136,6 +140,11 @@ class Run:
             raise UsageError(
                 f"{self._saver.directory} is a run on other images of {self.recipe.dataset}",
                 "restore the data set, or start again with --force",
+            )
+        if standing.teacher != self._teacher:
+            raise UsageError(
+                f"{self._saver.directory} is a run that learned from another teacher than {self.recipe.distill} is now",
+                "restore the teacher, or start again with --force",
             )
         tensors = self._saver.tensors()
         self.model.load_state_dict({k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)})
@@ -230,6 +239,7 @@ class Run:
             recipe=self.recipe,
             overwrite=self._overwrite,
             data=self._data.digest,
+            teacher=self._teacher,
             step=self._step,
             history=tuple(self.history),
             curve=tuple(self.curve),

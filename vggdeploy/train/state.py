@@ -64,12 +64,14 @@ class Tally(msgspec.Struct):
 
 
 class Standing(Record, frozen=True, kw_only=True):
-    """Where a run stands after ``step`` steps. ``data`` identifies the training images' labels and order."""
+    """Where a run stands after ``step`` steps. ``data`` identifies the training images' labels and order, ``teacher`` the
+    weights that it learns from."""
 
     schema_version: int = SCHEMA_VERSION
     recipe: Recipe
     overwrite: bool
     data: str
+    teacher: str = ""
     step: int
     history: tuple[EpochRecord, ...]
     curve: tuple[CurvePoint, ...]

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from vggdeploy.errors import TrainingError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.train.batches import DROPOUT, step_seed
+from vggdeploy.train.distill import Teacher, soft_losses
 from vggdeploy.train.feed import Batch
 from vggdeploy.train.optimizer import new_optimizer, set_rate
 from vggdeploy.train.processes import ALONE, Processes
@@ -29,6 +30,7 @@ class Stepper:
     Args:
         steps: of the whole run; the schedule ends with them.
         precision: of the forward and backward pass, as `vggdeploy.train.environment.pick_precision` gives it.
+        teacher: whose answers count beside the labels, on the same images.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Stepper:
         precision: Precision,
         device: torch.device,
         processes: Processes = ALONE,
+        teacher: Teacher | None = None,
     ) -> None:
         self.recipe = recipe
         self.steps = steps
@@ -52,6 +55,7 @@ class Stepper:
         self._dtype = _DTYPES.get(precision)
         self._device = device
         self._processes = processes
+        self._teacher = teacher
 
     def __call__(self, batch: Batch) -> tuple[float, float]:
         """Make the step; returns the sum of the losses of the whole batch, and how many images it had right.
@@ -64,10 +68,16 @@ class Stepper:
         torch.manual_seed(step_seed(recipe.seed, batch.step, stream=DROPOUT, rank=self._processes.rank))
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
             logits = self._network(batch.images)[0]
+            answers = self._teacher(batch.images) if self._teacher else None
+        losses = _losses(logits, batch.labels, smoothing=recipe.label_smoothing)
+        if answers is not None:
+            share = recipe.distill_weight
+            losses = (1 - share) * losses + share * soft_losses(logits, answers, recipe.temperature)
         # Divided by the whole batch, not by this process's share of it: gradients are added up, not averaged.
-        loss = _losses(logits, batch.labels, smoothing=recipe.label_smoothing).sum() / batch.size
-        with torch.no_grad():  # reported without smoothing: then it compares with the validation loss
-            plain = _losses(logits, batch.labels).sum() if recipe.label_smoothing else loss.detach() * batch.size
+        loss = losses.sum() / batch.size
+        with torch.no_grad():  # reported without smoothing and teacher: then it compares with the validation loss
+            same = not recipe.label_smoothing and answers is None
+            plain = loss.detach() * batch.size if same else _losses(logits, batch.labels).sum()
             right = (logits.argmax(dim=1) == batch.labels).sum()
         smoothed, total, hits = self._processes.total(*torch.stack([loss.detach(), plain, right.to(plain)]).tolist())
         self.check(smoothed, "loss", batch.step)

@@ -54,9 +54,11 @@ def convert(foreign: Foreign, spec: ModelSpec, *, without: Collection[str] = ())
     for layer in layers_of(spec):
         if layer.kind not in parts:
             continue
-        part = next(parts[layer.kind], None)
-        for leaf, shape in _shapes(layer).items():
-            key = f"{layer.key}.{leaf}"
+        factors = [next(parts[layer.kind], None) for _ in range(2 if layer.rank else 1)]
+        for name, shape in _shapes(layer).items():
+            key = f"{layer.key}.{name}"
+            place, _, leaf = name.rpartition(".")
+            part = factors[int(place or 0)]
             tensor = part.tensors.get(leaf) if part else None
             if layer.name in without:
                 fresh.append(key)
@@ -65,7 +67,7 @@ def convert(foreign: Foreign, spec: ModelSpec, *, without: Collection[str] = ())
             elif tensor is None or part is None:
                 wrong += [f"missing {_theirs(part, leaf, key)}"] if leaf != "num_batches_tracked" else []
             else:
-                if layer.name == "fc6" and leaf == "weight":
+                if layer.name == "fc6" and name in ("weight", "0.weight"):
                     tensor = fold_pool(tensor, layer.inputs, spec.blocks[-1][-1])
                 wrong += _faults(f"{part.key}.{leaf}", tensor, shape)
                 state[key] = tensor
@@ -80,8 +82,13 @@ _HINT = "use the network that it was saved from"
 
 
 def _shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layer, by what follows its key."""
     if layer.kind == "batch_norm":
         return {leaf: () if leaf == "num_batches_tracked" else (layer.outputs,) for leaf in LEAVES["batch_norm"]}
+    if layer.rank:
+        return {
+            "0.weight": (layer.rank, layer.inputs), "1.weight": (layer.outputs, layer.rank), "1.bias": (layer.outputs,),
+        }  # fmt: skip
     kernel = (3, 3) if layer.kind == "conv" else ()
     return {"weight": (layer.outputs, layer.inputs, *kernel), "bias": (layer.outputs,)}
 

@@ -20,6 +20,7 @@ class Facts:
     ``linears`` holds inputs and outputs of each linear layer that is there. ``pools`` says for every convolution whether
     a pool follows; None where nothing tells. ``odd``: other layers seem to stand between the convolutions. ``adaptive``
     says for which image sizes the original averages the last map to 7×7: ``any``, ``smaller`` than 224 px, or "" for none.
+    ``ranks`` are a spec's: of a state dict every matrix counts as a linear layer.
     """
 
     channels: tuple[int, ...]
@@ -29,6 +30,7 @@ class Facts:
     pools: tuple[bool, ...] | None
     odd: bool = False
     adaptive: str = ""
+    ranks: tuple[int, int] = (0, 0)
 
     @property
     def side(self) -> int | None:
@@ -52,6 +54,7 @@ def facts_of(spec: ModelSpec) -> Facts:
         batch_norm=spec.batch_norm,
         linears=((spec.flat_features, fc6), (fc6, fc7), (fc7, spec.classes)),
         pools=pools(spec.blocks),
+        ranks=spec.ranks,
     )
 
 
@@ -113,6 +116,13 @@ def classifier_differences(found: Facts, spec: ModelSpec, *, head: bool) -> list
         differences.append(
             Difference(
                 f"its fc6 and fc7 have {hidden[0]} and {hidden[2]} outputs, the model's {spec.hidden}", _FEATURES
+            )
+        )
+    elif found.ranks != spec.ranks:
+        has, wants = (f"ranks {r[0]} and {r[1]}" if any(r) else "no ranks" for r in (found.ranks, spec.ranks))
+        differences.append(
+            Difference(
+                f"its fc6 and fc7 have {has}, the model's {wants}", f"--arch init takes its network; or {_FEATURES}"
             )
         )
     elif head and found.linears[2] != wanted[2]:
