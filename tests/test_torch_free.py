@@ -87,5 +87,8 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
     heavy = (
         "vggdeploy.model.", "vggdeploy.train.", "vggdeploy.export.", "vggdeploy.runtime.", "vggdeploy.data.torch",
         "vggdeploy.data.cifar_source", "vggdeploy.bench.scenarios", "vggdeploy.parity.layers", "vggdeploy.report.plots",
+        "vggdeploy.bench.answers", "vggdeploy.bench.loadgen", "vggdeploy.bench.sut", "vggdeploy.optimize.prune",
+        "vggdeploy.optimize.low_rank", "vggdeploy.pipeline.held_out", "vggdeploy.pipeline.structure",
+        "vggdeploy.pipeline.restructure", "vggdeploy.pipeline.bench_loads",
     )  # fmt: skip
     assert all(name.startswith(heavy) for name in missing), missing
