@@ -47,6 +47,23 @@ print(answer[0].label, engine.variant.name)
     assert run(clean_python, "-c", code).split() == [digit_png.stem, "onnx-fp32"]
 
 
+def test_openvino_works(clean_python: Path, bundle_dir: Path) -> None:
+    code = f"""
+import sys, numpy as np
+from vggdeploy.bundle import Bundle
+from vggdeploy.optimize.precision import openvino_variant
+from vggdeploy.runtime import open_session
+from vggdeploy.types import Precision
+bundle = Bundle.open({str(bundle_dir)!r})
+inputs, outputs = bundle.golden()
+with open_session(bundle, openvino_variant(bundle.manifest.variant("onnx-fp32"), Precision.FP32)) as session:
+    logits = session.run(inputs)["logits"]
+assert not {{"torch", "onnx", "nncf"}} & set(sys.modules)
+print(np.abs(logits - outputs["logits"]).max() < 1e-4)
+"""
+    assert run(clean_python, "-c", code).split() == ["True"]
+
+
 def test_the_commands_work(clean_python: Path, bundle_dir: Path, digit_png: Path) -> None:
     cli = ("-m", "vggdeploy")
     assert f": {digit_png.stem} " in run(clean_python, *cli, "predict", bundle_dir, digit_png)

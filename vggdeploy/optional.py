@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import threading
 from importlib.util import find_spec
 from types import ModuleType
 
 from vggdeploy.errors import IncompatibleError, MissingDependencyError
+
+# These report that they are imported and used to their maker, by a package that they can do without.
+_SENDERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
+_SENDER_HIDDEN = threading.RLock()
 
 
 def installed(module: str) -> bool:
@@ -40,12 +46,30 @@ def require(module: str, *, to: str, extra: str) -> ModuleType:
             f"pip install 'vggdeploy[{extra}]'",
         )
     try:
-        return importlib.import_module(module)
+        return import_silent(module)
     except Exception as error:  # a broken native library answers with any error: RuntimeError and AttributeError too
         raise IncompatibleError(
             f"the Python package '{module}' is installed but does not import: {first_line(error)}",
             f"reinstall it: pip install --force-reinstall 'vggdeploy[{extra}]'",
         ) from error
+
+
+def import_silent(module: str) -> ModuleType:
+    """Import ``module``; one that would report it to its maker does not find the package that sends the report.
+
+    Python takes None among the loaded modules for "not there". What the program loaded before stays as it was.
+    """
+    sender = _SENDERS.get(module)
+    if sender is None:
+        return importlib.import_module(module)
+    with _SENDER_HIDDEN:
+        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == sender}
+        sys.modules[sender] = None  # type: ignore[assignment]  # Python's own way to say so
+        try:
+            return importlib.import_module(module)
+        finally:
+            del sys.modules[sender]
+            sys.modules.update(hidden)
 
 
 def first_line(error: BaseException) -> str:

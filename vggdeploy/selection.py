@@ -66,10 +66,13 @@ def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tu
     proof = {Verdict.PASS: "proven", Verdict.INCONCLUSIVE: "close to the reference; too few images to bound flips"}.get(
         variant.verdict, "not run yet: the golden pair decides at load"
     )
-    precisions = _ON_CPU if device == "cpu" else _ON_GPU
+    on_cpu = device == "cpu"
+    precision = float((_ON_CPU if on_cpu else _ON_GPU).index(variant.precision))
+    kind = float(_FORMATS.index(variant.format))
     # Of engines that fit alike the one for the fewest GPUs: code that serves more of them is slower on some.
     targets = len(variant.build.targets) if variant.build else 0
-    assumed = (float(_FORMATS.index(variant.format)), float(precisions.index(variant.precision)), float(targets))
+    # On a CPU INT8 is faster than FP32 in whatever library; on a GPU an engine is faster than a graph in whatever precision.
+    assumed = (precision, kind, float(targets)) if on_cpu else (kind, precision, float(targets))
     if variant.build:
         proof = f"{proof}, built by {variant.build.version} for {', '.join(variant.build.targets)}"
     if variant.name == REFERENCE:

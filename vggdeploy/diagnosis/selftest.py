@@ -119,10 +119,10 @@ def _run_backend(backend: Backend, device: Device, home: Path) -> str:
     if backend.format == "checkpoint":  # its session takes a VGG of ours; the operations are the same
         torch = require("torch", to="run the reference", extra="train")
         return _compare(lambda image: torch_logits(torch, image, tiny.weights(), str(device)))
-    path = home / f"{backend.name}.{backend.format}"
+    path = home / f"{backend.name}.{'onnx' if backend.format == 'openvino' else backend.format}"
     if backend.format == "torchscript":
         write_torchscript(path)
-    elif backend.format == "onnx":
+    elif backend.format in ("onnx", "openvino"):
         path.write_bytes(tiny.onnx_bytes(tiny.weights()))
     elif backend.format in ("tensorrt", "tensorrt-rtx"):
         _build_to(backend.format, path, home, here=device)

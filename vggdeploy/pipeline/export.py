@@ -16,15 +16,17 @@ from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.files import check_replaceable
 from vggdeploy.memory import release_memory
 from vggdeploy.model.outputs import output_specs
+from vggdeploy.optimize.precision import OPENVINO, openvino_variant
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic, to_input
-from vggdeploy.records import ParityRecord
+from vggdeploy.pipeline.variants import read_back, refuse_failures
 from vggdeploy.runtime import open_session
-from vggdeploy.types import BatchRange, Precision, Verdict
+from vggdeploy.types import BatchRange, Precision
 
-FORMATS = ("onnx-fp32", "onnx-fp16", "torchscript-fp32")
+FORMATS = ("onnx-fp32", "onnx-fp16", "torchscript-fp32")  # without being asked
+KNOWN = (*FORMATS, "openvino-fp32", "openvino-bf16")
 
 
 def export_bundle(
@@ -44,7 +46,7 @@ def export_bundle(
     """Export a checkpoint, prove every variant from its written bytes, and write the bundle, in one step.
 
     Args:
-        formats: of `FORMATS`.
+        formats: of `KNOWN`. OpenVINO's run the file of ``onnx-fp32``, which then is written, too.
         outputs: names of graph outputs, see `vggdeploy.model.outputs`.
         input_dtype: ``"uint8"`` (pixels, preprocessing inside) or ``"float32"`` (normalised on the host).
         samples: test images to prove on; None for all.
@@ -53,8 +55,8 @@ def export_bundle(
         ParityError: a variant does not compute what was trained; nothing is written.
     """
     for name in formats:
-        if name not in FORMATS:
-            raise unknown_name("format", name, FORMATS)
+        if name not in KNOWN:
+            raise unknown_name("format", name, KNOWN)
     if input_dtype not in ("uint8", "float32"):
         raise UsageError(f"input '{input_dtype}'", "give uint8 or float32")
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
@@ -77,8 +79,10 @@ def export_bundle(
         variants = _export(draft, formats, batch, on_stage)
         draft.manifest = draft.manifest.with_variants(*variants)
         bundle = draft.finish()
+        variants = [read_back(bundle, variant) for variant in variants]
+        draft.manifest = bundle.manifest.with_variants(*variants)
         records = [r for v in variants for r in prove(bundle, v, [golden, reference], threads, on_stage)]
-        _refuse_failures(records)
+        refuse_failures(records, "nothing was written; run with --debug and report it")
         draft.manifest = with_parity(draft.manifest, records, note)
     return Bundle(output, draft.manifest)
 
@@ -154,8 +158,12 @@ def _export(draft: Draft, formats: Sequence[str], batch: BatchRange, on_stage: S
     model = fold_batch_norm(load_model(draft.root / "checkpoint", check_weights=False))
     names = [spec.name for spec in manifest.outputs]
     module = Deployable(model, manifest.preprocess, outputs=names, input_dtype=manifest.input.dtype).eval()
+    on_openvino = [name for name in formats if name.startswith(OPENVINO)]
+    written = [name for name in formats if name not in on_openvino]
+    if on_openvino and "onnx-fp32" not in written:
+        written.append("onnx-fp32")
     variants = []
-    for name in sorted(formats, key=lambda f: f.endswith("fp16")):
+    for name in sorted(written, key=lambda f: f.endswith("fp16")):
         on_stage(f"exporting {name}")
         kind, precision = name.rsplit("-", 1)
         path = f"variants/{name}/model.{'pt' if kind == 'torchscript' else 'onnx'}"
@@ -173,13 +181,5 @@ def _export(draft: Draft, formats: Sequence[str], batch: BatchRange, on_stage: S
         )
     del model, module
     release_memory()
-    return variants
-
-
-def _refuse_failures(records: Sequence[ParityRecord]) -> None:
-    for record in records:
-        if record.verdict is Verdict.FAIL:
-            raise ParityError(
-                f"{record.variant} does not compute what was trained: {'; '.join(record.reasons)}",
-                "nothing was written; run with --debug and report it",
-            )
+    onnx = [variant for variant in variants if variant.name == "onnx-fp32"]
+    return variants + [openvino_variant(onnx[0], Precision(name.rsplit("-", 1)[1])) for name in on_openvino]

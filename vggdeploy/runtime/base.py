@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vggdeploy.bundle import BuildRecord
 from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
-from vggdeploy.runtime.options import GpuOptions, GpuSession, Handle
+from vggdeploy.runtime.options import GpuOptions, GpuSession, Handle, Hint
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
 
@@ -51,6 +51,7 @@ class Source:
     gpu: GpuOptions = field(default_factory=GpuOptions)
     build: BuildRecord | None = None  # of an engine: with the batch sizes that get CUDA graphs
     precision: Precision = Precision.FP32
+    hint: Hint = "latency"
 
     @property
     def thread_count(self) -> int:
@@ -60,7 +61,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can run on this machine; if not, why, and the line that mends it."""
+    """Whether a backend can run on this machine; if not, why, and the line that mends it.
+
+    ``lacks``: precisions that this machine has no arithmetic for, so that a variant in them would compute in another.
+    """
 
     runs: bool
     device: str = "cpu"
@@ -68,6 +72,7 @@ class Availability:
     fix: str = ""
     version: str = ""
     builds: bool = False
+    lacks: tuple[Precision, ...] = ()
 
 
 class CheckedSession:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from vggdeploy.errors import UsageError
 
 MAX_CONTEXTS = 64
+
+# What a session on the CPU is set up for: a short answer, or many answers a second from several calls at once.
+Hint = Literal["latency", "throughput"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from vggdeploy.errors import IncompatibleError, UsageError, unknown_name
 from vggdeploy.optional import require
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Availability, CheckedSession, Session, Source
-from vggdeploy.runtime.options import GpuOptions
+from vggdeploy.runtime.options import GpuOptions, Hint
 from vggdeploy.types import Device, TensorSpec
 
 
@@ -29,6 +29,7 @@ class Backend:
     requires: str
     extra: str
     devices: tuple[str, ...]
+    hints: tuple[Hint, ...] = ("latency",)
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -56,12 +57,22 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("torch", "checkpoint", "vggdeploy.runtime.torch", "torch", "train", ("cpu", "cuda")),
     Backend("torchscript", "torchscript", "vggdeploy.runtime.torchscript", "torch", "train", ("cpu", "cuda")),
     Backend("onnxruntime", "onnx", "vggdeploy.runtime.onnxruntime", "onnxruntime", "cpu", _ORT_DEVICES),
+    Backend(
+        "openvino", "openvino", "vggdeploy.runtime.openvino", "openvino", "cpu", ("cpu",), ("latency", "throughput")
+    ),
     Backend("tensorrt", "tensorrt", "vggdeploy.runtime.tensorrt", "tensorrt", "gpu", ("cuda",)),
     Backend("tensorrt-rtx", "tensorrt-rtx", "vggdeploy.runtime.tensorrt_rtx", "tensorrt_rtx", "rtx", ("cuda",)),
 )
 
 # What people type for a backend, and its name here.
-_ALIASES = {"ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch", "trt": "tensorrt", "rtx": "tensorrt-rtx"}
+_ALIASES = {
+    "ort": "onnxruntime",
+    "onnx": "onnxruntime",
+    "ov": "openvino",
+    "pytorch": "torch",
+    "trt": "tensorrt",
+    "rtx": "tensorrt-rtx",
+}
 
 
 def get_backend(name: str) -> Backend:
@@ -95,10 +106,16 @@ def default_device(backend: Backend) -> Device:
 
 
 def runnable(variant: Variant, device: Device | None = None) -> Availability:
-    """Whether this machine can run a variant, and why not: its backend has to run here, and an engine has to fit."""
+    """Whether this machine can run a variant, and why not: its backend has to run here and to have its precision, and
+    an engine has to fit."""
     backend = backend_for(variant)
     where = device or default_device(backend)
     found = backend.probe(where)
+    if found.runs and variant.precision in found.lacks:
+        reason = (
+            f"this {where.kind} has no {variant.precision} arithmetic: {backend.name} would compute in another type"
+        )
+        return replace(found, runs=False, reason=reason, fix="use another variant of the bundle")
     if not found.runs or variant.build is None:
         return found
     wrong = preflight.mismatch(variant, preflight.host_of(variant, where))
@@ -114,6 +131,7 @@ def open_session(
     file: tuple[Path, str] | None = None,
     outputs: tuple[TensorSpec, ...] = (),
     gpu: GpuOptions | None = None,
+    hint: Hint = "latency",
 ) -> CheckedSession:
     """A session of one variant, ready to be entered. The bundle's hashes were checked when it was opened.
 
@@ -121,9 +139,10 @@ def open_session(
         file: path and SHA-256 of the variant's file where it is not in the bundle, but in the engine cache.
         outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
         gpu: contexts, CUDA graphs and caches of a session on a GPU.
+        hint: what the session is set up for, on a backend that can be told.
 
     Raises:
-        UsageError: fewer than one thread; settings of a GPU for a session on the CPU.
+        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
         IntegrityError: the file is no engine of the library that its record names.
     """
@@ -133,6 +152,10 @@ def open_session(
     where = device or default_device(backend)
     if gpu is not None and where.kind == "cpu":
         raise UsageError(f"settings of a GPU for {variant.name} on the CPU", "leave them out, or give --device cuda")
+    if hint not in backend.hints:
+        raise UsageError(
+            f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"
+        )
     found = runnable(variant, where)
     if not found.runs:
         raise IncompatibleError(f"{variant.name} cannot run here: {found.reason}", found.fix)
@@ -152,6 +175,7 @@ def open_session(
         gpu=gpu or GpuOptions(),
         build=variant.build,
         precision=variant.precision,
+        hint=hint,
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)

@@ -1,0 +1,121 @@
+"""Variants that are made of a bundle's ONNX, proven like those that were exported, and added in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vggdeploy.bundle import REFERENCE, Bundle, Variant, update_bundle
+from vggdeploy.bundle.store import Draft
+from vggdeploy.errors import BundleError, IncompatibleError, ParityError
+from vggdeploy.optimize.precision import openvino_variant, with_types
+from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.compare import golden_reference
+from vggdeploy.pipeline.prove import Stage, prove, with_parity
+from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, load_samples, to_input
+from vggdeploy.records import ParityRecord
+from vggdeploy.runtime import open_session, runnable
+from vggdeploy.types import Precision, Verdict
+
+
+@dataclass
+class Work:
+    """What the steps of one run share: the test images to prove on (``samples``, None for all), and what the reference
+    says about them, which is found out once."""
+
+    samples: int | None = DEFAULT_SAMPLES
+    data_dir: Path | None = None
+    threads: int | None = None
+    on_stage: Stage = lambda text: None
+    _references: dict[str, list[Reference]] = field(default_factory=dict)
+
+    def references(self, bundle: Bundle) -> list[Reference]:
+        """The golden pair, and test images where the reference runs here and a data set is known."""
+        manifest = bundle.manifest
+        reference = manifest.variant(REFERENCE)
+        key = bundle.sha256(reference.path)
+        if key not in self._references:
+            found = [golden_reference(bundle)]
+            if manifest.dataset and runnable(reference).runs:
+                chosen = load_samples(manifest.dataset, manifest, limit=self.samples, data_dir=self.data_dir)
+                self.on_stage(f"running the FP32 reference on {len(chosen.images)} images")
+                images = to_input(chosen.images, manifest)
+                with open_session(bundle, reference, threads=self.threads) as session:
+                    found.append(reference_outputs(session, images, data=chosen.data, labels=chosen.labels))
+            self._references[key] = found
+        return self._references[key]
+
+
+def add_openvino(bundle: Bundle, precision: Precision, work: Work) -> Bundle:
+    """Add ``openvino-fp32`` or ``openvino-bf16``, which run the file of ``onnx-fp32``. Errors: see `add_variants`."""
+    return add_variants(bundle, [openvino_variant(onnx_fp32(bundle), precision)], work)
+
+
+def onnx_fp32(bundle: Bundle) -> Variant:
+    """The ONNX variant in FP32.
+
+    Raises:
+        BundleError: there is none.
+    """
+    for variant in bundle.manifest.variants:
+        if variant.format == "onnx" and variant.precision is Precision.FP32:
+            return variant
+    raise BundleError(
+        f"{bundle.root} has no onnx-fp32 to work from", "export it again: vggdeploy export CHECKPOINT -o BUNDLE --force"
+    )
+
+
+def add_variants(
+    bundle: Bundle, variants: Sequence[Variant], work: Work, *, fill: Callable[[Draft], None] = lambda draft: None
+) -> Bundle:
+    """Write the files of new variants, prove each of them from what was written, and put them into the bundle.
+
+    Args:
+        fill: writes the files into the draft.
+
+    Raises:
+        IncompatibleError: a variant cannot run here, so it cannot be proven here.
+        ParityError: one does not compute what was trained, or not in its precision. The bundle stays as it was.
+    """
+    references = work.references(bundle)
+    with update_bundle(bundle) as draft:
+        fill(draft)
+        draft.manifest = bundle.manifest.with_variants(*variants)
+        drafted = draft.finish()
+        draft.manifest = drafted.manifest.with_variants(*(read_back(drafted, variant) for variant in variants))
+        drafted = draft.finish()
+        proven = [drafted.manifest.variant(variant.name) for variant in variants]
+        records = [r for v in proven for r in prove(drafted, v, references, work.threads, work.on_stage)]
+        refuse_failures(records, "the bundle is as it was; look for the layer: vggdeploy verify BUNDLE --layers")
+        draft.manifest = with_parity(drafted.manifest, records)
+    return Bundle.open(bundle.root, only=())
+
+
+def read_back(bundle: Bundle, variant: Variant) -> Variant:
+    """The variant with the precision that it really computes in, where only its backend knows that.
+
+    Raises:
+        IncompatibleError: it cannot run here, so it cannot be asked.
+        ParityError: it computes in another precision.
+    """
+    if variant.format != "openvino":
+        return variant
+    found = runnable(variant)
+    if not found.runs:
+        raise IncompatibleError(f"{variant.name} cannot run here, so it cannot be proven: {found.reason}", found.fix)
+    source = next(v for v in bundle.manifest.variants if v.path == variant.path and v.format == "onnx")
+    with open_session(bundle, variant) as session:
+        types: dict[str, int] = session.unchecked.computes_in()  # type: ignore[attr-defined]  # OpenVINO's session
+    return with_types(variant, types, source)
+
+
+def refuse_failures(records: Sequence[ParityRecord], hint: str) -> None:
+    """
+    Raises:
+        ParityError: one of the records is a failure.
+    """
+    for record in records:
+        if record.verdict is Verdict.FAIL:
+            cause = f"{record.variant} does not compute what was trained: {'; '.join(record.reasons)}"
+            raise ParityError(cause, hint)

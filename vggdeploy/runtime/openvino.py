@@ -1,0 +1,149 @@
+"""The OpenVINO backend, for CPUs. It reads the bundle's ONNX files: OpenVINO's own format would hold the weights twice."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from vggdeploy.errors import BundleError, VggdeployError
+from vggdeploy.optional import import_silent
+from vggdeploy.runtime.base import Array, Availability, Source
+from vggdeploy.runtime.openvino_cache import ModelCache
+from vggdeploy.types import Device, Precision
+
+ov = import_silent("openvino")  # a plain import sends a report to Intel
+
+_DEVICE = "CPU"
+# What OpenVINO computes in where a graph does not say it. Left alone it takes BF16 for FP32 graphs on CPUs that have it.
+_INFERENCE = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
+_CAPABILITIES = {Precision.BF16: "BF16", Precision.FP16: "FP16"}
+_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
+_PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
+
+
+@functools.cache
+def core() -> Any:
+    """The one `openvino.Core` of the process. It is thread-safe."""
+    return ov.Core()
+
+
+def probe(device: Device) -> Availability:
+    """The CPU plugin has to load. ``lacks`` names the precisions that this CPU has no arithmetic for."""
+    try:
+        found = core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        return Availability(False, str(device), told(error), "reinstall it: pip install --force-reinstall openvino")
+    lacks = tuple(precision for precision, name in _CAPABILITIES.items() if name not in found)
+    return Availability(True, str(device), version=ov.__version__.partition("-")[0], lacks=lacks)
+
+
+class OpenVinoSession:
+    """One compiled model. ``run`` may be called from several threads at once: each call takes an infer request that is
+    free, or makes one.
+
+    Nothing is copied: OpenVINO reads the caller's array, and writes into the arrays that are returned.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.inputs = source.inputs
+        self.outputs = source.outputs
+        self._source = source
+        self._compiled: Any = None
+        self._free: deque[Any] = deque()  # its pop and append are atomic
+        self._memory: Any = None
+
+    def __enter__(self) -> Self:
+        source = self._source
+        config = {
+            "PERFORMANCE_HINT": source.hint.upper(),
+            "INFERENCE_NUM_THREADS": source.thread_count,
+            "INFERENCE_PRECISION_HINT": _INFERENCE[source.precision],
+            # Two sessions that are pinned take the same first cores, and leave the others idle.
+            "ENABLE_CPU_PINNING": source.threads is None,
+        }
+        try:
+            compiled, self._memory = _compile(source, config)
+        except RuntimeError as error:
+            raise BundleError(
+                f"OpenVINO cannot open {source.path.name}: {told(error)}", "run: vggdeploy doctor"
+            ) from error
+        names = {name for port in compiled.outputs for name in port.names}
+        inputs = {name for port in compiled.inputs for name in port.names}
+        if not {s.name for s in self.inputs} <= inputs or not {s.name for s in self.outputs} <= names:
+            raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest", "export it again")
+        self._compiled = compiled
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._free.clear()
+        self._compiled = None
+        self._memory = None  # after what reads it
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        given = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        batch = len(next(iter(given.values())))
+        answers: dict[str, Array] = {
+            spec.name: np.empty((batch, *spec.item_shape), spec.dtype) for spec in self.outputs
+        }
+        try:
+            for name, array in (*given.items(), *answers.items()):
+                request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+            request.infer()
+        except RuntimeError as error:
+            raise VggdeployError(
+                f"OpenVINO failed: {told(error)}", "try a smaller batch, or verify the bundle"
+            ) from error
+        self._free.append(request)  # not after an error: it may be broken
+        return answers
+
+    def computes_in(self) -> dict[str, int]:
+        """Convolutions and matrix products of the compiled model by the type they compute in, as OpenVINO names it."""
+        return computed_types(self._compiled)
+
+
+def computed_types(compiled: Any) -> dict[str, int]:
+    """Convolutions and matrix products of a compiled model by type: ``{"int8": 13, "fp32": 3}``."""
+    found: dict[str, int] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        about = node.get_rt_info()
+        if "layerType" in about and about["layerType"].astype(str) in _PRODUCTS:
+            text = about["runtimePrecision"].astype(str)
+            name = _NAMES.get(text, text)
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+def _compile(source: Source, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The compiled model, from the user's cache or from the file, and the memory that it reads its weights from."""
+    cache = ModelCache.of(source, ov.__version__, config)
+    kept = cache.read()
+    if kept is not None:
+        with contextlib.suppress(RuntimeError):  # of another build with the same version: then it is made anew
+            return core().import_model(ov.Tensor(kept, shared_memory=True), _DEVICE, dict(config)), kept
+    with cache.timed():
+        compiled = core().compile_model(str(source.path), _DEVICE, dict(config))
+    cache.keep(lambda: compiled.export_model().getbuffer())
+    return compiled, None
+
+
+def told(error: RuntimeError) -> str:
+    """What OpenVINO's text says after the places in its source; one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from", "While validating", "Check '"))]
+    return (said or lines or [type(error).__name__])[-1]
+
+
+SESSION = OpenVinoSession
+__all__ = ["SESSION", "OpenVinoSession", "probe"]
