@@ -35,7 +35,7 @@ def optimize(
     from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
-    from vggdeploy.pipeline.memory import return_large_blocks_at_once
+    from vggdeploy.memory import return_large_blocks_at_once
     from vggdeploy.pipeline.optimize import optimize as run
     from vggdeploy.pipeline.variants import Work
 
