@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import tensorrt_rtx
 from builders.small import write_bundle
+from fakes.worker import InlineWorker
 
 import vggdeploy
 from vggdeploy import selection
+from vggdeploy.bench import crew
 from vggdeploy.builders import engines
 from vggdeploy.builders.engines import build_into
 from vggdeploy.bundle import Bundle
@@ -265,9 +267,10 @@ def test_without_a_gpu_rebuild_changes_nothing(root: Path) -> None:
 
 
 def test_bench_rebuild_measures_the_new_engine(
-    root: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+    root: Path, machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.gpu = BLACKWELL
+    monkeypatch.setattr(crew, "Worker", InlineWorker)  # in a process of its own the backend would not be replaced
     # This bundle has no reference: the golden pair is the proof.
     assert run(["bench", str(root), "--rebuild", "--seconds", "0.02", "--rounds", "3", "--batch", "1"]) == 0
     assert "tensorrt-rtx-fp16-sm120" in capsys.readouterr().out

@@ -97,6 +97,13 @@ def normalise(batch: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.floa
     return np.ascontiguousarray((batch.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2))
 
 
+def denormalise(batch: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """The pixels that `normalise` was given, to the last bit: ``float32 [N, C, H, W]`` → ``uint8 [N, H, W, C]``."""
+    scale, shift = np.asarray(spec.scale, np.float32), np.asarray(spec.shift, np.float32)
+    pixels = np.rint((batch.transpose(0, 2, 3, 1) - shift) / scale)
+    return np.ascontiguousarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
 def describe(source: ImageLike) -> str:
     """How an error names an image."""
     if isinstance(source, (str, os.PathLike)):

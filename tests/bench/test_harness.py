@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vggdeploy.bench.compare import Candidate
-from vggdeploy.bench.entries import Entry
+from vggdeploy.bench.candidate import Candidate
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.pipeline.bench import bench_bundle
 from vggdeploy.runtime import CheckedSession
-from vggdeploy.types import BatchRange, Device, TensorSpec, Verdict
+from vggdeploy.types import BatchRange, TensorSpec, Verdict
 
 
 class Recorder:
@@ -36,15 +35,54 @@ class Recorder:
         return {"logits": np.zeros((len(feeds["image"]), 1), np.float32)}
 
 
-def test_batches_walk_through_distinct_images(bundle: Bundle) -> None:
+def candidate_of(recorder: Recorder, images: int = 10, batch: int = 4, **how) -> Candidate:
+    pool = np.arange(images, dtype=np.uint8)[:, None]
+    return Candidate(CheckedSession(recorder, name="x", batch=BatchRange(1, 4, 4)).__enter__(), pool, batch, **how)
+
+
+def test_batches_walk_through_distinct_images() -> None:
     recorder = Recorder()
-    variant = bundle.manifest.variant("onnx-fp32")
-    with CheckedSession(recorder, name="x", batch=BatchRange(1, 4, 4)) as session:
-        candidate = Candidate(Entry(bundle, variant, Device(), variant.name), session, 4, 0.0, Verdict.PASS, [])
-        for _ in range(5):
-            candidate.call(np.arange(10, dtype=np.uint8)[:, None])
-    assert recorder.seen[:3] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+    candidate = candidate_of(recorder)
+    for _ in range(5):
+        assert candidate.call() > 0
+    assert recorder.seen[:4] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [2, 3, 4, 5]]
     assert all(len(set(batch)) == 4 for batch in recorder.seen)
+
+
+def test_a_turn_lasts_as_long_as_asked_and_has_five_calls_at_least() -> None:
+    recorder = Recorder()
+    assert len(candidate_of(recorder).turn(0.0).nanoseconds) == 5
+    turned = candidate_of(recorder).turn(0.1)
+    assert 0.05 < sum(turned.nanoseconds) / 1e9 < 1
+    assert turned.cpu_seconds > 0
+
+
+def test_the_last_measured_batch_is_run_again_and_must_have_the_same_answer() -> None:
+    class Stale(Recorder):
+        """Like a graph that is replayed on yesterday's buffer: each answer is the one of the call before."""
+
+        def run(self, feeds):
+            super().run(feeds)
+            before = self.seen[-2] if len(self.seen) > 1 else self.seen[-1]
+            return {"logits": np.array(before, np.float32)[:, None]}
+
+    for kind, wrong in ((Recorder, False), (Stale, True)):
+        candidate = candidate_of(kind())
+        candidate.turn(0.0)
+        assert any("last measured batch" in reason for reason in candidate.repeat()) is wrong
+
+
+def test_an_answer_that_changed_during_the_measurement_is_found() -> None:
+    class Drifting(Recorder):
+        def run(self, feeds):
+            return {"logits": super().run(feeds)["logits"] + 1 + len(self.seen) * 1e-3}
+
+    candidate = candidate_of(Drifting(), tolerance=1e-6)
+    candidate.turn(0.0)
+    assert any("after the measurement" in reason for reason in candidate.repeat())
+    loose = candidate_of(Drifting(), tolerance=0.1)
+    loose.turn(0.0)
+    assert loose.repeat() == ()
 
 
 def test_every_variant_is_measured_at_every_batch(bundle: Bundle) -> None:
@@ -62,6 +100,16 @@ def test_every_variant_is_measured_at_every_batch(bundle: Bundle) -> None:
     assert report.data.startswith("digits test")
     base = report.rows[0]
     assert (base.ratio, base.ratio_low, base.ratio_high) == (1, 1, 1)
+    assert base.comparison == "baseline"
+    assert {row.comparison for row in report.rows[1:3]} <= {"faster", "slower", "no difference shown"}
+    assert all(row.cpu_seconds_per_image > 0 for row in report.rows)
+    assert [f.variant for f in report.fresh] == ["onnx-fp32", "onnx-fp16", "torchscript-fp32"]
+    for fresh in report.fresh:
+        assert fresh.cold_start_ms > fresh.load_ms + fresh.first_ms > 0
+    ort, _, script = report.fresh
+    assert ort.peak_rss_bytes < 0.5 * script.peak_rss_bytes  # no torch in it
+    assert len(report.summary) == 2
+    assert 0 <= report.harness_cpu_share < 0.5
 
 
 def test_a_wrong_output_makes_the_run_invalid(own_bundle: Path) -> None:

@@ -2,89 +2,128 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
+import msgspec
 
+from vggdeploy.bench.conditions import conditions
+from vggdeploy.bench.crew import Crew
 from vggdeploy.bench.entries import Entry
-from vggdeploy.bench.load import BUSY_LIMIT, CpuWatch
-from vggdeploy.bench.stats import drift, percentile, quantiles, ratio_interval
+from vggdeploy.bench.load import Counters, megahertz
+from vggdeploy.bench.rows import Measured, row_of
 from vggdeploy.errors import UsageError
-from vggdeploy.parity import check_golden
 from vggdeploy.parity.compare import Array
-from vggdeploy.records import BenchRow
-from vggdeploy.runtime import CheckedSession, backend_for, open_session
-from vggdeploy.types import Verdict
+from vggdeploy.records import BenchRow, Conditions, FreshStart
 
-DRIFT_LIMIT = 0.25  # spread of the round medians
-MIN_CALLS = 5  # a round
-WARMUP_CALLS = 2  # after each switch: the other backend's threads and caches have to give way
-SETTLE_SECONDS = 0.02  # idle threads of the backend before go on spinning for some milliseconds
+HOST_SECONDS = 0.3  # for taking a call of the engine apart
+PERCENTILES = (50, 90, 99)
 
 
-@dataclass
-class Candidate:
-    """One variant at one batch size, open, with what was measured of it."""
+@dataclass(frozen=True)
+class Plan:
+    """How to measure: ``seconds`` a variant and batch size, over all ``rounds``; on ``pin``'s CPUs, where there are any."""
 
-    entry: Entry
-    session: CheckedSession
-    batch: int
-    load_ms: float
-    verdict: Verdict
-    reasons: list[str]
-    rounds: list[list[float]] = field(default_factory=list)
-    _next: int = 0
+    batches: Sequence[int] = (1, 8)
+    seconds: float = 2.0
+    rounds: int = 7
+    threads: int | None = None
+    pin: Sequence[int] = ()
+    percentile: int = 90
 
-    def call(self, images: Array) -> float:
-        """Milliseconds of one call on the next ``batch`` images of the pool."""
-        count = len(images)
-        rows = np.arange(self._next, self._next + self.batch) % count
-        self._next = (self._next + self.batch) % count
-        feeds = {self.session.inputs[0].name: images[rows]}
-        start = time.perf_counter_ns()
-        self.session.run(feeds)
-        return (time.perf_counter_ns() - start) / 1e6
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or self.rounds < 3:
+            raise UsageError(
+                f"{self.seconds} seconds in {self.rounds} rounds", "give a time above 0 and at least 3 rounds"
+            )
+        if self.percentile not in PERCENTILES:
+            raise UsageError(f"percentile {self.percentile}", f"give one of {', '.join(map(str, PERCENTILES))}")
+        if foreign := set(self.pin) - os.sched_getaffinity(0):
+            raise UsageError(
+                f"this process may not run on CPU {', '.join(map(str, sorted(foreign)))}",
+                f"choose among {', '.join(map(str, sorted(os.sched_getaffinity(0))))}",
+            )
 
-    def medians(self) -> list[float]:
-        return [float(np.median(times)) for times in self.rounds]
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that was measured in one run."""
+
+    rows: tuple[BenchRow, ...]
+    fresh: tuple[FreshStart, ...]
+    conditions: Conditions
+    threads: int
+    harness_cpu_share: float
 
 
 def measure(
     entries: Sequence[Entry],
     images: Array,
+    plan: Plan,
     *,
-    batches: Sequence[int],
-    seconds: float = 2.0,
-    rounds: int = 7,
-    threads: int | None = None,
     on_progress: Callable[[int], None] = lambda steps: None,
-) -> list[BenchRow]:
+) -> Comparison:
     """Latency and throughput of each entry at each batch size; the first entry is the baseline.
+
+    Each backend has a process of its own. They take turns, and who has none sleeps.
 
     Args:
         images: the pool of distinct inputs, as the graph wants them. Batches walk through it.
-        seconds: measuring time a variant and batch size, over all rounds.
-        rounds: how often the candidates take turns.
 
     Raises:
         UsageError: a batch outside a variant's range, or one larger than the pool.
+        VggdeployError: a variant that cannot be opened or run, or a process that was killed.
     """
-    rows: list[BenchRow] = []
-    for batch in batches:
+    for batch in plan.batches:
         _check_batch(batch, entries, len(images))
-        with ExitStack() as stack:
-            candidates = [open_checked(stack, entry, batch, threads) for entry in entries]
-            watch = CpuWatch()
-            for _ in range(rounds):
-                for candidate in candidates:
-                    candidate.rounds.append(_round(candidate, images, seconds / rounds))
-                    on_progress(1)
-            others = watch.others()
-            rows += [_row(c, candidates[0], others) for c in candidates]
-    return rows
+    about = conditions(plan.pin)
+    before, clock = Counters.read(), megahertz()
+    began, own = time.monotonic(), time.process_time()
+    rows: list[BenchRow] = []
+    with Crew(images, batches=plan.batches, threads=plan.threads, pin=plan.pin) as crew:
+        opened = [crew.open(entry) for entry in entries]
+        checked = [crew.check(entry) for entry in entries]
+        for batch in plan.batches:
+            candidates = [
+                Measured(entry, batch, o, c) for entry, (o, _), c in zip(entries, opened, checked, strict=True)
+            ]
+            rows += _rounds(crew, candidates, plan, on_progress)
+    share = (time.process_time() - own) / (time.monotonic() - began)
+    after = Counters.read()
+    return Comparison(
+        rows=tuple(rows),
+        fresh=tuple(fresh for _, fresh in opened),
+        conditions=msgspec.structs.replace(
+            about,
+            swapped_before=before.swapped,
+            swapped_after=after.swapped,
+            throttled_before=before.throttled,
+            throttled_after=after.throttled,
+            mhz_before=clock,
+            mhz_after=megahertz(),
+        ),
+        threads=opened[0][0].threads,
+        harness_cpu_share=share,
+    )
+
+
+def _rounds(
+    crew: Crew, candidates: Sequence[Measured], plan: Plan, on_progress: Callable[[int], None]
+) -> list[BenchRow]:
+    """Candidates at one batch size, in turns; then their outputs once more."""
+    before = Counters.read()
+    for _ in range(plan.rounds):
+        for one in candidates:
+            one.turns.append(crew.turn(one.entry, one.batch, plan.seconds / plan.rounds))
+            on_progress(1)
+    doubts, unchecked = Counters.read().doubts(before)
+    for one in candidates:
+        finished = crew.finish(one.entry, one.batch, min(HOST_SECONDS, plan.seconds))
+        one.reasons, one.not_checked = (*finished.reasons, *doubts), unchecked
+        one.host = finished.host
+    return [row_of(one, candidates[0], plan.percentile) for one in candidates]
 
 
 def _check_batch(batch: int, entries: Sequence[Entry], pool: int) -> None:
@@ -97,60 +136,3 @@ def _check_batch(batch: int, entries: Sequence[Entry], pool: int) -> None:
             )
     if batch > pool:
         raise UsageError(f"batch {batch} needs more distinct images than the {pool} there are", "use a smaller batch")
-
-
-def open_checked(stack: ExitStack, entry: Entry, batch: int, threads: int | None) -> Candidate:
-    """Open an entry's session, and check the golden pair."""
-    bundle, variant, device = entry.bundle, entry.variant, entry.device
-    start = time.perf_counter_ns()
-    session = stack.enter_context(open_session(bundle, variant, device=device, threads=threads))
-    load_ms = (time.perf_counter_ns() - start) / 1e6
-    record = check_golden(session, bundle, variant, device)
-    reasons = [f"wrong output: {reason}" for reason in record.reasons] if record.verdict is Verdict.FAIL else []
-    verdict = record.verdict if reasons else variant.verdict
-    return Candidate(entry, session, batch, load_ms, verdict, reasons)
-
-
-def _round(candidate: Candidate, images: Array, seconds: float) -> list[float]:
-    time.sleep(SETTLE_SECONDS)
-    for _ in range(WARMUP_CALLS):
-        candidate.call(images)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < MIN_CALLS or time.perf_counter() < end:
-        times.append(candidate.call(images))
-    return times
-
-
-def _row(candidate: Candidate, baseline: Candidate, others: float | None) -> BenchRow:
-    times = [t for r in candidate.rounds for t in r]
-    medians = candidate.medians()
-    ratio, low, high = ratio_interval(baseline.medians(), medians)
-    reasons = list(candidate.reasons)
-    if others is not None and others > BUSY_LIMIT:
-        reasons.append(f"busy machine: other processes used {others:.0%} of the cores at batch {candidate.batch}")
-    if drift(medians) > DRIFT_LIMIT:
-        reasons.append(f"unstable: the rounds' medians spread by {drift(medians):.0%}")
-    p99 = percentile(times, 99)
-    return BenchRow(
-        variant=candidate.entry.name,
-        backend=backend_for(candidate.entry.variant).name,
-        device=str(candidate.entry.device),
-        batch=candidate.batch,
-        rounds=len(medians),
-        calls=len(times),
-        p50_ms=float(np.percentile(times, 50)),
-        p90_ms=percentile(times, 90),
-        p99_ms=p99,
-        images_per_second=candidate.batch * len(times) / (sum(times) / 1e3),
-        load_ms=candidate.load_ms,
-        ratio=ratio,
-        ratio_low=low,
-        ratio_high=high,
-        verdict=candidate.verdict,
-        valid=not reasons,
-        reasons=tuple(reasons),
-        sha256=candidate.entry.sha256,
-        round_medians_ms=tuple(medians),
-        quantiles_ms=quantiles(times),
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +30,8 @@ _PCI_LENGTH = 32
 
 class GpuSamples(Record, frozen=True, kw_only=True):
     """What was seen in ``seconds``. A field is None where this GPU or driver does not tell; ``missing`` says why nothing
-    is there. ``joules`` is the difference of the GPU's energy counter, else mean power × time."""
+    is there. ``joules`` is the difference of the GPU's energy counter, else mean power × time. ``others_use`` is the
+    share of the time in which kernels of other processes ran, 0 to 1."""
 
     samples: int = 0
     seconds: float = 0.0
@@ -45,15 +46,20 @@ class GpuSamples(Record, frozen=True, kw_only=True):
     joules_from: str = ""
     throttled: tuple[str, ...] = ()
     other_processes: int | None = None
+    others_use: float | None = None
     memory_used_bytes_max: int | None = None
     memory_total_bytes: int | None = None
 
 
 class GpuWatch:
-    """Samples a GPU every ``seconds`` in a thread of its own, from ``__enter__`` to ``__exit__``."""
+    """Samples a GPU every ``seconds`` in a thread of its own, from ``__enter__`` to ``__exit__``.
 
-    def __init__(self, device: Device, *, seconds: float = 0.05) -> None:
+    ``ours`` are process ids beside this process's that belong to the measurement.
+    """
+
+    def __init__(self, device: Device, *, seconds: float = 0.05, ours: Collection[int] = ()) -> None:
         self._device = device
+        self._ours = {os.getpid(), *ours}
         self._interval = seconds
         self._stop = Event()
         self._thread: Thread | None = None
@@ -61,6 +67,8 @@ class GpuWatch:
         self._slow = 0
         self._missing = ""
         self._energy: float | None = None
+        self._others_use: float | None = None
+        self._began = 0
         self._start = self._seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -71,6 +79,7 @@ class GpuWatch:
             self._missing = error.cause
             return self
         self._energy = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        self._began = time.time_ns() // 1000
         self._sample()
         self._thread = Thread(target=self._watch, name="nvml", daemon=True)
         self._thread.start()
@@ -85,6 +94,7 @@ class GpuWatch:
             self._sample()
             end = self._ask("nvmlDeviceGetTotalEnergyConsumption")
             self._energy = end - self._energy if end is not None and self._energy is not None else None
+            self._others_use = self._use_of_others()
             self._nvml.nvmlShutdown()
         self._seconds = time.perf_counter() - self._start
 
@@ -110,12 +120,25 @@ class GpuWatch:
             reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         self._slow |= int(reasons or 0)
         running = self._ask("nvmlDeviceGetComputeRunningProcesses")
-        self._note("others", None if running is None else len([p for p in running if p.pid != os.getpid()]))
+        self._note("others", None if running is None else len([p for p in running if p.pid not in self._ours]))
         memory = self._ask("nvmlDeviceGetMemoryInfo")
         if memory is not None:
             self._note("used", memory.used)
             self._note("total", memory.total)
         self._note("time", time.perf_counter())
+
+    def _use_of_others(self) -> float | None:
+        """None where this process is not in NVML's list: in a container it may have another process id there."""
+        running = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        if running is None or os.getpid() not in {p.pid for p in running}:
+            return None
+        if all(p.pid in self._ours for p in running):
+            return 0.0
+        use: dict[int, list[float]] = {}
+        for sample in self._ask("nvmlDeviceGetProcessUtilization", self._began) or ():
+            if sample.pid not in self._ours:
+                use.setdefault(sample.pid, []).append(sample.smUtil / 100)
+        return sum(sum(shares) / len(shares) for shares in use.values()) if use else None
 
     def _note(self, name: str, value: float | None) -> None:
         if value is not None:
@@ -148,6 +171,7 @@ class GpuWatch:
             joules_from=how,
             throttled=tuple(name for bit, name in _SLOWDOWNS.items() if self._slow & bit),
             other_processes=over("others", max),
+            others_use=self._others_use,
             memory_used_bytes_max=over("used", max),
             memory_total_bytes=over("total", max),
         )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _RESAMPLES = 2000
+NO_DIFFERENCE = "no difference shown"
 
 
 def calls_needed(q: float) -> int:
@@ -50,3 +51,8 @@ def drift(round_medians: Sequence[float]) -> float:
     """How far the round medians spread: (largest − smallest) / median."""
     values = np.asarray(round_medians)
     return float((values.max() - values.min()) / np.median(values))
+
+
+def compared(low: float, high: float) -> str:
+    """What the interval of a ratio shows: faster, slower, or nothing where it covers 1."""
+    return "faster" if low > 1 else "slower" if high < 1 else NO_DIFFERENCE

@@ -18,7 +18,10 @@ def bench(
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes, comma-separated.")] = "1,8",
     device: DeviceName = None,
     seconds: Annotated[
-        float, typer.Option("--duration", "--seconds", help="Measuring time a variant and batch size.")
+        float,
+        typer.Option(
+            "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
+        ),
     ] = 2.0,
     rounds: Annotated[int, typer.Option("--rounds", help="How often the variants take turns.")] = 7,
     scenario: Annotated[
@@ -40,6 +43,15 @@ def bench(
         ),
     ] = False,
     threads: Threads = None,
+    pin: Annotated[
+        str, typer.Option("--pin", metavar="CPUS", help="Run on these CPUs only, for example 0-3,8. Default: all.")
+    ] = "",
+    percentile: Annotated[
+        int | None,
+        typer.Option(
+            "--percentile", help="The one you rely on, 50, 90 or 99: too few calls for it are invalid.  [default: 90]"
+        ),
+    ] = None,
     data: Annotated[str, typer.Option("--data", help="Data set for the inputs. Default: the one trained on.")] = "",
     data_dir: DataDir = None,
     record: Annotated[
@@ -63,16 +75,15 @@ def bench(
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.invocation import with_command
-    from vggdeploy.cli.options import split_names, split_numbers
+    from vggdeploy.cli.options import cpu_list, split_names, split_numbers
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.bench import bench_bundle
     from vggdeploy.types import Device, Verdict
 
-    if seconds <= 0 or rounds < 3:
-        raise UsageError(f"{seconds} seconds in {rounds} rounds", "give a time above 0 and at least 3 rounds")
-    batches = split_numbers(batch)
-    scenarios = split_names(scenario)
+    batches, cpus, scenarios = split_numbers(batch), cpu_list(pin), split_names(scenario)
+    if (scenarios or gpu_detail) and (cpus or percentile):
+        raise UsageError("--pin and --percentile belong to the comparison in rounds", "leave --scenario or them out")
     if (target_qps is not None or latency_bound is not None or find_qps) and "server" not in scenarios:
         raise UsageError(
             "--target-qps, --latency-bound and --find-qps belong to the server scenario", "add --scenario server"
@@ -99,7 +110,7 @@ def bench(
             data=data,
             data_dir=data_dir,
         )
-    with render.progress() as bar:
+    with render.progress(refresh_per_second=2) as bar:  # a step takes its time, and each look costs some of it
         task = bar.add_task("measuring", total=None)
         report = bench_bundle(
             *opened,
@@ -110,6 +121,8 @@ def bench(
             seconds=seconds,
             rounds=rounds,
             threads=threads,
+            pin=cpus,
+            percentile=percentile or 90,
             data=data,
             data_dir=data_dir,
             record=record,

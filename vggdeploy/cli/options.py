@@ -65,3 +65,19 @@ def split_numbers(text: str) -> list[int]:
     if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"'{text}' is not a list of batch sizes", "give whole numbers above 0, for example 1,8,32")
     return [int(part) for part in parts]
+
+
+def cpu_list(text: str) -> list[int]:
+    """``"0-2,8"`` → ``[0, 1, 2, 8]``, as ``taskset -c`` takes it; nothing for nothing.
+
+    Raises:
+        UsageError: something in it is no CPU number and no range.
+    """
+    found: set[int] = set()
+    for part in split_names(text):
+        first, dash, last = part.partition("-")
+        numbers = [first, last] if dash else [first]
+        if not all(number.isdecimal() and len(number) <= 5 for number in numbers) or int(numbers[-1]) < int(first):
+            raise UsageError(f"'{text}' is not a list of CPUs", "give numbers and ranges, for example 0-3,8")
+        found.update(range(int(first), int(numbers[-1]) + 1))
+    return sorted(found)

@@ -62,10 +62,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
     out.print(grid, soft_wrap=False) if out.is_terminal else Console(width=200, highlight=False).print(grid)
 
 
-def progress() -> Progress:
+def progress(*, refresh_per_second: float = 10) -> Progress:
     """A progress bar on stderr; it shows only where stderr is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    return Progress(
+        *columns, console=err, transient=True, disable=not err.is_terminal, refresh_per_second=refresh_per_second
+    )
 
 
 @contextmanager

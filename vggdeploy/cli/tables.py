@@ -111,22 +111,53 @@ def layer_table(report: LayerReport) -> None:
 
 
 def bench_table(report: BenchReport) -> None:
-    """Latency and throughput, with the reasons of every row that is not valid."""
+    """The verdict in words, latency and throughput, what a fresh process costs, and why rows are not valid."""
+    for sentence in report.summary:
+        out.print(f"[bold]{escape(sentence)}[/]")
     out.print(_where(report, f"speed is × {escape(report.baseline)}, with its 95% interval"))
     rows = [
         [
             escape(r.variant),
             LIGHTS[r.verdict],
             "[green]valid[/]" if r.valid else "[yellow]invalid[/]",
+            r.comparison,
             str(r.batch),
             *(f"{t:.3f}" if t is not None else "–" for t in (r.p50_ms, r.p90_ms, r.p99_ms)),
             f"{r.images_per_second:,.0f}",
             f"{r.ratio:.2f} ({r.ratio_low:.2f}–{r.ratio_high:.2f})",
+            "–" if r.cpu_seconds_per_image is None else f"{r.cpu_seconds_per_image * 1e3:.3f}",
+            "–" if r.joules_per_image is None else f"{r.joules_per_image:.4f}",
         ]
         for r in report.rows
     ]
-    table(["variant", "parity", "run", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed ×"], rows, left=3)
+    columns = ["variant", "parity", "run", "shown", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed ×"]
+    table([*columns, "CPU ms/image", "J/image"], rows, left=4)
+    _fresh_table(report)
     _reasons(report.rows)
+    unchecked = dict.fromkeys(text for row in report.rows for text in row.not_checked)
+    if unchecked:
+        out.print(f"  [dim]not checked here: {escape('; '.join(unchecked))}[/]")
+
+
+def _fresh_table(report: BenchReport) -> None:
+    """A process each, and the host's time for an image at the smallest batch."""
+    hosts = {row.variant: row.host for row in reversed(report.rows)}
+    rows = []
+    for f in report.fresh:
+        host = hosts.get(f.variant)
+        parts = (host.preprocess_ms, host.run_ms, host.postprocess_ms) if host else (None, None, None)
+        rows.append(
+            [
+                escape(f.variant),
+                f"{f.cold_start_ms:,.0f}",
+                f"{f.load_ms:,.0f}",
+                f"{f.first_ms:,.1f}",
+                "–" if f.peak_rss_bytes is None else size_text(f.peak_rss_bytes),
+                *(f"{t:.3f}" if t is not None else "–" for t in parts),
+            ]
+        )
+    columns = ["in a fresh process", "cold start ms", "of it load", "first call", "peak memory"]
+    table([*columns, "preprocess ms/image", "run", "postprocess"], rows)
 
 
 def scenario_table(report: BenchReport) -> None:

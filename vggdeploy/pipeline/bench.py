@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from vggdeploy.bench.compare import measure
+from vggdeploy.bench.compare import Comparison, Plan, measure
+from vggdeploy.bench.conditions import conditions
 from vggdeploy.bench.entries import Entry, bundle_names, check_same_input
+from vggdeploy.bench.summary import sentences
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import IncompatibleError, unknown_name
@@ -17,7 +19,7 @@ from vggdeploy.machine import fingerprint, machine
 from vggdeploy.optional import require
 from vggdeploy.pipeline.prove import tool_versions
 from vggdeploy.pipeline.samples import measuring_pool
-from vggdeploy.records import BenchReport, BenchRow, ScenarioRow
+from vggdeploy.records import BenchReport, ScenarioRow
 from vggdeploy.runtime import backend_for, runnable
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.selection import select
@@ -36,6 +38,8 @@ def bench_bundle(
     seconds: float = 2.0,
     rounds: int = 7,
     threads: int | None = None,
+    pin: Sequence[int] = (),
+    percentile: int = 90,
     data: str = "",
     data_dir: Path | None = None,
     record: bool = False,
@@ -54,6 +58,8 @@ def bench_bundle(
     Args:
         backends: take every variant of these backends. Default: every variant that runs here.
         variants: take these variants.
+        pin: CPUs to run on, and nowhere else.
+        percentile: the one that has to be believable: a row with too few calls for it is invalid.
         record: write the medians to the manifest, where ``backend="auto"`` finds them.
         scenarios: of ``single_stream``, ``multi_stream``, ``server``, ``offline``.
         target_qps: queries a second that ``server`` gets, Poisson-distributed; ``latency_bound_ms``: its p99 bound.
@@ -70,7 +76,7 @@ def bench_bundle(
             check_writable(each.root)
     chosen = _choose(bundles, backends, variants, device)
     pool = measuring_pool(bundle, data, POOL, data_dir)
-    rows: Sequence[BenchRow] = ()
+    found: Comparison | None = None
     loads: list[ScenarioRow] = []
     if scenarios:
         require("mlperf_loadgen", to="run LoadGen's scenarios", extra="bench")
@@ -92,27 +98,26 @@ def bench_bundle(
         on_start(len(chosen) * len(wanted))
         loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress, on_say=on_say)
     else:
+        plan = Plan(batches, seconds, rounds, threads, pin, percentile)
         on_start(len(chosen) * len(batches) * rounds)
-        rows = measure(
-            chosen,
-            pool.images,
-            batches=batches,
-            seconds=seconds,
-            rounds=rounds,
-            threads=threads,
-            on_progress=on_progress,
-        )
+        found = measure(chosen, pool.images, plan, on_progress=on_progress)
+    rows = found.rows if found else ()
     report = BenchReport(
         bundle=str(bundle.root),
         bundles=tuple(str(each.root) for each in bundles) if more else (),
         created=now(),
         machine=machine(),
-        threads=threads or machine().cores,
+        threads=found.threads if found else threads or machine().cores,
         data=pool.data,
         baseline=chosen[0].name,
-        rows=tuple(rows),
+        rows=rows,
         scenarios=tuple(loads),
         tools=tool_versions(),
+        summary=sentences(rows),
+        percentile=percentile,
+        fresh=found.fresh if found else (),
+        conditions=found.conditions if found else conditions(),
+        harness_cpu_share=found.harness_cpu_share if found else None,
     )
     if record:
         for each in bundles:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from vggdeploy.bench.answers import check_answers
-from vggdeploy.bench.compare import open_checked
+from vggdeploy.bench.candidate import open_checked
 from vggdeploy.bench.entries import Entry
 from vggdeploy.bench.loadgen import capacity, issue
 from vggdeploy.bench.qps import Search, no_rate
@@ -55,7 +55,7 @@ def run_loads(
 
 def _run(entry: Entry, images: Any, load: Load, threads: int | None, say: Say) -> ScenarioRow:
     with ExitStack() as stack:
-        opened = open_checked(stack, entry, load.largest_batch, threads)
+        opened = open_checked(stack, entry, threads)
         session = opened.session
         golden, thresholds = golden_reference(entry.bundle), entry.bundle.manifest.thresholds[entry.variant.precision]
         about: dict[str, Any] = {

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from vggdeploy.records.base import RESULT_VERSION, SCHEMA_VERSION, Record, from_json, to_json
-from vggdeploy.records.bench import BenchReport, BenchRow, LoadAnswers, Machine, RateSearch, RateTry, ScenarioRow
+from vggdeploy.records.bench import (
+    BenchReport,
+    BenchRow,
+    Conditions,
+    FreshStart,
+    HostTimes,
+    LoadAnswers,
+    Machine,
+    RateSearch,
+    RateTry,
+    ScenarioRow,
+)
 from vggdeploy.records.parity import (
     DEFAULT_THRESHOLDS,
     AccuracyDrop,
@@ -24,7 +35,10 @@ __all__ = [
     "AccuracyDrop",
     "BenchReport",
     "BenchRow",
+    "Conditions",
     "FlipCount",
+    "FreshStart",
+    "HostTimes",
     "LayerParity",
     "LayerReport",
     "LoadAnswers",

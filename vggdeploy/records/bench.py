@@ -19,13 +19,76 @@ class Machine(Record, frozen=True, kw_only=True):
     gpu: str | None = None
 
 
+class HostTimes(Record, frozen=True, kw_only=True):
+    """Where the host's time for one image goes on the way through `Engine.classify`: medians, in milliseconds an image.
+
+    ``source`` is what was classified. ``queue_ms`` is the wait of a request between its arrival and the start of its
+    batch: None where there is no queue, as in a process that calls the engine itself; a server has one.
+    """
+
+    calls: int
+    source: str
+    preprocess_ms: float
+    queue_ms: float | None
+    run_ms: float
+    postprocess_ms: float
+
+
+class FreshStart(Record, frozen=True, kw_only=True):
+    """A variant in a process that runs nothing else, started for this: torch-free, unless torch is its backend.
+
+    ``cold_start_ms`` goes from the start of the process to its first answer (a batch of ``batch``): interpreter, imports,
+    the hashes of the variant's files, session, one call; the files are in the system's cache. Of that, ``load_ms`` is the
+    opening of the session, its library imported, and ``first_ms`` the first call. ``peak_rss_bytes`` is the most memory
+    that was resident after one batch of every size that was measured; None where the system does not tell.
+    """
+
+    variant: str
+    backend: str
+    batch: int
+    cold_start_ms: float
+    load_ms: float
+    first_ms: float
+    peak_rss_bytes: int | None
+    sha256: str
+
+
+class Conditions(Record, frozen=True, kw_only=True):
+    """Under which conditions a report was measured. A counter is None where this machine has none.
+
+    ``affinity``: the CPUs that the workers may use; ``pinned``, whether that was asked for. ``environment``: variables
+    that libraries take thread counts and the like from. ``commit``: of the git repository in the current directory, with
+    "-dirty" where files differ from it. Swapped pages, and how often the CPU slowed down for its heat, are counted since
+    the machine started, before and after the measurement.
+    """
+
+    affinity: tuple[int, ...]
+    pinned: bool = False
+    environment: dict[str, str] = {}
+    governor: str | None = None
+    commit: str | None = None
+    swapped_before: int | None = None
+    swapped_after: int | None = None
+    throttled_before: int | None = None
+    throttled_after: int | None = None
+    mhz_before: float | None = None
+    mhz_after: float | None = None
+
+
 class BenchRow(Record, frozen=True, kw_only=True):
     """One variant at one batch size. Times are milliseconds a batch, None where too few calls lie beyond the percentile.
 
     ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% bootstrap interval over
-    interleaved rounds. ``valid`` is False with ``reasons`` when something else than the variant was measured.
+    interleaved rounds; ``comparison`` is what that interval shows: "baseline", "faster", "slower", or "no difference
+    shown" where it covers 1. ``valid`` is False with ``reasons`` when something else than the variant was measured;
+    ``not_checked`` says what this machine could not look at, and that counts neither way.
     ``round_medians_ms`` has the median of each round, in order; ``quantiles_ms`` the 0th, 1st, … 100th percentile of all
     calls, from the fastest call to the slowest. Both are empty in records of schema version 1.
+
+    ``cpu_seconds_per_image`` counts all threads of the variant's process. ``joules_per_image`` comes from the counter
+    that ``joules_from`` names (RAPL counts the whole machine's CPUs, NVML the GPU), and is None without one.
+    ``others_share`` is the share of the cores that other processes used meanwhile, ``mhz_low`` to ``mhz_high`` the clock
+    of the fastest core over the rounds.
     """
 
     variant: str
@@ -48,6 +111,15 @@ class BenchRow(Record, frozen=True, kw_only=True):
     sha256: str = ""
     round_medians_ms: tuple[float, ...] = ()
     quantiles_ms: tuple[float, ...] = ()
+    comparison: str = ""
+    not_checked: tuple[str, ...] = ()
+    cpu_seconds_per_image: float | None = None
+    joules_per_image: float | None = None
+    joules_from: str = ""
+    others_share: float | None = None
+    mhz_low: float | None = None
+    mhz_high: float | None = None
+    host: HostTimes | None = None
 
 
 class LoadAnswers(Record, frozen=True, kw_only=True):
@@ -128,7 +200,12 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
 
 class BenchReport(Record, frozen=True, kw_only=True):
     """What ``vggdeploy bench --json`` prints. ``command`` is the line that made it; of several ``bundles`` ``bundle`` is
-    the first, the baseline's."""
+    the first, the baseline's.
+
+    ``summary`` has a sentence a batch size: the verdict, then the number. ``percentile`` is the one that was asked for: a
+    row with too few calls for it is invalid. ``harness_cpu_share`` is what the process that hands out the turns used
+    itself, in cores: 0.01 is 1% of one core.
+    """
 
     schema_version: int = RESULT_VERSION
     bundle: str
@@ -142,3 +219,8 @@ class BenchReport(Record, frozen=True, kw_only=True):
     scenarios: tuple[ScenarioRow, ...] = ()
     tools: dict[str, str] = {}
     command: str = ""
+    summary: tuple[str, ...] = ()
+    percentile: int = 90
+    fresh: tuple[FreshStart, ...] = ()
+    conditions: Conditions | None = None
+    harness_cpu_share: float | None = None

@@ -1,0 +1,147 @@
+"""What else the machine did while we measured: each fact is put into a made-up /proc and /sys, and one is real."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vggdeploy.bench.energy import Rapl
+from vggdeploy.bench.load import (
+    Counters,
+    CpuWatch,
+    governor,
+    megahertz,
+    peak_rss,
+    swapped_pages,
+    throttle_events,
+)
+
+
+def put(root: Path, files: dict[str, object]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+def stat(busy: int) -> dict[str, object]:
+    return {"proc/stat": f"cpu {busy} 0 0 1000 0 0 0 0 0 0\ncpu0 {busy} 0 0 1000 0 0 0 0 0 0"}
+
+
+def vmstat(came: int, went: int) -> dict[str, object]:
+    return {"proc/vmstat": f"nr_free_pages 5\npswpin {came}\npswpout {went}\npgfault 99"}
+
+
+def throttled(core: int, package: int) -> dict[str, object]:
+    place = "sys/devices/system/cpu/cpu0/thermal_throttle"
+    return {f"{place}/core_throttle_count": core, f"{place}/package_throttle_count": package, f"{place}/total": "?"}
+
+
+def test_busy_ticks_that_are_not_ours_are_those_of_others(tmp_path: Path) -> None:
+    watch = CpuWatch(put(tmp_path, stat(0)))
+    time.sleep(0.01)
+    put(tmp_path, stat(1_000_000))
+    assert watch.others() > 1
+    quiet = CpuWatch(tmp_path)
+    time.sleep(0.01)
+    assert quiet.others() == 0
+
+
+def test_a_process_that_is_really_busy_is_seen() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        watch = CpuWatch()
+        time.sleep(0.5)
+        assert watch.others() > 0.05
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def test_swapping_is_a_reason(tmp_path: Path) -> None:
+    before = Counters.read(put(tmp_path, vmstat(5, 7)))
+    after = Counters.read(put(tmp_path, vmstat(8, 7)))
+    reasons, unchecked = after.doubts(before)
+    assert reasons == ("swap: 3 pages went in or out",)
+    assert [text.split(":")[0] for text in unchecked] == ["throttling"]
+    assert before.doubts(before)[0] == ()
+
+
+def test_throttling_is_a_reason(tmp_path: Path) -> None:
+    before = Counters.read(put(tmp_path, throttled(1, 2)))
+    after = Counters.read(put(tmp_path, throttled(2, 4)))
+    reasons, unchecked = after.doubts(before)
+    assert reasons == ("throttled: the CPU slowed down 3 times for its heat",)
+    assert [text.split(":")[0] for text in unchecked] == ["swap"]
+
+
+def test_a_machine_that_tells_nothing_is_not_checked_and_never_passes(tmp_path: Path) -> None:
+    assert CpuWatch(tmp_path).others() is None
+    assert swapped_pages(tmp_path) is throttle_events(tmp_path) is megahertz(tmp_path) is governor(tmp_path) is None
+    assert peak_rss(tmp_path) is None
+    reasons, unchecked = Counters.read(tmp_path).doubts(Counters.read(tmp_path))
+    assert reasons == ()
+    assert len(unchecked) == 2
+
+
+def test_the_clock_is_the_fastest_cores_of_those_we_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
+    files = {
+        f"sys/devices/system/cpu/cpu{n}/cpufreq/scaling_cur_freq": khz for n, khz in enumerate((800_000, 3_400_000))
+    }
+    put(tmp_path, files | {"sys/devices/system/cpu/cpu3/cpufreq/scaling_cur_freq": 4_000_000})
+    assert megahertz(tmp_path) == 3400
+    put(tmp_path, {"sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "<unknown>"})
+    assert megahertz(tmp_path) == 800
+    put(tmp_path, {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave"})
+    assert governor(tmp_path) == "powersave"
+
+
+def test_the_peak_of_memory_is_that_of_the_program_and_not_of_its_parent() -> None:
+    held = bytearray(200 * 2**20)
+    code = "from vggdeploy.bench.load import peak_rss; print(peak_rss())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**20 < int(done.stdout) < 150 * 2**20
+    assert peak_rss() > len(held)
+
+
+ZONES = "sys/class/powercap"
+
+
+def zone(name: str, label: str, microjoules: object, lap: int = 1_000_000_000) -> dict[str, object]:
+    where = f"{ZONES}/{name}"
+    return {f"{where}/name": label, f"{where}/energy_uj": microjoules, f"{where}/max_energy_range_uj": lap}
+
+
+def test_joules_are_those_of_packages_and_memory_and_no_part_is_counted_twice(tmp_path: Path) -> None:
+    def at(package: int, memory: int) -> dict[str, object]:
+        return (
+            zone("intel-rapl:0", "package-0", package)
+            | zone("intel-rapl:0:0", "core", package)
+            | zone("intel-rapl:0:1", "dram", memory)
+            | zone("intel-rapl:1", "psys", package)
+            | zone("intel-rapl-mmio:0", "package-0", package)
+        )
+
+    put(tmp_path, at(5_000_000, 1_000_000))
+    rapl = Rapl(tmp_path)
+    before = rapl.read()
+    put(tmp_path, at(8_000_000, 1_500_000))
+    assert rapl.since(before) == pytest.approx(3.5)
+    put(tmp_path, at(4_000_000, 1_500_000))  # the package started again at 1000 J
+    assert rapl.since(before) == pytest.approx(999.5)
+
+
+@pytest.mark.parametrize("text", ["", "secret", "-5"])
+def test_energy_that_cannot_be_read_is_no_figure(tmp_path: Path, text: str) -> None:
+    put(tmp_path, zone("intel-rapl:0", "package-0", text) | zone("intel-rapl:0:2", "dram", 7))
+    rapl = Rapl(tmp_path)
+    assert rapl.read() is None
+    assert rapl.since(None) is None
+    assert Rapl(tmp_path / "nowhere").read() is None

@@ -1,0 +1,133 @@
+"""One variant, open and checked, and one batch size of it that is measured in turns."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from vggdeploy.bench.energy import Rapl
+from vggdeploy.bench.entries import Entry
+from vggdeploy.bench.load import CpuWatch, megahertz
+from vggdeploy.bench.messages import Turned
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.parity import check_golden
+from vggdeploy.parity.compare import Array
+from vggdeploy.runtime import CheckedSession, open_session
+from vggdeploy.types import Device, Verdict
+
+MIN_CALLS = 5  # a turn
+WARMUP_CALLS = 2  # a turn: the caches belong to whoever ran before
+SETTLE_SECONDS = 0.02  # idle threads of the backend before go on spinning for some milliseconds
+
+
+@dataclass(frozen=True)
+class OpenEntry:
+    """An entry whose session is entered, and what the golden pair said of it."""
+
+    session: CheckedSession
+    load_ms: float
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+
+def open_checked(stack: ExitStack, entry: Entry, threads: int | None) -> OpenEntry:
+    """Open an entry in this process until ``stack`` ends, and run the golden pair through it."""
+    start = time.perf_counter_ns()
+    session = stack.enter_context(open_session(entry.bundle, entry.variant, device=entry.device, threads=threads))
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    verdict, reasons = judge_golden(session, entry.bundle, entry.variant, entry.device)
+    return OpenEntry(session, load_ms, verdict, reasons)
+
+
+def judge_golden(
+    session: CheckedSession, bundle: Bundle, variant: Variant, device: Device
+) -> tuple[Verdict, tuple[str, ...]]:
+    """The variant's verdict, unless its answer to the golden pair is wrong here: then ``fail``, with the reasons."""
+    record = check_golden(session, bundle, variant, device)
+    if record.verdict is not Verdict.FAIL:
+        return variant.verdict, ()
+    return record.verdict, tuple(f"wrong output: {reason}" for reason in record.reasons)
+
+
+class Candidate:
+    """A session at one batch size, which walks through the pool of distinct inputs.
+
+    It answers the pool's first batch when it is made; `repeat` asks for the same again.
+    """
+
+    def __init__(self, session: CheckedSession, images: Array, batch: int, *, tolerance: float = 0.0) -> None:
+        self._session = session
+        self._input = session.inputs[0].name
+        self._images = images
+        self._batch = batch
+        self._tolerance = tolerance
+        self._next = 0
+        self._first = self._answer(self._take())
+        self._last: tuple[Array, dict[str, Array]] | None = None
+
+    def call(self) -> int:
+        """Nanoseconds of one call on the next batch of the pool."""
+        feed = self._take()
+        feeds = {self._input: feed}
+        start = time.perf_counter_ns()
+        found = self._session.run(feeds)
+        taken = time.perf_counter_ns() - start
+        self._last = feed, found
+        return taken
+
+    def turn(self, seconds: float) -> Turned:
+        """Calls for ``seconds``, `MIN_CALLS` at least, after a pause and a warm-up. The energy is the CPU's."""
+        time.sleep(SETTLE_SECONDS)
+        for _ in range(WARMUP_CALLS):
+            self.call()
+        times: list[int] = []
+        rapl, watch = Rapl(), CpuWatch()
+        joules, cpu = rapl.read(), time.process_time()
+        end = time.perf_counter() + seconds
+        while len(times) < MIN_CALLS or time.perf_counter() < end:
+            times.append(self.call())
+        used = time.process_time() - cpu
+        return Turned(
+            nanoseconds=tuple(times),
+            cpu_seconds=used,
+            joules=rapl.since(joules),
+            others=watch.others(),
+            megahertz=megahertz(),
+        )
+
+    def repeat(self) -> tuple[str, ...]:
+        """Reasons why what was measured cannot be trusted: the same input has got another answer.
+
+        The last measured batch is run once more, and so is the batch that was answered before anything was measured.
+        """
+        reasons = []
+        if self._last is not None and not self._same(self._last[1], self._answer(self._last[0])):
+            reasons.append("wrong output: the last measured batch, run again, has another answer")
+        first = self._images[np.arange(self._batch) % len(self._images)]
+        if not self._same(self._first, self._answer(first)):
+            reasons.append("wrong output: a batch has another answer after the measurement than before it")
+        return tuple(reasons)
+
+    def _take(self) -> Array:
+        rows = np.arange(self._next, self._next + self._batch) % len(self._images)
+        self._next = (self._next + self._batch) % len(self._images)
+        return self._images[rows]
+
+    def _answer(self, feed: Array) -> dict[str, Array]:
+        return self._session.run({self._input: feed})
+
+    def _same(self, one: dict[str, Array], other: dict[str, Array]) -> bool:
+        """Equal within ``tolerance`` (relative L2): some kernels of a GPU add in an order that changes."""
+        return all(_distance(one[name], other[name]) <= self._tolerance for name in one)
+
+
+def _distance(one: Array, other: Array) -> float:
+    """Relative L2; infinite where the shapes differ."""
+    if one.shape != other.shape:
+        return float("inf")
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    difference = float(np.linalg.norm(a - b))
+    return difference / float(np.linalg.norm(a)) if difference else 0.0

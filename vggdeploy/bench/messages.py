@@ -1,0 +1,106 @@
+"""What the process that runs `bench` and its workers tell each other: one line of JSON a message."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vggdeploy.records import HostTimes
+from vggdeploy.types import Verdict
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The first message: where the pool of inputs lies, and what to compute with.
+
+    ``pool`` is a path of a ``.npy`` file: of an open descriptor that the worker has inherited. ``pin`` are the CPUs to
+    run on; empty for all that the parent may use.
+    """
+
+    pool: str
+    threads: int | None = None
+    pin: tuple[int, ...] = ()
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Open a variant of a bundle, and answer one batch of each size. Later requests call it ``name``."""
+
+    name: str
+    bundle: str
+    variant: str
+    device: str
+    batches: tuple[int, ...]
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """``answered`` is the monotonic clock, in nanoseconds, at the first answer; ``peak_rss`` bytes after a batch of each
+    size, None where the system does not tell."""
+
+    load_ms: float
+    first_ms: float
+    answered: int
+    peak_rss: int | None
+    sha256: str
+    threads: int
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run the golden pair through an open variant, and make it ready for turns."""
+
+    name: str
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Measure a variant at one batch size for some seconds. ``ours`` are the process ids of this measurement."""
+
+    name: str
+    batch: int
+    seconds: float
+    ours: tuple[int, ...] = ()
+
+
+class Turned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The calls of one turn, and what else was seen while they ran.
+
+    ``others`` is the share of the cores that other processes used, ``cpu_seconds`` what this one used on all of them,
+    ``megahertz`` the fastest core at the end; None where the system does not tell. ``slowed`` and ``gpu_others`` are
+    NVML's reasons and processes; ``not_checked`` says what could not be looked at.
+    """
+
+    nanoseconds: tuple[int, ...]
+    cpu_seconds: float
+    others: float | None = None
+    joules: float | None = None
+    megahertz: float | None = None
+    slowed: tuple[str, ...] = ()
+    gpu_others: float | None = None
+    not_checked: tuple[str, ...] = ()
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Check the outputs once more, and take a call of the engine apart for some seconds."""
+
+    name: str
+    batch: int
+    seconds: float
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    reasons: tuple[str, ...] = ()
+    host: HostTimes | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An error instead of an answer: its class in `vggdeploy.errors`, cause and remedy. ``trace`` is for ``--debug``."""
+
+    kind: str
+    cause: str
+    hint: str
+    trace: str
+
+
+Request = Start | Open | Check | Turn | Finish
+Answer = Opened | Checked | Turned | Finished | Failed

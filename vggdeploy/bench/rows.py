@@ -1,0 +1,119 @@
+"""From the turns of the candidates to the rows of a report: percentiles, ratios, and whether a row counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vggdeploy.bench.entries import Entry
+from vggdeploy.bench.load import BUSY_LIMIT, FREQUENCY_LIMIT
+from vggdeploy.bench.messages import Checked, Opened, Turned
+from vggdeploy.bench.stats import calls_needed, compared, drift, percentile, quantiles, ratio_interval
+from vggdeploy.records import BenchRow, HostTimes
+from vggdeploy.runtime import backend_for
+from vggdeploy.types import Verdict
+
+DRIFT_LIMIT = 0.25  # spread of the round medians
+
+
+@dataclass
+class Measured:
+    """What a worker said of one entry at one batch size."""
+
+    entry: Entry
+    batch: int
+    opened: Opened
+    checked: Checked
+    turns: list[Turned] = field(default_factory=list)
+    reasons: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    host: HostTimes | None = None
+
+    def medians(self) -> list[float]:
+        """Milliseconds, a round each."""
+        return [float(np.median(turn.nanoseconds)) / 1e6 for turn in self.turns]
+
+    def times(self) -> list[float]:
+        return [ns / 1e6 for turn in self.turns for ns in turn.nanoseconds]
+
+    @property
+    def images(self) -> int:
+        return self.batch * sum(len(turn.nanoseconds) for turn in self.turns)
+
+
+def row_of(measured: Measured, baseline: Measured, asked: int) -> BenchRow:
+    """One row. ``asked`` is the percentile that there have to be enough calls for."""
+    times, medians = measured.times(), measured.medians()
+    ratio, low, high = ratio_interval(baseline.medians(), medians)
+    reasons, unchecked = _doubts(measured, asked)
+    wrong = [*measured.checked.reasons, *measured.reasons]
+    joules = [turn.joules for turn in measured.turns]
+    clocks = [turn.megahertz for turn in measured.turns if turn.megahertz is not None]
+    counted = [j for j in joules if j is not None]
+    is_wrong = any(reason.startswith("wrong output") for reason in wrong)
+    return BenchRow(
+        variant=measured.entry.name,
+        backend=backend_for(measured.entry.variant).name,
+        device=str(measured.entry.device),
+        batch=measured.batch,
+        rounds=len(medians),
+        calls=len(times),
+        p50_ms=float(np.percentile(times, 50)),
+        p90_ms=percentile(times, 90),
+        p99_ms=percentile(times, 99),
+        images_per_second=measured.images / (sum(times) / 1e3),
+        load_ms=measured.opened.load_ms,
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        comparison="baseline" if measured is baseline else compared(low, high),
+        verdict=Verdict.FAIL if is_wrong else measured.checked.verdict,
+        valid=not wrong and not reasons,
+        reasons=(*wrong, *reasons),
+        not_checked=unchecked,
+        sha256=measured.opened.sha256,
+        round_medians_ms=tuple(medians),
+        quantiles_ms=quantiles(times),
+        cpu_seconds_per_image=sum(turn.cpu_seconds for turn in measured.turns) / measured.images,
+        joules_per_image=sum(counted) / measured.images if counted and len(counted) == len(joules) else None,
+        joules_from="" if len(counted) != len(joules) else "RAPL" if measured.entry.device.kind == "cpu" else "NVML",
+        others_share=_mean([turn.others for turn in measured.turns]),
+        mhz_low=min(clocks, default=None),
+        mhz_high=max(clocks, default=None),
+        host=measured.host,
+    )
+
+
+def _doubts(measured: Measured, asked: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Reasons why something else than the variant may have been measured, and what could not be checked."""
+    reasons: list[str] = []
+    unchecked = [*measured.not_checked]
+    turns, calls, medians = measured.turns, len(measured.times()), measured.medians()
+    others = _mean([turn.others for turn in turns])
+    if others is None:
+        unchecked.append("other processes: no /proc/stat")
+    elif others > BUSY_LIMIT:
+        reasons.append(f"busy machine: other processes used {others:.0%} of the cores")
+    if drift(medians) > DRIFT_LIMIT:
+        reasons.append(f"unstable: the rounds' medians spread by {drift(medians):.0%}")
+    if calls < calls_needed(asked):
+        reasons.append(f"too few calls for p{asked}: {calls} of {calls_needed(asked)}; give it more --duration")
+    clocks = [turn.megahertz for turn in turns if turn.megahertz is not None]
+    if not clocks:
+        unchecked.append("frequency: no /sys/devices/system/cpu/cpu*/cpufreq")
+    elif (max(clocks) - min(clocks)) / max(clocks) > FREQUENCY_LIMIT:
+        reasons.append(f"frequency: the clock went from {max(clocks):.0f} to {min(clocks):.0f} MHz between rounds")
+    if slowed := sorted({reason for turn in turns for reason in turn.slowed}):
+        reasons.append(f"throttled: the GPU was slowed down: {', '.join(slowed)}")
+    on_gpu = _mean([turn.gpu_others for turn in turns])
+    if on_gpu is not None and on_gpu > BUSY_LIMIT:
+        reasons.append(f"busy GPU: other processes used {on_gpu:.0%} of its time")
+    unchecked += dict.fromkeys(text for turn in turns for text in turn.not_checked)
+    return tuple(reasons), tuple(unchecked)
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,190 @@
+"""A process that measures the variants of one backend, and nothing else: ``python -m vggdeploy.bench.worker``.
+
+It answers requests (`vggdeploy.bench.messages`), a line of JSON each, from stdin on stdout. It ends with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+
+from vggdeploy.bench.load import peak_rss
+from vggdeploy.bench.messages import (
+    Answer,
+    Check,
+    Checked,
+    Failed,
+    Finish,
+    Finished,
+    Open,
+    Opened,
+    Request,
+    Start,
+    Turn,
+    Turned,
+)
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.cgroups import usable_cores
+from vggdeploy.errors import VggdeployError
+from vggdeploy.runtime import CheckedSession, open_session, runnable
+from vggdeploy.types import Device
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A session that is open, and how it came about."""
+
+    bundle: Bundle
+    variant: Variant
+    device: Device
+    session: CheckedSession
+    batches: tuple[int, ...]
+
+
+class Desk:
+    """Answers requests: the open sessions of one process, and their candidates by batch size."""
+
+    def __init__(self, start: Start) -> None:
+        if start.pin:
+            os.sched_setaffinity(0, start.pin)
+        self._threads = start.threads
+        self._images: Any = np.load(start.pool, mmap_mode="r", allow_pickle=False)
+        self._stack = ExitStack()
+        self._opened: dict[str, _Opening] = {}
+        self._candidates: dict[tuple[str, int], Any] = {}
+
+    def answer(self, request: Request) -> Answer:
+        match request:
+            case Open():
+                return self._open(request)
+            case Check():
+                return self._check(request)
+            case Turn():
+                return self._turn(request)
+            case Finish():
+                return self._finish(request)
+        raise VggdeployError(f"{type(request).__name__} is no request to a worker that has started")
+
+    def close(self) -> None:
+        """Close every session: a library may save what it compiled."""
+        self._stack.close()
+
+    def _open(self, request: Open) -> Opened:
+        bundle, device = Bundle.open(request.bundle, only=[request.variant]), Device.parse(request.device)
+        variant = bundle.manifest.variant(request.variant)
+        runnable(variant, device)  # imports the library: that is part of a cold start, and not of a load
+        start = time.monotonic_ns()
+        session = self._stack.enter_context(open_session(bundle, variant, device=device, threads=self._threads))
+        ready = time.monotonic_ns()
+        name = session.inputs[0].name
+        session.run({name: np.array(self._images[: request.batches[0]])})
+        answered = time.monotonic_ns()
+        for batch in request.batches[1:]:
+            session.run({name: np.array(self._images[:batch])})
+        self._opened[request.name] = _Opening(bundle, variant, device, session, request.batches)
+        return Opened(
+            load_ms=(ready - start) / 1e6,
+            first_ms=(answered - ready) / 1e6,
+            answered=answered,
+            peak_rss=peak_rss(),
+            sha256=bundle.sha256(variant.path),
+            threads=self._threads or usable_cores(),
+        )
+
+    def _check(self, request: Check) -> Checked:
+        from vggdeploy.bench.candidate import Candidate, judge_golden  # here: it is no part of a cold start
+
+        one = self._opened[request.name]
+        verdict, reasons = judge_golden(one.session, one.bundle, one.variant, one.device)
+        tolerance = one.bundle.manifest.thresholds[one.variant.precision].relative_l2
+        for batch in one.batches:
+            self._candidates[request.name, batch] = Candidate(one.session, self._images, batch, tolerance=tolerance)
+        return Checked(verdict=verdict, reasons=reasons)
+
+    def _turn(self, request: Turn) -> Turned:
+        candidate, device = self._candidates[request.name, request.batch], self._opened[request.name].device
+        if device.kind == "cpu":
+            turned: Turned = candidate.turn(request.seconds)
+            return turned
+        from vggdeploy.bench.gpu_turn import gpu_turn  # here: a CPU needs neither NVML nor CUDA
+
+        return gpu_turn(candidate, request.seconds, device, request.ours)
+
+    def _finish(self, request: Finish) -> Finished:
+        from vggdeploy.bench.host import MAX_IMAGES, encoded, host_times
+        from vggdeploy.engine import Engine
+        from vggdeploy.loading import Opened as Loaded
+
+        reasons = self._candidates[request.name, request.batch].repeat()
+        one = self._opened[request.name]
+        engine = Engine(Loaded(one.bundle, one.variant, one.session, one.device))
+        files = encoded(self._images[:MAX_IMAGES], one.bundle.manifest.preprocess)
+        return Finished(reasons=reasons, host=host_times(engine, files, request.batch, request.seconds))
+
+
+def failed(error: BaseException) -> Failed:
+    """An error as a message. What is no error of ours is a bug, and says so."""
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, VggdeployError):
+        return Failed(kind=type(error).__name__, cause=error.cause, hint=error.hint, trace=trace)
+    if isinstance(error, MemoryError):
+        return Failed(
+            kind="VggdeployError", cause="out of memory", hint="use a smaller batch or a larger machine", trace=trace
+        )
+    hint = "this is a bug: run again with --debug and report it"
+    return Failed(kind="VggdeployError", cause=f"{type(error).__name__}: {error}", hint=hint, trace=trace)
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until the requests end. An error is an answer too; after one in the start nothing can follow."""
+    decoder, encoder = msgspec.json.Decoder(Request), msgspec.json.Encoder()
+    desk: Desk | None = None
+    try:
+        for line in requests:
+            try:
+                request = decoder.decode(line)
+                if isinstance(request, Start):
+                    desk = Desk(request)
+                    continue
+                if desk is None:
+                    raise VggdeployError("a worker was asked before it was started")
+                answer = desk.answer(request)
+            except Exception as error:  # whatever it is: the parent has to hear of it
+                answer = failed(error)
+            answers.write(encoder.encode(answer) + b"\n")
+            answers.flush()
+            if desk is None:
+                return
+    finally:
+        if desk is not None:
+            desk.close()
+
+
+def main() -> None:
+    """Set the streams aside, so that what a library prints is no answer, and serve."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:  # Linux: when the parent is killed, even in the middle of a call
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    try:
+        serve(requests, answers)
+    except BrokenPipeError:  # the parent has gone
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
