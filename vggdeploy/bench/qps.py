@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from vggdeploy.bench.scenarios import Issued, Load, invalid_reasons
 from vggdeploy.records import RateSearch, RateTry
 
-MAX_PROBES = 12
+MAX_PROBES = 16
 MAX_CONFIRMATIONS = 3
 PROBE_SHARE = 1 / 4  # of a load's seconds
 # LoadGen wants 459 queries for p99 if none is late; of 1000, two may be.
@@ -56,7 +56,7 @@ class Search:
         holds, breaks = self._bracket()
         while holds and breaks and breaks / holds > CLOSE_ENOUGH and self._room(math.sqrt(holds * breaks)):
             middle = math.sqrt(holds * breaks)
-            holds, breaks = (middle, breaks) if self._try(middle) else (holds, middle)
+            holds, breaks = (middle, breaks) if self._holds(middle) else (holds, middle)
         confirmed = self._confirm(holds)
         bound = self.load.latency_bound_ms
         assert bound is not None  # noqa: S101  # Load has checked it
@@ -68,7 +68,7 @@ class Search:
         holds = breaks = None
         rate = self.start_qps
         while (holds is None or breaks is None) and self._room(rate):
-            if self._try(rate):
+            if self._holds(rate):
                 holds, rate = rate, rate * UP
             else:
                 breaks, rate = rate, rate * DOWN
@@ -82,6 +82,13 @@ class Search:
                 return rate
             rate *= _STEP_BACK
         return None
+
+    def _holds(self, rate: float) -> bool:
+        """A rate that does not hold is tried once more: one hiccup of the machine must not be the end of the search.
+        One at which queries pile up is not."""
+        if self._try(rate):
+            return True
+        return not self._runs[-1][1].piled_up and self._room(rate) and self._try(rate)
 
     def _try(self, rate: float, *, confirms: bool = False) -> bool:
         load = self._load(rate, 1 if confirms else PROBE_SHARE)
