@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -230,6 +230,8 @@ def load(
     verify: str = "first-load",
     rebuild: bool = False,
     on_progress: Callable[[float, str], None] | None = None,
+    trusted_keys: Sequence[str | os.PathLike[str]] | None = None,
+    policy: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a bundle and the fastest variant of it that is proven and runs here.
 
@@ -247,12 +249,23 @@ def load(
         rebuild: when the engines do not fit this machine, build one that does from the bundle's ONNX, prove it, and add
             it to the bundle (to the user's cache where the bundle cannot be written).
         on_progress: called during a rebuild with the share that is done, 0 to 1, and the name of the phase.
+        trusted_keys: public keys (PEM files), of which one must have signed the bundle. The signature is checked before
+            anything else is read.
+        policy: a policy file that names such keys. The one that ``VGGDEPLOY_POLICY`` names is heeded in any case, and
+            what is given here comes on top of it.
 
     Raises:
-        BundleError: no bundle, or a damaged one.
+        BundleError: no bundle, or a damaged one; SignatureError, when no trusted key signed it.
         IncompatibleError: nothing in it runs here; the cause names what does not fit or is missing.
         ParityError: what was asked for does not compute what was trained.
     """
-    options: dict[str, Any] = {"backend": backend, "variant": variant, "device": device, "threads": threads}
+    options: dict[str, Any] = {
+        "backend": backend,
+        "variant": variant,
+        "device": device,
+        "threads": threads,
+        "trusted_keys": trusted_keys,
+        "policy": policy,
+    }
     opened = open_best(path, **options, verify=verify, rebuild=rebuild, on_progress=on_progress)
     return Engine(opened, **options, rebuild=rebuild)

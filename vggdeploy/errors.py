@@ -8,6 +8,7 @@
     ├── TrainingError               1    a training run that cannot go on
     ├── BundleError                 1    a bundle that cannot be opened or written
     │   └── IntegrityError          1    bytes that are not the ones the manifest names
+    │       └── SignatureError      1    a bundle that no trusted key signed, or a policy that cannot be read
     ├── BuildError                  1    an exporter, parser or builder refused the model
     ├── ParityError                 3    what was built does not compute what was trained
     ├── Overloaded                  1    a server with a full queue: nothing was computed, try again later
@@ -68,6 +69,10 @@ class BundleError(VggdeployError):
 
 
 class IntegrityError(BundleError):
+    pass
+
+
+class SignatureError(IntegrityError):
     pass
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.bundle.trust import demands
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
 from vggdeploy.machine import fingerprint
 from vggdeploy.parity import check_golden
@@ -48,11 +49,13 @@ def open_best(
     verify: str = "first-load",
     rebuild: bool = False,
     on_progress: OnProgress | None = None,
+    trusted_keys: Sequence[str | os.PathLike[str]] | None = None,
+    policy: str | os.PathLike[str] | None = None,
 ) -> Opened:
     """What `vggdeploy.load` opens; its arguments and errors."""
     if verify not in VERIFY:
         raise unknown_name("time to verify", verify, VERIFY)
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, trust=demands(trusted_keys, policy))
     where = Device.parse(device) if device else None
     if rebuild:
         opened = _rebuild_first(bundle, backend, variant, where, threads, on_progress)
@@ -157,8 +160,9 @@ def rebuild_unfit(
         opened = rebuild_engine(bundle, variant, where, on_progress=on_progress)
         opened.session.__exit__(None, None, None)
         if opened.variant.name not in {v.name for v in opened.bundle.manifest.variants}:
+            why = "has to stay as it was signed" if bundle.signer else "cannot be written"
             raise UsageError(
-                f"{bundle.root} cannot be written, so it keeps an engine that does not fit: {variant.name}",
+                f"{bundle.root} {why}, so it keeps an engine that does not fit: {variant.name}",
                 "work on a copy of the bundle, or use vggdeploy predict --rebuild, which takes it from the cache",
             )
         bundle = opened.bundle
@@ -175,7 +179,8 @@ def rebuild_engine(
 ) -> Opened:
     """Build an engine for this machine from the bundle's ONNX, prove it on the golden pair, and add it to the bundle.
 
-    Where the bundle cannot be written, the engine stays in the user's cache, and is found there the next time.
+    Where the bundle cannot be written, the engine stays in the user's cache, and is found there the next time. So it does
+    where a signature was asked for: the bundle with another file in it would not be what was signed.
 
     Raises:
         Errors of `vggdeploy.builders.engines.build_into`; ParityError: it misses the golden pair, and is not added.
@@ -207,9 +212,10 @@ def rebuild_engine(
             proof = _prove(session, bundle, fresh, device, made.entry.sha256)
             Proofs(bundle, fresh, made.entry.sha256, _here(fresh, device)).keep(proof)
             fresh = msgspec.structs.replace(fresh, parity=proof)
-            with _unwritable_is_no_error():
-                added = add_engine(bundle, request, made, record, proof)
-                bundle, fresh = added.bundle, added.variant
+            if not bundle.signer:
+                with _unwritable_is_no_error():
+                    added = add_engine(bundle, request, made, record, proof)
+                    bundle, fresh = added.bundle, added.variant
             keep.pop_all()
     return Opened(bundle, fresh, session, device)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle.arrays import array_bytes, read_array
 from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest, seal
+from vggdeploy.bundle.trust import SIGNATURE_NAME, Trust, check_trust, demands
 from vggdeploy.errors import BundleError, IntegrityError
 from vggdeploy.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
 from vggdeploy.types import TensorSpec
@@ -26,6 +28,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 MAX_MANIFEST_BYTES = 64 * 2**20
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+_log = logging.getLogger("vggdeploy")
 _AGAIN = "restore the bundle from its source, or export it again"
 
 
@@ -35,28 +38,40 @@ def now() -> str:
 
 
 class Bundle:
-    """An open bundle: a directory and its manifest. `Bundle.open` checks every file's SHA-256 first."""
+    """An open bundle: a directory and its manifest. `Bundle.open` checks every file's SHA-256 first.
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    ``signer`` is the fingerprint of the trusted key that signed it, "" where no signature was asked for.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, signer: str = "") -> None:
         self.root = root
         self.manifest = manifest
+        self.signer = signer
         self._unchecked: dict[str, FileRecord] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, only: Iterable[str] | None = None) -> Bundle:
+    def open(
+        cls, path: str | os.PathLike[str], *, only: Iterable[str] | None = None, trust: Sequence[Trust] | None = None
+    ) -> Bundle:
         """Open a bundle and verify its files.
 
         Args:
             path: the bundle's directory.
             only: names of variants; their files and the golden pair are checked now, and the other files when `path`
                 is asked for them. Default: every file, now.
+            trust: who must have signed it, see `vggdeploy.bundle.trust.demands`. Default: what the policy of the
+                environment asks for, which is nothing where there is no policy.
 
         Raises:
             BundleError: no bundle there, or a manifest that cannot be read.
             IntegrityError: a file is missing, altered, or outside the bundle.
+            SignatureError: a signature was asked for, and none of a trusted key fits these files.
         """
         root = Path(path)
-        bundle = cls(root, parse_manifest(_read_manifest(root), where=str(root)))
+        asked = demands() if trust is None else trust
+        data = _read_manifest(root)
+        signer = check_trust(root, data, asked) if asked else ""
+        bundle = cls(root, parse_manifest(data, where=str(root)), signer)
         bundle.check_files(only=only)
         return bundle
 
@@ -153,6 +168,8 @@ def create_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Draft]:
 def update_bundle(bundle: Bundle) -> Iterator[Draft]:
     """A changed copy of ``bundle`` that takes its place in one step. Files that stay are hard links, not copies.
 
+    A signature of the old bundle is none of the new one: it is left out, and a warning is logged.
+
     To replace a file, use `Draft.path` (it unlinks first: the old bundle's bytes are never written to). The bundle that
     was given is then out of date: open it again.
 
@@ -163,11 +180,14 @@ def update_bundle(bundle: Bundle) -> Iterator[Draft]:
     if parse_manifest(data, where=str(bundle.root)).digest != bundle.manifest.digest:
         raise BundleError(f"{bundle.root} was changed since it was opened", "open it again (run this command again)")
     with atomic_directory(bundle.root, marker=MANIFEST_NAME, overwrite=True, unchanged=data) as root:
-        link_tree(bundle.root, root, skip=frozenset({MANIFEST_NAME}))
+        signed = (bundle.root / SIGNATURE_NAME).exists()
+        link_tree(bundle.root, root, skip=frozenset({MANIFEST_NAME, SIGNATURE_NAME}))
         draft = Draft(root, known={record.path: record for record in bundle.manifest.files})
         draft.manifest = bundle.manifest
         yield draft
         draft.finish()
+    if signed:
+        _log.warning("%s was changed and is not signed any more: vggdeploy sign %s --key KEY", bundle.root, bundle.root)
 
 
 class Draft:

@@ -28,6 +28,7 @@ from vggdeploy.cli import (
     package,
     predict,
     report,
+    sign,
     summary,
     train,
     verify,
@@ -61,6 +62,8 @@ for command in (
     predict.predict,
     embed.embed,
     package.package,
+    sign.sign,
+    sign.verify_signature,
     inspect.inspect,
     doctor.doctor,
 ):

@@ -16,6 +16,7 @@ def inspect(bundle: BundlePath, json: Json = False) -> None:
         render.emit_json(opened.manifest)
         return
     tables.bundle_table(opened)
+    tables.signature_line(opened)
     for variant in opened.manifest.variants:
         engine_text.print_engine(variant)
     tables.choice_table(choices(opened))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 
 from vggdeploy.bundle import Bundle, PrecisionProof, Variant
+from vggdeploy.bundle.trust import SIGNATURE_NAME
 from vggdeploy.cli.render import LIGHTS, note, out, size_text, table
 from vggdeploy.diagnosis import Diagnosis
 from vggdeploy.engine import Prediction
@@ -37,6 +38,16 @@ def bundle_table(bundle: Bundle) -> None:
     for v in manifest.variants:
         for reason in v.parity.reasons if v.parity else ():
             print_reason(v.name, reason)
+
+
+def signature_line(bundle: Bundle) -> None:
+    """Who signed a bundle, as far as it is known: a name in a signature that nobody checked is only a claim."""
+    if bundle.signer:
+        out.print(f"[green]signed[/] by the key {bundle.signer[:16]}…, as the policy asks")
+    elif (bundle.root / SIGNATURE_NAME).is_file():
+        out.print("[yellow]signed, and not checked here[/]: vggdeploy verify-signature BUNDLE --key PUBLIC_KEY")
+    else:
+        out.print("[dim]not signed[/]")
 
 
 def _proof_text(proof: PrecisionProof | None) -> str:

@@ -1,0 +1,129 @@
+"""Whose bundles are opened: the keys that the caller trusts, and those of the machine's policy file.
+
+Nothing here needs a library; what checks a signature stands in `vggdeploy.bundle.signature`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vggdeploy.errors import SignatureError, UsageError
+from vggdeploy.files import read_regular
+from vggdeploy.optional import first_line, require
+from vggdeploy.records import Record
+
+SIGNATURE_NAME = "model.sig"
+POLICY_VARIABLE = "VGGDEPLOY_POLICY"
+SCHEMA_VERSION = 1
+_MAX_SIGNATURE, _MAX_POLICY = 64 * 2**20, 2**20
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Public keys, PEM files, of which one must have signed a bundle. ``source`` says in an error who asks for it."""
+
+    keys: tuple[Path, ...]
+    source: str
+
+
+class _Policy(Record, frozen=True, kw_only=True):
+    schema_version: int
+    trusted_keys: tuple[str, ...]
+
+
+def demands(trusted_keys: Sequence[StrPath] | None = None, policy: StrPath | None = None) -> tuple[Trust, ...]:
+    """All that a bundle has to satisfy: the keys given, the policy given, and the policy of the environment.
+
+    They add up: a caller cannot loosen what ``VGGDEPLOY_POLICY`` asks for.
+
+    Raises:
+        UsageError: an empty list of keys, which nothing could satisfy.
+        SignatureError: a policy that cannot be read.
+    """
+    found = []
+    if trusted_keys is not None:
+        if isinstance(trusted_keys, (str, os.PathLike)) or not trusted_keys:
+            raise UsageError("trusted_keys names no key", "give a list of public keys: trusted_keys=['release.pub']")
+        found.append(Trust(tuple(map(Path, trusted_keys)), "trusted_keys"))
+    if policy is not None:
+        found.append(read_policy(policy))
+    if given := os.environ.get(POLICY_VARIABLE):
+        found.append(read_policy(given))
+    return tuple(found)
+
+
+def read_policy(path: StrPath) -> Trust:
+    """A policy file: TOML with ``schema_version = 1`` and ``trusted_keys``, paths relative to the file.
+
+    Raises:
+        SignatureError: it cannot be read, does not parse, has an unknown field or names no key. Then nothing is opened.
+    """
+    file = Path(path)
+    fix = f"mend it (schema_version = {SCHEMA_VERSION}, trusted_keys = ['release.pub']); until then nothing is opened"
+    try:
+        policy = msgspec.convert(tomllib.loads(read_regular(file, limit=_MAX_POLICY).decode()), _Policy)
+    except OSError as error:
+        raise SignatureError(f"the policy {file} cannot be read: {error.strerror}", fix) from error
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise SignatureError(f"the policy {file} cannot be read: {first_line(error)}", fix) from error
+    if policy.schema_version != SCHEMA_VERSION:
+        raise SignatureError(f"the policy {file} has schema version {policy.schema_version}", fix)
+    if not policy.trusted_keys:
+        raise SignatureError(f"the policy {file} names no key", fix)
+    return Trust(tuple(file.parent / key for key in policy.trusted_keys), f"the policy {file}")
+
+
+def check_trust(root: Path, manifest: bytes, asked: Sequence[Trust]) -> str:
+    """Check the signature of the bundle at ``root`` for every demand; returns the fingerprint of the key that signed it.
+
+    Args:
+        manifest: the bytes of ``manifest.json`` that the caller goes on with: they have to be the signed ones.
+
+    Raises:
+        SignatureError: not signed, signed by another key, or not what was signed.
+        MissingDependencyError: the extra ``sign`` is not installed.
+    """
+    require("model_signing", to="check a bundle's signature", extra="sign")
+    from vggdeploy.bundle.signature import verify_signature
+
+    return [verify_signature(root, manifest, trust) for trust in asked][-1]
+
+
+def read_signature(root: Path) -> bytes:
+    """The bytes of a bundle's signature.
+
+    Raises:
+        SignatureError: there is none, or it cannot be read.
+    """
+    try:
+        return read_regular(root / SIGNATURE_NAME, limit=_MAX_SIGNATURE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SignatureError(f"{root} is not signed", f"sign it: vggdeploy sign {root} --key KEY") from None
+    except OSError as error:
+        raise SignatureError(
+            f"{root / SIGNATURE_NAME} cannot be read: {error.strerror}", "restore the bundle from its source"
+        ) from error
+
+
+def key_named_in(signature: bytes) -> str:
+    """The fingerprint that a signature gives for its key. It is a claim, until the signature was checked with that key.
+
+    Raises:
+        SignatureError: it is no signature of this kind, or names no key.
+    """
+    try:
+        named = json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        named = None
+    if not isinstance(named, str) or not named:
+        raise SignatureError("the signature is damaged, or was not made with a key", "sign the bundle again")
+    return named
