@@ -22,6 +22,9 @@ from vggdeploy.bench import crew
 from vggdeploy.builders import engines
 from vggdeploy.builders.engines import build_into
 from vggdeploy.bundle import Bundle
+from vggdeploy.bundle.sign import sign_bundle
+from vggdeploy.bundle.signature import new_key
+from vggdeploy.bundle.trust import demands
 from vggdeploy.cli.app import run
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError
 from vggdeploy.loading import VERIFY, rebuild_unfit
@@ -246,6 +249,19 @@ def test_of_a_bundle_that_cannot_be_written_the_engine_is_kept_in_the_cache(
     assert (root / "manifest.json").read_bytes() == before
     with pytest.raises(UsageError, match="cannot be written"):
         rebuild_unfit(Bundle.open(root))
+
+
+def test_a_bundle_that_has_to_be_signed_stays_as_it_was_signed(root: Path, machine: Machine, tmp_path: Path) -> None:
+    public = new_key(tmp_path / "release.pem")
+    sign_bundle(root, tmp_path / "release.pem")
+    machine.gpu = BLACKWELL
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with vggdeploy.load(root, rebuild=True, trusted_keys=[public]) as engine:
+        assert engine.variant.build is not None and engine.variant.build.targets == ("sm120",)
+        assert engine.variant.verdict is Verdict.PASS
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    with pytest.raises(UsageError, match="has to stay as it was signed"):
+        rebuild_unfit(Bundle.open(root, trust=demands([public])))
 
 
 def test_a_full_disk_is_still_an_error(root: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

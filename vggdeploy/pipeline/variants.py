@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vggdeploy.bundle import REFERENCE, Bundle, Variant, update_bundle
+from vggdeploy.bundle import Bundle, Variant, update_bundle
 from vggdeploy.bundle.store import Draft
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError
 from vggdeploy.optimize.precision import openvino_variant, with_types
@@ -33,7 +33,7 @@ class Work:
     def references(self, bundle: Bundle) -> list[Reference]:
         """The golden pair, and test images where the reference runs here and a data set is known."""
         manifest = bundle.manifest
-        reference = manifest.variant(REFERENCE)
+        reference = manifest.reference()
         key = bundle.sha256(reference.path)
         if key not in self._references:
             found = [golden_reference(bundle)]
