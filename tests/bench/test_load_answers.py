@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.worker import InlineWorker
 
 from vggdeploy.bench.answers import check_answers
 from vggdeploy.bench.scenarios import Load
@@ -73,6 +74,7 @@ def test_a_swap_makes_the_row_invalid_and_the_command_end_with_3(
     from vggdeploy.cli.app import run
 
     swap_two(monkeypatch)
+    monkeypatch.setattr("vggdeploy.pipeline.bench_loads.Worker", InlineWorker)  # the fault is in this process
     line = ["bench", str(bundle_dir), "--variant", "onnx-fp32", "--scenario", "offline", "--seconds", "0.2"]
     assert run(line) == 3
     shown = capsys.readouterr().out

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from vggdeploy.records import HostTimes
+from vggdeploy.bench.scenarios import Issued, Load
+from vggdeploy.records import HostTimes, LoadAnswers
 from vggdeploy.types import Verdict
 
 
@@ -93,6 +96,36 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     host: HostTimes | None = None
 
 
+class Gauge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """How many samples a second does a variant answer when it does nothing else?"""
+
+    name: str
+    batch: int
+
+
+class Gauged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    qps: float
+
+
+class RunLoad(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have LoadGen issue a load, on distinct samples or on a repeated one. The answer is `Issued`."""
+
+    name: str
+    load: Load
+    samples: Literal["unique", "same"]
+
+
+class AskAll(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have LoadGen ask every image under a load, and check what comes back."""
+
+    name: str
+    load: Load
+
+
+class AllAsked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    answers: LoadAnswers
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An error instead of an answer: its class in `vggdeploy.errors`, cause and remedy. ``trace`` is for ``--debug``."""
 
@@ -102,5 +135,5 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     trace: str
 
 
-Request = Start | Open | Check | Turn | Finish
-Answer = Opened | Checked | Turned | Finished | Failed
+Request = Start | Open | Check | Turn | Finish | Gauge | RunLoad | AskAll
+Answer = Opened | Checked | Turned | Finished | Gauged | Issued | AllAsked | Failed

@@ -62,7 +62,7 @@ class Load:
         return self.batch
 
 
-class Issued(msgspec.Struct, frozen=True, kw_only=True):
+class Issued(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What LoadGen found in one performance run. Times are milliseconds; a latency is that of a query.
 
     ``needed`` is how many queries its early stopping wants, None where it has enough; ``words`` is its own reason for an

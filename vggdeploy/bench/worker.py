@@ -20,15 +20,20 @@ import numpy as np
 
 from vggdeploy.bench.load import peak_rss
 from vggdeploy.bench.messages import (
+    AllAsked,
     Answer,
+    AskAll,
     Check,
     Checked,
     Failed,
     Finish,
     Finished,
+    Gauge,
+    Gauged,
     Open,
     Opened,
     Request,
+    RunLoad,
     Start,
     Turn,
     Turned,
@@ -75,6 +80,8 @@ class Desk:
                 return self._turn(request)
             case Finish():
                 return self._finish(request)
+            case Gauge() | RunLoad() | AskAll():
+                return self._load(request)
         raise VggdeployError(f"{type(request).__name__} is no request to a worker that has started")
 
     def close(self) -> None:
@@ -132,6 +139,21 @@ class Desk:
         engine = Engine(Loaded(one.bundle, one.variant, one.session, one.device))
         files = encoded(self._images[:MAX_IMAGES], one.bundle.manifest.preprocess)
         return Finished(reasons=reasons, host=host_times(engine, files, request.batch, request.seconds))
+
+    def _load(self, request: Gauge | RunLoad | AskAll) -> Answer:
+        from vggdeploy.bench import answers, loadgen  # here: only scenarios need LoadGen
+        from vggdeploy.parity.compare import golden_reference
+
+        one, images = self._opened[request.name], np.asarray(self._images)
+        match request:
+            case Gauge():
+                return Gauged(qps=loadgen.capacity(one.session, images, request.batch))
+            case RunLoad():
+                return loadgen.issue(one.session, images, request.load, request.samples)
+            case AskAll():
+                thresholds = one.bundle.manifest.thresholds[one.variant.precision]
+                golden = golden_reference(one.bundle)
+                return AllAsked(answers=answers.check_answers(one.session, golden, images, request.load, thresholds))
 
 
 def failed(error: BaseException) -> Failed:

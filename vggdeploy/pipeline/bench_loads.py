@@ -1,23 +1,24 @@
-"""The scenario part of ``vggdeploy bench``: each variant under each load that LoadGen issues."""
+"""The scenario part of ``vggdeploy bench``: each variant, in a process of its own, under each load that LoadGen issues.
+
+LoadGen is C++ that calls back into Python, and cannot be stopped; a process can.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import msgspec
 
-from vggdeploy.bench.answers import check_answers
-from vggdeploy.bench.candidate import open_checked
+from vggdeploy.bench.crew import Worker, shared
 from vggdeploy.bench.entries import Entry
-from vggdeploy.bench.loadgen import capacity, issue
+from vggdeploy.bench.messages import AllAsked, AskAll, Check, Checked, Gauge, Gauged, Open, Opened, RunLoad, Start
 from vggdeploy.bench.qps import Search, no_rate
-from vggdeploy.bench.scenarios import Load, run_scenario, scenario_row
+from vggdeploy.bench.scenarios import Issued, Load, run_scenario, scenario_row
 from vggdeploy.errors import UsageError
-from vggdeploy.parity.compare import golden_reference
-from vggdeploy.records import ScenarioRow
+from vggdeploy.records import LoadAnswers, ScenarioRow
 from vggdeploy.runtime import backend_for
 
 Say = Callable[[str], None]
@@ -34,9 +35,12 @@ def run_loads(
 ) -> list[ScenarioRow]:
     """Each entry under each load, with its golden pair checked before and its answers under the same load.
 
+    Returns:
+        Rows by load; those of one load in the order of the entries.
+
     Raises:
         UsageError: a load needs a larger batch than a variant takes.
-        VggdeployError: a session failed under load.
+        VggdeployError: a session failed under load, or its process was killed.
     """
     for load in loads:
         for entry in entries:
@@ -45,38 +49,72 @@ def run_loads(
                     f"{load.scenario} makes batches of {load.largest_batch}, {entry.name} takes {entry.variant.batch.max}",
                     "measure a smaller --batch, or export/build with a larger maximum",
                 )
-    rows = []
-    for load in loads:
+    found: list[list[ScenarioRow]] = [[] for _ in loads]
+    with shared(images) as descriptor:
         for entry in entries:
-            rows.append(_run(entry, images, load, threads, on_say))
-            on_progress(1)
-    return rows
+            with _open(entry, descriptor, loads, threads) as opened:
+                for load, rows in zip(loads, found, strict=True):
+                    rows.append(_run(opened, load, on_say))
+                    on_progress(1)
+    return [row for rows in found for row in rows]
 
 
-def _run(entry: Entry, images: Any, load: Load, threads: int | None, say: Say) -> ScenarioRow:
-    with ExitStack() as stack:
-        opened = open_checked(stack, entry, threads)
-        session = opened.session
-        golden, thresholds = golden_reference(entry.bundle), entry.bundle.manifest.thresholds[entry.variant.precision]
-        about: dict[str, Any] = {
-            "variant": entry.name,
-            "backend": backend_for(entry.variant).name,
-            "device": str(entry.device),
-            "verdict": opened.verdict,
-            "sha256": entry.sha256,
-        }
-        run = partial(issue, session, images)
-        if load.find_qps:
-            start = load.target_qps or capacity(session, images, load.batch) / 2
-            search = Search(lambda wanted: run(wanted, "unique"), load, start)
-            say(f"{entry.name}: {search.plan()}")
-            found, load, issued = search.run()
-            answers = check_answers(session, golden, images, load, thresholds)
-            row = msgspec.structs.replace(scenario_row(load, issued, None, answers, **about), search=found)
-            if found.qps is None:
-                row = msgspec.structs.replace(row, reasons=(no_rate(found), *row.reasons), valid=False)
-        else:
-            answers = check_answers(session, golden, images, load, thresholds)
-            row = run_scenario(run, load, answers, **about)
-    reasons = (*opened.reasons, *row.reasons)
+@dataclass(frozen=True)
+class _Opened:
+    """An entry that is open in its process, and what the golden pair said of it."""
+
+    entry: Entry
+    worker: Worker
+    checked: Checked
+
+    def issue(self, load: Load, samples: Literal["unique", "same"] = "unique") -> Issued:
+        return self.worker.ask(RunLoad(name=self.entry.name, load=load, samples=samples), Issued)
+
+    def answers(self, load: Load) -> LoadAnswers:
+        return self.worker.ask(AskAll(name=self.entry.name, load=load), AllAsked).answers
+
+    def capacity(self, batch: int) -> float:
+        return self.worker.ask(Gauge(name=self.entry.name, batch=batch), Gauged).qps
+
+
+@contextmanager
+def _open(entry: Entry, descriptor: int, loads: Sequence[Load], threads: int | None) -> Iterator[_Opened]:
+    """A process with the entry's session. After an error or Ctrl-C it is killed: LoadGen would go on to its end."""
+    worker = Worker(Start(pool=f"/proc/self/fd/{descriptor}", threads=threads), descriptor)
+    try:
+        batches = tuple({max(load.largest_batch, entry.variant.batch.min): None for load in loads})
+        opening = Open(
+            name=entry.name,
+            bundle=str(entry.bundle.root),
+            variant=entry.variant.name,
+            device=str(entry.device),
+            batches=batches,
+        )
+        worker.ask(opening, Opened)
+        yield _Opened(entry, worker, worker.ask(Check(name=entry.name), Checked))
+    except BaseException:
+        worker.close(kill=True)
+        raise
+    worker.close()
+
+
+def _run(opened: _Opened, load: Load, say: Say) -> ScenarioRow:
+    entry, checked = opened.entry, opened.checked
+    about: dict[str, Any] = {
+        "variant": entry.name,
+        "backend": backend_for(entry.variant).name,
+        "device": str(entry.device),
+        "verdict": checked.verdict,
+        "sha256": entry.sha256,
+    }
+    if load.find_qps and load.scenario == "server":
+        search = Search(opened.issue, load, load.target_qps or opened.capacity(load.batch) / 2)
+        say(f"{entry.name}: {search.plan()}")
+        found, load, issued = search.run()
+        row = msgspec.structs.replace(scenario_row(load, issued, None, opened.answers(load), **about), search=found)
+        if found.qps is None:
+            row = msgspec.structs.replace(row, reasons=(no_rate(found), *row.reasons))
+    else:
+        row = run_scenario(opened.issue, load, opened.answers(load), **about)
+    reasons = (*checked.reasons, *row.reasons)
     return msgspec.structs.replace(row, reasons=reasons, valid=not reasons)
