@@ -10,6 +10,7 @@ from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Rebuil
 
 
 def bench(
+    context: typer.Context,
     bundles: BundlePaths,
     backend: Annotated[
         list[str] | None, typer.Option("--backend", help="All variants of this backend; may be repeated. Default: all.")
@@ -63,6 +64,17 @@ def bench(
             "--gpu-detail", help="Take one TensorRT engine apart: copies, compute, graphs, streams, energy, the roof."
         ),
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure nothing: compare two results, --compare OLD.json NEW.json.")
+    ] = False,
+    fail_if_slower: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-if-slower",
+            metavar="PERCENT",
+            help="With --compare: exit with 4 when a variant is shown to take so much longer, or cannot be judged.",
+        ),
+    ] = None,
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
     ] = False,
@@ -71,6 +83,11 @@ def bench(
 ) -> int:
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
     from rich.markup import escape
+
+    if compare or fail_if_slower is not None:
+        from vggdeploy.cli import compare as comparing
+
+        return comparing.run(context, bundles, compare=compare, fail_if_slower=fail_if_slower, json=json)
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
