@@ -29,8 +29,8 @@ from vggdeploy.optimize.channels import Widths, macs_of, widths_of, with_widths
 from vggdeploy.optimize.low_rank import factorise, measure_answers
 from vggdeploy.optimize.prune import measure_sensitivity, prune, taylor_scores
 from vggdeploy.pipeline.held_out import HeldOut
-from vggdeploy.pipeline.restructure import Job, Tuning
 from vggdeploy.pipeline.structure import SCORED, SENSED, low_rank_checkpoint, prune_checkpoint
+from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.records import StepRecord
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import Recipe

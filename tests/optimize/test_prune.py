@@ -16,7 +16,7 @@ from vggdeploy.errors import UsageError
 from vggdeploy.model.layers import layers_of
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.optimize.channels import macs_of, widths_of
-from vggdeploy.optimize.prune import measure_sensitivity, prune, taylor_scores
+from vggdeploy.optimize.prune import measure_sensitivity, prune, recalibrate, taylor_scores
 from vggdeploy.spec import CUSTOM, ModelSpec
 
 # 24 px and three blocks: fc6 reads 3 × 3 positions of each channel.
@@ -132,6 +132,17 @@ def test_the_score_of_a_channel_is_the_squared_slope_of_its_gate() -> None:
         for name, relu, channel in (("conv1_1", 1, 3), ("conv2_2", 6, 7), ("conv3_1", 9, 0), ("fc6", 13, 5)):
             slope = (loss(relu, channel, 1 + 1e-5) - loss(relu, channel, 1 - 1e-5)) / 2e-5
             assert scores[name][channel].item() == pytest.approx(slope.square().sum().item(), rel=1e-4, abs=1e-12)
+
+
+def test_batch_norms_are_measured_anew() -> None:
+    model = lively(NETWORKS[1])
+    recalibrate(model, batches())
+    with torch.inference_mode():
+        whole = model.features[0](torch.from_numpy(np.concatenate([x for x, _ in batches()])))
+    norm = model.features[1]
+    torch.testing.assert_close(norm.running_mean, whole.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, whole.var(dim=(0, 2, 3)), rtol=0.05, atol=1e-3)  # per batch, averaged
+    assert (norm.momentum, norm.training) == (0.1, False)
 
 
 def test_the_best_channels_stay_in_their_order() -> None:

@@ -23,8 +23,8 @@ from vggdeploy.pipeline.evaluate import evaluate
 from vggdeploy.pipeline.export import export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, unpack
 from vggdeploy.pipeline.layers import localise
-from vggdeploy.pipeline.restructure import Job, Tuning
 from vggdeploy.pipeline.structure import low_rank_checkpoint, prune_checkpoint
+from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.records import StepRecord, to_json
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import Recipe

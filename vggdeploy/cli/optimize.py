@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggdeploy.cli.options import DataDir, Force, Json, Threads
+from vggdeploy.cli.options import DataDir, Force, Json, Threads, split_names
+
+if TYPE_CHECKING:
+    from vggdeploy.pipeline.tuning import Structure
+
+STRUCTURE: Any = {"rich_help_panel": "Steps prune and low-rank"}
 
 
+# Options of one step are None where they are not given: given without their step, they are refused.
 def optimize(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="A bundle, or a checkpoint: what 'export' or 'train' made.")
     ],
     step: Annotated[
         str,
-        typer.Option("--step", metavar="STEP,STEP…", help="What to do, in this order: openvino-fp32, openvino-bf16."),
+        typer.Option(
+            "--step",
+            metavar="STEP,STEP…",
+            help="What to do, in this order: prune, low-rank, openvino-fp32, openvino-bf16.",
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -24,7 +34,57 @@ def optimize(
             "--output", "-o", help="The bundle or checkpoint to write. Default: a bundle is changed in place."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Test images to prove variants on.")] = 1000,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Test images to prove variants on.", show_default="1000")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="For prune: the share of the multiply-accumulates that stays, as 0.5; or of the channels of some layers, "
+            "as conv4_1=0.5,fc6=0.25.",
+            **STRUCTURE,
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(help="For low-rank: the rank of fc6 and fc7, as 64; or fc6=128,fc7=64.", **STRUCTURE),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of fine-tuning after each; 0 for none.", show_default="3", **STRUCTURE),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate of it.", show_default="0.01", **STRUCTURE)
+    ] = None,
+    distill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT|none",
+            help="The teacher of the fine-tuning; none for labels alone.",
+            show_default="SOURCE",
+            **STRUCTURE,
+        ),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Percentage points below the original, at most, with 95% confidence, on the validation split; else "
+            "nothing is written, and the exit code is 4.",
+            **STRUCTURE,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="The data set.", show_default="the one trained on", **STRUCTURE)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            help="cpu, cuda or cuda:INDEX, for fine-tuning.",
+            show_default="a GPU, if there is one",
+            **STRUCTURE,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
     force: Force = False,
@@ -34,24 +94,115 @@ def optimize(
     from vggdeploy.bundle import MANIFEST_NAME, Bundle
     from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import render, tables
-    from vggdeploy.cli.options import split_names
+    from vggdeploy.cli.structure_table import steps_table
     from vggdeploy.memory import return_large_blocks_at_once
+    from vggdeploy.pipeline.optimize import CHECKPOINT_STEPS, ordered
     from vggdeploy.pipeline.optimize import optimize as run
+    from vggdeploy.pipeline.samples import DEFAULT_SAMPLES
     from vggdeploy.pipeline.variants import Work
 
+    steps = split_names(step)
+    ordered(steps)  # a slip in a name is answered before those in options of its step
+    structure = _structure(
+        steps,
+        {
+            "--keep": keep,
+            "--rank": rank,
+            "--epochs": epochs,
+            "--lr": lr,
+            "--distill": distill,
+            "--max-accuracy-drop": max_accuracy_drop,
+            "--data": data,
+            "--device": device,
+        },
+    )
     return_large_blocks_at_once()
     with render.stages() as stage:
-        work = Work(samples=samples, data_dir=data_dir, threads=threads, on_stage=stage)
-        result = run(source, split_names(step), output=output, work=work, overwrite=force)
-    if (result / MANIFEST_NAME).is_file():
-        bundle = Bundle.open(result, only=())
-        if json:
-            render.emit_json(bundle.manifest)
-            return
-        tables.bundle_table(bundle)
+        work = Work(
+            samples=DEFAULT_SAMPLES if samples is None else samples,
+            data_dir=data_dir,
+            threads=threads,
+            on_stage=stage,
+            structure=_reporting(structure, data_dir, threads, stage),
+        )
+        result = run(source, steps, output=output, work=work, overwrite=force)
+    is_bundle = (result / MANIFEST_NAME).is_file()
+    where = result / "checkpoint" if is_bundle else result
+    if json:
+        render.emit_json(Bundle.open(result, only=()).manifest if is_bundle else read_checkpoint(where))
+        return
+    if set(steps) & set(CHECKPOINT_STEPS):
+        steps_table(read_checkpoint(where, check_weights=False))
+    if is_bundle:
+        tables.bundle_table(Bundle.open(result, only=()))
         render.next_steps(f"vggdeploy verify {result}", f"vggdeploy bench {result}")
         return
-    if json:
-        render.emit_json(read_checkpoint(result, check_weights=False))
-        return
     render.next_steps(f"vggdeploy evaluate {result}", f"vggdeploy export {result} -o BUNDLE")
+
+
+def _structure(steps: list[str], given: dict[str, Any]) -> Structure:
+    """The numbers of the steps prune and low-rank.
+
+    Raises:
+        UsageError: an option of a step that is not asked for, or a value that makes no sense.
+    """
+    from vggdeploy.errors import UsageError
+    from vggdeploy.pipeline.tuning import Job, Structure, Tuning
+    from vggdeploy.types import Device
+
+    needs = {"--keep": ("prune",), "--rank": ("low-rank",)}
+    for option, value in given.items():
+        wanted = needs.get(option, ("prune", "low-rank"))
+        if value is not None and not set(wanted) & set(steps):
+            raise UsageError(
+                f"{option} is for the step {' or '.join(wanted)}", f"add --step {wanted[0]}, or leave it out"
+            )
+    tuning = {
+        "epochs": given["--epochs"],
+        "lr": given["--lr"],
+        "distill": "" if given["--distill"] == "none" else given["--distill"],
+    }
+    drop = given["--max-accuracy-drop"]
+    job = Job(
+        tuning=Tuning(**{name: value for name, value in tuning.items() if value is not None}),
+        max_drop=None if drop is None else drop / 100,
+        dataset=given["--data"] or "",
+        device=Device.parse(given["--device"]) if given["--device"] else None,
+    )
+    keep, rank = given["--keep"], given["--rank"]
+    return Structure(
+        keep=None if keep is None else _by_layer(keep, float, "--keep 0.5, or --keep conv4_1=0.5,fc6=0.25"),
+        ranks=None if rank is None else _by_layer(rank, int, "--rank 64, or --rank fc6=128,fc7=64"),
+        job=job,
+    )
+
+
+def _by_layer(text: str, kind: type[float] | type[int], example: str) -> Any:
+    """``"0.5"`` → 0.5; ``"fc6=0.5,fc7=0.25"`` → a number by layer."""
+    from vggdeploy.errors import UsageError
+
+    try:
+        if "=" not in text:
+            return kind(text)
+        found = {}
+        for part in split_names(text):
+            name, _, value = part.partition("=")
+            if name.strip() in found:
+                raise UsageError(f"{name.strip()} is given twice", example)
+            found[name.strip()] = kind(value)
+        return found
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise UsageError(f"'{text}' is not {what}, nor some by layer", example) from None
+
+
+def _reporting(structure: Structure, data_dir: Path | None, threads: int | None, stage: Any) -> Structure:
+    """The same, saying what is going on."""
+    from dataclasses import replace
+
+    def show(now: Any) -> None:
+        if now.validation is not None:
+            stage(f"fine-tuning: epoch {now.epoch}/{now.epochs}, loss {now.loss:.3f}, validation {now.validation:.2%}")
+
+    job = replace(structure.job, data_dir=data_dir, threads=threads, on_stage=stage, on_progress=show)
+    return replace(structure, job=job)

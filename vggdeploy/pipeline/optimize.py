@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vggdeploy.bundle import MANIFEST_NAME, Bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.files import atomic_directory, check_replaceable, check_writable, link_tree, scratch_directory
+from vggdeploy.optional import require
 from vggdeploy.pipeline.variants import Work, add_openvino
 from vggdeploy.types import Precision
 
@@ -17,7 +19,22 @@ from vggdeploy.types import Precision
 CheckpointStep = Callable[[Path, Path, Work], None]
 BundleStep = Callable[[Bundle, Work], Bundle]
 
-CHECKPOINT_STEPS: dict[str, CheckpointStep] = {}
+
+def _prune(source: Path, target: Path, work: Work) -> None:
+    from vggdeploy.pipeline.structure import prune_checkpoint
+
+    assert work.structure.keep is not None  # noqa: S101  # for mypy: `_check_numbers` was here
+    prune_checkpoint(source, target, work.structure.keep, job=work.structure.job)
+
+
+def _low_rank(source: Path, target: Path, work: Work) -> None:
+    from vggdeploy.pipeline.structure import low_rank_checkpoint
+
+    assert work.structure.ranks is not None  # noqa: S101  # likewise
+    low_rank_checkpoint(source, target, work.structure.ranks, job=work.structure.job)
+
+
+CHECKPOINT_STEPS: dict[str, CheckpointStep] = {"prune": _prune, "low-rank": _low_rank}
 BUNDLE_STEPS: dict[str, BundleStep] = {
     "openvino-fp32": lambda bundle, work: add_openvino(bundle, Precision.FP32, work),
     "openvino-bf16": lambda bundle, work: add_openvino(bundle, Precision.BF16, work),
@@ -49,8 +66,10 @@ def optimize(
         UsageError: an unknown step, steps in an order that cannot be, or no output where one is needed.
         ParityError: a variant does not compute what was trained; nothing is written.
     """
-    first, then = _ordered(steps)
-    root, work = Path(source), work or Work()
+    first, then = ordered(steps)
+    work = work or Work()
+    _check_numbers(first, work)
+    root = Path(source)
     is_bundle = (root / MANIFEST_NAME).is_file()
     before: bytes | None = None
     if output is None:
@@ -63,7 +82,8 @@ def optimize(
     with scratch_directory(output) as scratch:
         made = root / "checkpoint" if is_bundle and first else root
         for name in first:
-            CHECKPOINT_STEPS[name](made, scratch / name, work)
+            last = name == first[-1]
+            CHECKPOINT_STEPS[name](made, scratch / name, _for_step(work, root, is_bundle=is_bundle, last=last))
             made = scratch / name
         if then:
             made = _with_variants(made, scratch / "bundle", then, work)
@@ -72,8 +92,34 @@ def optimize(
     return output
 
 
-def _ordered(steps: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The steps on the checkpoint, and those on the bundle."""
+def _check_numbers(steps: Sequence[str], work: Work) -> None:
+    """Before the first step, not after it: what a later one misses."""
+    if "prune" in steps and work.structure.keep is None:
+        raise UsageError("prune does not know how much stays", "give the share of multiply-accumulates: --keep 0.5")
+    if "low-rank" in steps and work.structure.ranks is None:
+        raise UsageError("low-rank has no rank", "give one: --rank 64, or --rank fc6=128,fc7=64")
+    if steps:
+        require("torch", to="change a network's structure", extra="train")
+    if "prune" in steps:
+        require("torch_pruning", to="prune channels", extra="optimize")
+
+
+def _for_step(work: Work, root: Path, *, is_bundle: bool, last: bool) -> Work:
+    """Every step learns from what was given, and the limit is for what comes out at the end."""
+    job = work.structure.job
+    tuning = job.tuning
+    if tuning.distill is None:
+        tuning = replace(tuning, distill=str(root / "checkpoint" if is_bundle else root))
+    job = replace(job, tuning=tuning, max_drop=job.max_drop if last else None)
+    return replace(work, structure=replace(work.structure, job=job))
+
+
+def ordered(steps: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The steps on the checkpoint, and those on the bundle.
+
+    Raises:
+        UsageError: none, an unknown one, one twice, or an order that cannot be.
+    """
     if not steps:
         raise UsageError("no steps", f"name some, for example --step {STEPS[-1]}")
     for name in steps:

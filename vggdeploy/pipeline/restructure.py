@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
-from vggdeploy.errors import TargetError, UsageError
+from vggdeploy.data.specs import get_dataset
+from vggdeploy.errors import TargetError
 from vggdeploy.files import (
     atomic_directory,
     atomic_write,
@@ -24,62 +25,16 @@ from vggdeploy.files import (
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
 from vggdeploy.pipeline.held_out import DECIDES, HeldOut, Hits, origin_of, size_of
-from vggdeploy.pipeline.prove import Stage, tool_versions
+from vggdeploy.pipeline.prove import tool_versions
+from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.records import AccuracyDrop, StepRecord, to_json
+from vggdeploy.train.distill import check_teacher
 from vggdeploy.train.environment import thread_count
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import LIKE_INIT, Recipe
-from vggdeploy.train.record import OnProgress
-from vggdeploy.types import Device
 
 # Taken over from the recipe that the network was trained with, where that is known.
 _KEPT = ("augment", "batch_size", "label_smoothing", "weight_decay", "per_class")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How a changed network is fine-tuned: SGD with momentum 0.9 and a cosine that ends at 0. The last epoch is kept, not
-    the best one: the validation split judges the result, so it has no say in the weights.
-
-    ``distill``: the checkpoint to learn from; None for the one that the step starts from; "" for the labels alone.
-    """
-
-    epochs: int = 3
-    lr: float = 0.01
-    distill: str | None = None
-    temperature: float = 4.0
-    distill_weight: float = 0.9
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise UsageError(f"{self.epochs} epochs", "give 0 for no fine-tuning, or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every step needs beside its own numbers.
-
-    Args:
-        tuning: how the changed network is fine-tuned.
-        max_drop: how much of the original's accuracy may be lost, as a fraction: the upper end of the paired 95% interval
-            on the validation split has to stay at or below it. None: anything.
-        dataset: default the one that the network was trained on.
-    """
-
-    tuning: Tuning = Tuning()
-    max_drop: float | None = None
-    dataset: str = ""
-    data_dir: Path | None = None
-    device: Device | None = None
-    threads: int | None = None
-    overwrite: bool = False
-    on_stage: Stage = lambda text: None
-    on_progress: OnProgress | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
-            raise UsageError(f"an accuracy drop of {100 * self.max_drop:g} points", "give 0 to 100 percentage points")
 
 
 @dataclass(frozen=True)
@@ -111,6 +66,8 @@ def restructure(
     check_writable(target)
     before = read_checkpoint(root)
     data = HeldOut.of(before, dataset=job.dataset, data_dir=job.data_dir)
+    if job.tuning.epochs and job.tuning.distill:  # before the work
+        check_teacher(job.tuning.distill, get_dataset(data.name).classes, before.preprocess)
     with thread_count(job.threads), scratch_directory(target) as scratch:
         model = load_model(root, check_weights=False)
         job.on_stage("measuring the accuracy of the original")

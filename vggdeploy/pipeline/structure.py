@@ -15,7 +15,8 @@ from vggdeploy.optimize.channels import FLOOR, Widths, allocate, check_share, wi
 from vggdeploy.optimize.low_rank import factorise, linear_layers, measure_answers
 from vggdeploy.optional import require
 from vggdeploy.pipeline.held_out import DECIDES, HeldOut
-from vggdeploy.pipeline.restructure import Changed, Job, restructure
+from vggdeploy.pipeline.restructure import Changed, restructure
+from vggdeploy.pipeline.tuning import Job
 from vggdeploy.records import StepRecord
 
 SCORED = 1024  # training images that channels are scored on
@@ -52,7 +53,12 @@ def prune_checkpoint(
     check_share(floor, "as the floor")
 
     def change(model: VGG, data: HeldOut) -> Changed:
-        from vggdeploy.optimize.prune import measure_sensitivity, prune, taylor_scores  # late: Torch-Pruning
+        from vggdeploy.optimize.prune import (  # late: Torch-Pruning
+            measure_sensitivity,
+            prune,
+            recalibrate,
+            taylor_scores,
+        )
 
         own = widths_of(model.spec)
         sensitivity: dict[str, dict[int, float]] = {}
@@ -64,7 +70,9 @@ def prune_checkpoint(
             sensitivity = measure_sensitivity(model, scores, data.batches(DECIDES, SENSED))
             widths = allocate(model.spec, sensitivity, keep, floor=floor)
         changed = {name: width for name, width in widths.items() if width != own[name]}
-        return Changed(prune(model, changed, scores), widths=changed, sensitivity=sensitivity)
+        cut = prune(model, changed, scores)
+        recalibrate(cut, data.batches("train", SCORED))
+        return Changed(cut, widths=changed, sensitivity=sensitivity)
 
     return restructure("prune", source, output, change, job)
 

@@ -14,6 +14,7 @@ from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.compare import golden_reference
 from vggdeploy.pipeline.prove import Stage, prove, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, load_samples, to_input
+from vggdeploy.pipeline.tuning import Structure
 from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import open_session, runnable
 from vggdeploy.types import Precision, Verdict
@@ -22,12 +23,13 @@ from vggdeploy.types import Precision, Verdict
 @dataclass
 class Work:
     """What the steps of one run share: the test images to prove on (``samples``, None for all), and what the reference
-    says about them, which is found out once."""
+    says about them, which is found out once. ``structure`` is what the steps on a checkpoint need."""
 
     samples: int | None = DEFAULT_SAMPLES
     data_dir: Path | None = None
     threads: int | None = None
     on_stage: Stage = lambda text: None
+    structure: Structure = field(default_factory=Structure)
     _references: dict[str, list[Reference]] = field(default_factory=dict)
 
     def references(self, bundle: Bundle) -> list[Reference]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vggdeploy.bundle.checkpoint import read_checkpoint
+from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
 from vggdeploy.errors import CheckpointError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
@@ -20,6 +20,33 @@ from vggdeploy.train.record import TeacherRecord
 _PIXELS = ("mode", "resize", "crop", "interpolation")
 
 
+def check_teacher(path: str, labels: tuple[str, ...], preprocess: PreprocessSpec) -> Checkpoint:
+    """The record of a checkpoint that can teach a network with these classes, which sees such images.
+
+    Raises:
+        CheckpointError: it cannot; or it is no checkpoint, or a damaged one.
+    """
+    checkpoint = read_checkpoint(Path(path))
+    found = checkpoint.labels
+    if checkpoint.spec.classes != len(labels):
+        raise CheckpointError(
+            f"the teacher {path} has {checkpoint.spec.classes} classes, this run {len(labels)}", _SAME_DATA
+        )
+    odd = next((i for i, (a, b) in enumerate(zip(found, labels, strict=False)) if a != b), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"class {odd} of the teacher {path} is '{found[odd]}', of this run '{labels[odd]}'", _SAME_DATA
+        )
+    for field in _PIXELS:
+        theirs, ours = getattr(checkpoint.preprocess, field), getattr(preprocess, field)
+        if theirs != ours:
+            raise CheckpointError(
+                f"the teacher {path} sees other images: its {field} is {theirs}, this run's {ours}",
+                "learn from a checkpoint with the same preprocessing: --arch init takes that of --init",
+            )
+    return checkpoint
+
+
 class Teacher:
     """A checkpoint's network in evaluation mode, without gradients: ``uint8 [N, H, W, C]`` → logits ``[N, classes]``.
 
@@ -28,24 +55,7 @@ class Teacher:
     """
 
     def __init__(self, path: str, *, labels: tuple[str, ...], preprocess: PreprocessSpec, device: torch.device) -> None:
-        checkpoint = read_checkpoint(Path(path))
-        found = checkpoint.labels
-        if len(found or labels) != len(labels) or checkpoint.spec.classes != len(labels):
-            raise CheckpointError(
-                f"the teacher {path} has {checkpoint.spec.classes} classes, this run {len(labels)}", _SAME_DATA
-            )
-        odd = next((i for i, (a, b) in enumerate(zip(found, labels, strict=False)) if a != b), None)
-        if odd is not None:
-            raise CheckpointError(
-                f"class {odd} of the teacher {path} is '{found[odd]}', of this run '{labels[odd]}'", _SAME_DATA
-            )
-        for field in _PIXELS:
-            theirs, ours = getattr(checkpoint.preprocess, field), getattr(preprocess, field)
-            if theirs != ours:
-                raise CheckpointError(
-                    f"the teacher {path} sees other images: its {field} is {theirs}, this run's {ours}",
-                    "learn from a checkpoint with the same preprocessing: --arch init takes that of --init",
-                )
+        checkpoint = check_teacher(path, labels, preprocess)
         self.record = TeacherRecord(source=path, sha256=checkpoint.weights_sha256)
         model = load_model(path, check_weights=False).requires_grad_(False)
         network = Deployable(model, checkpoint.preprocess)
