@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,9 @@ def verify(
     layers: Annotated[
         bool, typer.Option("--layers", help="Name the layer at which a failing ONNX variant leaves the reference.")
     ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A directory for the pictures of --layers (PNG, HTML).")
+    ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
     record: Annotated[bool, typer.Option("--record", help="Write the verdicts to the bundle's manifest.")] = False,
@@ -35,7 +39,7 @@ def verify(
 ) -> int:
     """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import render, tables
+    from vggdeploy.cli import layer_pictures, render, tables
     from vggdeploy.cli.invocation import with_command
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.pipeline.prove import Limits, exit_code, verify_bundle
@@ -46,6 +50,8 @@ def verify(
         flip_rate=None if max_flips is None else max_flips / 100,
         accuracy_drop=None if max_accuracy_drop is None else max_accuracy_drop / 100,
     )
+    if output is not None:
+        layer_pictures.check(output, bundle, layers=layers)
     opened = Bundle.open(bundle)
     if rebuild:
         opened = rebuilt(opened, variants=variant or ())
@@ -63,6 +69,8 @@ def verify(
             on_stage=stage,
         )
     report = with_command(report)
+    if output is not None:
+        layer_pictures.write(report, output)
     if json:
         render.emit_json(report)
     else:
