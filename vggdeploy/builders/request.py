@@ -178,11 +178,16 @@ def source_variant(bundle: Bundle, precision: Precision) -> Variant:
     Raises:
         BundleError: there is none of that precision; the hint names those that are there.
     """
-    found = {v.precision: v for v in bundle.manifest.variants if v.format == "onnx"}
+    # Of two in INT8 the symmetric one: TensorRT takes no other.
+    there = [v for v in bundle.manifest.variants if v.format == "onnx"]
+    found = {v.precision: v for v in sorted(there, key=_is_symmetric)}
     if precision in found:
         return found[precision]
-    there = ", ".join(found) or "none"
     raise BundleError(
-        f"{bundle.root} has no ONNX in {precision} to build from (ONNX there: {there})",
+        f"{bundle.root} has no ONNX in {precision} to build from (ONNX there: {', '.join(found) or 'none'})",
         "choose one of those with --precision, or export again: vggdeploy export CHECKPOINT -o BUNDLE --force",
     )
+
+
+def _is_symmetric(variant: Variant) -> bool:
+    return variant.quantisation is not None and variant.quantisation.activations == "int8"

@@ -10,6 +10,7 @@ from vggdeploy.bundle.manifest import (
     Measurement,
     Origin,
     PrecisionProof,
+    QuantisationRecord,
     RebuildSpread,
     Variant,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Measurement",
     "Origin",
     "PrecisionProof",
+    "QuantisationRecord",
     "RebuildSpread",
     "Variant",
     "create_bundle",

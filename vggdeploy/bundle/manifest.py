@@ -73,6 +73,24 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     rebuilds: RebuildSpread | None = None
 
 
+class QuantisationRecord(Record, frozen=True, kw_only=True):
+    """How an INT8 variant was made: what its ranges were measured on, and how.
+
+    ``kept`` are the layers that stayed in FP32, as the network names them. ``activations`` is ``uint8`` (CPUs) or
+    ``int8``, symmetric (TensorRT).
+    """
+
+    library: str
+    version: str
+    method: str
+    percentile: float | None = None
+    data: str
+    images: int
+    activations: str
+    kept: tuple[str, ...] = ()
+    bias_corrected: bool = False
+
+
 class Measurement(Record, frozen=True, kw_only=True):
     """Latency of a variant on one machine: median milliseconds a batch."""
 
@@ -93,6 +111,7 @@ class Variant(Record, frozen=True, kw_only=True):
     batch: BatchRange
     proof: PrecisionProof | None = None
     build: BuildRecord | None = None
+    quantisation: QuantisationRecord | None = None
     parity: ParityRecord | None = None
     measured: tuple[Measurement, ...] = ()
 

@@ -10,9 +10,11 @@ import typer
 from vggdeploy.cli.options import DataDir, Force, Json, Threads, split_names
 
 if TYPE_CHECKING:
+    from vggdeploy.pipeline.calibration import Int8Options
     from vggdeploy.pipeline.tuning import Structure
 
 STRUCTURE: Any = {"rich_help_panel": "Steps prune and low-rank"}
+INT8: Any = {"rich_help_panel": "Step int8"}
 
 
 # Options of one step are None where they are not given: given without their step, they are refused.
@@ -25,7 +27,7 @@ def optimize(
         typer.Option(
             "--step",
             metavar="STEP,STEP…",
-            help="What to do, in this order: prune, low-rank, openvino-fp32, openvino-bf16.",
+            help="What to do, in this order: prune, low-rank, openvino-fp32, openvino-bf16, int8.",
         ),
     ],
     output: Annotated[
@@ -68,9 +70,8 @@ def optimize(
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
-            help="Percentage points below the original, at most, with 95% confidence, on the validation split; else "
-            "nothing is written, and the exit code is 4.",
-            **STRUCTURE,
+            help="For prune, low-rank and int8: percentage points below the original, at most, with 95% confidence, on the "
+            "validation split. int8 leaves layers in FP32 for it; else nothing is written, and the exit code is 4.",
         ),
     ] = None,
     data: Annotated[
@@ -84,6 +85,22 @@ def optimize(
             show_default="a GPU, if there is one",
             **STRUCTURE,
         ),
+    ] = None,
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(help="A data set, or folder:PATH.", show_default="the one trained on", **INT8),
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(help="Training images to measure ranges on.", show_default="300", **INT8)
+    ] = None,
+    calibration_method: Annotated[
+        str | None, typer.Option(help="min-max, entropy or percentile.", show_default="min-max", **INT8)
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(help="Of the values that a range holds.", show_default="99.99", **INT8)
+    ] = None,
+    int8_for: Annotated[
+        str | None, typer.Option(metavar="cpu,tensorrt", help="What for.", show_default="both", **INT8)
     ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
@@ -116,6 +133,17 @@ def optimize(
             "--device": device,
         },
     )
+    int8 = _int8(
+        steps,
+        {
+            "data": calibration_data,
+            "images": calibration_images,
+            "method": calibration_method,
+            "percentile": percentile,
+            "targets": None if int8_for is None else tuple(split_names(int8_for)),
+        },
+        max_accuracy_drop,
+    )
     return_large_blocks_at_once()
     with render.stages() as stage:
         work = Work(
@@ -124,6 +152,7 @@ def optimize(
             threads=threads,
             on_stage=stage,
             structure=_reporting(structure, data_dir, threads, stage),
+            int8=int8,
         )
         result = run(source, steps, output=output, work=work, overwrite=force)
     is_bundle = (result / MANIFEST_NAME).is_file()
@@ -150,7 +179,7 @@ def _structure(steps: list[str], given: dict[str, Any]) -> Structure:
     from vggdeploy.pipeline.tuning import Job, Structure, Tuning
     from vggdeploy.types import Device
 
-    needs = {"--keep": ("prune",), "--rank": ("low-rank",)}
+    needs = {"--keep": ("prune",), "--rank": ("low-rank",), "--max-accuracy-drop": ("prune", "low-rank", "int8")}
     for option, value in given.items():
         wanted = needs.get(option, ("prune", "low-rank"))
         if value is not None and not set(wanted) & set(steps):
@@ -175,6 +204,23 @@ def _structure(steps: list[str], given: dict[str, Any]) -> Structure:
         ranks=None if rank is None else _by_layer(rank, int, "--rank 64, or --rank fc6=128,fc7=64"),
         job=job,
     )
+
+
+def _int8(steps: list[str], given: dict[str, Any], drop: float | None) -> Int8Options:
+    """The options of the step int8.
+
+    Raises:
+        UsageError: some without that step, or a value that makes no sense.
+    """
+    from vggdeploy.errors import UsageError
+    from vggdeploy.pipeline.calibration import Int8Options
+
+    told = {name: value for name, value in given.items() if value is not None}
+    if "int8" not in steps:
+        if told:
+            raise UsageError("options of INT8 without that step", f"add it: --step {','.join([*steps, 'int8'])}")
+        return Int8Options()
+    return Int8Options(**told, max_drop=None if drop is None else drop / 100)
 
 
 def _by_layer(text: str, kind: type[float] | type[int], example: str) -> Any:

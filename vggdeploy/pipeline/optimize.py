@@ -12,6 +12,7 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.files import atomic_directory, check_replaceable, check_writable, link_tree, scratch_directory
 from vggdeploy.optional import require
+from vggdeploy.pipeline.int8 import add_int8
 from vggdeploy.pipeline.variants import Work, add_openvino
 from vggdeploy.types import Precision
 
@@ -38,6 +39,7 @@ CHECKPOINT_STEPS: dict[str, CheckpointStep] = {"prune": _prune, "low-rank": _low
 BUNDLE_STEPS: dict[str, BundleStep] = {
     "openvino-fp32": lambda bundle, work: add_openvino(bundle, Precision.FP32, work),
     "openvino-bf16": lambda bundle, work: add_openvino(bundle, Precision.BF16, work),
+    "int8": add_int8,
 }
 STEPS = (*CHECKPOINT_STEPS, *BUNDLE_STEPS)
 

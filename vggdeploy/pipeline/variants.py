@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from vggdeploy.bundle import Bundle, Variant, update_bundle
-from vggdeploy.bundle.store import Draft
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError
 from vggdeploy.optimize.precision import openvino_variant, with_types
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.compare import golden_reference
-from vggdeploy.pipeline.prove import Stage, prove, with_parity
+from vggdeploy.pipeline.calibration import Int8Options
+from vggdeploy.pipeline.prove import Limits, Stage, prove, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, load_samples, to_input
 from vggdeploy.pipeline.tuning import Structure
 from vggdeploy.records import ParityRecord
@@ -23,13 +26,14 @@ from vggdeploy.types import Precision, Verdict
 @dataclass
 class Work:
     """What the steps of one run share: the test images to prove on (``samples``, None for all), and what the reference
-    says about them, which is found out once. ``structure`` is what the steps on a checkpoint need."""
+    says about them, which is found out once. ``structure`` is what the steps on a checkpoint need, ``int8`` that step."""
 
     samples: int | None = DEFAULT_SAMPLES
     data_dir: Path | None = None
     threads: int | None = None
     on_stage: Stage = lambda text: None
     structure: Structure = field(default_factory=Structure)
+    int8: Int8Options = field(default_factory=Int8Options)
     _references: dict[str, list[Reference]] = field(default_factory=dict)
 
     def references(self, bundle: Bundle) -> list[Reference]:
@@ -69,12 +73,18 @@ def onnx_fp32(bundle: Bundle) -> Variant:
 
 
 def add_variants(
-    bundle: Bundle, variants: Sequence[Variant], work: Work, *, fill: Callable[[Draft], None] = lambda draft: None
+    bundle: Bundle,
+    variants: Sequence[Variant],
+    work: Work,
+    *,
+    files: Mapping[str, Path] | None = None,
+    limits: Limits | None = None,
 ) -> Bundle:
     """Write the files of new variants, prove each of them from what was written, and put them into the bundle.
 
     Args:
-        fill: writes the files into the draft.
+        files: where each new file goes in the bundle, and where it lies now. Other variants of a file that is replaced go.
+        limits: of the caller, in place of the manifest's.
 
     Raises:
         IncompatibleError: a variant cannot run here, so it cannot be proven here.
@@ -82,13 +92,15 @@ def add_variants(
     """
     references = work.references(bundle)
     with update_bundle(bundle) as draft:
-        fill(draft)
-        draft.manifest = bundle.manifest.with_variants(*variants)
+        for relative, file in (files or {}).items():
+            shutil.copyfile(file, draft.path(relative))
+        kept = tuple(v for v in bundle.manifest.variants if v.path not in (files or {}))
+        draft.manifest = msgspec.structs.replace(bundle.manifest, variants=kept).with_variants(*variants)
         drafted = draft.finish()
         draft.manifest = drafted.manifest.with_variants(*(read_back(drafted, variant) for variant in variants))
         drafted = draft.finish()
         proven = [drafted.manifest.variant(variant.name) for variant in variants]
-        records = [r for v in proven for r in prove(drafted, v, references, work.threads, work.on_stage)]
+        records = [r for v in proven for r in prove(drafted, v, references, work.threads, work.on_stage, limits)]
         refuse_failures(records, "the bundle is as it was; look for the layer: vggdeploy verify BUNDLE --layers")
         draft.manifest = with_parity(drafted.manifest, records)
     return Bundle.open(bundle.root, only=())
