@@ -176,7 +176,7 @@ def test_a_parity_failure_is_exit_3_and_nothing_is_written(
         (["--percentile", "99"], 2, "--calibration-method percentile"),
         (["--percentile", "5", "--calibration-method", "percentile"], 2, "90 to 100"),
         (["--int8-for", "gpu"], 2, "unknown INT8 target 'gpu'"),
-        (["--max-accuracy-drop", "-1"], 2, "points above 0"),
+        (["--max-accuracy-drop", "-1"], 2, "percentage points"),
     ],
 )
 def test_a_slip_is_answered(
