@@ -45,10 +45,6 @@ class Answer:
     compute_ms: float
     batch: int
 
-    def predictions(self, top: int = 5) -> list[Prediction]:
-        """Labels and probabilities of the first image, best first."""
-        return predictions(self.manifest, probabilities(self.outputs)[0], top)
-
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
     """Powers of two up to ``max_batch``, and ``max_batch``."""
@@ -127,10 +123,7 @@ class AsyncEngine:
             Overloaded: too many requests are waiting; nothing was computed.
             DeadlineError: no answer within ``timeout`` seconds. What had not been started is not computed.
         """
-        if top < 1:
-            raise UsageError(f"top={top}", "ask for at least 1")
-        need_scores(self.engine.bundle.manifest)
-        return (await self.answer(image, timeout=timeout)).predictions(top)
+        return (await self.classified(image, top=top, timeout=timeout))[1]
 
     async def embed(
         self,
@@ -142,15 +135,37 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> NDArray[np.float32]:
         """The vector of one image, ``float32 [D]``; arguments and errors as `Engine.embed` and `classify`."""
-        embedding(self.engine.bundle.manifest.outputs, output, pool=pool, normalise=normalise)  # a typo costs no image
-        answer = await self.answer(image, timeout=timeout)
-        vectors = embedding(answer.manifest.outputs, output, pool=pool, normalise=normalise)
-        found: NDArray[np.float32] = vectors(answer.outputs)[0]
-        return found
+        found = await self.embedded(image, output=output, pool=pool, normalise=normalise, timeout=timeout)
+        return found[1]
 
     async def run(self, feeds: Mapping[str, Array], *, timeout: float | None = None) -> Outputs:
         """Raw arrays of up to ``max_batch`` rows, as `Engine.run`; errors also as `classify`."""
         return (await self.answer_arrays(feeds, timeout=timeout)).outputs
+
+    async def classified(
+        self, image: ImageLike, *, top: int = 5, timeout: float | None = None
+    ) -> tuple[Answer, list[Prediction]]:
+        """`classify`, and where its time went."""
+        if top < 1:
+            raise UsageError(f"top={top}", "ask for at least 1")
+        need_scores(self.engine.bundle.manifest)
+        answer = await self.answer(image, timeout=timeout)
+        return answer, predictions(answer.manifest, probabilities(answer.outputs)[0], top)
+
+    async def embedded(
+        self,
+        image: ImageLike,
+        *,
+        output: str | None = None,
+        pool: str = "avg",
+        normalise: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[Answer, NDArray[np.float32]]:
+        """`embed`, and where its time went."""
+        embedding(self.engine.bundle.manifest.outputs, output, pool=pool, normalise=normalise)  # a typo costs no image
+        answer = await self.answer(image, timeout=timeout)
+        vectors = embedding(answer.manifest.outputs, output, pool=pool, normalise=normalise)
+        return answer, vectors(answer.outputs)[0]
 
     async def answer(self, image: ImageLike, *, timeout: float | None = None) -> Answer:
         """What the graph gives for one image, and where the time went; errors as `classify`."""

@@ -1,0 +1,150 @@
+"""A server on a free port of the loopback: in a thread of the test's process, or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+import vggdeploy
+from vggdeploy.batching import AsyncEngine
+from vggdeploy.engine import Engine
+from vggdeploy.serve.app import create_app
+from vggdeploy.serve.metrics import Metrics
+from vggdeploy.serve.server import _config
+from vggdeploy.serve.settings import Settings
+
+
+@dataclass
+class Live:
+    """A server that answers."""
+
+    url: str
+    client: httpx.Client
+    app: Any = None
+    engine: Any = None
+
+    @property
+    def address(self) -> str:
+        return self.url.removeprefix("http://")
+
+
+@contextmanager
+def live_server(settings: Settings, engine: Engine | None = None) -> Iterator[Live]:
+    metrics = Metrics()
+    options = {"max_batch": settings.max_batch, "queue": settings.queue, "max_pixels": settings.max_pixels}
+    many = AsyncEngine(engine, **options, on_batch=metrics.batch) if engine else None  # type: ignore[arg-type]
+    app = create_app(settings, many, metrics=metrics)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(_config(settings, app))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=20) as client:
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.02)
+            yield Live(url, client, app, app.state.served.engine)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def live(bundle_dir: Path) -> Iterator[Live]:
+    """A server of the digits, in a thread."""
+    with live_server(Settings(bundle=str(bundle_dir), variant="onnx-fp32")) as found:
+        yield found
+
+
+@pytest.fixture
+def gated(bundle_dir: Path) -> Iterator[tuple[Engine, threading.Event]]:
+    """An open engine whose session waits for a gate: a fault injected below the real one."""
+    engine = vggdeploy.load(bundle_dir, variant="onnx-fp32")
+    gate = threading.Event()
+    real = engine._session.run
+    gate.set()
+    engine._session.run = lambda feeds: (gate.wait(20), real(feeds))[1]  # type: ignore[method-assign]
+    yield engine, gate
+    gate.set()
+    engine.close()
+
+
+@dataclass
+class Command:
+    """``vggdeploy serve`` as a process."""
+
+    process: subprocess.Popen[str]
+    url: str
+    lines: list[str] = field(default_factory=list)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(40)
+
+    def wait_for(self, text: str, seconds: float = 40) -> str:
+        """The first line of its log with this text."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for line in list(self.lines):
+                if text in line:
+                    return line
+            time.sleep(0.02)
+        raise AssertionError(f"no {text!r} in {self.lines}")
+
+
+Starts = Callable[..., Command]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starts]:
+    """Starts the command on a free port; what still runs at the end of the test is killed."""
+    with ExitStack() as stack:
+
+        def starts(*arguments: object, env: dict[str, str] | None = None, ready: bool = True) -> Command:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "vggdeploy", "serve", *map(str, arguments), "--port", "0"],
+                stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}, start_new_session=True,
+            )  # fmt: skip
+            command = Command(process, "")
+            reader = threading.Thread(target=_read, args=(process, command.lines))
+            reader.start()
+            stack.callback(_kill, process, reader)
+            if ready:
+                found = re.search(r"http://\S+", command.wait_for("serving "))
+                assert found is not None
+                command.url = found[0]
+                command.wait_for('"ready"')
+            return command
+
+        yield starts
+
+
+def _read(process: subprocess.Popen[str], lines: list[str]) -> None:
+    assert process.stderr is not None
+    lines.extend(line.rstrip("\n") for line in process.stderr)
+
+
+def _kill(process: subprocess.Popen[str], reader: threading.Thread) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its workers too: it leads a session of its own
+    process.wait(10)
+    reader.join(10)
+    assert process.stderr is not None
+    process.stderr.close()

@@ -1,0 +1,89 @@
+"""``vggdeploy serve``: a bundle over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggdeploy.cli.options import BundlePath, DeviceName, Threads
+
+
+def serve(
+    bundle: BundlePath,
+    backend: Annotated[str, typer.Option("--backend", help="A backend's name, or auto.")] = "auto",
+    variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant.")] = None,
+    device: DeviceName = None,
+    threads: Threads = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. 0.0.0.0: every one, reachable from other machines.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0: a free one.")] = 8000,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes, each with an engine of its own; one that dies is replaced.")
+    ] = 1,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", help="Images computed together at most. Default: 32, or the variant's.")
+    ] = None,
+    max_delay_ms: Annotated[
+        float, typer.Option("--max-delay-ms", help="How long a batch waits for more images at most.")
+    ] = 2.0,
+    queue: Annotated[int, typer.Option("--queue", help="Requests that wait at most; one more is answered 503.")] = 256,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="For a request, from start to end.")
+    ] = 30.0,
+    max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Of a request.")] = "16MiB",
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", help="An image with more is refused before it is decoded.")
+    ] = 25_000_000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="File with the bearer token to ask for. Default: $VGGDEPLOY_TOKEN, or none."),
+    ] = None,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option("--trusted-key", help="Public key (PEM) that must have signed the bundle; may be repeated."),
+    ] = None,
+    drain: Annotated[
+        float,
+        typer.Option("--drain", metavar="SECONDS", help="After SIGTERM: how long to say 'not ready' and still answer."),
+    ] = 1.0,
+) -> int:
+    """Serve a bundle over HTTP: the Open Inference Protocol v2, /classify, /embed, /metrics, and a page."""
+    from vggdeploy.builders.options import parse_size
+    from vggdeploy.cli import render
+    from vggdeploy.engine import Engine
+    from vggdeploy.optional import require
+
+    for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+        require(module, to="serve over HTTP", extra="serve")
+    from vggdeploy.serve.server import serve as run
+    from vggdeploy.serve.settings import Settings
+
+    settings = Settings(
+        bundle=str(bundle),
+        backend=backend,
+        variant=variant,
+        device=device,
+        threads=threads,
+        host=host,
+        port=port,
+        workers=workers,
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        queue=queue,
+        timeout=timeout,
+        max_body=parse_size(max_body),
+        max_pixels=max_pixels,
+        token_file=str(token_file) if token_file else None,
+        trusted_keys=tuple(map(str, trusted_key or ())),
+        drain=drain,
+    )
+
+    def started(url: str, engine: Engine) -> None:
+        render.note(f"serving {engine.bundle.manifest.name} ({engine.variant.name} on {engine.device}) at {url}")
+        if not settings.on_loopback and settings.token() is None:
+            render.note("[yellow]anybody who reaches this address may use it[/]: set $VGGDEPLOY_TOKEN or --token-file")
+
+    return run(settings, on_start=started)

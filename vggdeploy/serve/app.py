@@ -1,0 +1,189 @@
+"""The application: routes, guard, page and metrics over one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from vggdeploy._version import __version__
+from vggdeploy.batching import AsyncEngine
+from vggdeploy.engine import load
+from vggdeploy.errors import Overloaded, VggdeployError
+from vggdeploy.serve import images, page, protocol
+from vggdeploy.serve.guard import Guard
+from vggdeploy.serve.logs import LOGGER, say
+from vggdeploy.serve.metrics import Metrics
+from vggdeploy.serve.replies import error_reply, known_error
+from vggdeploy.serve.settings import Settings
+from vggdeploy.serve.state import Served, served
+
+SETTINGS_VARIABLE = "VGGDEPLOY_SERVE_SETTINGS"  # of worker processes: the Settings as JSON
+
+
+def open_engine(settings: Settings, metrics: Metrics | None = None) -> AsyncEngine:
+    """The engine that a server's settings name, warmed up; errors of `vggdeploy.load` and `AsyncEngine`."""
+    engine = load(
+        settings.bundle,
+        backend=settings.backend,
+        variant=settings.variant,
+        device=settings.device,
+        threads=settings.threads,
+        trusted_keys=settings.trusted_keys or None,
+    )
+    try:
+        return AsyncEngine(
+            engine,
+            max_batch=settings.max_batch,
+            max_delay_ms=settings.max_delay_ms,
+            queue=settings.queue,
+            max_pixels=settings.max_pixels,
+            on_batch=metrics.batch if metrics else None,
+        )
+    except BaseException:
+        engine.close()
+        raise
+
+
+def worker_app() -> FastAPI:
+    """The application of a worker process, which finds its settings in the environment."""
+    return create_app(msgspec.json.decode(os.environ[SETTINGS_VARIABLE], type=Settings))
+
+
+def create_app(settings: Settings, many: AsyncEngine | None = None, *, metrics: Metrics | None = None) -> FastAPI:
+    """The ASGI application.
+
+    Args:
+        many: what is served; it is closed when the application ends. Default: opened when the application starts.
+        metrics: those that ``many`` tells of its batches.
+    """
+    measured = metrics or Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = await asyncio.to_thread(open_engine, settings, measured) if many is None else many
+        here = app.state.served = Served(engine, settings, measured)
+        measured.served(engine.engine)
+        measured.ready.set(1)
+        with _signals(here):
+            say("ready", model=here.model, variant=here.engine.variant.name, device=str(here.engine.device))
+            try:
+                yield
+            finally:
+                measured.ready.set(0)
+                await engine.aclose()
+                say("stopped", answered=engine.health().answered)
+
+    app = FastAPI(
+        title="vggdeploy",
+        version=__version__,
+        summary="Image classification and embeddings.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
+    app.include_router(page.router)
+    app.include_router(images.router)
+    app.include_router(protocol.router)
+    app.add_api_route("/metrics", _metrics, methods=["GET"], summary="For Prometheus", tags=["Operations"])
+    app.add_exception_handler(VggdeployError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(MemoryError, _no_memory)
+    app.add_middleware(Guard, settings=settings, metrics=measured, token=settings.token())
+    return app
+
+
+class _signals:  # used like a function
+    """Within the block SIGTERM drains before it stops, and SIGHUP reloads the bundle. (Only in a main thread.)"""
+
+    def __init__(self, here: Served) -> None:
+        self._here = here
+        self._loop = asyncio.get_running_loop()
+        self._before: dict[int, Any] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __enter__(self) -> None:
+        for number, handler in ((signal.SIGTERM, self._terminate), (signal.SIGHUP, self._reload)):
+            try:
+                self._before[number] = signal.signal(number, handler)
+            except ValueError:  # not in the main thread: an application that was mounted into another
+                return
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """Say "not ready" for a while, so that a balancer stops sending; then let uvicorn finish what is under way."""
+        if self._here.draining:
+            return
+        self._here.draining = True
+        self._here.metrics.ready.set(0)
+        say("draining", seconds=self._here.settings.drain)
+        stop = self._before[number]
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._here.settings.drain, stop, number, None)
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._begin_reload)
+
+    def _begin_reload(self) -> None:
+        task = self._loop.create_task(self._reloaded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reloaded(self) -> None:
+        here = self._here
+        try:
+            await here.many.reload()
+        except (VggdeployError, OSError) as error:
+            LOGGER.error("the reload failed, the old bundle goes on", extra={"about": {"error": str(error)}})
+            return
+        here.metrics.served(here.engine)
+        say("reloaded", digest=here.engine.bundle.manifest.digest)
+
+
+async def _metrics(request: Request) -> Response:
+    here = served(request)
+    here.metrics.waiting.set(here.many.waiting)
+    return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, VggdeployError)  # noqa: S101  # for the type checker: it is registered for that class
+    if isinstance(error, Overloaded):
+        served(request).metrics.overloads.inc()
+    reply = known_error(error)
+    if reply.status_code == 500:
+        about = {"error": str(error), "request_id": request.scope["state"]["request_id"]}
+        LOGGER.error("the model could not be run", extra={"about": about})
+    return reply
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return error_reply(422, f"{where}: {first['msg']}", "see /openapi.json")
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    cause = {404: "nothing is here", 405: "this path has other methods"}.get(error.status_code, str(error.detail))
+    headers = dict(error.headers) if error.headers else None
+    return error_reply(error.status_code, cause, "see /openapi.json", headers)
+
+
+async def _no_memory(request: Request, error: Exception) -> Response:
+    return error_reply(503, "not enough memory at present", "try again a little later")

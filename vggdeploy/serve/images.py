@@ -1,0 +1,100 @@
+"""Image files in, labels or vectors out."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.datastructures import UploadFile
+
+from vggdeploy.batching import Answer
+from vggdeploy.errors import InputError, UsageError
+from vggdeploy.features import POOLS
+from vggdeploy.serve.replies import ERRORS, json_reply
+from vggdeploy.serve.state import served
+
+router = APIRouter(tags=["Images"])
+
+_IMAGE = {
+    "requestBody": {
+        "required": True,
+        "description": "An image file (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM): as the body, or as the form's field `file`.",
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+
+
+@router.post("/classify", summary="Labels and probabilities", responses=ERRORS, openapi_extra=_IMAGE)
+async def classify(request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 5) -> Response:
+    here = served(request)
+    started = time.perf_counter()
+    here.refuse_when_full()
+    image = await _image(request)
+    arrived = time.perf_counter()
+    answer, predictions = await here.many.classified(image, top=top)
+    here.metrics.answer(answer)
+    return json_reply({"predictions": predictions, **_about(request, answer, started, arrived)})
+
+
+@router.post("/embed", summary="A feature vector", responses=ERRORS, openapi_extra=_IMAGE)
+async def embed(
+    request: Request,
+    output: Annotated[str | None, Query(max_length=80)] = None,
+    pool: Annotated[str, Query(description=f"Of a feature map: {', '.join(POOLS)}.", max_length=10)] = "avg",
+    normalise: bool = False,
+) -> Response:
+    here = served(request)
+    started = time.perf_counter()
+    here.refuse_when_full()
+    image = await _image(request)
+    arrived = time.perf_counter()
+    answer, vector = await here.many.embedded(image, output=output, pool=pool, normalise=normalise)
+    here.metrics.answer(answer)
+    return json_reply({"vector": vector.tolist(), **_about(request, answer, started, arrived)})
+
+
+async def _image(request: Request) -> bytes:
+    """The bytes of the image file.
+
+    Raises:
+        UsageError: a form without one, or with more than one.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return await request.body()
+    async with request.form(max_files=1, max_fields=8, max_part_size=1024) as form:
+        files = [part for part in form.values() if isinstance(part, UploadFile)]
+        if len(files) != 1:
+            raise UsageError("the form has no file", "send one, as the field 'file'")
+        data = await files[0].read()
+    if not data:
+        raise InputError("the file is empty (0 bytes)", "send an image file")
+    return data
+
+
+def _about(request: Request, answer: Answer, started: float, arrived: float) -> dict[str, Any]:
+    """What every answer says beside its result; milliseconds."""
+    split = {
+        "receive": (arrived - started) * 1e3,
+        "decode": answer.decode_ms,
+        "queue": answer.queue_ms,
+        "compute": answer.compute_ms,
+        "total": (time.perf_counter() - started) * 1e3,
+    }
+    return {
+        "model": answer.manifest.name,
+        "variant": answer.variant,
+        "batch": answer.batch,
+        "time_ms": {name: round(ms, 3) for name, ms in split.items()},
+        "request_id": request.scope["state"]["request_id"],
+    }

@@ -1,0 +1,129 @@
+"""uvicorn around the application: one process, or several that are replaced when they die."""
+
+from __future__ import annotations
+
+import logging.config
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from vggdeploy.cgroups import usable_cores
+from vggdeploy.engine import Engine
+from vggdeploy.errors import VggdeployError
+from vggdeploy.serve import logs
+from vggdeploy.serve.app import SETTINGS_VARIABLE, create_app, open_engine
+from vggdeploy.serve.connections import TimedProtocol
+from vggdeploy.serve.metrics import SHARED_DIRECTORY, Metrics
+from vggdeploy.serve.settings import Settings
+
+_BACKLOG = 512
+
+
+def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int:
+    """Serve until a signal ends it; returns the exit code: 0 after SIGTERM, when every request was answered.
+
+    Args:
+        on_start: called with the URL and the engine, which was opened and proven, before the first request is taken.
+
+    Raises:
+        Errors of `vggdeploy.load`, UsageError of the token; VggdeployError: the address is taken, or a worker that did
+        not start.
+    """
+    settings.token()  # a wrong one is found before anything is opened
+    logging.config.dictConfig(logs.config())
+    with _listening(settings) as listener:
+        metrics = Metrics()
+        many = open_engine(settings, metrics)
+        on_start(_url(listener), many.engine)
+        if settings.workers == 1:
+            return _one(settings, create_app(settings, many, metrics=metrics), listener)
+        many.close()  # it was opened for its errors: each worker has its own
+        return _several(settings, listener)
+
+
+def _one(settings: Settings, app: object, listener: socket.socket) -> int:
+    server = uvicorn.Server(_config(settings, app))
+    # uvicorn stops at a signal, and then raises that signal again; after SIGTERM everything is done at that point.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def _several(settings: Settings, listener: socket.socket) -> int:
+    threads = settings.threads or max(1, usable_cores() // settings.workers)
+    shared = msgspec.structs.replace(settings, threads=threads)
+    directory = tempfile.mkdtemp(prefix="vggdeploy-metrics-")
+    os.environ[SHARED_DIRECTORY] = directory
+    os.environ[SETTINGS_VARIABLE] = msgspec.json.encode(shared).decode()
+    try:
+        config = _config(settings, "vggdeploy.serve.app:worker_app", factory=True, workers=settings.workers)
+        group = Workers(config, [listener])
+        group.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in group.processes):
+            raise VggdeployError("a worker could not start", "its reason stands in the log above")
+        return 130 if group.interrupted else 0
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Workers(Multiprocess):
+    """uvicorn's supervisor; it also knows that Ctrl-C ended it."""
+
+    interrupted = False
+
+    def handle_int(self) -> None:
+        self.interrupted = True
+        super().handle_int()
+
+
+def _config(settings: Settings, app: object, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # an application, or the name of what makes one
+        factory=factory,
+        workers=workers,
+        http=TimedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=logs.config(),
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # what a client says of its own address is not believed
+        backlog=_BACKLOG,
+        limit_concurrency=settings.connections,
+        timeout_keep_alive=15,
+        # A request ends with settings.timeout at the latest, so nothing is cut off.
+        timeout_graceful_shutdown=int(settings.timeout) + 5,
+    )
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The socket, bound and listening.
+
+    Raises:
+        VggdeployError: the address is taken, or is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise VggdeployError(
+            f"cannot listen on {settings.host} port {settings.port}: {reason}", "choose another --port or --host"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
