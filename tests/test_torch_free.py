@@ -91,6 +91,7 @@ def test_every_module_imports_or_misses_only_what_it_is_about(clean_python: Path
 import importlib, pkgutil, vggdeploy
 allowed = {"torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "tensorrt", "tensorrt_rtx", "cuda"}
 allowed |= {"altair", "vl_convert", "mlperf_loadgen", "model_signing", "cryptography"}
+allowed |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
     if module.name.endswith("__main__"):
         continue
@@ -107,6 +108,6 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.bench.answers", "vggdeploy.bench.loadgen", "vggdeploy.bench.sut", "vggdeploy.optimize.prune",
         "vggdeploy.optimize.low_rank", "vggdeploy.pipeline.held_out", "vggdeploy.pipeline.structure",
         "vggdeploy.pipeline.restructure", "vggdeploy.pipeline.bench_loads",
-        "vggdeploy.bundle.signature",
+        "vggdeploy.bundle.signature", "vggdeploy.serve.",
     )  # fmt: skip
     assert all(name.startswith(heavy) for name in missing), missing
