@@ -11,12 +11,16 @@ from vggdeploy.records import (
     BenchReport,
     BenchRow,
     FlipCount,
+    FreshStart,
+    HostTimes,
     LayerParity,
     LayerReport,
     Machine,
     OutputParity,
     ParityRecord,
     ParityReport,
+    RateSearch,
+    RateTry,
     ScenarioRow,
     to_json,
 )
@@ -151,7 +155,9 @@ def write(directory: Path, *results: Any) -> list[Path]:
 def whole() -> tuple[BenchReport, ParityReport]:
     """A bench and a verify of five variants: one of each verdict, two of which are fast."""
     base = row("torch-fp32", 2.0, (1, 1, 1), backend="torch")
-    fast = row("onnx-fp32", 0.5, (4, 3.9, 4.1))
+    host = HostTimes(calls=9, source="x", preprocess_ms=0.118, queue_ms=None, run_ms=0.51, postprocess_ms=0.02)
+    spent = {"cpu_seconds_per_image": 0.00123, "joules_per_image": 0.0456, "joules_from": "rapl", "host": host}
+    fast = row("onnx-fp32", 0.5, (4, 3.9, 4.1), **spent)
     close = row("onnx-fp16", 0.51, (3.95, 3.8, 4.05))
     wrong = row("onnx-int8", 0.2, (10, 9, 11), verdict=Verdict.FAIL, valid=False, reasons=("wrong output: flips",))
     at_8 = [
@@ -159,11 +165,24 @@ def whole() -> tuple[BenchReport, ParityReport]:
         for r in (base, fast, close, wrong)
     ]
     rtx = row("tensorrt-rtx-fp16", 1.0, (1, 1, 1), device="cuda:0", backend="tensorrt-rtx")
+    fresh = tuple(
+        FreshStart(
+            variant=r.variant, backend=r.backend, batch=1, cold_start_ms=800 * r.p50_ms, load_ms=90.0, first_ms=3.0,
+            peak_rss_bytes=int(2e8 * r.p50_ms), sha256=r.sha256, size_bytes=3_700_000,
+        )
+        for r in (base, fast)
+    )  # fmt: skip
     loads = tuple(
         scenario(name, qps, p99)
         for name, speed in (("onnx-fp32", 1.0), ("torch-fp32", 4.0))
         for qps, p99 in ((100.0, 2.0 * speed), (200.0, 2.4 * speed), (400.0, 4.0 * speed))
     )
+    tries = (
+        RateTry(qps=1600.0, queries=900, p50_ms=9.0, p99_ms=31.25, valid=False, reasons=("over",)),
+        RateTry(qps=800.0, queries=1000, p50_ms=3.0, p99_ms=9.5, valid=True, confirms=True),
+    )
+    search = RateSearch(bound_ms=10.0, qps=800.0, tries=tries, seconds=4.0)
+    loads += (scenario("onnx-fp32", 800.0, 9.5, search=search, queue_p50_ms=0.25, queue_p99_ms=5.5),)
     records = (
         proof(base, candidate_accuracy=None, reference_accuracy=None),
         proof(fast),
@@ -171,4 +190,5 @@ def whole() -> tuple[BenchReport, ParityReport]:
         proof(wrong, Verdict.FAIL, candidate_accuracy=0.5),
         proof(rtx, Verdict.UNPROVEN),
     )
-    return bench(base, fast, close, wrong, *at_8, scenarios=loads), parity(*records, layers=(layers("onnx-int8"),))
+    found = bench(base, fast, close, wrong, *at_8, scenarios=loads, fresh=fresh)
+    return found, parity(*records, layers=(layers("onnx-int8"),))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = [pytest.mark.browser, needs_chromium]
-PICTURES = 7  # accuracy against latency, one distribution for each of two batches, throughput, load, parity, layers
+PICTURES = 9  # accuracy against latency, two distributions, throughput, load, memory, cold start, parity, layers
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_every_picture_is_drawn_at_every_width_and_nothing_is_asked_for(
         theme = "dark" if dark else "light"
         assert found.page.locator(f'.chart[data-drawn="{theme}"] svg.marks').count() == PICTURES
         for picture in found.page.locator(".chart svg.marks").all():
-            assert picture.locator(".mark-symbol path, .mark-line path").count() > 1
+            assert picture.locator(".mark-symbol path, .mark-line path, .mark-rect path").count() > 1
             box = picture.bounding_box()
             assert box is not None
             assert 250 <= box["width"] <= width
@@ -113,7 +113,7 @@ def test_a_screen_reader_gets_a_description_and_a_table_of_every_picture(browser
         for picture in found.page.locator(".chart").all():
             assert len(picture.get_attribute("aria-label") or "") > 30
         text = found.page.locator("main").inner_text()
-        for number in ("0.500", "4.000", "1.0e-06", "3.0e-01", "400.0"):  # one of each picture
+        for number in ("0.500", "4.000", "1.0e-06", "3.0e-01", "400.0", "31.250", "100.0"):  # one of each picture
             assert number in text
         assert found.page.locator("h1").count() == 1
         assert found.page.locator("html[lang=en]").count() == 1

@@ -22,6 +22,9 @@ def test_markdown_has_the_findings_and_every_table(tmp_path: Path) -> None:
     assert "| tensorrt-rtx-fp16 | – unproven | a reason to unproven |" in text
     for title in ("Every variant", "Latency", "Latency under load", "Parity per output", "Machine and versions"):
         assert f"\n## {title}\n" in text
+    assert "| onnx-fp32 | onnxruntime | 3.7 | 100.0 | 400 | 90 | 3.00 |" in text
+    assert "| onnx-fp32 | 1 | 0.118 | – | 0.510 | 0.020 | 1.230 | 0.0456 | rapl |" in text
+    assert "| onnx-fp32 | invalid | searches | 8 | 1,600.0 | 31.250 | 10 | 9.000 | 900 |" in text
     assert "| 3 | conv2\\_1 | 3.0e-01 |" in text
     assert "vggdeploy verify artifacts/demo/bundle --json\n" in text
 
@@ -67,7 +70,7 @@ def test_the_csv_has_a_line_for_every_number(tmp_path: Path) -> None:
     assert value(kind="parity", variant="onnx-fp16", output="logits", metric="relative_l2") == 1e-6
     assert value(kind="parity", variant="onnx-fp16", output="", metric="flips.upper") == 0.0083
     assert value(kind="layer", output="conv2_1", metric="relative_l2") == 0.3
-    assert len([r for r in rows if r["scenario"] == "server" and r["metric"] == "p99_ms"]) == 6
+    assert len([r for r in rows if r["scenario"] == "server" and r["metric"] == "p99_ms"]) == 7
 
 
 def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:

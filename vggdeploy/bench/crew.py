@@ -235,4 +235,5 @@ class Crew:
             first_ms=opened.first_ms,
             peak_rss_bytes=opened.peak_rss,
             sha256=opened.sha256,
+            size_bytes=opened.size,
         )

@@ -35,13 +35,14 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """``answered`` is the monotonic clock, in nanoseconds, at the first answer; ``peak_rss`` bytes after a batch of each
-    size, None where the system does not tell."""
+    size, None where the system does not tell; ``size`` the bytes of the variant's files."""
 
     load_ms: float
     first_ms: float
     answered: int
     peak_rss: int | None
     sha256: str
+    size: int
     threads: int
 
 

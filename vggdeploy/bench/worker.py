@@ -107,6 +107,7 @@ class Desk:
             answered=answered,
             peak_rss=peak_rss(),
             sha256=bundle.sha256(variant.path),
+            size=bundle.size(variant),
             threads=self._threads or usable_cores(),
         )
 

@@ -40,7 +40,8 @@ class FreshStart(Record, frozen=True, kw_only=True):
     ``cold_start_ms`` goes from the start of the process to its first answer (a batch of ``batch``): interpreter, imports,
     the hashes of the variant's files, session, one call; the files are in the system's cache. Of that, ``load_ms`` is the
     opening of the session, its library imported, and ``first_ms`` the first call. ``peak_rss_bytes`` is the most memory
-    that was resident after one batch of every size that was measured; None where the system does not tell.
+    that was resident after one batch of every size that was measured; None where the system does not tell. ``size_bytes``
+    is what the variant's files take in the bundle; None in records older than this field.
     """
 
     variant: str
@@ -51,6 +52,7 @@ class FreshStart(Record, frozen=True, kw_only=True):
     first_ms: float
     peak_rss_bytes: int | None
     sha256: str
+    size_bytes: int | None = None
 
 
 class Conditions(Record, frozen=True, kw_only=True):

@@ -121,15 +121,39 @@ def scenarios(bench: BenchReport, cast: Cast) -> Grid:
             number(r.p90_ms),
             number(r.p99_ms),
             number(r.estimate_ms),
+            number(r.queue_p50_ms),
+            number(r.queue_p99_ms),
             number(r.samples_per_second, ",.0f"),
         ]
         for r in bench.scenarios
     ]
     columns = (
         "variant", "scenario", "run", "batch", "queries", "target queries/s", "bound ms", "p50 ms", "p90 ms", "p99 ms",
-        "estimate ms", "samples/s",
+        "estimate ms", "queue p50 ms", "queue p99 ms", "samples/s",
     )  # fmt: skip
     return Grid(f"MLPerf LoadGen: {run_name(bench)}", columns, rows, left=3)
+
+
+def tries(bench: BenchReport, cast: Cast) -> Grid:
+    """Every run of the searches for the highest rate."""
+    rows: list[Row] = [
+        [
+            cast.row(r, bench).label,
+            run_cell(t.valid),
+            "confirms" if t.confirms else "searches",
+            number(r.batch, "d"),
+            number(t.qps, ",.1f"),
+            number(t.p99_ms),
+            number(r.search.bound_ms, "g"),
+            number(t.p50_ms),
+            number(t.queries, ",d"),
+        ]
+        for r in bench.scenarios
+        if r.search is not None
+        for t in r.search.tries
+    ]
+    columns = ("variant", "run", "to", "batches up to", "queries/s", "p99 ms", "bound ms", "p50 ms", "queries")
+    return Grid(f"The search for the highest rate: {run_name(bench)}", columns, rows, left=3)
 
 
 def gpu_times(detail: GpuDetail) -> Grid:
@@ -231,6 +255,9 @@ def machines(results: Results) -> Grid:
             machine = f"{m.cpu}, {m.cores} cores, {m.memory_gib:g} GiB{gpu}; {m.system}; Python {m.python}"
             machine += f"; {' '.join(m.features)}" if m.features else ""
             threads = str(result.threads)
+            if (c := result.conditions) is not None:
+                told = {"commit": c.commit, "governor": c.governor, "pinned": "yes" if c.pinned else None}
+                machine += "".join(f"; {name} {text}" for name, text in told.items() if text)
         elif isinstance(result, GpuDetail):
             machine = result.gpu
         found = getattr(result, "tools", {}) or _tools(result)

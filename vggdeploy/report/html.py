@@ -13,6 +13,7 @@ from vggdeploy.report.plots import library, vega_spec
 from vggdeploy.report.sections import Figure, Section, pareto_figure, sections
 from vggdeploy.report.subjects import Cast, Subject
 
+_OPEN_NOTES = 6
 _NO_BENCH = "nothing was measured: vggdeploy bench BUNDLE --json"
 _NO_ACCURACY = "The picture of accuracy against latency needs a bench, and accuracies from verify or evaluate."
 
@@ -119,7 +120,10 @@ def _section(part: Section, pictures: _Pictures) -> str:
         lines.append(f'<p class="quiet">{escape(part.missing)}</p>')
     if part.notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in part.notes)
-        lines.append(f'<ul class="notes">{items}</ul>')
+        notes = f'<ul class="notes">{items}</ul>'
+        told = f"Why not everything counts: {len(part.notes)} reasons"
+        folded = f"<details>\n<summary>{told}</summary>\n{notes}\n</details>"
+        lines.append(notes if len(part.notes) <= _OPEN_NOTES else folded)
     for grid in part.grids:
         if len(part.grids) > 1 or part.figures:
             lines.append(f"<h3>{escape(one_line(grid.caption))}</h3>")

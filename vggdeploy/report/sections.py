@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, LayerReport
-from vggdeploy.report import grids
+from vggdeploy.records import BenchReport, LayerReport, ScenarioRow
+from vggdeploy.report import cost, grids
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import pareto
 from vggdeploy.report.page import Grid
@@ -49,6 +49,7 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         _distributions(results, cast),
         _throughput(results, cast),
         _load(results, cast),
+        _cost(results, cast),
         _roofline(results, cast),
         _parity(results, cast),
         _layers(results),
@@ -148,18 +149,18 @@ def _over_batch(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Callabl
 
 
 def _load(results: Results, cast: Cast) -> Section:
+    servers = [(r, bench) for bench in results.bench for r in bench.scenarios if r.scenario == "server"]
     rows = [
         {
             "label": cast.row(r, bench).label,
             "batch": r.batch,
-            "qps": r.target_qps,
-            "p99_ms": r.p99_ms,
+            "qps": qps,
+            "p99_ms": p99,
             "bound_ms": r.latency_bound_ms,
-            "run": "valid" if r.valid else "invalid",
+            "run": "valid" if valid else "invalid",
         }
-        for bench in results.bench
-        for r in bench.scenarios
-        if r.scenario == "server" and r.target_qps and r.p99_ms
+        for r, bench in servers
+        for qps, p99, valid in sorted(_tries(r))
     ]
     names = _labels(cast)
     figures = [
@@ -169,6 +170,8 @@ def _load(results: Results, cast: Cast) -> Section:
         )
     ]
     tables = tuple(grids.scenarios(bench, cast) for bench in results.bench if bench.scenarios)
+    searched = [b for b in results.bench if any(r.search for r in b.scenarios)]
+    tables += tuple(grids.tries(bench, cast) for bench in searched)
     ask = "vggdeploy bench BUNDLE --scenario server --target-qps Q --latency-bound MS --json"
     missing = "" if rows else f"The server scenario was not run: {ask}"
     notes = grids.reasons(
@@ -177,6 +180,33 @@ def _load(results: Results, cast: Cast) -> Section:
     return Section(
         "load", "Latency under load", "", tuple(figures if rows else ()), tables, missing=missing, notes=notes
     )
+
+
+def _cost(results: Results, cast: Cast) -> Section:
+    figures = []
+    for bench in results.bench:
+        for field, title, unit, form in (
+            ("peak_rss_bytes", "peak memory of a fresh process (MB)", cost.MEGA, ",.1f"),
+            ("cold_start_ms", "cold start: process start to first answer (ms)", 1.0, ",.0f"),
+        ):
+            if rows := cost.bar_rows(bench, cast, field, unit):
+                least = min(rows, key=lambda row: float(row["value"]))
+                text = f"{title[0].upper()}{title[1:]}; the least: {least['label']}, {format(least['value'], form)}."
+                figures.append(Figure(text, _bars(rows, title, form), _heading(results, bench)))
+    tables = cost.cost_grids(results, cast)
+    missing = "" if figures else "Memory and cold start come from a bench: vggdeploy bench BUNDLE --json"
+    return Section("cost", "Size, memory and start", "", tuple(figures), tables, missing=missing)
+
+
+def _bars(rows: list[dict[str, Any]], title: str, form: str) -> Callable[[], Chart]:
+    return lambda: cost.draw_bars(rows, title, form)
+
+
+def _tries(row: ScenarioRow) -> set[tuple[float, float, bool]]:
+    """(rate, p99, valid) of a server's row, and of every run of the search that led to it."""
+    found = [(row.target_qps, row.p99_ms, row.valid)]
+    found += [(t.qps, t.p99_ms, t.valid) for t in (row.search.tries if row.search else ())]
+    return {(qps, p99, valid) for qps, p99, valid in found if qps and p99}
 
 
 def _roofline(results: Results, cast: Cast) -> Section:
@@ -303,7 +333,7 @@ def _labels(cast: Cast) -> list[str]:
 
 def _heading(results: Results, bench: BenchReport, text: str = "") -> str:
     """What a picture of one bench is called: the bench is named where there are several."""
-    run = grids.run_name(bench) if len(results.bench) > 1 else ""
+    run = grids.run_name(bench) if len([b for b in results.bench if b.rows]) > 1 else ""
     return ": ".join(part for part in (text, run) if part)
 
 

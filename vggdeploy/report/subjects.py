@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, BenchRow, ScenarioRow
+from vggdeploy.records import BenchReport, BenchRow, FreshStart, ScenarioRow
 from vggdeploy.report.documents import Results
 from vggdeploy.types import Verdict
 
 _WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)
 REFERENCE = "torch-fp32"  # `vggdeploy.bundle.REFERENCE`: what every other variant is compared with
+
+
+Named = BenchRow | ScenarioRow | FreshStart
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Cast:
     def label(self, variant: str, sha256: str, bundle: str) -> str:
         return self.find(variant, sha256, bundle).label
 
-    def row(self, row: BenchRow | ScenarioRow, bench: BenchReport) -> Subject:
+    def row(self, row: Named, bench: BenchReport) -> Subject:
         """The subject of a bench's row."""
         return self.find(*origin(row, bench))
 
@@ -90,7 +93,7 @@ def measured(bench: BenchReport) -> list[BenchRow | ScenarioRow]:
     return [*bench.rows, *bench.scenarios]
 
 
-def origin(row: BenchRow | ScenarioRow, bench: BenchReport) -> tuple[str, str, str]:
+def origin(row: Named, bench: BenchReport) -> tuple[str, str, str]:
     """Variant, hash and bundle of a row; of several bundles a bench calls its variants ``bundle:variant``."""
     prefix, colon, variant = row.variant.rpartition(":")
     if not colon or len(bench.bundles) < 2:
@@ -125,7 +128,7 @@ def gather(results: Results) -> Cast:
 
 def _mentioned(results: Results) -> list[tuple[str, str, str]]:
     found = [(r.variant, r.sha256, p.bundle) for p in results.parity for r in p.variants]
-    found += [origin(r, b) for b in results.bench for r in measured(b)]
+    found += [origin(r, b) for b in results.bench for r in [*measured(b), *b.fresh]]
     found += [(e.variant, e.sha256, e.target) for e in results.evaluations]
     found += [(g.variant, g.sha256, g.bundle) for g in results.gpu]
     return found
