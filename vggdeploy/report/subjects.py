@@ -33,7 +33,7 @@ class Accuracy:
 class Subject:
     """One variant's bytes, and what the results say of them.
 
-    ``proofs``: (verdict, where and on what, reasons) of every comparison with the reference; ``recorded``: the verdicts
+    ``proofs``: (verdict, (images, device), reasons) of every comparison with the reference; ``recorded``: the verdicts
     that benches carried over from the bundle.
     """
 
@@ -41,7 +41,7 @@ class Subject:
     sha256: str
     bundle: str
     label: str = ""
-    proofs: list[tuple[Verdict, str, tuple[str, ...]]] = field(default_factory=list)
+    proofs: list[tuple[Verdict, tuple[str, str], tuple[str, ...]]] = field(default_factory=list)
     recorded: list[Verdict] = field(default_factory=list)
     accuracies: list[Accuracy] = field(default_factory=list)
 
@@ -62,7 +62,10 @@ class Subject:
         if reasons:
             return one_line(reasons[0])
         if same:
-            proven = "; ".join(dict.fromkeys(one_line(where) for where, _ in reversed(same) if where))
+            on: dict[str, dict[str, None]] = {}  # the last comparison is the one with the most images
+            for (data, device), _ in reversed(same):
+                on.setdefault(device, {})[data] = None
+            proven = "; ".join(one_line(f"{', '.join(filter(None, data))} on {device}") for device, data in on.items())
             return f"the reference itself; {proven}" if self.variant == REFERENCE else proven
         if verdict is Verdict.UNPROVEN:
             return "none of these results ran it against the reference"
@@ -157,7 +160,7 @@ def _testify(cast: Cast, results: Results) -> None:
     for parity in results.parity:
         for r in parity.variants:
             subject = cast.find(r.variant, r.sha256, parity.bundle)
-            subject.proofs.append((r.verdict, f"{r.data} on {r.device}" if r.data else "", r.reasons))
+            subject.proofs.append((r.verdict, (r.data, r.device), r.reasons))
             samples = r.flips.samples if r.flips else None
             if r.candidate_accuracy is not None:
                 subject.accuracies.append(Accuracy(r.candidate_accuracy, r.data, samples))
