@@ -63,5 +63,10 @@ class Nvml:
         pids = [os.getpid(), *range(10**7, 10**7 + self.others)]
         return self._ask("nvmlDeviceGetComputeRunningProcesses", [SimpleNamespace(pid=pid) for pid in pids])
 
+    def nvmlDeviceGetProcessUtilization(self, handle: str, timeStamp: int) -> list[Any]:
+        pids = range(10**7, 10**7 + self.others)
+        samples = [SimpleNamespace(pid=pid, timeStamp=timeStamp + 1, smUtil=use) for pid in pids for use in (20, 40)]
+        return self._ask("nvmlDeviceGetProcessUtilization", samples)
+
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
         return self._ask("nvmlDeviceGetMemoryInfo", SimpleNamespace(used=3 << 30, total=80 << 30))

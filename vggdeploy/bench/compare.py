@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import msgspec
 
@@ -34,7 +35,7 @@ class Plan:
     percentile: int = 90
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0 or self.rounds < 3:
+        if not 0 < self.seconds < inf or self.rounds < 3:
             raise UsageError(
                 f"{self.seconds} seconds in {self.rounds} rounds", "give a time above 0 and at least 3 rounds"
             )

@@ -1,4 +1,4 @@
-"""The workers of a measurement: one process per backend, so that their thread pools cannot get in each other's way."""
+"""The workers of a measurement: one process per backend, so that threads, memory and a crash belong to one of them."""
 
 from __future__ import annotations
 

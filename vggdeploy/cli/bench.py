@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Annotated
 
 import typer
@@ -98,6 +99,8 @@ def bench(
     from vggdeploy.pipeline.bench import bench_bundle
     from vggdeploy.types import Device, Verdict
 
+    if not 0 < seconds < inf:
+        raise UsageError(f"a duration of {seconds:g} seconds", "give a time above 0")
     batches, cpus, scenarios = split_numbers(batch), cpu_list(pin), split_names(scenario)
     if (scenarios or gpu_detail) and (cpus or percentile):
         raise UsageError("--pin and --percentile belong to the comparison in rounds", "leave --scenario or them out")

@@ -23,7 +23,10 @@ from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.types import Verdict
 
-_TOOLS = ("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "safetensors")
+_TOOLS = (
+    *("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow", "safetensors"),
+    *("onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-rtx", "mlcommons-loadgen"),
+)
 _SLIM = "this slim bundle has no FP32 reference here: only its answers to the golden pair are compared with"
 
 Stage = Callable[[str], None]
