@@ -65,7 +65,7 @@ class Desk:
         if start.pin:
             os.sched_setaffinity(0, start.pin)
         self._threads = start.threads
-        self._images: Any = np.load(start.pool, mmap_mode="r", allow_pickle=False)
+        self._images: Any = np.load(start.pool, mmap_mode="c", allow_pickle=False)  # torch refuses read-only ones
         self._stack = ExitStack()
         self._opened: dict[str, _Opening] = {}
         self._candidates: dict[tuple[str, int], Any] = {}
@@ -96,10 +96,10 @@ class Desk:
         session = self._stack.enter_context(open_session(bundle, variant, device=device, threads=self._threads))
         ready = time.monotonic_ns()
         name = session.inputs[0].name
-        session.run({name: np.array(self._images[: request.batches[0]])})
+        session.run({name: self._images[: request.batches[0]]})
         answered = time.monotonic_ns()
         for batch in request.batches[1:]:
-            session.run({name: np.array(self._images[:batch])})
+            session.run({name: self._images[:batch]})
         self._opened[request.name] = _Opening(bundle, variant, device, session, request.batches)
         return Opened(
             load_ms=(ready - start) / 1e6,
