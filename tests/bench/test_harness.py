@@ -84,8 +84,10 @@ def test_the_harness_takes_little_of_the_time_between_two_calls() -> None:
 def test_a_turn_lasts_as_long_as_asked_and_has_five_calls_at_least() -> None:
     recorder = Recorder()
     assert len(candidate_of(recorder).turn(0.0).nanoseconds) == 5
+    start = time.monotonic()
     turned = candidate_of(recorder).turn(0.1)
-    assert 0.05 < sum(turned.nanoseconds) / 1e9 < 1
+    assert 0.1 < time.monotonic() - start < 5
+    assert len(turned.nanoseconds) > 5
     assert turned.cpu_seconds > 0
 
 
