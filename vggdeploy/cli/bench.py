@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Rebuild, Threads
+
+if TYPE_CHECKING:
+    from vggdeploy.records import BenchReport
 
 
 def bench(
@@ -97,7 +100,7 @@ def bench(
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.bench import bench_bundle
-    from vggdeploy.types import Device, Verdict
+    from vggdeploy.types import Device
 
     if not 0 < seconds < inf:
         raise UsageError(f"a duration of {seconds:g} seconds", "give a time above 0")
@@ -161,6 +164,13 @@ def bench(
         tables.scenario_table(report)
     else:
         tables.bench_table(report)
+    return _exit_code(report, require_valid=require_valid)
+
+
+def _exit_code(report: BenchReport, *, require_valid: bool) -> int:
+    """3 for a wrong output, 4 for a rate that was not found or, where that is asked, for a row that does not count."""
+    from vggdeploy.types import Verdict
+
     verdicts = {row.verdict for row in report.rows} | {row.verdict for row in report.scenarios}
     if Verdict.FAIL in verdicts:
         return 3
