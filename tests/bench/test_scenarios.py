@@ -164,6 +164,22 @@ def test_a_session_that_breaks_under_load_is_an_error_and_not_a_hang() -> None:
         row_of(Echo(fail=True), scenario="server", target_qps=200.0, latency_bound_ms=50.0)
 
 
+def test_an_error_under_load_does_not_wait_for_the_end_of_the_load() -> None:
+    import time
+
+    class Slow(Echo):
+        def run(self, feeds):
+            time.sleep(0.001)
+            return super().run(feeds)
+
+    start = time.monotonic()
+    with pytest.raises(VggdeployError, match="broken under load"):
+        row_of(Slow(fail=True), scenario="server", target_qps=200.0, latency_bound_ms=50.0, seconds=30)
+    with pytest.raises(VggdeployError, match="broken under load"):
+        row_of(Slow(fail=True), scenario="single_stream", seconds=30)
+    assert time.monotonic() - start < 10
+
+
 def test_an_error_that_is_not_ours_is_no_hang_either() -> None:
     class Bug(Echo):
         def run(self, feeds):

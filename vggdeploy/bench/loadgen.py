@@ -86,7 +86,7 @@ def _run(system: SystemUnderTest, settings: Any, images: int) -> Iterator[Path]:
         log.enable_trace = False
         log.log_output.outdir = directory
         log.log_output.copy_summary_to_stdout = False
-        sut = lg.ConstructSUT(system.issue, lambda: None)
+        sut = lg.ConstructSUT(system.issue, system.flush)
         library = lg.ConstructQSL(images, images, lambda samples: None, lambda samples: None)
         try:
             with system:

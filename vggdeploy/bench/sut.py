@@ -37,6 +37,9 @@ class SystemUnderTest:
         self._input = session.inputs[0].name
         self._queue: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self.serve, name="server-scenario", daemon=True)
+        self._lock = threading.Lock()
+        self._held: list[Any] = []
+        self._flushed = False
         self.error: Exception | None = None
         self.queue_ms: list[float] = []
         self.run_ms: list[float] = []
@@ -93,11 +96,30 @@ class SystemUnderTest:
             except Exception as error:  # whatever it is: LoadGen has to get its answers, or it waits for ever
                 self.error = error
         if packed is None:
+            if self._held_back(samples):
+                return
             responses = [lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples]
         else:  # LoadGen copies the bytes before QuerySamplesComplete returns
             start, size = packed.ctypes.data, packed.shape[1] * packed.itemsize
             responses = [lg.QuerySampleResponse(s.id, start + i * size, size) for i, s in enumerate(samples)]
         lg.QuerySamplesComplete(responses)
+
+    def _held_back(self, samples: Sequence[Any]) -> bool:
+        """After an error in ``server`` nothing is answered until LoadGen has sent its last query: it stops sending as soon
+        as too many are unanswered, and would go on to its end otherwise."""
+        with self._lock:
+            if self.error is None or self._load.scenario != "server" or self._flushed:
+                return False
+            self._held += samples
+            return True
+
+    def flush(self) -> None:
+        """LoadGen's callback after its last query: what was held back is answered."""
+        with self._lock:
+            self._flushed = True
+            held, self._held = self._held, []
+        if held:
+            self._answer(held)
 
     def _run(self, rows: list[int]) -> Array | None:
         """Answer some images of the pool: ``[N, values]``, or None where LoadGen gets no answers."""
