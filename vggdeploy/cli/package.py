@@ -15,7 +15,9 @@ def package(
     target: Annotated[
         str,
         typer.Option(
-            "--target", help="triton: a model repository. slim: a bundle of one variant without the FP32 reference."
+            "--target",
+            help="triton: a model repository. slim: a bundle of one variant without the FP32 reference. "
+            "cpp: a CMake project.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],

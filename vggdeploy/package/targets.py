@@ -39,6 +39,7 @@ class Target:
 TARGETS: tuple[Target, ...] = (
     Target("triton", "vggdeploy.package.triton", "package_triton", ("name", "max_batch", "instances")),
     Target("slim", "vggdeploy.package.slim", "package_slim", marker="manifest.json"),
+    Target("cpp", "vggdeploy.package.cpp", "package_cpp"),
 )
 
 
