@@ -31,6 +31,7 @@ from turns import ratio, take_turns
 import vggdeploy
 from vggdeploy.bundle import REFERENCE, Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
+from vggdeploy.machine import machine
 from vggdeploy.optional import installed, version
 from vggdeploy.preprocess import normalise
 from vggdeploy.spec import ModelSpec, PreprocessSpec
@@ -232,7 +233,7 @@ def loop(name: str, job: Job) -> Iterator[Any]:
     yield from steps
 
 
-def prepare(job: Job, arch: str, extra: Sequence[str]) -> list[str]:
+def prepare(job: Job, arch: str, steps: Sequence[str]) -> list[str]:
     """Checkpoint, bundle, a plain ONNX file, images and the expected answer; returns our variants that run here."""
     from vggdeploy.model.vgg import new_vgg
     from vggdeploy.model.weights import save_checkpoint
@@ -242,8 +243,7 @@ def prepare(job: Job, arch: str, extra: Sequence[str]) -> list[str]:
     save_checkpoint(job.checkpoint, new_vgg(spec), Checkpoint(spec=spec, preprocess=PreprocessSpec(), labels=labels))
     cli = [sys.executable, "-m", "vggdeploy"]
     run_process([*cli, "export", job.checkpoint, "-o", job.bundle, "--samples", "64"])
-    for step in extra:
-        run_process([*cli, *(part.replace("BUNDLE", str(job.bundle)) for part in step.split())])
+    run_process([*cli, "optimize", job.bundle, "--step", ",".join(steps)])
     size = spec.image_size
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
     np.save(Path(job.home, "images.npy"), images)
@@ -285,7 +285,6 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=4, help="calls of each loop in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="", help="these peers, separated by semicolons; ours are always there")
-    parser.add_argument("--step", action="append", default=[], help="a further command, as 'optimize BUNDLE …'")
     parser.add_argument("--make-plain", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make_plain:
@@ -296,7 +295,8 @@ def main() -> int:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(directory, "inductor"))
         job = Job(directory, options.batch, options.threads)
         print("checkpoint, export …", flush=True)
-        variants = prepare(job, options.arch, options.step)
+        bf16 = {"avx512_bf16", "amx_bf16"} & set(machine().features)
+        variants = prepare(job, options.arch, ["openvino-fp32", *["openvino-bf16"] * bool(bf16)])
         wanted = options.only.split(";") if options.only else list(PEERS)
         missing = [name for name in wanted if not installed(PEERS[name][1])]
         peers = [name for name in dict.fromkeys([BASELINE, *wanted]) if name not in missing]
