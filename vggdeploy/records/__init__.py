@@ -26,6 +26,7 @@ from vggdeploy.records.parity import (
     ParityReport,
     Thresholds,
 )
+from vggdeploy.records.search import Candidate, Goal, SearchReport, Trial
 from vggdeploy.records.structure import Origin, Size, StepRecord
 
 __all__ = [
@@ -35,9 +36,11 @@ __all__ = [
     "AccuracyDrop",
     "BenchReport",
     "BenchRow",
+    "Candidate",
     "Conditions",
     "FlipCount",
     "FreshStart",
+    "Goal",
     "HostTimes",
     "LayerParity",
     "LayerReport",
@@ -51,9 +54,11 @@ __all__ = [
     "RateTry",
     "Record",
     "ScenarioRow",
+    "SearchReport",
     "Size",
     "StepRecord",
     "Thresholds",
+    "Trial",
     "from_json",
     "to_json",
 ]

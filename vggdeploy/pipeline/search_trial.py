@@ -1,0 +1,201 @@
+"""One trial of a search: a narrower network, fine-tuned, and what each of its variants is worth."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vggdeploy.bench.compare import Plan, measure
+from vggdeploy.bench.entries import Entry
+from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from vggdeploy.errors import IncompatibleError, MissingDependencyError, ParityError
+from vggdeploy.files import atomic_write, link_tree
+from vggdeploy.model.summary import summarise
+from vggdeploy.model.vgg import VGG
+from vggdeploy.model.weights import load_model
+from vggdeploy.optimize.channels import Widths
+from vggdeploy.optimize.goals import cost, misses
+from vggdeploy.parity.metrics import accuracy_drop, top1
+from vggdeploy.pipeline.export import export_bundle
+from vggdeploy.pipeline.held_out import HeldOut, Hits, origin_of, unpack
+from vggdeploy.pipeline.optimize import BUNDLE_STEPS
+from vggdeploy.pipeline.prove import Stage
+from vggdeploy.pipeline.restructure import Changed, Job, restructure
+from vggdeploy.pipeline.samples import to_input
+from vggdeploy.pipeline.structure import SCORED, SENSED
+from vggdeploy.pipeline.variants import Work
+from vggdeploy.records import AccuracyDrop, Candidate, Goal, StepRecord, to_json
+from vggdeploy.runtime import backend_for, open_session, runnable
+from vggdeploy.runtime.batches import run_batch
+from vggdeploy.runtime.registry import default_device
+from vggdeploy.spec import ModelSpec
+
+ORIGINAL = "onnx-fp32"  # of the network as it was trained: what every candidate is measured beside
+_BATCH = 64
+_SECONDS, _ROUNDS = 1.0, 7  # of each variant; they take turns
+
+
+@dataclass
+class Bench:
+    """The network that was trained: its checkpoint (which carries its own accuracy), its data, its plain variant, and how
+    much each of its channels and layers matters. All of it is found out once."""
+
+    checkpoint: Path
+    data: HeldOut
+    bundle: Bundle
+    scores: Mapping[str, Any] = field(repr=False)
+    sensitivity: dict[str, dict[int, float]] = field(repr=False)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.bundle.manifest.spec
+
+    def hits(self, split: str) -> Hits:
+        """Which images of a split the original has right."""
+        origin = read_checkpoint(self.checkpoint, check_weights=False).origin
+        found = unpack(origin.hits[split], len(self.data.splits[split])) if origin else None
+        assert found is not None  # noqa: S101  # `prepare` put it there
+        return found
+
+
+def prepare(source: Path, home: Path, *, dataset: str, data_dir: Path | None, work: Work, on_stage: Stage) -> Bench:
+    """What a search needs of the network it starts from, in ``home``.
+
+    Raises:
+        DataError: no data set is known, or its classes are not the model's.
+        MissingDependencyError: Torch-Pruning is not installed.
+    """
+    from vggdeploy.optimize.prune import measure_sensitivity, taylor_scores  # late: Torch-Pruning
+
+    checkpoint = read_checkpoint(source)
+    data = HeldOut.of(checkpoint, dataset=dataset, data_dir=data_dir)
+    model = load_model(source, check_weights=False)
+    root = home / "original"
+    if not root.exists():
+        on_stage("measuring the accuracy of the original")
+        origin = origin_of(checkpoint, source, data, model)
+        link_tree(source, root)
+        atomic_write(root / CHECKPOINT_NAME, to_json(msgspec.structs.replace(checkpoint, origin=origin)))
+    on_stage("scoring channels")
+    scores = taylor_scores(model, data.batches("train", SCORED))
+    on_stage("measuring how sensitive each layer is")
+    sensitivity = measure_sensitivity(model, scores, data.batches("validation", SENSED))
+    bundle = _bundle(root, home / "original-bundle", work, on_stage)
+    return Bench(root, data, bundle, scores, sensitivity)
+
+
+def build_network(bench: Bench, output: Path, widths: Widths, job: Job) -> StepRecord:
+    """The original at other widths, fine-tuned, as a checkpoint at ``output``. Errors: those of `restructure`."""
+    from vggdeploy.optimize.prune import prune
+
+    def change(model: VGG, data: HeldOut) -> Changed:
+        return Changed(prune(model, widths, bench.scores), widths=widths)
+
+    return restructure("prune", bench.checkpoint, output, change, job)
+
+
+def candidates(
+    bench: Bench,
+    checkpoint: Path,
+    output: Path,
+    goal: Goal,
+    number: int,
+    work: Work,
+    on_stage: Stage,
+) -> list[Candidate]:
+    """The variants of a checkpoint, as a bundle at ``output``: their accuracy against the original's, their size, and their
+    speed in turns with the original. A step that this machine cannot make, or that fails its proof, gives none."""
+    bundle = _bundle(checkpoint, output, work, on_stage, BUNDLE_STEPS)
+    summary = summarise(bundle.manifest.spec)
+    found = []
+    speeds = _speeds(bench, bundle, on_stage)
+    for variant in _runnable(bundle):
+        on_stage(f"accuracy of {variant.name} on the validation split")
+        row = speeds.get(variant.name)
+        one = Candidate(
+            trial=number,
+            variant=variant.name,
+            backend=backend_for(variant).name,
+            threads=row.threads if row else 0,
+            bytes=bundle_bytes(bundle, variant),
+            macs=summary.macs,
+            cost=cost(summary.macs, summary.parameters),
+            drop=drop_of(bench, bundle, variant, "validation", work),
+            latency_ms=row.latency_ms if row else None,
+            ratio=row.ratio if row else None,
+            ratio_low=row.low if row else None,
+            ratio_high=row.high if row else None,
+        )
+        found.append(msgspec.structs.replace(one, misses=misses(goal, one)))
+    return found
+
+
+def drop_of(bench: Bench, bundle: Bundle, variant: Variant, split: str, work: Work) -> AccuracyDrop:
+    """The paired drop of a variant, run from its shipped bytes, against the network that was trained."""
+    images, manifest = bench.data.splits[split], bundle.manifest
+    answers = []
+    with open_session(bundle, variant, threads=work.threads) as session:
+        for start in range(0, len(images), _BATCH):
+            positions = np.arange(start, min(start + _BATCH, len(images)))
+            chosen = top1(run_batch(session, to_input(images.batch(positions), manifest)))
+            assert chosen is not None  # noqa: S101  # a bundle that `export_bundle` made has logits
+            answers.append(chosen == images.labels[positions])
+    return accuracy_drop(bench.hits(split), np.concatenate(answers))
+
+
+def bundle_bytes(bundle: Bundle, variant: Variant) -> int:
+    """Bytes of a variant's files."""
+    inside = f"{variant.path}/"
+    return sum(r.size for r in bundle.manifest.files if r.path == variant.path or r.path.startswith(inside))
+
+
+@dataclass(frozen=True)
+class _Speed:
+    threads: int
+    latency_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def _speeds(bench: Bench, bundle: Bundle, on_stage: Stage) -> dict[str, _Speed]:
+    """Variant → its speed at a batch of one, in turns with the original in FP32."""
+    on_stage("measuring the variants in turns with the original")
+    original = bench.bundle.manifest.variant(ORIGINAL)
+    entries = [Entry(bench.bundle, original, default_device(backend_for(original)), "original")]
+    entries += [Entry(bundle, v, default_device(backend_for(v)), v.name) for v in _runnable(bundle)]
+    images = bench.data.splits["validation"]
+    pool = to_input(images.batch(np.arange(min(_BATCH, len(images)))), bundle.manifest)
+    done = measure(entries, pool, Plan((1,), _SECONDS, _ROUNDS, None))
+    return {
+        row.variant: _Speed(done.threads, row.p50_ms, row.ratio, row.ratio_low, row.ratio_high) for row in done.rows
+    }
+
+
+def _runnable(bundle: Bundle) -> Sequence[Variant]:
+    return [v for v in bundle.manifest.variants if v.name != REFERENCE and runnable(v).runs]
+
+
+def _bundle(checkpoint: Path, output: Path, work: Work, on_stage: Stage, steps: Iterable[str] = ()) -> Bundle:
+    """The bundle of a checkpoint with every variant that can be made and proven here."""
+    if output.exists():
+        shutil.rmtree(output)
+    bundle = export_bundle(
+        checkpoint, output, formats=(ORIGINAL,), samples=work.samples, data_dir=work.data_dir, threads=work.threads,
+        on_stage=on_stage,
+    )  # fmt: skip
+    for name in steps:
+        try:
+            bundle = BUNDLE_STEPS[name](bundle, work)
+        except MissingDependencyError:
+            raise
+        except (IncompatibleError, ParityError) as error:
+            on_stage(f"{name} is left out: {error.cause}")
+    return bundle

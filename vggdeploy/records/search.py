@@ -1,0 +1,97 @@
+"""What a search for the fastest variant tried, and what it found."""
+
+from __future__ import annotations
+
+from vggdeploy.records.base import SCHEMA_VERSION, Record
+from vggdeploy.records.bench import Machine
+from vggdeploy.records.parity import AccuracyDrop
+
+
+class Goal(Record, frozen=True, kw_only=True):
+    """What is asked for.
+
+    ``accuracy_drop``: how much of the original's accuracy may be lost, as a fraction; the upper end of the paired 95%
+    interval on the validation split has to stay at or below it. ``latency_ms``: the median of a batch of one image.
+    ``size_mb``: of the variant's file, in 10⁶ bytes. ``target``: ``cpu``, or an engine's library and its GPU,
+    ``tensorrt-rtx:sm89``.
+    """
+
+    accuracy_drop: float
+    latency_ms: float | None = None
+    size_mb: float | None = None
+    target: str = "cpu"
+
+
+class Trial(Record, frozen=True, kw_only=True):
+    """One network that was looked at.
+
+    ``keep`` is the share of the multiply-accumulates, ``hidden`` that of the widths of fc6 and fc7, ``lr`` what it was
+    fine-tuned with. ``cost`` is `vggdeploy.optimize.goals.cost`. ``drop`` is that of its FP32 model on the validation
+    split; None with the reason in ``skipped`` where it was not fine-tuned.
+    """
+
+    number: int
+    keep: float
+    hidden: float
+    lr: float
+    widths: dict[str, int]
+    macs: int
+    parameters: int
+    cost: float
+    drop: AccuracyDrop | None = None
+    skipped: str = ""
+    seconds: float = 0.0
+
+
+class Candidate(Record, frozen=True, kw_only=True):
+    """One variant of one trial's network.
+
+    ``drop`` is its own on the validation split, which decides; ``test_drop`` on the test split, which is only reported,
+    and only of what was chosen. ``latency_ms`` is the median of a batch of one, ``ratio`` how many times faster that is
+    than the original in FP32 on plain ONNX Runtime, measured in turns with it; both None where it cannot run here.
+    """
+
+    trial: int
+    variant: str
+    backend: str
+    threads: int
+    bytes: int
+    macs: int
+    cost: float
+    drop: AccuracyDrop
+    latency_ms: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    misses: tuple[str, ...] = ()
+    test_drop: AccuracyDrop | None = None
+
+
+class SearchReport(Record, frozen=True, kw_only=True):
+    """What ``vggdeploy optimize --max-accuracy-drop`` prints with ``--json``, and keeps in the bundle as ``search.json``.
+
+    ``front`` holds the candidates that no other beats in accuracy, speed and size together, the fastest first; ``chosen``
+    is the name of the winner's variant, of trial ``winner``; both None when nothing holds the goal. ``measured`` is
+    False where the target is not this machine, and candidates are ranked by what they compute and move.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    source: str
+    source_sha256: str
+    bundle: str
+    created: str
+    machine: Machine
+    goal: Goal
+    seed: int
+    epochs: int
+    measured: bool
+    original_latency_ms: float | None
+    original_bytes: int
+    trials: tuple[Trial, ...]
+    front: tuple[Candidate, ...]
+    winner: int | None = None
+    chosen: str | None = None
+    reason: str = ""
+    interrupted: bool = False
+    tools: dict[str, str] = {}
+    command: str = ""
