@@ -1,0 +1,132 @@
+"""The search on the real digits: what it finds holds the goal, what it writes is that, and a seed repeats it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import vggdeploy
+from vggdeploy.bundle import REFERENCE, Bundle
+from vggdeploy.errors import TargetError, UsageError
+from vggdeploy.optimize.goals import Budget
+from vggdeploy.optional import installed
+from vggdeploy.pipeline.search import REPORT_NAME, Settings, search
+from vggdeploy.pipeline.search_state import STATE_NAME
+from vggdeploy.records import Candidate, Goal, SearchReport, Trial, from_json
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (installed("optuna") and installed("torch_pruning")), reason="pip install 'vggdeploy[optimize]'"
+    ),
+]
+LOOSE = Goal(accuracy_drop=0.05)
+QUICK = Settings(epochs=1, threads=1)
+
+
+@pytest.fixture(scope="module")
+def found(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SearchReport]:
+    path = tmp_path_factory.mktemp("search") / "bundle"
+    return path, search(checkpoint, path, LOOSE, Budget(trials=3), QUICK)
+
+
+def test_the_winner_holds_the_goal_and_is_the_fastest_that_does(found: tuple[Path, SearchReport]) -> None:
+    _, report = found
+    assert [t.number for t in report.trials] == [0, 1, 2]
+    won = next(c for c in report.front if (c.trial, c.variant) == (report.winner, report.chosen))
+    assert not won.misses
+    assert won.drop.upper <= LOOSE.accuracy_drop
+    assert won.ratio == max(c.ratio for c in report.front if not c.misses and c.ratio)
+
+
+def test_only_the_winner_saw_the_test_split(found: tuple[Path, SearchReport]) -> None:
+    _, report = found
+    for one in report.front:
+        assert (one.test_drop is not None) == (one.trial == report.winner and not one.misses)
+
+
+def test_the_bundle_holds_no_variant_that_misses_the_goal_and_loads_the_winner(
+    found: tuple[Path, SearchReport],
+) -> None:
+    path, report = found
+    bundle = Bundle.open(path)
+    inside = from_json((path / REPORT_NAME).read_bytes(), SearchReport, what=REPORT_NAME)
+    assert inside == report
+    missing = {c.variant for c in report.front if c.trial == report.winner and c.misses}
+    names = {v.name for v in bundle.manifest.variants} - {REFERENCE}
+    assert report.chosen in names
+    assert not names & missing
+    with vggdeploy.load(path) as engine:
+        assert engine.variant.name == report.chosen
+
+
+def test_the_search_leaves_nothing_beside_its_bundle(found: tuple[Path, SearchReport]) -> None:
+    path, _ = found
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_same_seed_repeats_the_same_choices(
+    checkpoint: Path, found: tuple[Path, SearchReport], tmp_path: Path
+) -> None:
+    again = search(checkpoint, tmp_path / "b", LOOSE, Budget(trials=3), QUICK)
+
+    def choices(report: SearchReport) -> list[Trial]:
+        return [msgspec.structs.replace(trial, seconds=0.0) for trial in report.trials]
+
+    assert choices(again) == choices(found[1])
+
+
+def test_a_goal_that_nothing_holds_names_the_closest_and_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"none of 1 networks holds the goal; closest: .* MB, the limit is 1e-06"):
+        search(checkpoint, tmp_path / "b", Goal(accuracy_drop=0.5, size_mb=1e-6), Budget(trials=1), QUICK)
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(UsageError, match="search that was interrupted"):
+        search(checkpoint, tmp_path / "b", LOOSE, Budget(trials=1), QUICK)
+    with pytest.raises(UsageError, match="another goal"):
+        search(checkpoint, tmp_path / "b", LOOSE, Budget(trials=1), QUICK, resume=True)
+
+
+def test_a_killed_search_goes_on_where_it_was(
+    checkpoint: Path, found: tuple[Path, SearchReport], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from vggdeploy.pipeline.search import Settings, search\n"
+        "from vggdeploy.optimize.goals import Budget; from vggdeploy.records import Goal\n"
+        "import os, signal\n"
+        "def at(trial, front):\n"
+        "    if trial.number == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if __name__ == '__main__':\n"
+        f"    search(sys.argv[1], Path(sys.argv[2]), Goal(accuracy_drop={LOOSE.accuracy_drop}), Budget(trials=3),\n"
+        "           Settings(epochs=1, threads=1, on_trial=at))\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    output = tmp_path / "b"
+    done = subprocess.run(
+        [sys.executable, tmp_path / "run.py", checkpoint, output], env={**os.environ}, check=False, timeout=170
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "b.search" / STATE_NAME).is_file()
+    tried: list[int] = []
+
+    def note(trial: Trial, front: list[Candidate]) -> None:
+        tried.append(trial.number)
+
+    report = search(checkpoint, output, LOOSE, Budget(trials=3), replace(QUICK, on_trial=note), resume=True)
+    assert tried == [2]  # the two that were over are not made again
+    assert [(t.keep, t.hidden, t.macs, t.drop) for t in report.trials] == [
+        (t.keep, t.hidden, t.macs, t.drop) for t in found[1].trials
+    ]
+    assert Bundle.open(output).manifest.name == "b"
+
+
+@pytest.mark.parametrize("target", ["tensorrt-rtx:sm89", "tpu"])
+def test_a_target_that_is_not_this_machine_is_refused(checkpoint: Path, tmp_path: Path, target: str) -> None:
+    with pytest.raises(UsageError, match="a search for"):
+        search(checkpoint, tmp_path / "b", Goal(accuracy_drop=0.1, target=target), Budget(trials=1), QUICK)
