@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STRUCTURE: Any = {"rich_help_panel": "Steps prune and low-rank"}
 INT8: Any = {"rich_help_panel": "Step int8"}
+SEARCH: Any = {"rich_help_panel": "Search: without --step"}
 
 
 # Options of one step are None where they are not given: given without their step, they are refused.
@@ -27,9 +28,10 @@ def optimize(
         typer.Option(
             "--step",
             metavar="STEP,STEP…",
+            show_default="search",
             help="What to do, in this order: prune, low-rank, openvino-fp32, openvino-bf16, int8.",
         ),
-    ],
+    ] = "",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +55,7 @@ def optimize(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of fine-tuning after each; 0 for none.", show_default="3", **STRUCTURE),
+        typer.Option(help="Epochs of fine-tuning of each changed network; 0 for none.", show_default="3"),
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate of it.", show_default="0.01", **STRUCTURE)
@@ -70,13 +72,12 @@ def optimize(
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
-            help="For prune, low-rank and int8: percentage points below the original, at most, with 95% confidence, on the "
-            "validation split. int8 leaves layers in FP32 for it; else nothing is written, and the exit code is 4.",
+            help="Percentage points below the original, at most, with 95% confidence, on the validation split; else nothing "
+            "is written, and the exit code is 4. int8 leaves layers in FP32 for it. Without --step: search the fastest "
+            "variant that holds it.",
         ),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="The data set.", show_default="the one trained on", **STRUCTURE)
-    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="The data set.", show_default="the one trained on")] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -102,12 +103,27 @@ def optimize(
     int8_for: Annotated[
         str | None, typer.Option(metavar="cpu,tensorrt", help="What for.", show_default="both", **INT8)
     ] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds for one image, at most.", **SEARCH)] = None,
+    max_size_mb: Annotated[
+        float | None, typer.Option(help="Megabytes (10⁶ bytes) of the variant, at most.", **SEARCH)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="cpu", help="What to be fast on: this machine's CPU.", **SEARCH)
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME|TRIALS", help="30m, 2h; or a number of trials.", show_default="30m", **SEARCH),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same one repeats the same choices.", show_default="0", **SEARCH)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted search.", **SEARCH)] = False,
     data_dir: DataDir = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
-) -> None:
-    """Change a model step by step, and prove every variant that comes of it."""
+) -> int:
+    """Change a model step by step, or search the fastest variant that keeps the accuracy; every variant is proven."""
     from vggdeploy.bundle import MANIFEST_NAME, Bundle
     from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import render, tables
@@ -119,6 +135,28 @@ def optimize(
     from vggdeploy.pipeline.variants import Work
 
     steps = split_names(step)
+    hunt = {"--max-latency-ms": max_latency_ms, "--max-size-mb": max_size_mb, "--target": target, "--budget": budget,
+            "--seed": seed, "--resume": resume or None}  # fmt: skip
+    int8_given = {
+        "data": calibration_data,
+        "images": calibration_images,
+        "method": calibration_method,
+        "percentile": percentile,
+        "targets": None if int8_for is None else tuple(split_names(int8_for)),
+    }
+    if not steps:
+        alone = {"--keep": keep, "--rank": rank, "--lr": lr, "--distill": distill, "--device": device}
+        return _search(
+            source,
+            output,
+            drop=max_accuracy_drop,
+            hunt=hunt,
+            foreign={**alone, **{f"--calibration-{name}": value for name, value in int8_given.items()}},
+            settings={"epochs": epochs, "dataset": data, "samples": samples, "data_dir": data_dir, "threads": threads},
+            force=force,
+            json=json,
+        )
+    _refuse(hunt)
     ordered(steps)  # a slip in a name is answered before those in options of its step
     structure = _structure(
         steps,
@@ -133,17 +171,7 @@ def optimize(
             "--device": device,
         },
     )
-    int8 = _int8(
-        steps,
-        {
-            "data": calibration_data,
-            "images": calibration_images,
-            "method": calibration_method,
-            "percentile": percentile,
-            "targets": None if int8_for is None else tuple(split_names(int8_for)),
-        },
-        max_accuracy_drop,
-    )
+    int8 = _int8(steps, int8_given, max_accuracy_drop)
     return_large_blocks_at_once()
     with render.stages() as stage:
         work = Work(
@@ -159,14 +187,59 @@ def optimize(
     where = result / "checkpoint" if is_bundle else result
     if json:
         render.emit_json(Bundle.open(result, only=()).manifest if is_bundle else read_checkpoint(where))
-        return
+        return 0
     if set(steps) & set(CHECKPOINT_STEPS):
         steps_table(read_checkpoint(where, check_weights=False))
     if is_bundle:
         tables.bundle_table(Bundle.open(result, only=()))
         render.next_steps(f"vggdeploy verify {result}", f"vggdeploy bench {result}")
-        return
+        return 0
     render.next_steps(f"vggdeploy evaluate {result}", f"vggdeploy export {result} -o BUNDLE")
+    return 0
+
+
+def _refuse(hunt: dict[str, Any]) -> None:
+    from vggdeploy.errors import UsageError
+
+    given = [name for name, value in hunt.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is for a search, which --step is not", "leave it out, or leave out --step")
+
+
+def _search(
+    source: Path,
+    output: Path | None,
+    *,
+    drop: float | None,
+    hunt: dict[str, Any],
+    foreign: dict[str, Any],
+    settings: dict[str, Any],
+    force: bool,
+    json: bool,
+) -> int:
+    from vggdeploy.cli.search import run_search
+    from vggdeploy.records import Goal
+
+    goal = None
+    if drop is not None:
+        goal = Goal(
+            accuracy_drop=drop / 100,
+            latency_ms=hunt["--max-latency-ms"],
+            size_mb=hunt["--max-size-mb"],
+            target=hunt["--target"] or "cpu",
+        )
+    chosen = {**settings, "seed": hunt["--seed"]}
+    return run_search(
+        source,
+        output,
+        goal=goal,
+        budget=hunt["--budget"] or "30m",
+        foreign=foreign,
+        settings={name: value for name, value in chosen.items() if value is not None},
+        resume=bool(hunt["--resume"]),
+        force=force,
+        json=json,
+    )
 
 
 def _structure(steps: list[str], given: dict[str, Any]) -> Structure:

@@ -29,9 +29,9 @@ from vggdeploy.optimize.channels import macs_of, widths_of, with_widths
 from vggdeploy.optimize.goals import Budget, check_goal, choose_widths, closest, cost, front, winner
 from vggdeploy.optional import require
 from vggdeploy.pipeline.prove import Stage, tool_versions
-from vggdeploy.pipeline.restructure import Job, Tuning
 from vggdeploy.pipeline.search_state import Question, State
 from vggdeploy.pipeline.search_trial import Bench, build_network, bundle_bytes, candidates, drop_of, prepare
+from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.pipeline.variants import Work
 from vggdeploy.records import Candidate, Goal, SearchReport, Trial, to_json
 from vggdeploy.spec import ModelSpec

@@ -27,9 +27,10 @@ from vggdeploy.pipeline.export import export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, Hits, origin_of, unpack
 from vggdeploy.pipeline.optimize import BUNDLE_STEPS
 from vggdeploy.pipeline.prove import Stage
-from vggdeploy.pipeline.restructure import Changed, Job, restructure
+from vggdeploy.pipeline.restructure import Changed, restructure
 from vggdeploy.pipeline.samples import to_input
 from vggdeploy.pipeline.structure import SCORED, SENSED
+from vggdeploy.pipeline.tuning import Job
 from vggdeploy.pipeline.variants import Work
 from vggdeploy.records import AccuracyDrop, Candidate, Goal, StepRecord, to_json
 from vggdeploy.runtime import backend_for, open_session, runnable

@@ -1,0 +1,111 @@
+"""``vggdeploy optimize`` without ``--step``: the search, as it is seen in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from vggdeploy.cli import render
+from vggdeploy.cli.invocation import with_command
+from vggdeploy.errors import EXIT_INTERRUPTED, UsageError
+from vggdeploy.optimize.goals import MEGABYTE, Budget
+from vggdeploy.records import Candidate, Goal, SearchReport, Trial
+
+SHOWN = 12  # candidates of the front
+
+
+def run_search(
+    source: Path,
+    output: Path | None,
+    *,
+    goal: Goal | None,
+    budget: str,
+    foreign: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    resume: bool,
+    force: bool,
+    json: bool,
+) -> int:
+    """Search, show the front as it grows, and return the exit code.
+
+    Args:
+        foreign: options that only steps have; one that is given is refused.
+    """
+    from vggdeploy.pipeline.search import Settings, search
+
+    given = [name for name, value in foreign.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{given[0]} belongs to a step, and a search chooses that itself", "add --step, or leave it out"
+        )
+    if goal is None:
+        raise UsageError(
+            "neither a step nor a goal", "name steps: --step prune,…; or search: --max-accuracy-drop 0.5 -o BUNDLE"
+        )
+    if output is None:
+        raise UsageError("a search writes a new bundle", "name it: -o BUNDLE")
+    wanted = Budget.parse(budget)
+    with render.stages() as stage:
+
+        def note(trial: Trial, front: list[Candidate]) -> None:
+            best = next((c for c in front if not c.misses), None)
+            speed = (
+                f"{best.ratio:.1f} × in {best.variant}, {best.bytes / MEGABYTE:.2f} MB"
+                if best and best.ratio
+                else "none"
+            )
+            render.note(escape(f"trial {trial.number + 1}: {_told(trial)}; best that holds: {speed}"))
+
+        found = search(
+            source, output, goal, wanted, Settings(**settings, on_stage=stage, on_trial=note), resume=resume,
+            overwrite=force,
+        )  # fmt: skip
+    report = with_command(found)
+    if json:
+        render.emit_json(report)
+    else:
+        search_table(report)
+        render.next_steps(f"vggdeploy verify {output}", f"vggdeploy bench {output}")
+    return EXIT_INTERRUPTED if report.interrupted else 0
+
+
+def _told(trial: Trial) -> str:
+    if trial.drop is None:
+        return f"left out, {trial.skipped}"
+    lost = f"accuracy {-100 * trial.drop.drop:+.2f} points (at worst {-100 * trial.drop.upper:+.2f})"
+    return f"{trial.macs / 1e6:,.1f} million multiply-accumulates, {lost}"
+
+
+def search_table(report: SearchReport) -> None:
+    """The verdict, then the front, the fastest first."""
+    render.out.print(f"[bold green]{escape(report.reason)}[/]")
+    original = f"{report.original_latency_ms:.2f} ms, " if report.original_latency_ms else ""
+    render.out.print(
+        f"[dim]the original on plain ONNX Runtime, FP32: {original}{report.original_bytes / MEGABYTE:.2f} MB; "
+        f"{len(report.trials)} trials, seed {report.seed}, on {escape(report.machine.cpu)}[/]\n"
+    )
+    rows = [_row(one, report) for one in report.front[:SHOWN]]
+    render.table(
+        ["", "variant", "trial", "ms", "× faster", "MB", "accuracy, points", "at worst", "on the test split", "misses"],
+        rows,
+    )
+
+
+def _row(one: Candidate, report: SearchReport) -> Sequence[str]:
+    chosen = (one.trial, one.variant) == (report.winner, report.chosen)
+    test = one.test_drop
+    return [
+        "[green]✔[/]" if chosen else "",
+        escape(one.variant),
+        str(one.trial + 1),
+        f"{one.latency_ms:.2f}" if one.latency_ms else "–",
+        f"{one.ratio:.1f} [{one.ratio_low:.1f}, {one.ratio_high:.1f}]".replace("[", r"\[") if one.ratio else "–",
+        f"{one.bytes / MEGABYTE:.2f}",
+        f"{-100 * one.drop.drop:+.2f}",
+        f"{-100 * one.drop.upper:+.2f}",
+        f"{-100 * test.drop:+.2f} (at worst {-100 * test.upper:+.2f})" if test else "–",
+        escape("; ".join(one.misses)),
+    ]
