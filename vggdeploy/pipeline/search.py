@@ -28,6 +28,7 @@ from vggdeploy.model.layers import layers_of
 from vggdeploy.optimize.channels import macs_of, widths_of, with_widths
 from vggdeploy.optimize.goals import Budget, check_goal, choose_widths, closest, cost, front, winner
 from vggdeploy.optional import require
+from vggdeploy.pipeline.calibration import Int8Options
 from vggdeploy.pipeline.prove import Stage, tool_versions
 from vggdeploy.pipeline.search_state import Question, State
 from vggdeploy.pipeline.search_trial import Bench, build_network, bundle_bytes, candidates, drop_of, prepare
@@ -96,7 +97,13 @@ def search(
         dataset=settings.dataset or checkpoint.dataset,
     )
     state = State.begin(output, question, resume=resume, overwrite=overwrite)
-    work = Work(settings.samples, settings.data_dir, settings.threads, settings.on_stage)
+    work = Work(
+        samples=settings.samples,
+        data_dir=settings.data_dir,
+        threads=settings.threads,
+        on_stage=settings.on_stage,
+        int8=Int8Options(data=settings.dataset, targets=("cpu",)),
+    )
     with ExitStack() as stack:
         stack.enter_context(thread_count(settings.threads))
         bench = prepare(

@@ -15,7 +15,7 @@ from vggdeploy.bench.compare import Plan, measure
 from vggdeploy.bench.entries import Entry
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
-from vggdeploy.errors import IncompatibleError, MissingDependencyError, ParityError
+from vggdeploy.errors import IncompatibleError, MissingDependencyError, ParityError, TargetError
 from vggdeploy.files import atomic_write, link_tree
 from vggdeploy.model.summary import summarise
 from vggdeploy.model.vgg import VGG
@@ -197,6 +197,6 @@ def _bundle(checkpoint: Path, output: Path, work: Work, on_stage: Stage, steps: 
             bundle = BUNDLE_STEPS[name](bundle, work)
         except MissingDependencyError:
             raise
-        except (IncompatibleError, ParityError) as error:
+        except (IncompatibleError, ParityError, TargetError) as error:
             on_stage(f"{name} is left out: {error.cause}")
     return bundle
