@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import bench, row, whole, write
+from report_samples import bench, parity, proof, row, whole, write
 
 from vggdeploy.cli.app import run
 from vggdeploy.errors import InputError, VggdeployError
@@ -117,6 +117,13 @@ def test_json_says_what_the_first_screen_says(tmp_path: Path, capsys: pytest.Cap
     assert [light["verdict"] for light in found["lights"]] == ["pass", "pass", "inconclusive", "fail", "unproven"]
     assert [take["label"] for take in found["recommended"]] == ["onnx-fp32"]
     assert found["command"].startswith("vggdeploy report ")
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md", ".csv"])
+@pytest.mark.parametrize("odd", [{"p50_ms": 0.0, "quantiles_ms": (0.0,) * 101}, {"quantiles_ms": (1.0,)}])
+def test_odd_numbers_do_not_stop_a_report(tmp_path: Path, odd: dict[str, Any], suffix: str) -> None:
+    one = row("onnx-fp32", 1.0, (1, 1, 1), **odd)
+    write_report(write(tmp_path, bench(one), parity(proof(one))), tmp_path / f"report{suffix}")
 
 
 def test_the_html_needs_its_extra_and_the_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

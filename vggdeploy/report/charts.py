@@ -281,7 +281,7 @@ def _dark(chart: Any) -> Chart:
 
 def _log(rows: Rows, *fields: str, least: float = 1.0) -> alt.Scale:
     """A log scale a little wider than the values, and ``least`` times its own start wide."""
-    values = [row[field] for row in rows for field in fields if row.get(field) is not None]
+    values = [row[field] for row in rows for field in fields if (row.get(field) or 0) > 0] or [1.0]
     low, high = min(values), max(values)
     room = max(1.15, (high / low) ** 0.05, (least * low / high) ** 0.5)
     return alt.Scale(type="log", domain=[low / room, high * room], nice=False)

@@ -96,7 +96,7 @@ def _distributions(results: Results, cast: Cast) -> Section:
             chosen = [r for r in bench.rows if r.batch == batch and r.quantiles_ms]
             names = [cast.row(r, bench).label for r in chosen]
             rows = [
-                {"label": name, "ms": ms, "share": index / (len(r.quantiles_ms) - 1)}
+                {"label": name, "ms": ms, "share": index / max(1, len(r.quantiles_ms) - 1)}
                 for name, r in zip(names, chosen, strict=True)
                 for index, ms in enumerate(r.quantiles_ms)
                 if ms > 0
