@@ -29,6 +29,11 @@ def test_many_writers_of_one_file_end_with_one_whole_result(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+def test_a_directory_in_which_no_file_can_be_made_is_an_error_and_no_endless_loop() -> None:
+    with pytest.raises(FileNotFoundError):
+        atomic_write(Path("/proc/vggdeploy.md"), b"")
+
+
 def test_many_writers_of_one_directory_end_with_one_whole_result(tmp_path: Path) -> None:
     contents = [str(i).encode() * 10_000 for i in range(8)]
     in_threads(lambda i: [replace(tmp_path / "b", contents[i]) for _ in range(5)], 8)

@@ -223,20 +223,23 @@ def link_tree(source: Path, target: Path, *, skip: frozenset[str] = frozenset())
 # system has no exchange. Their writer holds their lock (flock), which the kernel lets go when it dies: so anyone can
 # tell a draft in the making from an abandoned one, across containers and where process ids are used again.
 
+_DRAFTS = 100  # made one after the other, before we believe that none can be
+
 
 def _new_draft(target: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     """A new draft, and the descriptor that holds its lock."""
-    while True:
+    for left in range(_DRAFTS, 0, -1):
         draft = target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}")
         try:
             fd = make(draft)
         except FileNotFoundError:
-            if not target.parent.is_dir():
+            if left == 1 or not target.parent.is_dir():  # /proc is a directory in which nothing can be made
                 raise
             continue  # taken for abandoned before it was locked
         if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is not False and _is_same(draft, fd):
             return draft, fd
         os.close(fd)
+    raise OSError(errno.EAGAIN, "drafts are taken away as soon as they are made", str(target))
 
 
 def _make_directory(path: Path) -> int:
