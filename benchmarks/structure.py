@@ -25,9 +25,12 @@ from onnx import helper
 from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
-from vggdeploy.optimize.channels import Widths, macs_of, widths_of, with_widths
-from vggdeploy.optimize.low_rank import factorise, measure_answers
+from vggdeploy.optimize.answers import blind_answers, measure_answers
+from vggdeploy.optimize.channels import Widths, allocate, macs_of, widths_of, with_widths
+from vggdeploy.optimize.low_rank import factorise
+from vggdeploy.optimize.norms import recalibrate
 from vggdeploy.optimize.prune import measure_sensitivity, prune, taylor_scores
+from vggdeploy.optimize.ranks import choose_ranks
 from vggdeploy.pipeline.held_out import HeldOut
 from vggdeploy.pipeline.structure import SCORED, SENSED, low_rank_checkpoint, prune_checkpoint
 from vggdeploy.pipeline.tuning import Job, Tuning
@@ -35,7 +38,7 @@ from vggdeploy.records import StepRecord
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import Recipe
 
-RANKS = (8, 16, 32, 64)
+KEEPS = (0.5, 0.33, 0.25, 0.15)
 # Convolutions of a VGG at 64 and 224 px: channels, and the side of the map.
 CONVS = ((64, 112), (128, 56), (256, 28), (512, 14), (256, 8), (512, 4))
 
@@ -79,7 +82,7 @@ def tuned(root: Path, cut: VGG, options: argparse.Namespace) -> dict[str, float]
         save_checkpoint(Path(directory) / "cut", cut, msgspec.structs.replace(about, spec=cut.spec))
         recipe = Recipe(
             dataset=about.dataset, arch="init", init=f"{directory}/cut", distill=str(root), keep="last", lr=0.01,
-            warmup=0.1, epochs=options.tune, per_class=options.images,
+            warmup=0.1, epochs=options.tune, per_class=options.images, batch_size=64,
         )  # fmt: skip
         done = train(recipe, output=Path(directory) / "tuned").training
     return {"validation": done.validation_accuracy, "test": done.test_accuracy}
@@ -120,9 +123,11 @@ def choices(root: Path, options: argparse.Namespace) -> dict[str, Any]:
             step = prune_checkpoint(root, Path(directory) / "pruned", keep, job=job)
             labels = Job(tuning=Tuning(epochs=options.tune, distill=""))
             plain = prune_checkpoint(root, Path(directory) / "labels", keep, job=labels)
+            product = low_rank_checkpoint(root, Path(directory) / "product", keep=keep, job=job)
         widths = {**widths_of(model.spec), **step.widths}
         arms = {
-            "as it is": step.accuracy,
+            "pruned": step.accuracy,
+            "low rank": product.accuracy,
             "norm of weights": tuned(root, prune(model, widths, norms), options),
             "equal shares": tuned(root, prune(model, uniform(model, keep), taylor), options),
             "without a teacher": plain.accuracy,
@@ -133,14 +138,25 @@ def choices(root: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ranks(root: Path) -> dict[str, Any]:
-    """fc6 and fc7 at some ranks, without fine-tuning: directions of the answers beside those of the matrix alone."""
+    """Validation accuracy with so many multiply-accumulates left, without fine-tuning (batch norms measured anew):
+    directions of the answers beside those of the matrices alone, and beside fewer channels."""
     model, data = load_model(root), HeldOut.of(read_checkpoint(root))
-    answers = measure_answers(model, (images for images, _ in data.batches("train", 2048)))
+    spreads = {
+        "answers": measure_answers(model, (images for images, _ in data.batches("train", 2048))),
+        "matrices alone": blind_answers(model),
+    }
+    scores = taylor_scores(model, data.batches("train", SCORED))
+    sensitivity = measure_sensitivity(model, scores, data.batches("validation", SENSED))
     found: dict[str, Any] = {}
-    for rank in RANKS:
-        both = {"answers": factorise(model, (rank, rank), answers), "matrix alone": factorise(model, (rank, rank))}
-        found[str(rank)] = {name: float(data.hits(small)["validation"].mean()) for name, small in both.items()}
-        print(f"rank {rank}: {found[str(rank)]}", flush=True)
+    for keep in KEEPS:
+        small = {"channels": prune(model, allocate(model.spec, sensitivity, keep), scores)}
+        for name, answers in spreads.items():
+            spectra = {layer: torch.linalg.eigvalsh(a.spread).numpy() for layer, a in answers.items()}
+            small[name] = factorise(model, choose_ranks(model.spec, spectra, keep), answers)
+        for network in small.values():
+            recalibrate(network, data.batches("train", SCORED))
+        found[f"{keep:g}"] = {name: float(data.hits(network)["validation"].mean()) for name, network in small.items()}
+        print(f"keep {keep:g}: {found[f'{keep:g}']}", flush=True)
     return found
 
 
@@ -148,8 +164,8 @@ def chain(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Both steps, one after the other."""
     with tempfile.TemporaryDirectory() as directory:
         job = Job(tuning=Tuning(epochs=options.tune, distill=str(root)))
-        first = prune_checkpoint(root, Path(directory) / "pruned", 0.3, job=job)
-        second = low_rank_checkpoint(Path(directory) / "pruned", Path(directory) / "small", 24, job=job)
+        first = prune_checkpoint(root, Path(directory) / "pruned", 0.5, job=job)
+        second = low_rank_checkpoint(Path(directory) / "pruned", Path(directory) / "small", keep=0.5, job=job)
         return {
             "prune": of_step(first),
             "low_rank": of_step(second),
@@ -220,11 +236,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=500, help="training images of each class; 0 for all")
     parser.add_argument("--epochs", type=int, default=8, help="of the original")
+    parser.add_argument("--arch", action="append", help="may be given again. Default: vgg11_bn and vgg11")
     parser.add_argument("--tune", type=int, default=3, help="epochs of fine-tuning")
     parser.add_argument("--turns", type=int, default=60, help="runs of each convolution")
     options = parser.parse_args()
     measured: dict[str, Any] = {"options": vars(options), "convolutions": convolutions(options)}
-    for arch in ("vgg11_bn", "vgg11"):
+    for arch in options.arch or ("vgg11_bn", "vgg11"):
         with tempfile.TemporaryDirectory() as directory:
             root = Path(directory) / "trained"
             done = train(base(arch, options), output=root).training

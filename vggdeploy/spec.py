@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -53,7 +54,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     ``blocks`` holds the output channels of every 3×3 convolution, grouped into blocks; each block ends in a 2×2
     max-pool. ``hidden`` holds the widths of fc6 and fc7. ``arch`` and ``width`` name where the blocks came from.
-    ``ranks`` are those of fc6's and fc7's matrices where they are stored as a product of two; 0 where they are not.
+    ``ranks`` are those of fc6's and fc7's matrices where they are products of two; 0 where they are not. ``conv_ranks``
+    are those of convolutions that are a 3×1 and a 1×3 one, arranged as ``blocks``; empty where none is.
     """
 
     arch: str
@@ -66,6 +68,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     hidden: tuple[int, int] = (4096, 4096)
     dropout: float = 0.5
     ranks: tuple[int, int] = (0, 0)
+    conv_ranks: Blocks = ()
 
     def __post_init__(self) -> None:
         def check(holds: bool, cause: str, hint: str) -> None:
@@ -101,6 +104,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             check(
                 0 <= rank <= full, f"rank {rank} of {name}", f"its full rank is {full}: give 1 to {full}, or 0 for none"
             )
+        fits = not self.conv_ranks or [*map(len, self.conv_ranks)] == [*map(len, self.blocks)]
+        check(fits, "ranks of other convolutions than there are", "give one for each convolution, 0 for none")
+        places = [(b, c) for b, block in enumerate(self.conv_ranks) for c in range(len(block))]
+        for (b, c), full in zip(places, self.full_conv_ranks, strict=False):
+            rank = self.conv_ranks[b][c]
+            hint = f"its full rank is {full}: give 1 to {full}, or 0 for none"
+            check(0 <= rank <= full, f"rank {rank} of conv{b + 1}_{c + 1}", hint)
         if self.arch != CUSTOM:
             base, bn = split_arch(self.arch)
             check(
@@ -158,9 +168,17 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return min(self.flat_features, fc6), min(fc6, fc7)
 
     @property
+    def full_conv_ranks(self) -> tuple[int, ...]:
+        """Of every convolution in order: three times its inputs or outputs, whichever are fewer."""
+        channels = [self.in_channels, *(c for block in self.blocks for c in block)]
+        return tuple(3 * min(a, b) for a, b in pairwise(channels))
+
+    @property
     def title(self) -> str:
         width = "" if self.width == 1 else f" × {self.width:g}"
         ranks = "".join(f", {name} of rank {r}" for name, r in zip(("fc6", "fc7"), self.ranks, strict=True) if r)
+        products = sum(rank > 0 for block in self.conv_ranks for rank in block)
+        ranks += f", {products} convolutions of low rank" if products else ""
         return f"{self.arch}{width}, {self.in_channels}×{self.image_size}×{self.image_size} → {self.classes}{ranks}"
 
 

@@ -20,7 +20,7 @@ def test_both_steps_and_the_table_of_what_they_cost(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "small"
-    line = f"optimize {checkpoint} --step prune,low-rank --keep 0.6 --rank 24 --epochs 0 -o {out}"
+    line = f"optimize {checkpoint} --step prune,low-rank --keep 0.6 --rank-keep 0.6 --epochs 0 -o {out}"
     assert run(shlex.split(line)) == 0
     shown = capsys.readouterr()
     found = read_checkpoint(out)
@@ -37,7 +37,7 @@ def test_both_steps_and_the_table_of_what_they_cost(
     report = json.loads(capsys.readouterr().out)
     assert report["accuracy"]["rate"] == found.steps[-1].accuracy["test"]
     assert run(["summary", str(out)]) == 0
-    assert "linear, rank 24" in capsys.readouterr().out
+    assert "conv, rank " in capsys.readouterr().out
 
 
 def test_the_checkpoint_of_a_bundle_and_json(
@@ -74,7 +74,9 @@ def test_a_missed_target_is_exit_4_and_nothing_is_written(
     ("options", "said"),
     [
         ("--step prune", "how much stays"),
-        ("--step prune,low-rank --keep 0.5", "low-rank has no rank"),
+        ("--step prune,low-rank --keep 0.5", "low-rank takes ranks, or"),
+        ("--step low-rank --rank 8 --rank-keep 0.5", "give one of both"),
+        ("--step low-rank --rank-keep 2", "a share of 2"),
         ("--step low-rank --rank 8 --keep 0.5", "--keep is for the step prune"),
         ("--step openvino-fp32 --epochs 3", "--epochs is for the step prune or low-rank"),
         ("--step prune --keep half", "'half' is not a number"),

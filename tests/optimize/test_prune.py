@@ -16,7 +16,8 @@ from vggdeploy.errors import UsageError
 from vggdeploy.model.layers import layers_of
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.optimize.channels import macs_of, widths_of
-from vggdeploy.optimize.prune import measure_sensitivity, prune, recalibrate, taylor_scores
+from vggdeploy.optimize.norms import recalibrate
+from vggdeploy.optimize.prune import measure_sensitivity, prune, taylor_scores
 from vggdeploy.spec import CUSTOM, ModelSpec
 
 # 24 px and three blocks: fc6 reads 3 × 3 positions of each channel.
@@ -26,7 +27,7 @@ SPEC = ModelSpec(
 NETWORKS = [
     SPEC,
     msgspec.structs.replace(SPEC, batch_norm=True),
-    msgspec.structs.replace(SPEC, batch_norm=True, ranks=(5, 4)),
+    msgspec.structs.replace(SPEC, batch_norm=True, ranks=(5, 4), conv_ranks=((2,), (0, 7), (9,))),
 ]
 
 

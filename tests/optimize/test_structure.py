@@ -43,7 +43,8 @@ def pruned(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def small(pruned: tuple[Path, StepRecord], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StepRecord]:
     """Pruned, and then of low rank."""
     path = tmp_path_factory.mktemp("small") / "checkpoint"
-    return path, low_rank_checkpoint(pruned[0], path, {"fc6": 12, "fc7": 20}, job=UNTUNED)
+    ranks = {"fc6": 12, "fc7": 20, "conv3_2": 16, "conv5_1": 20}
+    return path, low_rank_checkpoint(pruned[0], path, ranks, job=UNTUNED)
 
 
 def test_pruning_halves_the_work_and_keeps_what_was_learned(checkpoint: Path, pruned: tuple[Path, StepRecord]) -> None:
@@ -95,11 +96,14 @@ def test_a_small_network_is_exported_built_and_proven_like_any_other(
     assert bundle.manifest.spec.ranks == (12, 20)
     report = localise(bundle, "onnx-fp16")
     assert report.culprit is None
-    assert [row.layer for row in report.layers][-3:] == ["fc6", "fc7", "logits"]
+    names = [row.layer for row in report.layers]
+    assert names[:5] == ["preprocess", "conv1_1", "relu1_1", "pool1", "conv2_1"]
+    assert names[-3:] == ["fc6", "fc7", "logits"]
+    assert len(names) == 1 + 8 + 8 + 5 + 3  # each layer once, whether it is a product or not
     if installed("tensorrt_rtx"):
         engine = build_into(bundle, engine="tensorrt-rtx").variant
         assert engine.proof is not None
-        assert engine.proof.layers == {"fp16": 8 + 5}  # eight convolutions; fc6 and fc7 are two products each
+        assert engine.proof.layers == {"fp16": 10 + 5}  # two of eight convolutions are two; so are fc6 and fc7
 
 
 def test_a_small_network_is_trained_on_and_keeps_its_story(small: tuple[Path, StepRecord], tmp_path: Path) -> None:
@@ -145,6 +149,7 @@ def test_a_drop_that_is_too_large_writes_nothing(checkpoint: Path, tmp_path: Pat
         (129, "rank 129 makes neither fc6 nor fc7 smaller — fc6: give 1 to 42; fc7: give 1 to 63"),
         ({"fc6": 65}, "rank 65 of fc6 — its full rank is 64"),
         ({"fc7": 64}, "rank 64 would not make fc7 smaller — give 1 to 63"),
+        ({"conv2_1": 17}, "rank 17 would not make conv2_1 smaller — give 1 to 15"),
         ({"fc8": 4}, "unknown layer with a rank 'fc8'"),
         (0, "rank 0 of fc6"),
     ],

@@ -51,7 +51,17 @@ def optimize(
     ] = None,
     rank: Annotated[
         str | None,
-        typer.Option(help="For low-rank: the rank of fc6 and fc7, as 64; or fc6=128,fc7=64.", **STRUCTURE),
+        typer.Option(
+            help="For low-rank: the rank of fc6 and fc7, as 64; or by layer, as fc6=128,conv3_1=60.", **STRUCTURE
+        ),
+    ] = None,
+    rank_keep: Annotated[
+        float | None,
+        typer.Option(
+            help="For low-rank, instead: the share of the multiply-accumulates that stays; ranks are chosen, those of "
+            "convolutions too.",
+            **STRUCTURE,
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -163,6 +173,7 @@ def optimize(
         {
             "--keep": keep,
             "--rank": rank,
+            "--rank-keep": rank_keep,
             "--epochs": epochs,
             "--lr": lr,
             "--distill": distill,
@@ -252,7 +263,12 @@ def _structure(steps: list[str], given: dict[str, Any]) -> Structure:
     from vggdeploy.pipeline.tuning import Job, Structure, Tuning
     from vggdeploy.types import Device
 
-    needs = {"--keep": ("prune",), "--rank": ("low-rank",), "--max-accuracy-drop": ("prune", "low-rank", "int8")}
+    needs = {
+        "--keep": ("prune",),
+        "--rank": ("low-rank",),
+        "--rank-keep": ("low-rank",),
+        "--max-accuracy-drop": ("prune", "low-rank", "int8"),
+    }
     for option, value in given.items():
         wanted = needs.get(option, ("prune", "low-rank"))
         if value is not None and not set(wanted) & set(steps):
@@ -274,7 +290,8 @@ def _structure(steps: list[str], given: dict[str, Any]) -> Structure:
     keep, rank = given["--keep"], given["--rank"]
     return Structure(
         keep=None if keep is None else _by_layer(keep, float, "--keep 0.5, or --keep conv4_1=0.5,fc6=0.25"),
-        ranks=None if rank is None else _by_layer(rank, int, "--rank 64, or --rank fc6=128,fc7=64"),
+        rank_keep=given["--rank-keep"],
+        ranks=None if rank is None else _by_layer(rank, int, "--rank 64, or --rank fc6=128,conv3_1=60"),
         job=job,
     )
 

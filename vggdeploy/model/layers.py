@@ -18,8 +18,9 @@ Kind = Literal["conv", "batch_norm", "relu", "pool", "linear", "dropout"]
 class Layer:
     """One module: where it stands (``features.5``), what it is, and the shape of one sample of its output.
 
-    A linear layer with a ``rank`` is two: ``inputs`` → ``rank`` without a bias, then ``rank`` → ``outputs``. Its place is
-    still one, so that the places after it stay torchvision's; the two are ``classifier.0.0`` and ``classifier.0.1``.
+    A layer with a ``rank`` is two: ``inputs`` → ``rank`` without a bias, then ``rank`` → ``outputs``; of a convolution the
+    first is 3×1, the second 1×3. Its place is still one, so that the places after it stay torchvision's; the two are
+    ``classifier.0.0`` and ``classifier.0.1``.
     """
 
     name: str
@@ -40,19 +41,25 @@ class Layer:
     def parameters(self) -> int:
         """Trainable parameters: weights and biases."""
         if self.kind == "conv":
-            return (9 * self.inputs + 1) * self.outputs
+            return self._weights + self.outputs
         if self.kind == "linear":
-            return self.macs + self.outputs
+            return self._weights + self.outputs
         return 2 * self.outputs if self.kind == "batch_norm" else 0
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one sample, of convolutions and matrix products (as torchvision counts GFLOPS)."""
         if self.kind == "conv":
-            return 9 * self.inputs * self.outputs * self.shape[1] * self.shape[2]
-        if self.kind == "linear":
-            return self.rank * (self.inputs + self.outputs) if self.rank else self.inputs * self.outputs
-        return 0
+            return self._weights * self.shape[1] * self.shape[2]
+        return self._weights if self.kind == "linear" else 0
+
+    @property
+    def _weights(self) -> int:
+        """Weights of a convolution or a linear layer, without the bias."""
+        side = 3 if self.kind == "conv" else 1
+        if self.rank:
+            return side * self.rank * (self.inputs + self.outputs)
+        return side**2 * self.inputs * self.outputs
 
 
 def layers_of(spec: ModelSpec) -> list[Layer]:
@@ -60,12 +67,12 @@ def layers_of(spec: ModelSpec) -> list[Layer]:
     found: list[Layer] = []
     channels, size = spec.in_channels, spec.image_size
 
-    def feature(name: str, kind: Kind, outputs: int) -> None:
-        found.append(Layer(name, kind, "features", len(found), channels, outputs, (outputs, size, size)))
+    def feature(name: str, kind: Kind, outputs: int, rank: int = 0) -> None:
+        found.append(Layer(name, kind, "features", len(found), channels, outputs, (outputs, size, size), rank))
 
     for b, block in enumerate(spec.blocks, 1):
         for c, outputs in enumerate(block, 1):
-            feature(f"conv{b}_{c}", "conv", outputs)
+            feature(f"conv{b}_{c}", "conv", outputs, spec.conv_ranks[b - 1][c - 1] if spec.conv_ranks else 0)
             channels = outputs
             if spec.batch_norm:
                 feature(f"bn{b}_{c}", "batch_norm", outputs)

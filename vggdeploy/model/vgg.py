@@ -31,7 +31,7 @@ class VGG(nn.Module):
 def _module(layer: Layer, spec: ModelSpec) -> nn.Module:
     match layer.kind:
         case "conv":
-            return nn.Conv2d(layer.inputs, layer.outputs, kernel_size=3, padding=1)
+            return _convolution(layer)
         case "batch_norm":
             return nn.BatchNorm2d(layer.outputs)
         case "relu":
@@ -42,6 +42,15 @@ def _module(layer: Layer, spec: ModelSpec) -> nn.Module:
             return _linear(layer)
         case "dropout":
             return nn.Dropout(spec.dropout)
+
+
+def _convolution(layer: Layer) -> nn.Module:
+    if not layer.rank:
+        return nn.Conv2d(layer.inputs, layer.outputs, kernel_size=3, padding=1)
+    return nn.Sequential(
+        nn.Conv2d(layer.inputs, layer.rank, kernel_size=(3, 1), padding=(1, 0), bias=False),
+        nn.Conv2d(layer.rank, layer.outputs, kernel_size=(1, 3), padding=(0, 1)),
+    )
 
 
 def _linear(layer: Layer) -> nn.Module:
@@ -77,17 +86,21 @@ def fold_batch_norm(model: VGG) -> VGG:
         return model
     spec = plain_spec(model.spec)
     state = {k: v for k, v in model.state_dict().items() if k.startswith("classifier.")}
-    convs = [m for m in model.features if isinstance(m, nn.Conv2d)]
+    convs, targets = ([x for x in layers_of(any_spec) if x.kind == "conv"] for any_spec in (model.spec, spec))
     norms = [m for m in model.features if isinstance(m, nn.BatchNorm2d)]
-    targets = [x for x in layers_of(spec) if x.kind == "conv"]
-    for conv, norm, target in zip(convs, norms, targets, strict=True):
+    for layer, norm, target in zip(convs, norms, targets, strict=True):
+        last = ".1" if layer.rank else ""  # of a product, the second factor has the outputs
+        if layer.rank:
+            state[f"{target.key}.0.weight"] = model.get_parameter(f"{layer.key}.0.weight").detach()
+        conv = model.get_submodule(f"{layer.key}{last}")
         mean, var = norm.running_mean, norm.running_var
-        assert conv.bias is not None and mean is not None and var is not None  # noqa: S101  # for mypy: we built them
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None  # noqa: S101  # for mypy: we built them
+        assert mean is not None and var is not None  # noqa: S101  # likewise
         factor = norm.weight.double() / torch.sqrt(var.double() + norm.eps)
         weight = conv.weight.double() * factor[:, None, None, None]
         bias = (conv.bias.double() - mean.double()) * factor + norm.bias.double()
-        state[f"{target.key}.weight"] = weight.to(conv.weight.dtype).detach()
-        state[f"{target.key}.bias"] = bias.to(conv.bias.dtype).detach()
+        state[f"{target.key}{last}.weight"] = weight.to(conv.weight.dtype).detach()
+        state[f"{target.key}{last}.bias"] = bias.to(conv.bias.dtype).detach()
     with torch.device("meta"):
         folded = VGG(spec)
     folded.load_state_dict(state, assign=True)

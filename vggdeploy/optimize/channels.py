@@ -103,8 +103,10 @@ def check_share(value: float, what: str) -> None:
 
 def _ranks_fit(spec: ModelSpec, widths: Mapping[str, int]) -> bool:
     """Whether the matrices of factorised layers would still be as large as their ranks."""
-    bare = with_widths(msgspec.structs.replace(spec, ranks=(0, 0)), widths)
-    return all(rank <= full for rank, full in zip(spec.ranks, bare.full_ranks, strict=True))
+    bare = with_widths(msgspec.structs.replace(spec, ranks=(0, 0), conv_ranks=()), widths)
+    convs = [rank for block in spec.conv_ranks for rank in block]
+    whole = all(rank <= full for rank, full in zip(spec.ranks, bare.full_ranks, strict=True))
+    return whole and all(rank <= full for rank, full in zip(convs, bare.full_conv_ranks, strict=False))
 
 
 def _curve(width: int, rises: Mapping[int, float]) -> list[tuple[int, float]]:

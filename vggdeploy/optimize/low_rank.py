@@ -1,120 +1,93 @@
-"""Low rank: fc6 and fc7 as products of two smaller matrices, where their answers hardly need all of the large one."""
+"""Low rank: layers as products of two smaller ones, where their answers hardly need all of the large one.
+
+fc6 and fc7 become two matrices; a 3×3 convolution becomes one of 3×1 and one of 1×3 (Jaderberg et al. 2014, "Speeding up
+Convolutional Neural Networks with Low Rank Expansions", scheme 2).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import msgspec
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from vggdeploy.errors import UsageError
-from vggdeploy.model.layers import Layer, layers_of
+from vggdeploy.errors import UsageError, unknown_name
+from vggdeploy.model.layers import Layer
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import new_with_state
+from vggdeploy.optimize.answers import Answers, blind_answers, matrix_of, product_layers, scaled_matrix
+from vggdeploy.spec import Blocks, ModelSpec
 
-LAYERS = ("fc6", "fc7")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a linear layer answers on real images, before its ReLU and without its bias: mean ``[outputs]`` and
-    covariance ``[outputs, outputs]``, in FP64."""
-
-    mean: Tensor
-    covariance: Tensor
+Tensors = dict[str, Tensor]
 
 
-def linear_layers(model: VGG) -> dict[str, Layer]:
-    return {x.name: x for x in layers_of(model.spec) if x.name in LAYERS}
+def factorise(model: VGG, ranks: Mapping[str, int], answers: Mapping[str, Answers] | None = None) -> VGG:
+    """A network in which the layers that are named have these ranks. ``model`` stays as it is.
 
+    A linear layer's matrix W becomes U·(Uᵀ·W), U the ``rank`` directions in which its outputs vary the most: the leading
+    eigenvectors of the covariance of W·x. That is the best approximation of what the layer answers on those images (Zhang
+    et al. 2016, "Accelerating Very Deep Convolutional Networks", section 3.1); what is lost is the mean, which the new bias
+    gives back. A convolution's matrix M (see `matrix_of`) becomes (M·V)·Vᵀ likewise, V the leading eigenvectors of
+    S·Mᵀ·C·M·S: C the second moment of the patches that it sees, S the batch norm's factors.
 
-def measure_answers(model: VGG, batches: Iterable[NDArray[Any]]) -> dict[str, Answers]:
-    """Mean and covariance of what fc6 and fc7 answer.
-
-    Args:
-        batches: of normalised training images ``float32 [N, C, S, S]``; at least as many images as the largest rank.
-    """
-    sums: dict[str, Tensor] = {}
-    products: dict[str, Tensor] = {}
-    count = 0
-    layers = linear_layers(model)
-    biases = {name: _matrix(model, layer)[1] for name, layer in layers.items()}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for images in batches:
-                x = model.features(torch.from_numpy(images)).flatten(1)
-                count += len(x)
-                for index, module in enumerate(model.classifier):
-                    x = module(x)
-                    for name, layer in layers.items():
-                        if layer.index == index:
-                            y = (x - biases[name]).double()
-                            sums[name] = sums.get(name, 0) + y.sum(dim=0)
-                            products[name] = products.get(name, 0) + y.T @ y
-    finally:
-        model.train(was_training)
-    means = {name: total / count for name, total in sums.items()}
-    return {name: Answers(mean, products[name] / count - torch.outer(mean, mean)) for name, mean in means.items()}
-
-
-def factorise(model: VGG, ranks: tuple[int, int], answers: dict[str, Answers] | None = None) -> VGG:
-    """A network whose fc6 and fc7 have these ranks; 0 leaves a layer as it is. ``model`` stays as it is.
-
-    The matrix W becomes U·(Uᵀ·W), U the ``rank`` directions in which its outputs vary the most: the leading eigenvectors
-    of the covariance of W·x. That is the best approximation of what the layer answers on those images (Zhang et al. 2016,
-    "Accelerating Very Deep Convolutional Networks", section 3.1); what is lost is the mean, which the new bias gives back.
-    Without ``answers`` all inputs count alike, and U·(Uᵀ·W) is the truncated singular value decomposition, the best
-    approximation of W itself (Eckart & Young 1936). Computed in FP64, rounded once.
+    Without ``answers`` all inputs count alike, and the product is the truncated singular value decomposition, the best
+    approximation of the matrix itself (Eckart & Young 1936). Computed in FP64, rounded once.
 
     A layer that is a product already is multiplied out first; its new rank may only be lower.
 
     Raises:
-        UsageError: a rank that the matrix, or the product that it is, does not have.
+        UsageError: an unknown layer, or a rank that its matrix, or the product that it is, does not have.
     """
-    layers = linear_layers(model)
-    for rank, layer in zip(ranks, layers.values(), strict=True):
-        most = layer.rank or min(layer.inputs, layer.outputs)
-        if not 0 <= rank <= most:
-            kind = "rank" if layer.rank else "full rank"
-            raise UsageError(
-                f"rank {rank} of {layer.name}", f"its {kind} is {most}: give 1 to {most}, or 0 to leave it"
-            )
-    spec = msgspec.structs.replace(
-        model.spec, ranks=tuple(new or old for new, old in zip(ranks, model.spec.ranks, strict=True))
-    )
+    layers = product_layers(model)
+    for name, rank in ranks.items():
+        if name not in layers:
+            raise unknown_name("layer with a rank", name, layers)
+        most = layers[name].rank or full_rank(layers[name])
+        if not 1 <= rank <= most:
+            kind = "rank" if layers[name].rank else "full rank"
+            raise UsageError(f"rank {rank} of {name}", f"its {kind} is {most}: give 1 to {most}")
+    answers = blind_answers(model) if answers is None else answers
     state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
-    for rank, layer in zip(ranks, layers.values(), strict=True):
-        if rank:
-            state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{layer.key}.")}
-            first, second, bias = _product(*_matrix(model, layer), rank, answers[layer.name] if answers else None)
-            state |= {f"{layer.key}.0.weight": first, f"{layer.key}.1.weight": second, f"{layer.key}.1.bias": bias}
+    for name, rank in ranks.items():
+        layer = layers[name]
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{layer.key}.")}
+        product = _linear if layer.kind == "linear" else _convolution
+        made = product(model, layer, rank, answers[name])
+        state |= {f"{layer.key}.{leaf}": tensor.float().contiguous() for leaf, tensor in made.items()}
+    spec = with_ranks(model.spec, ranks)
     return new_with_state(spec, state, where="the factorised network").train(model.training)
 
 
-def _product(weight: Tensor, bias: Tensor, rank: int, answers: Answers | None) -> tuple[Tensor, Tensor, Tensor]:
-    wide = weight.double()
-    spread = wide @ wide.T if answers is None else answers.covariance
-    directions = torch.linalg.eigh(spread).eigenvectors[:, -rank:]
-    shift = torch.zeros(len(wide), dtype=torch.float64) if answers is None else answers.mean
-    back = bias.double() + shift - directions @ (directions.T @ shift)
-    return _fp32(directions.T @ wide), _fp32(directions), _fp32(back)
+def full_rank(layer: Layer) -> int:
+    return (3 if layer.kind == "conv" else 1) * min(layer.inputs, layer.outputs)
 
 
-def _fp32(tensor: Tensor) -> Tensor:
-    return tensor.float().contiguous()
+def with_ranks(spec: ModelSpec, ranks: Mapping[str, int]) -> ModelSpec:
+    """``spec`` with other ranks of the layers that are named; the rest stays."""
+    old: Blocks = spec.conv_ranks or tuple((0,) * len(block) for block in spec.blocks)
+    convs = tuple(
+        tuple(ranks.get(f"conv{b}_{c}", rank) for c, rank in enumerate(block, 1)) for b, block in enumerate(old, 1)
+    )
+    fc6, fc7 = (ranks.get(name, rank) for name, rank in zip(("fc6", "fc7"), spec.ranks, strict=True))
+    return msgspec.structs.replace(spec, ranks=(fc6, fc7), conv_ranks=convs if any(map(any, convs)) else ())
 
 
-def _matrix(model: VGG, layer: Layer) -> tuple[Tensor, Tensor]:
-    """Weight ``[outputs, inputs]`` and bias of a linear layer, multiplied out where it is a product."""
-    module: Any = model.classifier[layer.index]
-    if not layer.rank:
-        return module.weight.detach(), module.bias.detach()
-    first, second = module
-    assert isinstance(first, nn.Linear)  # noqa: S101  # for mypy: we built it
-    return (second.weight.detach().double() @ first.weight.detach().double()).float(), second.bias.detach()
+def _linear(model: VGG, layer: Layer, rank: int, answers: Answers) -> Tensors:
+    weight, bias = (tensor.double() for tensor in matrix_of(model, layer))
+    directions = _leading(answers.spread, rank)
+    back = bias + answers.mean - directions @ (directions.T @ answers.mean)
+    return {"0.weight": directions.T @ weight, "1.weight": directions, "1.bias": back}
+
+
+def _convolution(model: VGG, layer: Layer, rank: int, answers: Answers) -> Tensors:
+    matrix, scale = scaled_matrix(model, layer)
+    directions = _leading(answers.spread, rank)
+    first = (matrix @ directions).T.reshape(rank, layer.inputs, 3, 1)
+    second = (directions.T / scale).reshape(rank, layer.outputs, 3).permute(1, 0, 2)[:, :, None]
+    return {"0.weight": first, "1.weight": second, "1.bias": matrix_of(model, layer)[1]}
+
+
+def _leading(spread: Tensor, rank: int) -> Tensor:
+    directions: Tensor = torch.linalg.eigh(spread).eigenvectors[:, -rank:]
+    return directions

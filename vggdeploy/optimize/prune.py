@@ -7,14 +7,12 @@ spare them is measured (`measure_sensitivity`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch_pruning as tp
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,10 +20,9 @@ from vggdeploy.model.layers import layers_of
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import new_with_state
 from vggdeploy.optimize.channels import RATIOS, widths_of, with_widths
+from vggdeploy.optimize.norms import Batches
 from vggdeploy.spec import ModelSpec
 
-# Batches of normalised images `float32 [N, C, S, S]` with their classes `int64 [N]`.
-Batches = Iterable[tuple[NDArray[Any], NDArray[Any]]]
 Scores = dict[str, Tensor]
 
 
@@ -153,33 +150,6 @@ def prune(model: VGG, widths: Mapping[str, int], scores: Mapping[str, Tensor]) -
         graph.get_pruning_group(layer, remove, idxs=drop).prune()
     state = {key: tensor.detach() for key, tensor in cut.state_dict().items()}
     return new_with_state(spec, state, where="the pruned network").train(model.training)
-
-
-def recalibrate(model: VGG, batches: Batches) -> None:
-    """Measure the statistics of every batch norm anew, in place: what stands before it is no longer what it was.
-
-    Li et al. 2020, "EagleEye", section 3.2: without it the accuracy of a pruned network says little about what it can be
-    fine-tuned to.
-
-    Args:
-        batches: of training images; all of them count alike.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        return
-    usual = [norm.momentum for norm in norms]
-    was_training = model.training
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the mean over all batches
-        norm.train()
-    with torch.no_grad():
-        for images, _ in batches:
-            model.features(torch.from_numpy(images))
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-    model.train(was_training)
 
 
 def _some_widths(width: int, ratios: Sequence[float]) -> list[int]:

@@ -36,10 +36,12 @@ def tapped(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
     counts = {"Conv": 0, "Relu": 0, "MaxPool": 0}
     lists = {"Conv": known["conv"], "Relu": known["relu"], "MaxPool": known["pool"]}
     for node in nodes:
-        if node.op_type == "Conv" and counts["Conv"] == 0:
+        if node.op_type == "Conv" and PREPROCESS not in found and not counts["Conv"]:
             entering = _without_casts(nodes, node.input[0])
             if entering != model.graph.input[0].name:
                 found[PREPROCESS] = entering
+        if _is_first_factor(node):
+            continue
         if node.op_type in lists and counts[node.op_type] < len(lists[node.op_type]):
             found[lists[node.op_type][counts[node.op_type]]] = node.output[0]
         elif node.op_type == "Relu":  # after the convolutions' come those of fc6 and fc7
@@ -49,6 +51,12 @@ def tapped(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
         if node.op_type in counts:
             counts[node.op_type] += 1
     return found
+
+
+def _is_first_factor(node: onnx.NodeProto) -> bool:
+    """Whether a convolution is the 3×1 one of a product: the layer's answer is what the 1×3 one behind it makes."""
+    kernels = [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
+    return node.op_type == "Conv" and kernels == [[3, 1]]
 
 
 def _without_casts(nodes: Sequence[onnx.NodeProto], tensor: str) -> str:

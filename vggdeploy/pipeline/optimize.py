@@ -31,8 +31,8 @@ def _prune(source: Path, target: Path, work: Work) -> None:
 def _low_rank(source: Path, target: Path, work: Work) -> None:
     from vggdeploy.pipeline.structure import low_rank_checkpoint
 
-    assert work.structure.ranks is not None  # noqa: S101  # likewise
-    low_rank_checkpoint(source, target, work.structure.ranks, job=work.structure.job)
+    asked = work.structure
+    low_rank_checkpoint(source, target, asked.ranks, keep=asked.rank_keep, job=asked.job)
 
 
 CHECKPOINT_STEPS: dict[str, CheckpointStep] = {"prune": _prune, "low-rank": _low_rank}
@@ -98,8 +98,11 @@ def _check_numbers(steps: Sequence[str], work: Work) -> None:
     """Before the first step, not after it: what a later one misses."""
     if "prune" in steps and work.structure.keep is None:
         raise UsageError("prune does not know how much stays", "give the share of multiply-accumulates: --keep 0.5")
-    if "low-rank" in steps and work.structure.ranks is None:
-        raise UsageError("low-rank has no rank", "give one: --rank 64, or --rank fc6=128,fc7=64")
+    if "low-rank" in steps and (work.structure.ranks is None) == (work.structure.rank_keep is None):
+        raise UsageError(
+            "low-rank takes ranks, or the share of multiply-accumulates that stays",
+            "give one of both: --rank 64, or --rank-keep 0.5",
+        )
     if steps:
         require("torch", to="change a network's structure", extra="train")
     if "prune" in steps:

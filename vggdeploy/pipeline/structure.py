@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+import torch
+
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.model.layers import Layer
 from vggdeploy.model.vgg import VGG
+from vggdeploy.optimize.answers import PATCH_IMAGES, measure_answers, product_layers
 from vggdeploy.optimize.channels import FLOOR, Widths, allocate, check_share, widths_of
-from vggdeploy.optimize.low_rank import factorise, linear_layers, measure_answers
+from vggdeploy.optimize.low_rank import factorise, full_rank
+from vggdeploy.optimize.norms import recalibrate
+from vggdeploy.optimize.ranks import choose_ranks, saving_ranks
 from vggdeploy.optional import require
 from vggdeploy.pipeline.held_out import DECIDES, HeldOut
 from vggdeploy.pipeline.restructure import Changed, restructure
@@ -53,12 +58,7 @@ def prune_checkpoint(
     check_share(floor, "as the floor")
 
     def change(model: VGG, data: HeldOut) -> Changed:
-        from vggdeploy.optimize.prune import (  # late: Torch-Pruning
-            measure_sensitivity,
-            prune,
-            recalibrate,
-            taylor_scores,
-        )
+        from vggdeploy.optimize.prune import measure_sensitivity, prune, taylor_scores  # late: Torch-Pruning
 
         own = widths_of(model.spec)
         sensitivity: dict[str, dict[int, float]] = {}
@@ -80,29 +80,44 @@ def prune_checkpoint(
 def low_rank_checkpoint(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    ranks: int | Mapping[str, int],
+    ranks: int | Mapping[str, int] | None = None,
     *,
+    keep: float | None = None,
     job: Job | None = None,
 ) -> StepRecord:
-    """Factorise fc6 and fc7, fine-tune the network, and write it as a checkpoint.
+    """Make layers products of low rank, fine-tune the network, and write it as a checkpoint.
 
     Args:
-        ranks: one for both layers, of which those get it that it makes smaller; or by name, ``{"fc6": 256}``.
+        ranks: one for fc6 and fc7, of which those get it that it makes smaller; or by name, ``{"fc6": 256, "conv3_1": 90}``.
+        keep: instead, the share of the multiply-accumulates that stays; the ranks of all layers, convolutions too, are
+            chosen (see `vggdeploy.optimize.ranks.choose_ranks`).
 
     Raises:
-        UsageError: a rank that a layer does not have, or that would not make it smaller; ``output`` may not be replaced.
+        UsageError: neither or both; a rank that a layer does not have, or that would not make it smaller; a share that is
+            none; ``output`` may not be replaced.
         DataError, TargetError, CheckpointError: as `prune_checkpoint`.
     """
     job = job or Job()
+    if (ranks is None) == (keep is None):
+        raise UsageError("low-rank takes ranks, or how much stays", "give one of both: --rank 64, or --rank-keep 0.5")
+    if keep is not None:
+        check_share(keep, "to keep")
 
     def change(model: VGG, data: HeldOut) -> Changed:
-        chosen = _ranks(linear_layers(model), ranks)
-        job.on_stage("measuring what fc6 and fc7 answer")
-        count = max(ANSWERED, 2 * max(chosen.values()))
-        answers = measure_answers(model, (images for images, _ in data.batches("train", count)))
+        layers = product_layers(model)
+        chosen = {} if ranks is None else _ranks(layers, ranks)
+        job.on_stage("measuring what the layers answer")
+        count = max(ANSWERED, 2 * max(chosen.values(), default=0))
+        patches = PATCH_IMAGES if keep is not None or any(layers[name].kind == "conv" for name in chosen) else 0
+        answers = measure_answers(model, (images for images, _ in data.batches("train", count)), patches=patches)
         job.on_stage("factorising")
-        changed = factorise(model, (chosen.get("fc6", 0), chosen.get("fc7", 0)), answers)
-        return Changed(changed, ranks=chosen)
+        if keep is not None:
+            spectra = {name: torch.linalg.eigvalsh(found.spread).numpy() for name, found in answers.items()}
+            chosen = choose_ranks(model.spec, spectra, keep)
+        small = factorise(model, chosen, answers)
+        if patches:
+            recalibrate(small, data.batches("train", SCORED))
+        return Changed(small, ranks=chosen)
 
     return restructure("low-rank", source, output, change, job)
 
@@ -117,26 +132,23 @@ def _named_widths(own: Widths, keep: Mapping[str, float]) -> Widths:
 def _ranks(layers: Mapping[str, Layer], ranks: int | Mapping[str, int]) -> dict[str, int]:
     """Layer → rank, of the layers that become smaller."""
     found = {}
-    for name, rank in (dict.fromkeys(layers, ranks) if isinstance(ranks, int) else ranks).items():
+    for name, rank in (dict.fromkeys(("fc6", "fc7"), ranks) if isinstance(ranks, int) else ranks).items():
         if name not in layers:
             raise unknown_name("layer with a rank", name, layers)
         layer = layers[name]
-        if rank < 1 or (rank > _full(layer) and not isinstance(ranks, int)):
-            raise UsageError(f"rank {rank} of {name}", f"its full rank is {_full(layer)}: {_pays(layer)}")
-        if rank * (layer.inputs + layer.outputs) < layer.macs:
+        full = full_rank(layer)
+        if rank < 1 or (rank > full and not isinstance(ranks, int)):
+            raise UsageError(f"rank {rank} of {name}", f"its full rank is {full}: {_pays(layer)}")
+        if rank <= saving_ranks(layer):
             found[name] = rank
         elif not isinstance(ranks, int):
             raise UsageError(f"rank {rank} would not make {name} smaller", _pays(layer))
     if not found:
-        hint = "; ".join(f"{name}: {_pays(layer)}" for name, layer in layers.items())
+        hint = "; ".join(f"{name}: {_pays(layers[name])}" for name in ("fc6", "fc7"))
         raise UsageError(f"rank {ranks} makes neither fc6 nor fc7 smaller", hint)
     return found
 
 
-def _full(layer: Layer) -> int:
-    return min(layer.inputs, layer.outputs)
-
-
 def _pays(layer: Layer) -> str:
-    most = (layer.macs - 1) // (layer.inputs + layer.outputs)
+    most = saving_ranks(layer)
     return f"give 1 to {most}" if most else "it cannot become smaller"

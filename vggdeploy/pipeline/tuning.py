@@ -70,4 +70,5 @@ class Structure:
 
     keep: float | Mapping[str, float] | None = None
     ranks: int | Mapping[str, int] | None = None
+    rank_keep: float | None = None
     job: Job = Job()

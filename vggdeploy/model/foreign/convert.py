@@ -85,11 +85,14 @@ def _shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
     """The tensors of a layer, by what follows its key."""
     if layer.kind == "batch_norm":
         return {leaf: () if leaf == "num_batches_tracked" else (layer.outputs,) for leaf in LEAVES["batch_norm"]}
-    if layer.rank:
-        return {
-            "0.weight": (layer.rank, layer.inputs), "1.weight": (layer.outputs, layer.rank), "1.bias": (layer.outputs,),
-        }  # fmt: skip
     kernel = (3, 3) if layer.kind == "conv" else ()
+    if layer.rank:
+        down, across = ((3, 1), (1, 3)) if kernel else ((), ())
+        return {
+            "0.weight": (layer.rank, layer.inputs, *down),
+            "1.weight": (layer.outputs, layer.rank, *across),
+            "1.bias": (layer.outputs,),
+        }
     return {"weight": (layer.outputs, layer.inputs, *kernel), "bias": (layer.outputs,)}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vggdeploy.model.foreign.blocks import flat, named, pools
-from vggdeploy.spec import CUSTOM, ModelSpec
+from vggdeploy.spec import CUSTOM, Blocks, ModelSpec
 
 POOLED = 7  # pixels: the side of the map that torchvision's adaptive pool makes before fc6
 
@@ -31,6 +31,7 @@ class Facts:
     odd: bool = False
     adaptive: str = ""
     ranks: tuple[int, int] = (0, 0)
+    conv_ranks: Blocks = ()
 
     @property
     def side(self) -> int | None:
@@ -55,6 +56,7 @@ def facts_of(spec: ModelSpec) -> Facts:
         linears=((spec.flat_features, fc6), (fc6, fc7), (fc7, spec.classes)),
         pools=pools(spec.blocks),
         ranks=spec.ranks,
+        conv_ranks=spec.conv_ranks,
     )
 
 
@@ -78,6 +80,10 @@ def network_differences(found: Facts, spec: ModelSpec) -> list[Difference]:
     differences: list[Difference] = []
     if found.pools not in (None, wanted.pools):
         differences.append(Difference("its pools stand elsewhere", "use the blocks that the weights are of"))
+    if found.conv_ranks != spec.conv_ranks:
+        differences.append(
+            Difference("its convolutions have other ranks than the model's", "--arch init takes its network")
+        )
     if found.batch_norm != spec.batch_norm:
         has = ("batch norm", "none") if found.batch_norm else ("no batch norm", "one")
         name = f"{spec.arch.removesuffix('_bn')}{'_bn' * found.batch_norm}"

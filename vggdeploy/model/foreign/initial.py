@@ -12,7 +12,7 @@ from vggdeploy.errors import CheckpointError, unknown_name
 from vggdeploy.model.foreign.convert import CLASSIFIER, HEAD, Converted, convert
 from vggdeploy.model.foreign.facts import Difference, Facts, classifier_differences, facts_of, network_differences
 from vggdeploy.model.foreign.files import StateFile, read_state_file
-from vggdeploy.model.foreign.layouts import Foreign, recognise
+from vggdeploy.model.foreign.layouts import Foreign, own_layout, recognise
 from vggdeploy.model.foreign.published import Published, fetch, is_published, published
 from vggdeploy.model.foreign.report import KEEP_FRESH, SOURCES, InitReport, KeepFresh
 from vggdeploy.model.vgg import VGG
@@ -108,7 +108,7 @@ def _open(source: str, spec: ModelSpec) -> _Origin:
         return _Origin(foreign, foreign.facts, foreign.layout, found.preprocess(spec.image_size))
     if found.is_dir():
         checkpoint = read_checkpoint(found)
-        foreign = recognise(read_state_file(found / WEIGHTS_NAME))
+        foreign = own_layout(read_state_file(found / WEIGHTS_NAME), checkpoint.spec)
         return _Origin(foreign, facts_of(checkpoint.spec), "checkpoint", checkpoint.preprocess)
     foreign = recognise(read_state_file(found))
     return _Origin(foreign, foreign.facts, foreign.layout)

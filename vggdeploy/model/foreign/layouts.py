@@ -20,6 +20,8 @@ from vggdeploy.errors import CheckpointError
 from vggdeploy.model.foreign.facts import Facts
 from vggdeploy.model.foreign.files import StateFile
 from vggdeploy.model.foreign.report import shortened
+from vggdeploy.model.layers import layers_of
+from vggdeploy.spec import ModelSpec
 
 Layout = Literal["torchvision", "timm", "sequential"]
 Kind = Literal["conv", "batch_norm", "linear"]
@@ -117,6 +119,23 @@ def recognise(file: StateFile) -> Foreign:
     norms = _norms(features, file.where)
     linears = tuple(part for part in parts if part.kind == "linear")
     return Foreign(file, layout, prefix, convs, norms, linears, tuple(strange))
+
+
+def own_layout(file: StateFile, spec: ModelSpec) -> Foreign:
+    """The layers of one of our own checkpoints, whose spec says what they are. A product is two parts."""
+    found: dict[str, list[Part]] = {"conv": [], "batch_norm": [], "linear": []}
+    used: set[str] = set()
+    for order, layer in enumerate(layers_of(spec)):
+        for place in ("0", "1") if layer.rank else ("",) if layer.kind in found else ():
+            key = f"{layer.key}.{place}" if place else layer.key
+            kind: Kind = "conv" if layer.kind == "conv" else "linear" if layer.kind == "linear" else "batch_norm"
+            tensors = {leaf: file.tensors[f"{key}.{leaf}"] for leaf in LEAVES[kind] if f"{key}.{leaf}" in file.tensors}
+            used |= {f"{key}.{leaf}" for leaf in tensors}
+            found[kind].append(Part(key, kind, (order,), tensors))
+    strange = tuple(key for key in file.tensors if key not in used)
+    return Foreign(
+        file, "torchvision", "", tuple(found["conv"]), tuple(found["batch_norm"]), tuple(found["linear"]), strange
+    )
 
 
 def _prefix(keys: Collection[str], where: str) -> str:
