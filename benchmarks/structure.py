@@ -117,7 +117,7 @@ def choices(root: Path, options: argparse.Namespace) -> dict[str, Any]:
             name: float(np.mean([next(iter(r.values())) for r in rise.values()])) for name, rise in rises.items()
         }
     }
-    for keep in (0.5, 0.25):
+    for keep in options.keep or (0.5, 0.25):
         with tempfile.TemporaryDirectory() as directory:
             job = Job(tuning=Tuning(epochs=options.tune))
             step = prune_checkpoint(root, Path(directory) / "pruned", keep, job=job)
@@ -237,6 +237,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=500, help="training images of each class; 0 for all")
     parser.add_argument("--epochs", type=int, default=8, help="of the original")
     parser.add_argument("--arch", action="append", help="may be given again. Default: vgg11_bn and vgg11")
+    parser.add_argument("--keep", type=float, action="append", help="may be given again. Default: 0.5 and 0.25")
     parser.add_argument("--tune", type=int, default=3, help="epochs of fine-tuning")
     parser.add_argument("--turns", type=int, default=60, help="runs of each convolution")
     options = parser.parse_args()

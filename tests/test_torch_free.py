@@ -106,7 +106,8 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.model.", "vggdeploy.train.", "vggdeploy.export.", "vggdeploy.runtime.", "vggdeploy.data.torch",
         "vggdeploy.data.cifar_source", "vggdeploy.bench.scenarios", "vggdeploy.parity.layers", "vggdeploy.report.plots",
         "vggdeploy.bench.answers", "vggdeploy.bench.loadgen", "vggdeploy.bench.sut", "vggdeploy.optimize.prune",
-        "vggdeploy.optimize.low_rank", "vggdeploy.optimize.answers", "vggdeploy.optimize.norms", "vggdeploy.pipeline.held_out", "vggdeploy.pipeline.structure",
+        "vggdeploy.optimize.low_rank", "vggdeploy.optimize.answers", "vggdeploy.optimize.norms",
+        "vggdeploy.pipeline.held_out", "vggdeploy.pipeline.structure",
         "vggdeploy.pipeline.restructure", "vggdeploy.pipeline.bench_loads",
         "vggdeploy.bundle.signature", "vggdeploy.serve.",
     )  # fmt: skip

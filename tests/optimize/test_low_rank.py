@@ -18,6 +18,7 @@ from vggdeploy.model.vgg import VGG, fold_batch_norm, new_vgg
 from vggdeploy.optimize.answers import blind_answers, matrix_of, measure_answers, product_layers, vertical_patches
 from vggdeploy.optimize.channels import macs_of
 from vggdeploy.optimize.low_rank import factorise, full_rank
+from vggdeploy.optimize.norms import recalibrate
 from vggdeploy.optimize.ranks import choose_ranks
 from vggdeploy.spec import CUSTOM, ModelSpec
 
@@ -65,7 +66,10 @@ def test_full_rank_computes_the_same_logits(spec: ModelSpec, measured: bool) -> 
     whole = factorise(model, FULL, measure_answers(model, [IMAGES]) if measured else None)
     assert (whole.spec.conv_ranks, whole.spec.ranks) == (((3,), (18, 30)), (30, 20))
     torch.testing.assert_close(logits(whole), logits(model), rtol=1e-4, atol=1e-5)
-    assert model.spec == spec  # what was given is as it was
+    before = logits(model)
+    recalibrate(whole, [(IMAGES, np.zeros(len(IMAGES), np.int64))])
+    assert model.spec == spec  # what was given is as it was, whatever becomes of the other
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("rank", [1, 7, 17])

@@ -48,10 +48,11 @@ def factorise(model: VGG, ranks: Mapping[str, int], answers: Mapping[str, Answer
             kind = "rank" if layers[name].rank else "full rank"
             raise UsageError(f"rank {rank} of {name}", f"its {kind} is {most}: give 1 to {most}")
     answers = blind_answers(model) if answers is None else answers
-    state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    gone = tuple(f"{layers[name].key}." for name in ranks)
+    # Copies: whoever measures the new network's batch norms anew must not move the old one's.
+    state = {key: t.detach().clone() for key, t in model.state_dict().items() if not key.startswith(gone)}
     for name, rank in ranks.items():
         layer = layers[name]
-        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{layer.key}.")}
         product = _linear if layer.kind == "linear" else _convolution
         made = product(model, layer, rank, answers[name])
         state |= {f"{layer.key}.{leaf}": tensor.float().contiguous() for leaf, tensor in made.items()}
