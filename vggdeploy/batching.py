@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vggdeploy.answers import Prediction, need_scores, predictions, probabilities
 from vggdeploy.bundle import Manifest
@@ -104,6 +105,7 @@ class AsyncEngine:
         self._process = os.getpid()
         if warm_up:
             engine.warm_up(batch_sizes(self.max_batch))
+            Image.init()  # Pillow imports a format's plugin when it first meets one, 40 ms in the first request
         on_gpu = engine.device.kind != "cpu"
         self._sizes = batch_sizes(self.max_batch) if on_gpu else ()
         self._batcher: MicroBatcher[Array, Outputs] = MicroBatcher(
