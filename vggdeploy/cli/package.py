@@ -17,7 +17,7 @@ def package(
         typer.Option(
             "--target",
             help="triton: a model repository. slim: a bundle of one variant without the FP32 reference. "
-            "cpp: a CMake project.",
+            "oci: a Dockerfile around that bundle. cpp: a CMake project.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
@@ -34,6 +34,9 @@ def package(
     instances: Annotated[
         int | None, typer.Option("--instances", help="Copies of the model on each device (triton). Default: 1.")
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="The container serves over HTTP (oci). Default: it runs one command.")
+    ] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -57,6 +60,7 @@ def package(
         name=name,
         max_batch=max_batch,
         instances=instances,
+        serve=serve or None,
         overwrite=force,
     )
     made = chosen.make(order)

@@ -62,6 +62,7 @@ class Order:
     name: str | None = None
     max_batch: int | None = None
     instances: int | None = None
+    serve: bool | None = None
     overwrite: bool = False
 
     def record(self, target: str, variants: Sequence[Variant], files: tuple[FileRecord, ...]) -> Package:

@@ -27,7 +27,7 @@ class Target:
         Raises:
             UsageError: a setting that this target would ignore.
         """
-        for setting in ("name", "max_batch", "instances"):
+        for setting in ("name", "max_batch", "instances", "serve"):
             if getattr(order, setting) is not None and setting not in self.settings:
                 raise UsageError(
                     f"--{setting.replace('_', '-')} means nothing to the target {self.name}", "leave it out"
@@ -40,6 +40,7 @@ TARGETS: tuple[Target, ...] = (
     Target("triton", "vggdeploy.package.triton", "package_triton", ("name", "max_batch", "instances")),
     Target("slim", "vggdeploy.package.slim", "package_slim", marker="manifest.json"),
     Target("cpp", "vggdeploy.package.cpp", "package_cpp"),
+    Target("oci", "vggdeploy.package.oci", "package_oci", ("serve",)),
 )
 
 
