@@ -214,7 +214,7 @@ def test_with_a_server_it_becomes_healthy_and_answers_over_http(
     with container.start([*entry, *(local.get(w, w) for w in words)], stderr=subprocess.DEVNULL) as server:
         try:
             _wait_until_healthy(container, health)
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", digit_png.read_bytes())  # noqa: S310
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", digit_png.read_bytes())
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 assert json.load(answer)["predictions"][0]["label"] == digit_png.stem
         finally:
