@@ -14,7 +14,7 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.records import BenchRow
 from vggdeploy.types import Device, Verdict
 
-OPENED = Opened(load_ms=5.0, first_ms=1.0, answered=0, peak_rss=10**8, sha256="a" * 64, threads=2)
+OPENED = Opened(load_ms=5.0, first_ms=1.0, answered=0, peak_rss=10**8, sha256="a" * 64, size=1000, threads=2)
 FINE = Checked(verdict=Verdict.PASS)
 QUIET = Turned(nanoseconds=(1_000_000,) * 50, cpu_seconds=0.1, others=0.0, joules=0.5, megahertz=3000.0)
 
