@@ -91,7 +91,7 @@ class Client:
         """The status of the answer."""
         self.writer.write(request)
         head = await self.reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
         assert length is not None
         await self.reader.readexactly(int(length[1]))
         return int(head[9:12])

@@ -55,6 +55,10 @@ class Engine:
         return self.bundle.manifest.labels
 
     @property
+    def closed(self) -> bool:
+        return self._holder.closed
+
+    @property
     def _session(self) -> CheckedSession:
         return self._holder.present.session
 

@@ -109,6 +109,7 @@ def test_sighup_takes_the_bundle_that_now_stands_there_and_keeps_the_old_one_whe
         (["{bundle}", "--host", "203.0.113.7"], 1, "cannot listen"),
         (["{bundle}", "--token-file", "/nowhere"], 2, "/nowhere cannot be read"),
         (["{bundle}", "--token", "secret"], 2, "--token"),
+        (["{bundle}", "--trusted-key", "/nowhere"], 1, "is not signed"),
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_the_right_code(

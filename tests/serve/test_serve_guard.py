@@ -273,3 +273,4 @@ def test_a_bug_is_a_500_without_a_word_about_itself(
         reply = live.client.post("/classify", content=digit_png.read_bytes())
         assert reply.status_code == 500
         assert "secret" not in reply.text
+        assert live.client.get("/v2/health/ready").status_code == 200  # the next request may be a good one

@@ -33,7 +33,10 @@ class Served:
 
     @property
     def ready(self) -> bool:
-        return not self.draining and self.engine.health().ok
+        """Whether requests are taken. A failure of the last one changes nothing: a server that is left out by its
+        balancer for that would get no request that could show it to be well.
+        """
+        return not self.draining and not self.engine.closed
 
     def refuse_when_full(self) -> None:
         """Before a body is read: one that nobody has room for need not arrive.
