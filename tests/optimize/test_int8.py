@@ -60,7 +60,7 @@ def test_one_calibration_serves_both_and_is_recorded(quantised: Bundle) -> None:
     assert trt is not None
     assert (cpu.activations, trt.activations) == ("uint8", "int8")
     assert cpu.data == trt.data == "digits train (64 images)"
-    assert (cpu.method, cpu.kept) == ("min-max", ())
+    assert (cpu.method, cpu.kept, cpu.bias_corrected) == ("min-max", (), True)
 
 
 def test_activations_are_unsigned_for_cpus_and_symmetric_for_tensorrt(quantised: Bundle) -> None:

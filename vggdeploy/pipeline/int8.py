@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.metrics import accuracy_drop
 from vggdeploy.pipeline.calibration import DEFAULT_PERCENTILE, NAMES, CalibrationData, Int8Options, load_calibration
 from vggdeploy.pipeline.prove import Limits
+from vggdeploy.pipeline.samples import Samples
 from vggdeploy.pipeline.variants import Work, add_variants, onnx_fp32
 from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import open_session
@@ -26,6 +27,7 @@ from vggdeploy.types import Device, Precision, Verdict
 
 _CALIBRATION_BYTES = 8 * 2**20  # of a batch's pixels: the calibrator holds every activation of it
 _RANKED_IMAGES = 64
+_SHIFT_IMAGES = 128
 
 
 def add_int8(bundle: Bundle, work: Work) -> Bundle:
@@ -50,7 +52,7 @@ def add_int8(bundle: Bundle, work: Work) -> Bundle:
         work.on_stage(f"measuring ranges on {data.ranges.data}")
         ranges = calibrate(
             path,
-            _batches(bundle, data),
+            _batches(bundle, data.ranges),
             method=options.method,
             percentile=options.percentile or DEFAULT_PERCENTILE,
             scratch=scratch,
@@ -70,8 +72,8 @@ def add_int8(bundle: Bundle, work: Work) -> Bundle:
         return add_variants(bundle, variants, work, files=files, limits=limits)
 
 
-def _batches(bundle: Bundle, data: CalibrationData) -> Iterator[dict[str, Any]]:
-    images, name = data.ranges.images, bundle.manifest.input.name
+def _batches(bundle: Bundle, samples: Samples) -> Iterator[dict[str, Any]]:
+    images, name = samples.images, bundle.manifest.input.name
     size = max(1, min(32, _CALIBRATION_BYTES // images[0].nbytes // 16))
     return ({name: images[start : start + size]} for start in range(0, len(images), size))
 
@@ -88,6 +90,7 @@ class _Judge:
     scratch: Path
     work: Work
     _ranking: Sequence[str] = ()
+    _shifts: Mapping[str, Any] = field(default_factory=dict)
 
     def variant(self, target: str, data: CalibrationData) -> tuple[Variant, Path]:
         """The variant for a target, and its file: as many layers in INT8 as the limits allow.
@@ -100,6 +103,7 @@ class _Judge:
         self._check_images()
         names = layer_names(self.path)
         flavour = {"cpu": CPU, "tensorrt": TENSORRT}[target]
+        self._measure_shifts(flavour, data)
         kept: list[str] = []
         while True:
             self.work.on_stage(f"quantising for {target}" + (f", {len(kept)} layers in FP32" if kept else ""))
@@ -120,6 +124,7 @@ class _Judge:
             images=len(data.ranges.images),
             activations="int8" if flavour.symmetric else "uint8",
             kept=tuple(names[name] for name in kept),
+            bias_corrected=True,
         )
         return msgspec.structs.replace(variant, quantisation=about), file
 
@@ -145,14 +150,28 @@ class _Judge:
                 f"allow more (--max-accuracy-drop {np.ceil(1000 * least) / 10:g}), or calibrate on a larger data set",
             )
 
+    def _measure_shifts(self, flavour: Any, data: CalibrationData) -> None:
+        import onnx
+
+        from vggdeploy.optimize.bias import shifts
+        from vggdeploy.optimize.int8 import quantise
+
+        self.work.on_stage("measuring what rounding does to the means")
+        quantised = quantise(onnx.load(self.path), self.ranges, flavour)
+        few = replace(data.ranges, images=data.ranges.images[:_SHIFT_IMAGES])
+        self._shifts = shifts(onnx.load(self.path), quantised, _batches(self.bundle, few))
+
     def _quantised(
         self, name: str, flavour: Any, kept: Sequence[str], only: Sequence[str] = ()
     ) -> tuple[Variant, Path]:
         import onnx
 
+        from vggdeploy.optimize.bias import corrected
         from vggdeploy.optimize.int8 import check, proof, quantise
 
-        model = quantise(onnx.load(self.path), self.ranges, flavour, keep=kept, only=only)
+        in_int8 = {n: s for n, s in self._shifts.items() if n not in kept and (not only or n in only)}
+        model = corrected(onnx.load(self.path), in_int8)
+        model = quantise(model, self.ranges, flavour, keep=kept, only=only)
         found = proof(model)
         check(found)
         file = self.scratch / f"{name}.onnx"
