@@ -19,8 +19,8 @@ PATCH_IMAGES = 256  # whose patches are measured: each has as many as it has pix
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one layer, in FP64. Rows and columns of ``spread`` are what its product may leave out (see `spread_of`);
-    ``mean`` is that of a linear layer's answers without its bias, and empty for a convolution."""
+    """Of one layer, in FP64: covariance of what its matrix answers, ``[outputs, outputs]`` (of a convolution ``[3·outputs,
+    3·outputs]``, scaled), and the mean of that, without the bias."""
 
     spread: Tensor
     mean: Tensor
@@ -42,6 +42,8 @@ def measure_answers(model: VGG, batches: Iterable[NDArray[Any]], *, patches: int
     at = {(x.part, x.index): name for name, x in layers.items()}
     sums: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
+    positions: dict[str, int] = {}
     count = 0
     was_training = model.training
     model.eval()
@@ -54,6 +56,8 @@ def measure_answers(model: VGG, batches: Iterable[NDArray[Any]], *, patches: int
                     if name is not None and count < patches:
                         columns = vertical_patches(x[: patches - count])
                         products[name] = products.get(name, 0) + (columns @ columns.T).double()
+                        seen[name] = seen.get(name, 0) + columns.sum(dim=1).double()
+                        positions[name] = positions.get(name, 0) + columns.shape[1]
                     x = module(x)
                 x = x.flatten(1)
                 for index, module in enumerate(model.classifier):
@@ -73,7 +77,9 @@ def measure_answers(model: VGG, batches: Iterable[NDArray[Any]], *, patches: int
             found[name] = Answers(product / count - torch.outer(mean, mean), mean)
         else:
             matrix = scaled_matrix(model, layers[name])[0]
-            found[name] = Answers(matrix.T @ (product / min(count, patches)) @ matrix, torch.zeros(0))
+            patch = seen[name] / positions[name]
+            spread = product / positions[name] - torch.outer(patch, patch)
+            found[name] = Answers(matrix.T @ spread @ matrix, matrix.T @ patch)
     return found
 
 
@@ -86,7 +92,7 @@ def blind_answers(model: VGG) -> dict[str, Answers]:
             found[name] = Answers(weight @ weight.T, torch.zeros(len(weight), dtype=torch.float64))
         else:
             matrix = scaled_matrix(model, layer)[0]
-            found[name] = Answers(matrix.T @ matrix, torch.zeros(0))
+            found[name] = Answers(matrix.T @ matrix, torch.zeros(matrix.shape[1], dtype=torch.float64))
     return found
 
 

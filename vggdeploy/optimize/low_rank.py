@@ -29,7 +29,7 @@ def factorise(model: VGG, ranks: Mapping[str, int], answers: Mapping[str, Answer
     eigenvectors of the covariance of W·x. That is the best approximation of what the layer answers on those images (Zhang
     et al. 2016, "Accelerating Very Deep Convolutional Networks", section 3.1); what is lost is the mean, which the new bias
     gives back. A convolution's matrix M (see `matrix_of`) becomes (M·V)·Vᵀ likewise, V the leading eigenvectors of
-    S·Mᵀ·C·M·S: C the second moment of the patches that it sees, S the batch norm's factors.
+    S·Mᵀ·C·M·S: C the covariance of the patches that it sees, S the batch norm's factors.
 
     Without ``answers`` all inputs count alike, and the product is the truncated singular value decomposition, the best
     approximation of the matrix itself (Eckart & Young 1936). Computed in FP64, rounded once.
@@ -86,7 +86,10 @@ def _convolution(model: VGG, layer: Layer, rank: int, answers: Answers) -> Tenso
     directions = _leading(answers.spread, rank)
     first = (matrix @ directions).T.reshape(rank, layer.inputs, 3, 1)
     second = (directions.T / scale).reshape(rank, layer.outputs, 3).permute(1, 0, 2)[:, :, None]
-    return {"0.weight": first, "1.weight": second, "1.bias": matrix_of(model, layer)[1]}
+    # Each output sums what the matrix answers in the three columns of the kernel: so it does with the mean that is lost.
+    lost = (answers.mean - directions @ (directions.T @ answers.mean)) / scale
+    bias = matrix_of(model, layer)[1].double() + lost.reshape(layer.outputs, 3).sum(dim=1)
+    return {"0.weight": first, "1.weight": second, "1.bias": bias}
 
 
 def _leading(spread: Tensor, rank: int) -> Tensor:
