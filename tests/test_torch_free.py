@@ -109,6 +109,7 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.optimize.low_rank", "vggdeploy.optimize.answers", "vggdeploy.optimize.norms",
         "vggdeploy.pipeline.held_out", "vggdeploy.pipeline.structure",
         "vggdeploy.pipeline.restructure", "vggdeploy.pipeline.bench_loads",
-        "vggdeploy.bundle.signature", "vggdeploy.serve.",
+        "vggdeploy.bundle.signature", "vggdeploy.serve.", "vggdeploy.optimize.int8", "vggdeploy.pipeline.search",
+        "vggdeploy.report.charts", "vggdeploy.report.html",
     )  # fmt: skip
     assert all(name.startswith(heavy) for name in missing), missing

@@ -141,8 +141,9 @@ int main(int count, char** words) {
     }
     try {
         return classify(arguments);
-    } catch (const std::exception& error) {  // a runtime's own errors too
-        std::cerr << "error: " << error.what() << "\n";
+    } catch (const std::exception& error) {  // a runtime's own errors too, of which some bring a stack trace
+        const std::string text = error.what();
+        std::cerr << "error: " << text.substr(0, text.find('\n')) << "\n";
         return 1;
     }
 }
