@@ -28,7 +28,7 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.data.loaders import load_split
 from vggdeploy.files import sha256_of
-from vggdeploy.optional import import_silent, version
+from vggdeploy.optional import import_silent, installed, version
 from vggdeploy.parity.metrics import accuracy_drop
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 
@@ -221,6 +221,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=4, help="calls of each loop in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
+    if not installed("nncf"):
+        sys.exit("the peer needs NNCF: pip install nncf")
     with tempfile.TemporaryDirectory() as directory:
         homes = {name: Path(directory, name) for name in ("speed", "accuracy")}
         for home in homes.values():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +268,38 @@ def test_a_foreign_graph_with_an_operator_that_nobody_knows_is_one_line(tmp_path
     with pytest.raises(BuildError, match="cannot calibrate") as caught:
         int8.calibrate(path, [batch], method="min-max", percentile=99.99, scratch=tmp_path / "s")
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_said_and_nothing_is_written(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(own_bundle)
+    usage = shutil.disk_usage(own_bundle)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert run(["optimize", str(own_bundle), "--step", "int8", "--calibration-images", "32"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert files(own_bundle) == before
+    assert [p.name for p in own_bundle.parent.iterdir()] == [own_bundle.name]
+
+
+def test_an_interrupted_step_leaves_the_bundle_as_it_was(own_bundle: Path) -> None:
+    before = files(own_bundle)
+    with subprocess.Popen(
+        [sys.executable, "-m", "vggdeploy", "optimize", own_bundle, "--step", "int8"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "quantising" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        code = process.wait(60)
+    assert code == 130, rest
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    assert files(own_bundle) == before
+    assert [p.name for p in own_bundle.parent.iterdir()] == [own_bundle.name]
 
 
 @pytest.mark.slow

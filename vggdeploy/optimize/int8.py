@@ -7,9 +7,11 @@ and only symmetric: zero is 0.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -36,6 +38,7 @@ METHODS = {
 }
 # Bins of a histogram, and those that a range is judged by: TensorRT's (S. Migacz, 8-bit inference with TensorRT, 2017).
 _BINS, _LEVELS = 2048, 128
+_COPIES = 2.5  # of the model, that the calibrator writes
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 # What only moves or selects values computes in INT8, too, where what comes in is INT8.
 _MOVING = ("Relu", "MaxPool", "Reshape", "Flatten")
@@ -88,11 +91,18 @@ def calibrate(
 
     Raises:
         BuildError: the quantiser refuses the graph.
+        OSError: the disk has no room for the copies.
     """
-    # The calibrator writes beside the model that it is given.
     scratch.mkdir(exist_ok=True)
+    # ONNX writes a file on a full disk as far as it goes, and says nothing.
+    if shutil.disk_usage(scratch).free < _COPIES * source.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch))
+    # The calibrator writes beside the model that it is given.
     model = scratch / "source.onnx"
-    os.link(source, model)
+    try:
+        os.link(source, model)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, model)
     options = {"num_bins": _BINS, "num_quantized_bins": _LEVELS, "percentile": percentile, "symmetric": False}
     with _quiet(), _told("calibrate", source):
         calibrator = create_calibrator(
