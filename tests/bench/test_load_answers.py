@@ -12,7 +12,7 @@ from vggdeploy.bench.answers import check_answers
 from vggdeploy.bench.scenarios import Load
 from vggdeploy.bench.sut import SystemUnderTest
 from vggdeploy.bundle import Bundle, update_bundle
-from vggdeploy.parity.compare import golden_reference
+from vggdeploy.parity.reference import golden_reference
 from vggdeploy.pipeline.bench import bench_bundle
 from vggdeploy.pipeline.samples import measuring_pool
 from vggdeploy.records import LoadAnswers

@@ -22,8 +22,9 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.engine import Engine
 from vggdeploy.optional import installed
 from vggdeploy.pipeline import vectors
-from vggdeploy.pipeline.embed import embed_files, in_order, walk_images
+from vggdeploy.pipeline.embed import embed_files, walk_images
 from vggdeploy.preprocess import find_images
+from vggdeploy.runtime.ahead import in_order
 
 MANY = 1100  # more than a row group of 16 × 16 × 16 maps
 KINDS = ["npy", pytest.param("parquet", marks=pytest.mark.skipif(not installed("pyarrow"), reason="pyarrow"))]

@@ -23,15 +23,14 @@ from vggdeploy.model.outputs import output_layers, output_specs
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import load_model, save_checkpoint
 from vggdeploy.optional import installed
+from vggdeploy.parity import reference as parity
 from vggdeploy.pipeline import samples
 from vggdeploy.pipeline.export import export_bundle
-from vggdeploy.pipeline.prove import verify_bundle
+from vggdeploy.pipeline.verify import verify_bundle
 from vggdeploy.preprocess import normalise
 from vggdeploy.runtime import open_session
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import TensorSpec, Verdict
-
-parity = import_module("vggdeploy.parity.compare")  # the package has a function of this name
 
 ASKED = ["fc7", "relu4_2", "pool3", "conv5_1", "probabilities"]
 FILES = {"onnx-fp32": "model.onnx", "onnx-fp16": "model.onnx", "torchscript-fp32": "model.pt"}
@@ -221,7 +220,8 @@ def test_a_reference_of_large_maps_says_how_few_images_it_has(
     each = sum(map(parity.sample_bytes, only_features.manifest.outputs))
     monkeypatch.setattr(parity, "kept_rows", lambda outputs, images: {o.name: 7 - i for i, o in enumerate(outputs)})
     monkeypatch.setattr(parity, "BATCH_BYTES", 3 * each)
-    monkeypatch.setattr(parity, "COMPARED_VALUES", 1)
+    compare = import_module("vggdeploy.parity.compare")  # the package has a function of this name
+    monkeypatch.setattr(compare, "COMPARED_VALUES", 1)
     report = verify_bundle(only_features, samples=40, variants=["onnx-fp32"])
     (_, real) = report.variants
     assert real.data == "digits test (40 images), the first 7"

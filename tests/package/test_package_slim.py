@@ -19,7 +19,7 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.errors import BundleError, IntegrityError, ParityError, UsageError
 from vggdeploy.package.base import Order
 from vggdeploy.package.slim import package_slim
-from vggdeploy.pipeline.prove import verify_bundle
+from vggdeploy.pipeline.verify import verify_bundle
 from vggdeploy.types import Verdict
 
 

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.errors import ParityError
-from vggdeploy.pipeline.prove import exit_code, verify_bundle
+from vggdeploy.pipeline.verify import exit_code, verify_bundle
 from vggdeploy.records import ParityReport
 from vggdeploy.types import Verdict
 

@@ -13,7 +13,7 @@ from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.errors import UsageError
 from vggdeploy.parity.layers import find_culprit
 from vggdeploy.pipeline.layers import localise
-from vggdeploy.pipeline.prove import verify_bundle
+from vggdeploy.pipeline.verify import verify_bundle
 from vggdeploy.records import LayerParity, LayerReport
 from vggdeploy.types import Precision, Verdict
 

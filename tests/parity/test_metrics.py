@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
+from scipy.spatial import distance
 
-from vggdeploy.parity.compare import judge
-from vggdeploy.parity.metrics import (
-    OutputStats,
+from vggdeploy.parity.bounds import (
     accuracy_drop,
     clopper_pearson,
-    cosine,
+    drop_samples_to_decide,
     flip_count,
     samples_to_decide,
-    top1,
-    top5,
 )
+from vggdeploy.parity.judge import judge
+from vggdeploy.parity.metrics import ClassCounts, OutputStats, cosine, top1, top5
 from vggdeploy.records import DEFAULT_THRESHOLDS, OutputParity
 from vggdeploy.types import Verdict
 
@@ -178,9 +179,7 @@ def test_the_tolerance_is_the_smallest_that_allclose_accepts(a: np.ndarray, b: n
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
-    reference = np.array([True] * 9 + [False] * 1 + [True] * 90)
-    candidate = np.array([False] * 9 + [True] * 1 + [True] * 90)
-    found = accuracy_drop(reference, candidate)
+    found = accuracy_drop(lost=9, won=1, samples=100)
     assert (found.lost, found.won, found.samples) == (9, 1, 100)
     assert found.drop == pytest.approx(0.08)
     assert found.p_value == pytest.approx(stats.binomtest(1, 10, 0.5).pvalue)
@@ -188,9 +187,7 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
 
 def test_the_drops_interval_is_bonett_and_prices() -> None:
     # b = 9, c = 1, n = 100: p̃ = 10/102 and 2/102, d̃ = 8/102, se = √((12/102 − (8/102)²) / 102), by hand.
-    reference = np.array([True] * 9 + [False] * 1 + [True] * 90)
-    candidate = np.array([False] * 9 + [True] * 1 + [True] * 90)
-    found = accuracy_drop(reference, candidate)
+    found = accuracy_drop(lost=9, won=1, samples=100)
     half = 1.6448536 * np.sqrt((12 / 102 - (8 / 102) ** 2) / 102)
     assert (found.lower, found.upper) == pytest.approx((8 / 102 - half, 8 / 102 + half))
 
@@ -201,22 +198,65 @@ def test_the_drops_bounds_hold_as_often_as_they_say() -> None:
     held = 0
     for _ in range(400):
         right = random.random((2, 500)) < np.array([[0.90], [0.88]])
-        held += accuracy_drop(right[0], right[1]).upper >= truth
+        lost, won = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+        held += accuracy_drop(lost, won, 500).upper >= truth
     assert 0.92 <= held / 400 <= 0.98
 
 
 def test_equal_answers_prove_nothing_and_lose_nothing() -> None:
-    same = np.array([True, False, True])
-    found = accuracy_drop(same, same)
+    found = accuracy_drop(0, 0, 3)
     assert (found.drop, found.p_value) == (0, 1)
 
 
-@pytest.mark.parametrize(("flips", "samples", "limit"), [(0, 50, 0.01), (1, 200, 0.01), (3, 1000, 0.005), (0, 5, 0.3)])
-def test_the_number_that_decides_is_the_smallest(flips: int, samples: int, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("flips", "samples", "limit"),
+    [(0, 50, 0.01), (1, 200, 0.01), (3, 1000, 0.005), (0, 5, 0.3), (12, 1000, 0.01), (4, 100, 0.03), (40, 2000, 0.019)],
+)
+def test_the_number_that_decides_does_so_by_scipys_distribution_and_nine_tenths_of_it_do_not(
+    flips: int, samples: int, limit: float
+) -> None:
     needed = samples_to_decide(flips, samples, limit)
     assert needed is not None
-    rate = flips / samples
-    assert clopper_pearson(round(rate * needed), needed)[1] <= limit
+
+    def decided(n: int) -> bool:
+        if flips / samples < limit:
+            return bool(stats.binom.cdf(math.ceil(flips / samples * n), n, limit) <= 0.05)
+        return bool(stats.binom.sf(math.floor(flips / samples * n) - 1, n, limit) < 0.05)
+
+    assert decided(needed)
+    assert not decided(max(samples, needed * 9 // 10))
+
+
+def test_a_rate_just_below_its_limit_needs_very_many_and_is_found_in_no_time() -> None:
+    needed = samples_to_decide(99, 10_000, 0.01)
+    # The normal approximation: 1.645² · p(1 − p) / (0.01 − 0.0099)².
+    assert needed == pytest.approx(1.645**2 * 0.01 * 0.99 / 1e-8, rel=0.05)
+
+
+def test_no_number_of_images_promises_no_flip_at_all() -> None:
+    assert samples_to_decide(0, 500, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "samples", "limit"),
+    [(0, 0, 50, 0.005), (2, 1, 300, 0.01), (9, 1, 400, 0.01), (0, 6, 200, 0.0), (30, 10, 1000, 0.018)],
+)
+def test_the_number_that_decides_a_drop_is_the_smallest(lost: int, won: int, samples: int, limit: float) -> None:
+    needed = drop_samples_to_decide(lost, won, samples, limit)
+    assert needed is not None
+
+    def decided(n: int) -> bool:  # Bonett & Price's interval, written out
+        b, c = lost / samples * n, won / samples * n
+        d = (b - c) / (n + 2)
+        half = stats.norm.ppf(0.95) * math.sqrt(((b + c + 2) / (n + 2) - d**2) / (n + 2))
+        return bool(d + half <= limit if (lost - won) / samples < limit else d - half > limit)
+
+    assert decided(needed)
+    assert needed == samples + 1 or not decided(needed - 1)
+
+
+def test_a_drop_that_is_the_limit_cannot_be_decided() -> None:
+    assert drop_samples_to_decide(5, 0, 100, 0.05) is None
 
 
 def test_no_flips_need_what_the_rule_of_three_says() -> None:
@@ -229,13 +269,10 @@ def test_a_rate_at_the_limit_cannot_be_decided() -> None:
 
 def test_an_accuracy_limit_is_judged_by_the_paired_bounds() -> None:
     limit = DEFAULT_THRESHOLDS["fp16"].__class__(relative_l2=1, cosine=-1, flip_rate=1, accuracy_drop=0.02)
-    right = np.ones(2000, bool)
-    worse = right.copy()
-    worse[:200] = False
     flips = flip_count(0, 2000)
-    assert judge((parity(),), flips, limit, drop=accuracy_drop(right, right))[0] is Verdict.PASS
-    assert judge((parity(),), flips, limit, drop=accuracy_drop(right, worse))[0] is Verdict.FAIL
-    few = judge((parity(),), flips, limit, drop=accuracy_drop(right[:30], right[:30]))
+    assert judge((parity(),), flips, limit, drop=accuracy_drop(0, 0, 2000))[0] is Verdict.PASS
+    assert judge((parity(),), flips, limit, drop=accuracy_drop(200, 0, 2000))[0] is Verdict.FAIL
+    few = judge((parity(),), flips, limit, drop=accuracy_drop(0, 0, 30))
     assert few[0] is Verdict.INCONCLUSIVE
     assert judge((parity(),), flips, limit)[0] is Verdict.INCONCLUSIVE
 
@@ -245,3 +282,55 @@ def test_top5_needs_more_than_five_classes() -> None:
     found = top5({"logits": np.arange(12.0)[None]})
     assert found is not None
     assert set(found[0]) == {7, 8, 9, 10, 11}
+
+
+@given(
+    arrays(np.float32, (9, 7), elements=finite, unique=True),
+    arrays(np.float32, (9, 7), elements=finite, unique=True),
+    arrays(np.int64, 9, elements=st.integers(0, 6)),
+    st.integers(1, 9),
+)
+def test_counts_of_classes_are_those_of_plain_sorting(
+    a: np.ndarray, b: np.ndarray, labels: np.ndarray, size: int
+) -> None:
+    counts = ClassCounts()
+    for start in range(0, 9, size):
+        part = slice(start, start + size)
+        counts.update({"logits": a[part]}, {"logits": b[part]}, labels[part])
+    best = [sorted(range(7), key=lambda c, row=row: -row[c]) for row in b]
+    first = [max(range(7), key=lambda c, row=row: row[c]) for row in a]
+    flips, top5_flips, drop = counts.flips(), counts.top5_flips(), counts.drop()
+    assert flips and top5_flips and drop
+    assert (flips.flips, flips.samples) == (sum(f != o[0] for f, o in zip(first, best, strict=True)), 9)
+    assert top5_flips.flips == sum(f not in o[:5] for f, o in zip(first, best, strict=True))
+    right = [sum(f == t for f, t in zip(got, labels, strict=True)) / 9 for got in (first, [o[0] for o in best])]
+    assert counts.accuracies() == pytest.approx(tuple(right))
+    assert drop.drop == pytest.approx(right[0] - right[1])
+
+
+def test_scores_that_the_reference_kept_fewer_of_are_compared_as_far_as_they_go() -> None:
+    counts = ClassCounts()
+    counts.update({"logits": np.eye(3)[:1]}, {"logits": np.eye(3)}, np.array([0, 1, 2]))
+    found = counts.flips()
+    assert found is not None and (found.flips, found.samples) == (0, 1)
+    assert counts.top5_flips() is None  # three classes
+
+
+@given(arrays(np.float64, (6, 4), elements=st.floats(1, 1e3)), arrays(np.float64, (6, 4), elements=st.floats(-1, 1)))
+def test_snr_and_distances_are_those_of_numpy_and_scipy(signal: np.ndarray, noise: np.ndarray) -> None:
+    found = OutputStats("x")
+    found.update(signal, signal + noise)
+    result = found.result()
+    error = (signal + noise) - signal
+    if error.any():
+        assert result.snr_db == pytest.approx(10 * np.log10(np.sum(signal**2) / np.sum(error**2)))
+    assert result.relative_l2 == pytest.approx(np.linalg.norm(error) / np.linalg.norm(signal))
+    cosines = [1 - distance.cosine(a, b) for a, b in zip(signal, signal + noise, strict=True)]
+    assert (result.cosine_min, result.cosine_mean) == pytest.approx((min(cosines), np.mean(cosines)))
+    assert (result.max_abs, result.mean_abs) == pytest.approx((np.abs(error).max(), np.abs(error).mean()))
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (5, 5), (3, 12), (200, 150), (0, 40)])
+def test_mcnemars_p_value_is_scipys(lost: int, won: int) -> None:
+    expected = stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0
+    assert accuracy_drop(lost, won, 1000).p_value == pytest.approx(expected)

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from vggdeploy.bench.loadgen import answer_log
 from vggdeploy.bench.scenarios import MULTI_STREAM_SAMPLES, Load
 from vggdeploy.bench.sut import SystemUnderTest, pack, unpack
-from vggdeploy.parity import OutputStats
-from vggdeploy.parity.compare import Array, Reference, judge, run_all, sample_bytes
-from vggdeploy.parity.metrics import flip_count, top1
+from vggdeploy.parity import OutputStats, Reference, judge, top1
+from vggdeploy.parity.bounds import flip_count
+from vggdeploy.parity.reference import run_all, sample_bytes
+from vggdeploy.parity.spool import Array
 from vggdeploy.records import LoadAnswers, OutputParity, Thresholds
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.types import Verdict
@@ -36,7 +37,7 @@ def check_answers(
     Raises:
         VggdeployError: the session failed under load.
     """
-    images = np.concatenate([golden.images, pool])[: _count(session, pool, load, len(golden.images))]
+    images = np.concatenate([golden.images[:], pool])[: _count(session, pool, load, len(golden.images))]
     asked, given = answer_log(session, images, load)
     quiet = np.concatenate([pack(session, found) for found in run_all(session, images)])
     return judge_answers(session, golden, np.asarray(asked), given, quiet, thresholds)
@@ -112,7 +113,7 @@ def _against_golden(
     outputs = []
     expected, found = {}, {}
     for name, reference in golden.outputs.items():
-        flat = reference.reshape(len(reference), -1)
+        flat = reference[:].reshape(len(reference), -1)
         rows = chosen & (asked < len(flat))
         expected[name], found[name] = flat[asked[rows]], loaded[name][rows]
         stat = OutputStats(name)

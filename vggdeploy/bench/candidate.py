@@ -16,7 +16,7 @@ from vggdeploy.bench.load import CpuWatch, megahertz
 from vggdeploy.bench.messages import Turned
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.parity import check_golden
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.runtime import CheckedSession, open_session
 from vggdeploy.types import Device, Verdict
 

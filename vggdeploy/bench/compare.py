@@ -16,7 +16,7 @@ from vggdeploy.bench.entries import Entry
 from vggdeploy.bench.load import Counters, megahertz
 from vggdeploy.bench.rows import Measured, row_of
 from vggdeploy.errors import UsageError
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.records import BenchRow, Conditions, FreshStart
 
 HOST_SECONDS = 0.3  # for taking a call of the engine apart

@@ -36,7 +36,7 @@ from vggdeploy.bench.messages import (
     Turned,
 )
 from vggdeploy.errors import VggdeployError, one_line
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.records import FreshStart
 from vggdeploy.runtime import backend_for
 

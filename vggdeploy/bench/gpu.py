@@ -20,7 +20,7 @@ from vggdeploy.bundle.store import now
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.machine import machine
 from vggdeploy.model.summary import summarise
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.runtime import CheckedSession, GpuOptions, backend_for, cuda, open_session
 from vggdeploy.runtime.lane import Lane
 from vggdeploy.runtime.tensorrt import EngineSession

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vggdeploy.answers import predictions, probabilities
 from vggdeploy.engine import Engine
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.preprocess import denormalise, prepare_batch
 from vggdeploy.records import HostTimes
 from vggdeploy.spec import PreprocessSpec

@@ -17,7 +17,7 @@ from vggdeploy.bench.load import CpuWatch
 from vggdeploy.bench.scenarios import MULTI_STREAM_SAMPLES, PERCENTILE, Issued, Load
 from vggdeploy.bench.stats import percentile
 from vggdeploy.bench.sut import SystemUnderTest
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.runtime import CheckedSession
 
 _SCENARIOS = {

@@ -13,7 +13,7 @@ import mlperf_loadgen as lg
 import numpy as np
 
 from vggdeploy.bench.scenarios import Load
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.batches import run_batch
 

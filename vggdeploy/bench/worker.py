@@ -143,7 +143,7 @@ class Desk:
 
     def _load(self, request: Gauge | RunLoad | AskAll) -> Answer:
         from vggdeploy.bench import answers, loadgen  # here: only scenarios need LoadGen
-        from vggdeploy.parity.compare import golden_reference
+        from vggdeploy.parity.reference import golden_reference
 
         one, images = self._opened[request.name], np.asarray(self._images)
         match request:

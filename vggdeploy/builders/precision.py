@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vggdeploy.bundle import PrecisionProof
-from vggdeploy.errors import ParityError
 from vggdeploy.runtime.tensorrt_api import precision_name
-from vggdeploy.types import Precision
 
 _CONVOLUTIONS = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}
 _PRODUCTS = frozenset({*_CONVOLUTIONS, "MATRIX_MULTIPLY"})
@@ -61,20 +59,3 @@ def _weights(library: Any, layer: Any, kind: str) -> Iterator[tuple[str, int]]:
         if weights is not None and weights.size:
             name = {"float32": "fp32", "float16": "fp16"}.get(str(weights.dtype))
             yield name or precision_name(layer.get_output(0).dtype), weights.nbytes
-
-
-def check(proof: PrecisionProof, asked: Precision, *, source: str) -> None:
-    """FP16 that was asked and FP32 that was built is a failure.
-
-    Raises:
-        ParityError: a convolution or matrix product computes in another type than asked (for INT8: none in INT8).
-    """
-    total = sum(proof.layers.values())
-    right = proof.layers.get(asked, 0)
-    if right and (right == total or asked is Precision.INT8):
-        return
-    found = ", ".join(f"{count} in {name}" for name, count in proof.layers.items() if name != asked) or "none at all"
-    raise ParityError(
-        f"{asked} was asked, and {source} has convolutions and matrix products in another type: {found} (of {total})",
-        f"this ONNX is not {asked}: export the bundle again (vggdeploy export CHECKPOINT -o BUNDLE --force)",
-    )

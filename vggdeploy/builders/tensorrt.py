@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from vggdeploy.builders import precision as precisions
 from vggdeploy.builders.progress import OnProgress, PhaseTracker, interruptible, monitor_for
 from vggdeploy.bundle import PrecisionProof
+from vggdeploy.bundle.precision import check
 from vggdeploy.errors import BuildError, IncompatibleError, UsageError
 from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, no_collection, tensor_spec, title
 from vggdeploy.types import BatchRange, Precision, TensorSpec
@@ -115,7 +116,7 @@ class _Job:
         inputs = _specs(network.num_inputs, network.get_input)
         outputs = _specs(network.num_outputs, network.get_output)
         proof = precisions.prove(self.library, network)
-        precisions.check(proof, self.precision, source=self.source.name)
+        check(proof, self.precision, source=self.source.name)
         config = builder.create_builder_config()
         config.clear_flag(self.library.BuilderFlag.TF32)  # on by default: FP32 layers would multiply 10-bit mantissas
         config.profiling_verbosity = self.library.ProfilingVerbosity.DETAILED  # or the inspector names no types

@@ -86,7 +86,7 @@ def _build(bundle: Bundle) -> Bundle:
 
 
 def _verify(bundle: Bundle, threads: int | None) -> int:
-    from vggdeploy.pipeline.prove import exit_code, verify_bundle
+    from vggdeploy.pipeline.verify import exit_code, verify_bundle
 
     with render.stages() as stage:
         report = verify_bundle(bundle, threads=threads, on_stage=stage)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggdeploy.cli.options import DataDir, DeviceName, Json, Threads
+from vggdeploy.cli.options import DataDir, DeviceName, Json, Threads, samples_from
 
 if TYPE_CHECKING:
     from vggdeploy.evaluation import EvaluationReport
@@ -49,7 +49,7 @@ def evaluate(
     if output is not None:  # before the work
         need_plots()
         check_replaceable(output, marker=REPORT_NAME, overwrite=force)
-    count = _samples(samples)
+    count = samples_from(samples)
     where = Device.parse(device) if device else None
     with render.progress() as bar:
         task = bar.add_task("opening", total=None)
@@ -78,16 +78,6 @@ def evaluate(
         render.note("[dim]-o DIR writes the report, and the confusion matrix as a picture[/]")
     else:
         render.note(f"[dim]written:[/] {escape(str(output))}")
-
-
-def _samples(text: str) -> int | None:
-    from vggdeploy.errors import UsageError
-
-    if text.strip().lower() == "all":
-        return None
-    if not text.strip().isdecimal() or len(text.strip()) > 12 or int(text) < 1:
-        raise UsageError(f"--samples {text}", "give a number of images, at least 1, or all")
-    return int(text)
 
 
 def _write(report: EvaluationReport, output: Path, *, overwrite: bool) -> None:

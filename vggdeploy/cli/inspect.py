@@ -5,18 +5,24 @@ from __future__ import annotations
 from vggdeploy.cli.options import BundlePath, Json
 
 
-def inspect(bundle: BundlePath, json: Json = False) -> None:
-    """Verify a bundle's files, show its variants and engines, and say which one 'auto' takes here and why."""
+def inspect(bundle: BundlePath, json: Json = False) -> int:
+    """Verify a bundle's files, read their precision back, and say which variant 'auto' takes here and why."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import engine_text, render, tables
+    from vggdeploy.errors import ParityError
+    from vggdeploy.pipeline.readback import wrong_precisions
     from vggdeploy.selection import choices
 
     opened = Bundle.open(bundle)
+    wrong = wrong_precisions(opened)
     if json:
         render.emit_json(opened.manifest)
-        return
+        return ParityError.exit_code if wrong else 0
     tables.bundle_table(opened)
     tables.signature_line(opened)
+    for name, reason in wrong.items():
+        tables.print_wrong(name, reason)
     for variant in opened.manifest.variants:
         engine_text.print_engine(variant)
     tables.choice_table(choices(opened))
+    return ParityError.exit_code if wrong else 0

@@ -81,3 +81,13 @@ def cpu_list(text: str) -> list[int]:
             raise UsageError(f"'{text}' is not a list of CPUs", "give numbers and ranges, for example 0-3,8")
         found.update(range(int(first), int(numbers[-1]) + 1))
     return sorted(found)
+
+
+def samples_from(text: str) -> int | None:
+    from vggdeploy.errors import UsageError
+
+    if text.strip().lower() == "all":
+        return None
+    if not text.strip().isdecimal() or len(text.strip()) > 12 or int(text) < 1:
+        raise UsageError(f"--samples {text}", "give a number of images, at least 1, or all")
+    return int(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.markup import escape
 
@@ -13,7 +13,16 @@ from vggdeploy.diagnosis import Diagnosis
 from vggdeploy.engine import Prediction
 from vggdeploy.errors import one_line
 from vggdeploy.machine import fingerprint
-from vggdeploy.records import BenchReport, BenchRow, LayerReport, ParityRecord, ParityReport, RateSearch, ScenarioRow
+from vggdeploy.records import (
+    BenchReport,
+    BenchRow,
+    LayerReport,
+    ParityRecord,
+    ParityReport,
+    RateSearch,
+    ScenarioRow,
+    Thresholds,
+)
 from vggdeploy.selection import Choice
 from vggdeploy.types import Verdict
 
@@ -36,7 +45,7 @@ def bundle_table(bundle: Bundle) -> None:
     ]
     table(["variant", "verdict", "layers by type", "size", "batch", "relative L2", "p50 ms here"], rows, left=3)
     for v in manifest.variants:
-        for reason in v.parity.reasons if v.parity else ():
+        for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.thresholds[v.precision])) if v.parity else ():
             print_reason(v.name, reason)
 
 
@@ -48,6 +57,18 @@ def signature_line(bundle: Bundle) -> None:
         out.print("[yellow]signed, and not checked here[/]: vggdeploy verify-signature BUNDLE --key PUBLIC_KEY")
     else:
         out.print("[dim]not signed[/]")
+
+
+def _own_limits(record: ParityRecord, usual: Thresholds) -> Iterator[str]:
+    """A verdict is never shown without the limits it was reached by, where they are not the manifest's."""
+    used = record.limits or usual
+    changed = [
+        f"{name.replace('_', ' ')} {value:g} (the manifest's is {other if other is None else format(other, 'g')})"
+        for name, value, other in ((n, getattr(used, n), getattr(usual, n)) for n in usual.__struct_fields__)
+        if value != other and value is not None
+    ]
+    if changed:
+        yield f"judged by limits of its own: {', '.join(changed)}"
 
 
 def _proof_text(proof: PrecisionProof | None) -> str:
@@ -101,6 +122,12 @@ def parity_table(report: ParityReport) -> None:
     for r in report.variants:
         for reason in r.reasons:
             print_reason(r.variant, reason)
+    for check in report.checks:
+        out.print(f"{LIGHTS[check.verdict]}  {escape(check.what)}, against {escape(check.against)}")
+        for reason in check.reasons:
+            print_reason(check.what, reason)
+    for text in report.notes:
+        print_reason("note", text)
     for found in report.layers:
         layer_table(found)
 
@@ -234,6 +261,10 @@ def _reasons(rows: Sequence[BenchRow | ScenarioRow]) -> None:
 
 def print_reason(where: str, reason: str) -> None:
     out.print(f"  [dim]{escape(where)}: {escape(reason)}[/]")
+
+
+def print_wrong(where: str, reason: str) -> None:
+    out.print(f"  [red]✘ {escape(where)}: {escape(reason)}[/]")
 
 
 def doctor_table(found: Diagnosis) -> None:

@@ -7,14 +7,27 @@ from typing import Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, DataDir, Json, Rebuild, Threads
+from vggdeploy.cli.options import BundlePath, DataDir, DeviceName, Json, Rebuild, Threads, samples_from
 
 
 def verify(
     bundle: BundlePath,
     variant: Annotated[list[str] | None, typer.Option("--variant", help="Only this variant; may be repeated.")] = None,
-    data: Annotated[str, typer.Option("--data", help="Data set to prove on. Default: the one trained on.")] = "",
-    samples: Annotated[int, typer.Option("--samples", help="Test images to prove on.")] = 1000,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="Only this backend's variants; may be repeated.")
+    ] = None,
+    device: DeviceName = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="Data set to prove on, folder:PATH for your own, golden for the golden pair alone. "
+            "Default: the one trained on.",
+        ),
+    ] = "",
+    samples: Annotated[
+        str | None, typer.Option("--samples", metavar="N|all", help="Test images to prove on. Default: 1000.")
+    ] = None,
     max_flips: Annotated[
         float | None, typer.Option("--max-flips", metavar="PERCENT", help="Top-1 classes that may change.")
     ] = None,
@@ -24,6 +37,9 @@ def verify(
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option("--tolerance", help="Largest relative L2 distance of an output.")
+    ] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option("--min-cosine", help="Smallest cosine similarity of a sample.")
     ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Name the layer at which a failing ONNX variant leaves the reference.")
@@ -42,25 +58,32 @@ def verify(
     from vggdeploy.cli import layer_pictures, render, tables
     from vggdeploy.cli.invocation import with_command
     from vggdeploy.cli.rebuild import rebuilt
-    from vggdeploy.pipeline.prove import Limits, exit_code, verify_bundle
-    from vggdeploy.types import Verdict
+    from vggdeploy.errors import UsageError
+    from vggdeploy.pipeline.limits import Limits
+    from vggdeploy.pipeline.samples import DEFAULT_SAMPLES
+    from vggdeploy.pipeline.verify import ONLY_GOLDEN, exit_code, verify_bundle
+    from vggdeploy.types import Device, Verdict
 
-    limits = Limits(
-        relative_l2=tolerance,
-        flip_rate=None if max_flips is None else max_flips / 100,
-        accuracy_drop=None if max_accuracy_drop is None else max_accuracy_drop / 100,
+    limits = Limits.in_percent(
+        tolerance=tolerance, min_cosine=min_cosine, max_flips=max_flips, max_accuracy_drop=max_accuracy_drop
     )
     if output is not None:
         layer_pictures.check(output, bundle, layers=layers)
+    count = DEFAULT_SAMPLES if samples is None else samples_from(samples)
+    if data == ONLY_GOLDEN and samples is not None:
+        raise UsageError(f"--samples {samples} with --data {ONLY_GOLDEN}", "the golden pair has its own; leave it out")
+    where = Device.parse(device) if device else None
     opened = Bundle.open(bundle)
     if rebuild:
-        opened = rebuilt(opened, variants=variant or ())
+        opened = rebuilt(opened, backends=backend or (), variants=variant or (), device=device)
     with render.stages() as stage:
         report = verify_bundle(
             opened,
             variants=variant or (),
+            backends=backend or (),
+            device=where,
             data=data,
-            samples=samples,
+            samples=count,
             data_dir=data_dir,
             threads=threads,
             record=record,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from vggdeploy.bundle import PrecisionProof
-from vggdeploy.errors import BuildError
+from vggdeploy.bundle.precision import Product
+from vggdeploy.errors import BuildError, BundleError
 from vggdeploy.export.example import example_input
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.optional import first_line
@@ -44,3 +45,27 @@ def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> 
     for tensor in traced.parameters():
         sizes[_NAMES[tensor.dtype]] += tensor.nbytes
     return PrecisionProof(layers=dict(layers), weight_bytes=dict(sizes))
+
+
+def read_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
+    """What each convolution and matrix product of a TorchScript file computes in: the type of its weights, read back.
+
+    Args:
+        layers: state-dict prefix → the layer's name, such as ``features.8`` → ``conv3_2``.
+
+    Raises:
+        BundleError: not TorchScript.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as above
+            module = torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise BundleError(f"{path.name} is not TorchScript: {first_line(error)}", "export it again") from error
+    found = []
+    for name, tensor in module.named_parameters():
+        key, _, last = name.rpartition(".")
+        if last == "weight" and tensor.ndim in (2, 4):
+            place = ".".join(key.split(".")[:2])
+            found.append(Product(layers.get(place, key), _NAMES.get(tensor.dtype, str(tensor.dtype))))
+    return tuple(found)

@@ -1,7 +1,10 @@
 """The promise: what is shipped still computes what was trained. Torch-free; the reference is just another session."""
 
-from vggdeploy.parity.compare import Reference, check_golden, compare, judge, reference_outputs
-from vggdeploy.parity.metrics import OutputStats, accuracy_drop, clopper_pearson, top1
+from vggdeploy.parity.bounds import accuracy_drop, clopper_pearson
+from vggdeploy.parity.compare import check_golden, compare
+from vggdeploy.parity.judge import judge
+from vggdeploy.parity.metrics import OutputStats, top1
+from vggdeploy.parity.reference import Reference, reference_outputs
 
 __all__ = [
     "OutputStats",

@@ -1,18 +1,19 @@
-"""How far two arrays stand apart, accumulated batch by batch, and exact bounds for counted flips."""
+"""How far two arrays stand apart, and what became of the best classes, accumulated batch by batch."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdeploy.parity.bounds import accuracy_drop, flip_count
 from vggdeploy.records import AccuracyDrop, FlipCount, OutputParity
 
 TOP = 5
-_Z95 = 1.6448536269514722  # the 95% quantile of the normal distribution: one-sided bounds, as for flips
-_BISECTIONS = 60  # halves of [0, 1]: far below the spacing of doubles around any bound
+Outputs = Mapping[str, NDArray[Any]]
 
 
 class OutputStats:
@@ -87,93 +88,65 @@ def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
     return clipped
 
 
-def top1(outputs: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:
+def _scores(outputs: Outputs) -> NDArray[Any] | None:
+    return outputs["logits"] if "logits" in outputs else outputs.get("probabilities")
+
+
+def top1(outputs: Outputs) -> NDArray[np.int64] | None:
     """The class of each sample, from ``logits`` or ``probabilities``; None for a graph with neither."""
-    scores = outputs.get("logits", outputs.get("probabilities"))
+    scores = _scores(outputs)
     return None if scores is None else scores.argmax(axis=1)
 
 
-def top5(outputs: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:
+def top5(outputs: Outputs) -> NDArray[np.int64] | None:
     """The five best classes of each sample, ``[N, 5]``, in no order; None without scores or with at most 5 classes."""
-    scores = outputs.get("logits", outputs.get("probabilities"))
+    scores = _scores(outputs)
     if scores is None or scores.shape[1] <= TOP:
         return None
     return np.argpartition(scores, -TOP, axis=1)[:, -TOP:]
 
 
-def samples_to_decide(flips: int, samples: int, limit: float) -> int | None:
-    """How many samples would decide that the flip rate is at most ``limit``, if flips stay as rare as they were.
+class ClassCounts:
+    """What became of the best classes, counted batch by batch: flips, and who was right where labels are known."""
 
-    None where they are not rare enough: then more samples would fail it.
-    """
-    rate = flips / samples
-    if rate >= limit:
-        return None
-    low, high = samples, 2 * samples
-    while clopper_pearson(round(rate * high), high)[1] > limit:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if clopper_pearson(round(rate * middle), middle)[1] <= limit else (middle, high)
-    return high
+    def __init__(self) -> None:
+        self._samples = self._flipped = self._judged = self._missing = 0
+        self._labelled = self._lost = self._won = self._reference_right = 0
 
+    def update(self, reference: Outputs, candidate: Outputs, labels: NDArray[np.int64] | None = None) -> None:
+        """Add a batch. The reference may have fewer rows than the candidate; graphs without scores add nothing."""
+        expected, actual = top1(reference), top1(candidate)
+        if expected is None or actual is None:
+            return
+        count = len(expected)
+        actual = actual[:count]
+        self._samples += count
+        self._flipped += int((actual != expected).sum())
+        best = top5(candidate)
+        if best is not None:
+            self._judged += count
+            self._missing += int((best[:count] != expected[:, None]).all(axis=1).sum())
+        if labels is not None:
+            right, still = expected == labels[:count], actual == labels[:count]
+            self._labelled += count
+            self._reference_right += int(right.sum())
+            self._lost += int((right & ~still).sum())
+            self._won += int((~right & still).sum())
 
-def accuracy_drop(reference: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> AccuracyDrop:
-    """Accuracy of both on the same samples; ``True`` where the answer was right.
+    def flips(self) -> FlipCount | None:
+        """Samples whose class changed."""
+        return flip_count(self._flipped, self._samples) if self._samples else None
 
-    The interval is Bonett & Price's (2012) adjusted Wald interval for paired proportions: one is added to each
-    discordant cell, two to the samples. McNemar's test is the exact binomial one, two-sided.
-    """
-    lost = int((reference & ~candidate).sum())
-    won = int((candidate & ~reference).sum())
-    n = len(reference)
-    p_lost, p_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
-    middle = p_lost - p_won
-    half = _Z95 * float(np.sqrt((p_lost + p_won - middle**2) / (n + 2)))
-    discordant = lost + won
-    tail = _binomial_cdf(min(lost, won), discordant, 0.5) if discordant else 1.0
-    return AccuracyDrop(
-        lost=lost,
-        won=won,
-        samples=n,
-        drop=(lost - won) / n,
-        lower=max(-1.0, middle - half),
-        upper=min(1.0, middle + half),
-        p_value=min(1.0, 2 * tail),
-    )
+    def top5_flips(self) -> FlipCount | None:
+        """Samples whose class of the reference is not among the candidate's five best; None with at most 5 classes."""
+        return flip_count(self._missing, self._judged) if self._judged else None
 
+    def drop(self) -> AccuracyDrop | None:
+        return accuracy_drop(self._lost, self._won, self._labelled) if self._labelled else None
 
-def clopper_pearson(successes: int, samples: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """One-sided exact bounds of a binomial rate (Clopper & Pearson 1934), each holding at ``confidence``.
-
-    The lower bound is the rate p at which P(X ≥ successes) = 1 − confidence, the upper the one at which
-    P(X ≤ successes) = 1 − confidence; both are found by bisection on the exact distribution.
-    """
-    if not 0 <= successes <= samples or samples < 1:
-        raise ValueError(f"{successes} of {samples} is not a count")
-    alpha = 1 - confidence
-    lower = 0.0 if successes == 0 else _bisect(lambda p: 1 - _binomial_cdf(successes - 1, samples, p) < alpha)
-    upper = 1.0 if successes == samples else _bisect(lambda p: _binomial_cdf(successes, samples, p) > alpha)
-    return lower, upper
-
-
-def _bisect(below: Any) -> float:
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if below(middle) else (low, middle)
-    return (low + high) / 2
-
-
-def _binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(X ≤ k) for X ~ Binomial(n, p), 0 < p < 1, summed in the log domain."""
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    i = np.arange(k + 1)
-    terms = log_factorial[n] - log_factorial[i] - log_factorial[n - i] + i * np.log(p) + (n - i) * np.log1p(-p)
-    peak = terms.max()
-    return float(min(1.0, np.exp(peak) * np.exp(terms - peak).sum()))
-
-
-def flip_count(flips: int, samples: int) -> FlipCount:
-    lower, upper = clopper_pearson(flips, samples)
-    return FlipCount(flips=flips, samples=samples, lower=lower, upper=upper)
+    def accuracies(self) -> tuple[float | None, float | None]:
+        """Of the reference and of the candidate, as fractions."""
+        if not self._labelled:
+            return None, None
+        right = self._reference_right
+        return right / self._labelled, (right - self._lost + self._won) / self._labelled

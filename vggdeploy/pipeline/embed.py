@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +18,9 @@ from vggdeploy.features import embedding
 from vggdeploy.pipeline.vectors import check_target, vector_file
 from vggdeploy.preprocess import SUFFIXES, describe, prepare
 from vggdeploy.records import SCHEMA_VERSION, Record
+from vggdeploy.runtime.ahead import in_order
 
-MAX_WORKERS = 8  # decoding is the smaller part of the work: more threads only take cores from the session
 LISTED = 1000  # skipped images that a report names; it counts the others
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Skipped(Record, frozen=True, kw_only=True):
@@ -207,19 +202,3 @@ def count_images(sources: Iterable[Path]) -> int:
             raise InputError(f"{describe(source)} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
         total += count
     return total
-
-
-def in_order(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Generator[tuple[T, Future[R]]]:
-    """Each item with its result, computed on a few threads at most ``ahead`` items before it is asked for."""
-    workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)

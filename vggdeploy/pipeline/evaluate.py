@@ -9,17 +9,17 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vggdeploy.bundle.store import now
 from vggdeploy.data.loaders import Images, open_split
 from vggdeploy.data.specs import check_split
 from vggdeploy.errors import DataError, UsageError
 from vggdeploy.evaluation import EvaluationReport
-from vggdeploy.pipeline.embed import in_order
+from vggdeploy.pipeline.classes import match_classes
 from vggdeploy.pipeline.prove import Stage, tool_versions
 from vggdeploy.pipeline.scores import Scores, macro
-from vggdeploy.pipeline.targets import Target, open_target
+from vggdeploy.pipeline.targets import open_target
+from vggdeploy.runtime.ahead import in_order
 from vggdeploy.types import Device
 
 _AHEAD = 2  # batches that are prepared while the session runs one
@@ -68,7 +68,9 @@ def evaluate(
         data = data.take(np.arange(len(data))[:samples])
         if not len(data):
             raise DataError(f"{data.name} has no {split} images", "name another split: --split test")
-        labels, notes = _match_classes(data, target)
+        labels, note = match_classes(
+            data.labels, data.classes, target.labels, target.spec.classes, data=data.name, option="--dataset"
+        )
         scores = Scores(target.spec.classes)
         on_start(len(labels))
         started = time.perf_counter()
@@ -96,33 +98,8 @@ def evaluate(
         classes=classes,
         confusion=scores.confusion(),
         confused=scores.confused(),
-        notes=notes,
+        notes=(note,) if note else (),
         seconds=round(seconds, 3),
         created=now(),
         tools=tool_versions(),
     )
-
-
-def _match_classes(data: Images, target: Target) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The true class of each image as the model counts classes, and a note where names do not say that.
-
-    A directory lists its classes by name; the model may have them in another order, and by the same names. Then the
-    names decide. Where the names differ, the order is all there is.
-    """
-    theirs, ours = data.classes, target.labels
-    if len(theirs) != target.spec.classes:
-        raise UsageError(
-            f"{data.name} has {len(theirs)} classes, the model {target.spec.classes}",
-            "name the data set that the model was trained on: --dataset",
-        )
-    if not ours or ours == theirs:
-        return data.labels, ()
-    if len(set(ours)) == len(ours) and set(ours) == set(theirs):
-        place = {label: index for index, label in enumerate(ours)}
-        return np.array([place[label] for label in theirs], np.int64)[data.labels], ()
-    odd = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-    note = (
-        f"classes were matched by their order, because {data.name} names them otherwise than the model: "
-        f"class {odd} is '{theirs[odd]}' there, and '{ours[odd]}' in the model"
-    )
-    return data.labels, (note,)

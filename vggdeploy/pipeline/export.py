@@ -20,7 +20,7 @@ from vggdeploy.optimize.precision import OPENVINO, openvino_variant
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
-from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic, to_input
+from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic
 from vggdeploy.pipeline.variants import read_back, refuse_failures
 from vggdeploy.runtime import open_session
 from vggdeploy.types import BatchRange, Precision
@@ -72,7 +72,7 @@ def export_bundle(
         on_stage("copying the checkpoint")
         for file in (CHECKPOINT_NAME, WEIGHTS_NAME):
             _copy(root / file, draft.path(f"checkpoint/{file}"))
-        chosen, note = samples_or_synthetic(checkpoint, samples, data_dir)
+        chosen, note = samples_or_synthetic(checkpoint, samples, data_dir, dtype=input_dtype)
         draft.manifest = _manifest(output.name, checkpoint, outputs, input_dtype, batch)
         reference, golden = _run_reference(draft, chosen, threads, on_stage)
         _save_golden(draft, golden)
@@ -121,14 +121,13 @@ def _run_reference(draft: Draft, chosen: Samples, threads: int | None, on_stage:
     manifest = bundle.manifest
     variant = manifest.variant(REFERENCE)
     on_stage(f"running the FP32 reference on {len(chosen.images)} images")
-    images = to_input(chosen.images, manifest)
     with open_session(bundle, variant, threads=threads) as session:
-        everything = reference_outputs(session, images, data=chosen.data, labels=chosen.labels)
-    count = golden_count(manifest)
+        everything = reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
+    count = min(golden_count(manifest), len(everything.images))
     golden = Reference(
-        images=images[:count],
-        outputs={name: array[:count] for name, array in everything.outputs.items()},
-        data=f"golden pair ({min(count, len(images))} images)",
+        images=everything.images[:count],
+        outputs={name: rows[:count] for name, rows in everything.outputs.items()},
+        data=f"golden pair ({count} images)",
     )
     release_memory()  # half a gigabyte of weights must be gone before the exporter takes its own
     return everything, golden
@@ -138,8 +137,8 @@ def _save_golden(draft: Draft, golden: Reference) -> None:
     assert draft.manifest is not None  # noqa: S101  # for mypy: set by the caller
     name = draft.manifest.input.name
     files = GoldenFiles(
-        inputs=draft.save_arrays("golden/inputs", {name: golden.images}),
-        outputs=draft.save_arrays("golden/outputs", dict(golden.outputs)),
+        inputs=draft.save_arrays("golden/inputs", {name: golden.images[:]}),
+        outputs=draft.save_arrays("golden/outputs", {key: rows[:] for key, rows in golden.outputs.items()}),
         data=golden.data,
     )
     draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)

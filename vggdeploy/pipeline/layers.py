@@ -9,7 +9,7 @@ from vggdeploy.errors import UsageError
 from vggdeploy.memory import release_memory
 from vggdeploy.model.outputs import PROBABILITIES, output_layers, output_specs
 from vggdeploy.optional import require
-from vggdeploy.parity.compare import sample_bytes
+from vggdeploy.parity.reference import sample_bytes
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import LayerReport
 from vggdeploy.runtime import open_session

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vggdeploy.bundle import Bundle, Manifest
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.errors import DataError, MissingDependencyError, UsageError
-from vggdeploy.parity.compare import sample_bytes
+from vggdeploy.parity.reference import sample_bytes
+from vggdeploy.parity.spool import Rows
 from vggdeploy.parity.synthetic import synthetic_images
+from vggdeploy.pipeline.classes import match_classes, same_names
 from vggdeploy.preprocess import normalise
+from vggdeploy.spec import PreprocessSpec
+
+if TYPE_CHECKING:
+    from vggdeploy.data.loaders import Images
 
 DEFAULT_SAMPLES = 1000
 SYNTHETIC = "synthetic"
@@ -22,40 +31,74 @@ GOLDEN_OUTPUT_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Samples:
-    """Images to prove on: ``uint8 [N, H, W, C]``, labels where known, and how a record names them."""
+    """Images to prove on, as the graph wants them; the model's class of each where known; how a record names them.
 
-    images: Any
-    labels: Any
+    ``note`` says how data set and model were matched, where their names do not say it. ``named`` is whether they do.
+    """
+
+    images: Rows
+    labels: NDArray[np.int64] | None
     data: str
+    note: str = ""
+    named: bool = False
 
 
-def load_samples(dataset: str, about: Manifest | Checkpoint, *, limit: int | None, data_dir: Path | None) -> Samples:
-    """Test images of a data set, prepared as the model's preprocessing says.
+@dataclass(frozen=True)
+class PreparedImages:
+    """Images of a split, prepared whenever they are asked for, and as the graph wants them."""
+
+    split: Images
+    preprocess: PreprocessSpec
+    dtype: str
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        pixels = self.split.batch(np.arange(*rows.indices(len(self.split))))
+        return pixels if self.dtype == "uint8" else normalise(pixels, self.preprocess)
+
+
+def open_samples(
+    dataset: str, about: Manifest | Checkpoint, *, limit: int | None, data_dir: Path | None, dtype: str = "uint8"
+) -> Samples:
+    """Test images of a data set, prepared as the model's preprocessing says, a batch at a time.
+
+    Args:
+        limit: only the first so many, which are a random sample; None for all.
+        dtype: the graph's input: pixels (``uint8``), or normalised (``float32``).
 
     Raises:
         DataError: no data set is known for this model, or it cannot be found.
-        UsageError: its classes are not the model's.
+        UsageError: its classes are not the model's, or a limit below 1.
     """
-    from vggdeploy.data.loaders import load_split
+    from vggdeploy.data.loaders import open_split
 
     if not dataset:
         raise DataError("no data set is known for this model", "name one: --data digits")
-    found = load_split(dataset, "test", about.preprocess, data_dir=data_dir, limit=limit)
-    if len(found.classes) != about.spec.classes:
-        raise UsageError(
-            f"{dataset} has {len(found.classes)} classes, the model {about.spec.classes}",
-            "name the data set that the model was trained on: --data",
-        )
-    return Samples(found.images, found.labels, f"{found.name} test ({len(found)} images)")
+    if limit is not None and limit < 1:
+        raise UsageError(f"{limit} samples", "give at least 1")
+    found: Images = open_split(dataset, "test", about.preprocess, data_dir=data_dir, memory=0)
+    found = found.take(np.arange(len(found))[:limit])
+    labels, note = match_classes(
+        found.labels, found.classes, about.labels, about.spec.classes, data=dataset, option="--data"
+    )
+    images = PreparedImages(found, about.preprocess, dtype)
+    named = same_names(found.classes, about.labels)
+    return Samples(images, labels, f"{found.name} test ({len(found)} images)", note, named)
 
 
-def samples_or_synthetic(checkpoint: Checkpoint, limit: int | None, data_dir: Path | None) -> tuple[Samples, str]:
+def samples_or_synthetic(
+    checkpoint: Checkpoint, limit: int | None, data_dir: Path | None, *, dtype: str = "uint8"
+) -> tuple[Samples, str]:
     """Real test images; where there are none, synthetic ones and the sentence that says so."""
     try:
-        return load_samples(checkpoint.dataset, checkpoint, limit=limit, data_dir=data_dir), ""
+        found = open_samples(checkpoint.dataset, checkpoint, limit=limit, data_dir=data_dir, dtype=dtype)
+        return found, found.note
     except (DataError, MissingDependencyError) as error:
         images = synthetic_images(golden_count(checkpoint), checkpoint.preprocess)
-        return Samples(images, None, SYNTHETIC), f"proven on synthetic images only: {error.cause}"
+        wanted = images if dtype == "uint8" else normalise(images, checkpoint.preprocess)
+        return Samples(wanted, None, SYNTHETIC), f"proven on synthetic images only: {error.cause}"
 
 
 def golden_count(about: Checkpoint | Manifest) -> int:
@@ -69,21 +112,25 @@ def golden_count(about: Checkpoint | Manifest) -> int:
     return max(1, count)
 
 
-def to_input(images: Any, manifest: Manifest) -> Any:
-    """Prepared ``uint8 [N, H, W, C]`` images as the graph's input wants them."""
-    return images if manifest.input.dtype == "uint8" else normalise(images, manifest.preprocess)
+@dataclass(frozen=True)
+class Pool:
+    """Distinct inputs to measure on, in memory, as the graph wants them."""
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64] | None
+    data: str
 
 
-def measuring_pool(bundle: Bundle, data: str, limit: int, data_dir: Path | None) -> Samples:
-    """Distinct inputs to measure on: real test images where there are any, else the golden ones. As the graph wants
-    them."""
+def measuring_pool(bundle: Bundle, data: str, limit: int, data_dir: Path | None) -> Pool:
+    """Real test images where there are any, else the golden ones."""
     manifest = bundle.manifest
     try:
-        found = load_samples(data or manifest.dataset, manifest, limit=limit, data_dir=data_dir)
-        return Samples(to_input(found.images, manifest), found.labels, found.data)
+        dtype = manifest.input.dtype
+        found = open_samples(data or manifest.dataset, manifest, limit=limit, data_dir=data_dir, dtype=dtype)
+        return Pool(found.images[:], found.labels, found.data)
     except (DataError, MissingDependencyError):
         if data:  # asked for by name: then nothing else will do
             raise
         inputs, _ = bundle.golden()
         images = inputs[manifest.input.name]
-        return Samples(images, None, f"golden pair ({len(images)} images)")
+        return Pool(images, None, f"golden pair ({len(images)} images)")

@@ -13,10 +13,11 @@ from vggdeploy.bundle import Bundle, Variant, update_bundle
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError
 from vggdeploy.optimize.precision import openvino_variant, with_types
 from vggdeploy.parity import Reference, reference_outputs
-from vggdeploy.parity.compare import golden_reference
+from vggdeploy.parity.reference import golden_reference
 from vggdeploy.pipeline.calibration import Int8Options
-from vggdeploy.pipeline.prove import Limits, Stage, prove, with_parity
-from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, load_samples, to_input
+from vggdeploy.pipeline.limits import Limits
+from vggdeploy.pipeline.prove import Stage, prove, with_parity
+from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, open_samples
 from vggdeploy.pipeline.tuning import Structure
 from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import open_session, runnable
@@ -44,11 +45,13 @@ class Work:
         if key not in self._references:
             found = [golden_reference(bundle)]
             if manifest.dataset and runnable(reference).runs:
-                chosen = load_samples(manifest.dataset, manifest, limit=self.samples, data_dir=self.data_dir)
+                dtype = manifest.input.dtype
+                chosen = open_samples(
+                    manifest.dataset, manifest, limit=self.samples, data_dir=self.data_dir, dtype=dtype
+                )
                 self.on_stage(f"running the FP32 reference on {len(chosen.images)} images")
-                images = to_input(chosen.images, manifest)
                 with open_session(bundle, reference, threads=self.threads) as session:
-                    found.append(reference_outputs(session, images, data=chosen.data, labels=chosen.labels))
+                    found.append(reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels))
             self._references[key] = found
         return self._references[key]
 

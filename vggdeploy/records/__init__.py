@@ -18,6 +18,7 @@ from vggdeploy.records.bench import (
 from vggdeploy.records.parity import (
     DEFAULT_THRESHOLDS,
     AccuracyDrop,
+    Check,
     FlipCount,
     LayerParity,
     LayerReport,
@@ -37,6 +38,7 @@ __all__ = [
     "BenchReport",
     "BenchRow",
     "Candidate",
+    "Check",
     "Conditions",
     "FlipCount",
     "FreshStart",

@@ -75,7 +75,12 @@ class AccuracyDrop(Record, frozen=True, kw_only=True):
 
 
 class ParityRecord(Record, frozen=True, kw_only=True):
-    """One variant against the FP32 PyTorch reference. Accuracies are fractions, or None without true labels."""
+    """One variant against the FP32 PyTorch reference. Accuracies are fractions, or None without true labels.
+
+    ``limits`` are those that the verdict was reached by, None in records older than this field. ``products`` are the
+    convolutions and matrix products by the type they compute in, as the shipped file has them; empty where it was not
+    read (an engine: what was read when it was built stands in its variant's proof).
+    """
 
     variant: str
     backend: str
@@ -91,6 +96,17 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     candidate_accuracy: float | None = None
     sha256: str = ""
     tools: dict[str, str] = {}
+    limits: Thresholds | None = None
+    products: dict[str, int] = {}
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """Something about the bundle as a whole that was compared: ``what``, and what it was compared with (``against``)."""
+
+    what: str
+    against: str
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
 
 
 class LayerParity(Record, frozen=True, kw_only=True):
@@ -115,18 +131,25 @@ class LayerReport(Record, frozen=True, kw_only=True):
 
 
 class ParityReport(Record, frozen=True, kw_only=True):
-    """All variants of one bundle: what ``vggdeploy verify --json`` prints. ``command`` is the line that made it."""
+    """All variants of one bundle: what ``vggdeploy verify --json`` prints.
+
+    ``notes`` say what was not looked at, and why; ``command`` is the line that made it.
+    """
 
     schema_version: int = RESULT_VERSION
     bundle: str
     created: str
     variants: tuple[ParityRecord, ...]
     layers: tuple[LayerReport, ...] = ()
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
     command: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the variants that ran here; ``unproven`` only when none ran."""
-        found = {record.verdict for record in self.variants}
+        """The worst verdict of the variants that ran here and of the checks; ``unproven`` only when no variant ran."""
+        ran = {record.verdict for record in self.variants}
+        wrong = {check.verdict for check in self.checks} - {Verdict.PASS}
+        found = ran | wrong
         order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)
         return next((v for v in order if v in found), Verdict.UNPROVEN)

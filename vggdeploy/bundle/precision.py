@@ -1,0 +1,53 @@
+"""Proof of precision, one idea for every format: what the convolutions and matrix products of a shipped file compute in.
+
+How a file is read is the business of whoever knows its format; what makes a proof of it, and what contradicts what was
+asked, is here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vggdeploy.bundle.manifest import PrecisionProof
+from vggdeploy.errors import ParityError
+from vggdeploy.types import Precision
+
+_NAMED = 3  # layers that an error lists
+
+
+class Product(NamedTuple):
+    """A convolution or matrix product: its name, and the type that it computes in (``fp32``, ``fp16``, ``int8`` …)."""
+
+    layer: str
+    type: str
+
+
+def by_type(products: Sequence[Product]) -> dict[str, int]:
+    """How many there are of each type."""
+    return dict(sorted(Counter(product.type for product in products).items()))
+
+
+def check(proof: PrecisionProof, asked: Precision, *, source: str, products: Sequence[Product] = ()) -> None:
+    """FP16 that was asked and FP32 that was built is a failure.
+
+    Args:
+        products: where they are known by name, those of the wrong type are named.
+
+    Raises:
+        ParityError: a convolution or matrix product computes in another type than asked (for INT8: none in INT8).
+    """
+    total = sum(proof.layers.values())
+    right = proof.layers.get(asked, 0)
+    if right and (right == total or asked is Precision.INT8):
+        return
+    found = ", ".join(f"{count} in {name}" for name, count in proof.layers.items() if name != asked) or "none at all"
+    wrong = [product.layer for product in products if product.type != asked]
+    more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    named = f": {', '.join(wrong[:_NAMED])}{more}" if wrong else ""
+    raise ParityError(
+        f"{asked} was asked, and {source} has convolutions and matrix products in another type: "
+        f"{found} (of {total}){named}",
+        f"this file is not {asked}: export the bundle again (vggdeploy export CHECKPOINT -o BUNDLE --force)",
+    )

@@ -1,0 +1,121 @@
+"""What variants are compared with: inputs, and what the FP32 PyTorch model answers to them. It is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdeploy.bundle import Bundle
+from vggdeploy.parity.spool import Array, Rows, Spool
+from vggdeploy.runtime import CheckedSession
+from vggdeploy.runtime.ahead import in_order
+from vggdeploy.runtime.batches import run_batch
+from vggdeploy.types import TensorSpec
+
+Progress = Callable[[int], None]
+GOLDEN = "golden pair"
+# A feature map of one image can have more values than the class scores of ten thousand: what is kept is bounded.
+KEPT_BYTES = 2**30  # of the reference's outputs, on disk but for the first of them (see `Spool`)
+BATCH_BYTES = 64 * 2**20  # of one batch's outputs
+_AHEAD = 2  # batches that are prepared while the session runs one
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Inputs with the reference's outputs for them, and the true labels where there are any.
+
+    Each output is that of the first images, of as many as it has rows: of large feature maps those are few.
+    """
+
+    images: Rows
+    outputs: Mapping[str, Rows]
+    data: str
+    labels: NDArray[np.int64] | None = None
+
+    @property
+    def is_golden(self) -> bool:
+        return self.data.startswith(GOLDEN)
+
+
+def run_all(session: CheckedSession, images: Rows, on_progress: Progress | None = None) -> Iterator[dict[str, Array]]:
+    """The session's outputs for ``images``, a batch at a time. Only a few batches of images are in memory at once."""
+    fitting = BATCH_BYTES // sum(map(sample_bytes, session.outputs))
+    size = max(session.batch.min, min(session.batch.opt, fitting))
+    batches = (slice(start, min(start + size, len(images))) for start in range(0, len(images), size))
+    with closing(in_order(images.__getitem__, batches, ahead=_AHEAD)) as prepared:
+        for _, batch in prepared:
+            found = run_batch(session, batch.result())
+            yield found
+            if on_progress:
+                on_progress(len(batch.result()))
+
+
+def reference_outputs(
+    session: CheckedSession,
+    images: Rows,
+    *,
+    data: str,
+    labels: NDArray[np.int64] | None = None,
+    on_progress: Progress | None = None,
+) -> Reference:
+    """Run the reference once; its outputs serve every variant. Of each output `kept_rows` are kept."""
+    rows = kept_rows(session.outputs, len(images))
+    count = max(rows.values())
+    if count < len(images):
+        images, data = FirstRows(images, count), f"{data}, the first {count}"
+    outputs = {s.name: Spool(s.item_shape, s.dtype) for s in session.outputs}
+    for found in run_all(session, images, on_progress):
+        for name, kept in outputs.items():
+            kept.append(found[name][: rows[name] - len(kept)])
+    return Reference(images=images, outputs=outputs, data=data, labels=None if labels is None else labels[:count])
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The first ``count`` of some rows."""
+
+    rows: Rows
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice, /) -> Array:
+        start, stop, _ = rows.indices(self.count)
+        return self.rows[start:stop]
+
+
+def sample_bytes(output: TensorSpec) -> int:
+    """Bytes of one sample of an output."""
+    return prod(output.item_shape) * np.dtype(output.dtype).itemsize
+
+
+def kept_rows(outputs: Sequence[TensorSpec], images: int, *, limit: int = KEPT_BYTES) -> dict[str, int]:
+    """Of how many images each output is kept, so that all of them fit into about ``limit`` bytes.
+
+    Small outputs take what they need and the large ones share what is left: so class scores are kept of every image,
+    however large the maps beside them are. Before that, an eighth of the bytes is shared out evenly in rows, one at
+    least: no output has fewer than the golden pair takes.
+    """
+    together = sum(map(sample_bytes, outputs))
+    same = min(images, max(1, limit // 8 // together))
+    left = max(0, limit - same * together)
+    found: dict[str, int] = {}
+    for index, output in enumerate(sorted(outputs, key=sample_bytes)):
+        size = sample_bytes(output)
+        more = min(images - same, left // (len(outputs) - index) // size)
+        found[output.name] = same + more
+        left -= more * size
+    return found
+
+
+def golden_reference(bundle: Bundle) -> Reference:
+    """The pair that travels in the bundle: a reference that needs no torch."""
+    inputs, outputs = bundle.golden()
+    images = inputs[bundle.manifest.input.name]
+    return Reference(images=images, outputs=dict(outputs), data=f"{GOLDEN} ({len(images)} images)")

@@ -1,0 +1,154 @@
+"""Prove a bundle again, on this machine: what ``vggdeploy verify`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
+from vggdeploy.bundle.store import now
+from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.files import check_writable
+from vggdeploy.optional import require
+from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.reference import GOLDEN, golden_reference
+from vggdeploy.pipeline.layers import localise
+from vggdeploy.pipeline.limits import Limits
+from vggdeploy.pipeline.prove import Stage, prove, with_parity
+from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, open_samples
+from vggdeploy.records import LayerReport, ParityRecord, ParityReport
+from vggdeploy.runtime import backend_for, open_session, runnable
+from vggdeploy.runtime.registry import get_backend
+from vggdeploy.types import Device, Verdict
+
+ONLY_GOLDEN = "golden"  # in place of a data set's name
+_SLIM = "this slim bundle has no FP32 reference here: only its answers to the golden pair are compared with"
+
+
+def verify_bundle(
+    bundle: Bundle,
+    *,
+    variants: Sequence[str] = (),
+    backends: Sequence[str] = (),
+    device: Device | None = None,
+    data: str = "",
+    samples: int | None = DEFAULT_SAMPLES,
+    data_dir: Path | None = None,
+    threads: int | None = None,
+    record: bool = False,
+    limits: Limits | None = None,
+    layers: bool = False,
+    on_stage: Stage = lambda text: None,
+) -> ParityReport:
+    """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
+
+    The reference itself is checked against the golden outputs too: another torch or CPU must not move it. It runs once
+    over the images; its answers are kept (on disk, where they are many) and serve every variant. Images are prepared a
+    batch at a time, so memory does not grow with their number.
+
+    Args:
+        variants, backends: names; default all.
+        device: where the variants run; default each backend's first. The reference stays on its own.
+        data: a data set's name, or ``folder:PATH``; default the one that the model was trained on. ``golden`` for the
+            golden pair alone.
+        samples: how many test images; None for all.
+        record: write the verdicts to the bundle's manifest.
+        limits: in place of the manifest's thresholds, for this run.
+        layers: look for the layer at which each variant that fails leaves the reference.
+
+    A slim bundle has no reference: its golden pair is the whole proof, and the report says so.
+
+    Raises:
+        BundleError: ``data`` or ``layers`` for a slim bundle.
+        UsageError: an unknown name, no variant for those backends, or fewer than one sample.
+        DataError: the data set cannot be found.
+        IncompatibleError: a data set or ``layers`` was asked for, and what reads it is not installed.
+    """
+    if bundle.manifest.origin is not None and (layers or data not in ("", ONLY_GOLDEN)):
+        bundle.manifest.reference()  # says why there is none
+    if record:
+        check_writable(bundle.root)
+    if layers:
+        for module in ("torch", "onnx"):
+            require(module, to="compare layers", extra="train")
+    if samples is not None and samples < 1:
+        raise UsageError(f"{samples} samples", "give at least 1")
+    wanted = _wanted(bundle.manifest, variants, backends)
+    references = [golden_reference(bundle)]
+    chosen, notes = _choose_samples(bundle, data, samples, data_dir)
+    if chosen is not None:
+        references.append(_run_reference(bundle, chosen, threads, on_stage))
+    records: list[ParityRecord] = []
+    for variant in wanted:
+        against = references[:1] if variant.name == REFERENCE else references
+        records += prove(bundle, variant, against, threads, on_stage, limits, device)
+    if bundle.manifest.origin is not None:
+        records = [msgspec.structs.replace(r, reasons=(*r.reasons, _SLIM)) for r in records]
+    if record:
+        with update_bundle(bundle) as draft:
+            draft.manifest = with_parity(bundle.manifest, records)
+    return ParityReport(
+        bundle=str(bundle.root),
+        created=now(),
+        variants=tuple(records),
+        layers=_take_apart(bundle, records, threads, on_stage) if layers else (),
+        notes=notes,
+    )
+
+
+def exit_code(report: ParityReport) -> int:
+    """0 when nothing failed and everything that ran was decided; 3 for a failure or what was not decided; 5 when nothing
+    ran at all. A variant that cannot run here, among others that can, is not a failure here."""
+    return {Verdict.PASS: 0, Verdict.UNPROVEN: IncompatibleError.exit_code}.get(report.verdict, 3)
+
+
+def _wanted(manifest: Manifest, variants: Sequence[str], backends: Sequence[str]) -> list[Variant]:
+    named = {get_backend(name).name for name in backends}
+    found = [manifest.variant(name) for name in dict.fromkeys(variants)] or list(manifest.variants)
+    kept = [v for v in found if not named or backend_for(v).name in named]
+    if not kept:
+        there = ", ".join(sorted({backend_for(v).name for v in found}))
+        raise UsageError(f"no variant for {' or '.join(sorted(named))} is among them", f"there is: {there}")
+    return kept
+
+
+def _choose_samples(
+    bundle: Bundle, data: str, samples: int | None, data_dir: Path | None
+) -> tuple[Samples | None, tuple[str, ...]]:
+    """The images to prove on beside the golden pair, or None; and what has to be said about that."""
+    manifest = bundle.manifest
+    if data == ONLY_GOLDEN:
+        return None, (f"only the {GOLDEN} was looked at, as asked: nothing is promised about flips",)
+    if manifest.origin is not None:
+        return None, ()  # every record says so
+    found = runnable(manifest.reference())
+    if not found.runs:
+        if data:
+            raise IncompatibleError(f"the reference cannot run on {data}: {found.reason}", found.fix)
+        return None, (f"only the {GOLDEN} was looked at, because the reference cannot run here: {found.reason}",)
+    if not data and not manifest.dataset:
+        return None, (
+            f"only the {GOLDEN} was looked at, because no data set is known for this model: name one (--data)",
+        )
+    dtype = manifest.input.dtype
+    chosen = open_samples(data or manifest.dataset, manifest, limit=samples, data_dir=data_dir, dtype=dtype)
+    return chosen, (chosen.note,) if chosen.note else ()
+
+
+def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_stage: Stage) -> Reference:
+    on_stage(f"running the FP32 reference on {len(chosen.images)} images")
+    with open_session(bundle, bundle.manifest.reference(), threads=threads) as session:
+        return reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
+
+
+def _take_apart(
+    bundle: Bundle, records: Sequence[ParityRecord], threads: int | None, on_stage: Stage
+) -> tuple[LayerReport, ...]:
+    """Every variant that failed, once."""
+    found = []
+    for name in dict.fromkeys(r.variant for r in records if r.verdict is Verdict.FAIL):
+        on_stage(f"looking for the layer at which {name} leaves the reference")
+        found.append(localise(bundle, name, threads=threads))
+    return tuple(found)
