@@ -18,7 +18,7 @@ from vggdeploy.optional import installed, require, version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.metrics import accuracy_drop
 from vggdeploy.pipeline.calibration import DEFAULT_PERCENTILE, NAMES, CalibrationData, Int8Options, load_calibration
-from vggdeploy.pipeline.prove import Limits
+from vggdeploy.pipeline.limits import Limits
 from vggdeploy.pipeline.samples import Samples
 from vggdeploy.pipeline.variants import Work, add_variants, onnx_fp32
 from vggdeploy.records import ParityRecord

@@ -112,6 +112,11 @@ def golden_count(about: Checkpoint | Manifest) -> int:
     return max(1, count)
 
 
+def to_input(images: Any, manifest: Manifest) -> Any:
+    """Prepared ``uint8 [N, H, W, C]`` images as the graph's input wants them."""
+    return images if manifest.input.dtype == "uint8" else normalise(images, manifest.preprocess)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Distinct inputs to measure on, in memory, as the graph wants them."""
