@@ -83,7 +83,9 @@ def test_one_convolution_in_fp32_fails_an_fp16_variant_and_is_named(
     assert "conv3_2" in capsys.readouterr().out
 
 
-def test_one_half_layer_in_a_torchscript_file_is_found_and_named(own_bundle: Path) -> None:
+def test_one_half_layer_in_a_torchscript_file_is_found_and_named(
+    own_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = Bundle.open(own_bundle)
     variant = bundle.manifest.variant("torchscript-fp32")
     path = bundle.path(variant.path)
@@ -98,7 +100,10 @@ def test_one_half_layer_in_a_torchscript_file_is_found_and_named(own_bundle: Pat
     products = read_products(Bundle.open(own_bundle), variant)
     assert products is not None
     assert [p for p in products if p.type != "fp32"] == [("fc7", "fp16")]
-    assert run(["verify", str(own_bundle), "--variant", "torchscript-fp32", "--data", "golden"]) == 3
+    assert run(["verify", str(own_bundle), "--variant", "torchscript-fp32", "--data", "golden", "--layers"]) == 3
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 in fp16 (of 11): fc7" in shown  # --layers cannot look into it, and the report is there all the same
+    assert "no layers of torchscript-fp32: torchscript-fp32 is not ONNX" in shown
 
 
 def test_many_wrong_layers_are_named_in_one_line() -> None:

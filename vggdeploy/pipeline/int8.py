@@ -16,7 +16,7 @@ from vggdeploy.files import scratch_directory, sha256_of
 from vggdeploy.optimize.precision import openvino_variant
 from vggdeploy.optional import installed, require, version
 from vggdeploy.parity import Reference, compare, reference_outputs
-from vggdeploy.parity.metrics import accuracy_drop
+from vggdeploy.parity.bounds import accuracy_drop
 from vggdeploy.pipeline.calibration import DEFAULT_PERCENTILE, NAMES, CalibrationData, Int8Options, load_calibration
 from vggdeploy.pipeline.limits import Limits
 from vggdeploy.pipeline.samples import Samples
@@ -74,7 +74,7 @@ def add_int8(bundle: Bundle, work: Work) -> Bundle:
 
 def _batches(bundle: Bundle, samples: Samples) -> Iterator[dict[str, Any]]:
     images, name = samples.images, bundle.manifest.input.name
-    size = max(1, min(32, _CALIBRATION_BYTES // images[0].nbytes // 16))
+    size = max(1, min(32, _CALIBRATION_BYTES // images[:1].nbytes // 16))
     return ({name: images[start : start + size]} for start in range(0, len(images), size))
 
 
@@ -141,8 +141,7 @@ class _Judge:
         limit, labels = self.options.max_drop, self.reference.labels
         if limit is None or labels is None:
             return
-        right = np.ones(len(labels), bool)
-        least = accuracy_drop(right, right).upper
+        least = accuracy_drop(0, 0, len(labels)).upper
         if least > limit:
             raise TargetError(
                 f"{self.reference.data} cannot promise a drop of at most {100 * limit:g} points: without a single error the "

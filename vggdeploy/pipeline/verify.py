@@ -9,7 +9,7 @@ import msgspec
 
 from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
 from vggdeploy.bundle.store import now
-from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.errors import BuildError, IncompatibleError, UsageError
 from vggdeploy.files import check_writable
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
@@ -89,12 +89,13 @@ def verify_bundle(
     if record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(bundle.manifest, records)
+    found, untaken = _take_apart(bundle, records, threads, on_stage) if layers else ((), ())
     return ParityReport(
         bundle=str(bundle.root),
         created=now(),
         variants=tuple(records),
-        layers=_take_apart(bundle, records, threads, on_stage) if layers else (),
-        notes=notes,
+        layers=found,
+        notes=(*notes, *untaken),
     )
 
 
@@ -145,10 +146,13 @@ def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_stag
 
 def _take_apart(
     bundle: Bundle, records: Sequence[ParityRecord], threads: int | None, on_stage: Stage
-) -> tuple[LayerReport, ...]:
-    """Every variant that failed, once."""
-    found = []
+) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
+    """Every variant that failed, once; and a note for each that cannot be taken apart: its verdict stands all the same."""
+    found, notes = [], []
     for name in dict.fromkeys(r.variant for r in records if r.verdict is Verdict.FAIL):
         on_stage(f"looking for the layer at which {name} leaves the reference")
-        found.append(localise(bundle, name, threads=threads))
-    return tuple(found)
+        try:
+            found.append(localise(bundle, name, threads=threads))
+        except (UsageError, BuildError) as error:
+            notes.append(f"no layers of {name}: {error.cause}; {error.hint}")
+    return tuple(found), tuple(notes)
