@@ -22,7 +22,7 @@ from vggdeploy.bench.loadgen import issue
 from vggdeploy.bench.scenarios import Load
 from vggdeploy.bench.stats import ratio_interval
 from vggdeploy.bundle import Bundle
-from vggdeploy.parity.compare import Array
+from vggdeploy.parity.spool import Array
 from vggdeploy.pipeline.bench import POOL, bench_bundle
 from vggdeploy.pipeline.samples import measuring_pool
 from vggdeploy.runtime import open_session

@@ -106,6 +106,11 @@ def top5(outputs: Outputs) -> NDArray[np.int64] | None:
     return np.argpartition(scores, -TOP, axis=1)[:, -TOP:]
 
 
+def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> AccuracyDrop:
+    """The drop of accuracy from which of the same samples were right before, and which are after."""
+    return accuracy_drop(int((before & ~after).sum()), int((after & ~before).sum()), len(after))
+
+
 class ClassCounts:
     """What became of the best classes, counted batch by batch: flips, and who was right where labels are known."""
 

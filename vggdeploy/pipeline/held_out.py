@@ -19,7 +19,7 @@ from vggdeploy.errors import CheckpointError, DataError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.summary import summarise
 from vggdeploy.model.vgg import VGG
-from vggdeploy.parity.bounds import accuracy_drop
+from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import AccuracyDrop, Origin, Size
 from vggdeploy.spec import ModelSpec
@@ -98,8 +98,7 @@ class HeldOut:
                     f"the accuracy of the original is known on {origin.dataset}, and not on this {split} split of {self.name}",
                     "start again from the checkpoint that was trained",
                 )
-            lost, won = int((before & ~now).sum()), int((now & ~before).sum())
-            found[split] = accuracy_drop(lost, won, len(now))
+            found[split] = paired_drop(before, now)
         return found
 
 

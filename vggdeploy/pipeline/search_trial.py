@@ -22,7 +22,7 @@ from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.optimize.channels import Widths
 from vggdeploy.optimize.goals import cost, misses
-from vggdeploy.parity.metrics import accuracy_drop, top1
+from vggdeploy.parity.metrics import paired_drop, top1
 from vggdeploy.pipeline.export import export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, Hits, origin_of, unpack
 from vggdeploy.pipeline.optimize import BUNDLE_STEPS
@@ -148,7 +148,7 @@ def drop_of(bench: Bench, bundle: Bundle, variant: Variant, split: str, work: Wo
             chosen = top1(run_batch(session, to_input(images.batch(positions), manifest)))
             assert chosen is not None  # noqa: S101  # a bundle that `export_bundle` made has logits
             answers.append(chosen == images.labels[positions])
-    return accuracy_drop(bench.hits(split), np.concatenate(answers))
+    return paired_drop(bench.hits(split), np.concatenate(answers))
 
 
 def bundle_bytes(bundle: Bundle, variant: Variant) -> int:
