@@ -20,6 +20,7 @@ from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.bundle.precision import Product, by_type, check
 from vggdeploy.cli.app import run
 from vggdeploy.errors import BundleError, ParityError
+from vggdeploy.parity.order import sorted_nodes
 from vggdeploy.parity.products import read_onnx, skeleton
 from vggdeploy.pipeline.readback import layer_names, read_products
 from vggdeploy.types import Precision
@@ -154,3 +155,16 @@ def test_no_damage_leads_to_anything_else_than_that_error(bundle: Bundle, tmp_pa
     (tmp_path / "m.onnx").write_bytes(damaged[: data.draw(st.integers(1, len(model)))])
     with contextlib.suppress(BundleError):
         read_onnx(tmp_path / "m.onnx", {})
+
+
+def test_a_graph_out_of_order_is_read_as_well(onnx_files: dict[Precision, Path], tmp_path: Path) -> None:
+    """As quantisers write it: what makes a product's input stands behind the product."""
+    for precision in (Precision.INT8, Precision.FP16):
+        model = onnx.load(onnx_files[precision])
+        nodes = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(reversed(nodes))
+        onnx.save(model, tmp_path / "reversed.onnx")
+        found = read_onnx(tmp_path / "reversed.onnx", {})
+        assert sorted(found) == sorted(read_onnx(onnx_files[precision], {}))
+        assert [node.name for node in sorted_nodes(model.graph.node)][-1] == nodes[-1].name

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from vggdeploy.bundle.precision import Product
 from vggdeploy.errors import BundleError
+from vggdeploy.parity.order import sorted_nodes
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
@@ -52,7 +53,7 @@ def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     integers: dict[str, str] = {}  # tensor → the type that it was dequantised from
     origins: dict[str, str] = {}  # tensor → the weights that it was made of
     found = []
-    for index, node in enumerate(graph.node):
+    for index, node in enumerate(sorted_nodes(graph.node)):
         if node.op_type in _PRODUCTS | _INTEGER_PRODUCTS:
             weight = node.input[3 if node.op_type == "QLinearConv" else 1]
             name = _layer_name(node, origins.get(weight, weight), layers, index)
