@@ -29,7 +29,7 @@ from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.data.loaders import load_split
 from vggdeploy.files import sha256_of
 from vggdeploy.optional import import_silent, installed, version
-from vggdeploy.parity.metrics import accuracy_drop
+from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 BASELINE = "onnxruntime FP32"
@@ -187,7 +187,7 @@ def accuracy(job: Job, checkpoint: Path) -> dict[str, Any]:
     rows: dict[str, Any] = {BASELINE: {"accuracy": float(right.mean())}}
     for name, file in FILES.items():
         classes = outputs[name].argmax(1)
-        drop = accuracy_drop(right, classes == test.labels)
+        drop = paired_drop(right, classes == test.labels)
         rows[name] = {
             "accuracy": float((classes == test.labels).mean()),
             "drop_points": 100 * drop.drop,
