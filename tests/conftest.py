@@ -21,9 +21,9 @@ from vggdeploy.types import Precision
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """``gpu``, ``slow`` and ``network`` are opt-in: they run only when ``-m`` names them."""
+    """``late``, ``slow``, ``gpu`` and ``network`` are opt-in: they run only when ``-m`` names them."""
     asked = config.getoption("-m") or ""
-    for mark in ("gpu", "slow", "network", "tensorrt"):
+    for mark in ("late", "slow", "gpu", "network", "tensorrt"):
         if mark not in asked:
             skip = pytest.mark.skip(reason=f"opt in with -m {mark}")
             for item in items:

@@ -14,6 +14,8 @@ import pytest
 
 from vggdeploy.cli.app import run
 
+pytestmark = pytest.mark.late
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"(?P<skip><!-- not run: [^\n]+-->\n)?```(?P<kind>python|console)\n(?P<text>.*?)```", re.DOTALL)

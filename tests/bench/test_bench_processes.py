@@ -20,6 +20,8 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, InputError, IntegrityError, VggdeployError
 from vggdeploy.types import Device
 
+pytestmark = pytest.mark.late
+
 
 def entry(bundle: Bundle, variant: str, device: str = "cpu") -> Entry:
     return Entry(bundle, bundle.manifest.variant(variant), Device.parse(device), variant)

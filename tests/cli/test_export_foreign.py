@@ -31,6 +31,8 @@ from vggdeploy.pipeline import samples
 from vggdeploy.pipeline.adopt import read_labels
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 
+pytestmark = pytest.mark.late
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "images"
 IMAGENET = VGG16_Weights.IMAGENET1K_V1
 

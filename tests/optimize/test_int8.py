@@ -25,6 +25,8 @@ from vggdeploy.pipeline.variants import Work
 from vggdeploy.runtime import open_session
 from vggdeploy.types import Verdict
 
+pytestmark = pytest.mark.late
+
 
 def files(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}

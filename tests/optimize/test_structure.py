@@ -30,6 +30,8 @@ from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.types import Verdict
 
+pytestmark = pytest.mark.late
+
 UNTUNED = Job(tuning=Tuning(epochs=0))
 
 

@@ -15,7 +15,7 @@ from vggdeploy.report.write import write_report
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = [pytest.mark.browser, needs_chromium]
+pytestmark = [pytest.mark.late, pytest.mark.browser, needs_chromium]
 PICTURES = 9  # accuracy against latency, two distributions, throughput, load, memory, cold start, parity, layers
 
 

@@ -20,6 +20,8 @@ from serve.conftest import Command, Starts
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.cli.app import run
 
+pytestmark = pytest.mark.late
+
 
 def test_it_serves_logs_json_with_request_ids_and_ends_with_0_after_sigterm(
     start: Starts, bundle_dir: Path, digit_png: Path

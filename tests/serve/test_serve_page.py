@@ -18,7 +18,7 @@ from vggdeploy.serve.settings import Settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, needs_chromium]
+pytestmark = [pytest.mark.late, pytest.mark.browser, needs_chromium]
 TOKEN = "correct-horse-battery-staple"  # noqa: S105
 
 

@@ -16,6 +16,8 @@ from vggdeploy.cli.app import run
 from vggdeploy.model.vgg import new_vgg
 from vggdeploy.train.batches import epoch_batches
 
+pytestmark = pytest.mark.late
+
 # Without dropout: what a process draws is its own. 160 images.
 OPTIONS = "--width 0.05 --hidden 16 --dropout 0 --per-class 16 --precision fp32 --threads 1"
 # What is run, and how far all weights may part, as a share of what they moved. torch's own batch norm on the CPU, which

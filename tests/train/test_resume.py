@@ -22,6 +22,8 @@ from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import Progress, TrainingRecord
 from vggdeploy.train.state import RESUME_NAME, STATE_NAME
 
+pytestmark = pytest.mark.late
+
 # Dropout, augmentation, momentum, a moving learning rate and batch norm: whatever a resumed run could get wrong.
 QUICK = Recipe(
     width=0.05, hidden=16, epochs=3, batch_size=64, per_class=30, augment=("flip", "crop")
