@@ -69,8 +69,8 @@ def resident():
 
 pages = 2**26 // resource.getpagesize()
 with memory_kept():
-    use()
-    assert min(use() for _ in range(5)) < pages / 10
+    found = [use() for _ in range(30)]  # the allocator settles within a few steps; a training has thousands
+    assert all(faults < pages / 10 for faults in found[-10:]), found
     kept = resident()
 assert resident() < kept - pages / 2
 """
