@@ -21,7 +21,7 @@ from vggdeploy.engine import load
 from vggdeploy.errors import Overloaded, VggdeployError
 from vggdeploy.serve import images, page, protocol
 from vggdeploy.serve.guard import Guard
-from vggdeploy.serve.logs import LOGGER, say
+from vggdeploy.serve.logs import LOGGER, say, write_to_stderr
 from vggdeploy.serve.metrics import Metrics
 from vggdeploy.serve.replies import error_reply, known_error
 from vggdeploy.serve.settings import Settings
@@ -56,6 +56,7 @@ def open_engine(settings: Settings, metrics: Metrics | None = None) -> AsyncEngi
 
 def worker_app() -> FastAPI:
     """The application of a worker process, which finds its settings in the environment."""
+    write_to_stderr()
     return create_app(msgspec.json.decode(os.environ[SETTINGS_VARIABLE], type=Settings))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import logging.config
 import time
 from typing import Any
 
@@ -29,18 +28,16 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
-def config() -> dict[str, Any]:
-    """For `logging.config.dictConfig`, and for uvicorn, whose own lines take the same form."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"json": {"()": "vggdeploy.serve.logs.JsonLines"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
-        "loggers": {
-            name: {"handlers": ["stderr"], "level": "INFO", "propagate": False}
-            for name in ("vggdeploy.serve", "uvicorn")
-        },
-    }
+def write_to_stderr() -> None:
+    """Send the server's and uvicorn's lines there in this form. Other loggers and handlers of the process stay as they
+    are: `logging.config` would first close all that there are, an application's own among them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name in ("vggdeploy.serve", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def say(message: str, **about: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging.config
 import os
 import shutil
 import signal
@@ -39,7 +38,7 @@ def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int
         not start.
     """
     settings.token()  # a wrong one is found before anything is opened
-    logging.config.dictConfig(logs.config())
+    logs.write_to_stderr()
     with _listening(settings) as listener:
         metrics = Metrics()
         many = open_engine(settings, metrics)
@@ -93,7 +92,7 @@ def _config(settings: Settings, app: object, *, factory: bool = False, workers: 
         http=TimedProtocol,
         ws="none",
         lifespan="on",
-        log_config=logs.config(),
+        log_config=None,  # `logs.write_to_stderr` has done it
         access_log=False,
         server_header=False,
         proxy_headers=False,  # what a client says of its own address is not believed
