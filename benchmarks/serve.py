@@ -79,16 +79,25 @@ def request_bytes(image: np.ndarray) -> bytes:
 class Client:
     """One connection that asks and waits: as little work as possible on the cores that are measured."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
 
     @classmethod
     async def connect(cls, port: int) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+        client = cls(port)
+        await client._open()
+        return client
+
+    async def _open(self) -> None:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
 
     async def ask(self, request: bytes) -> int:
-        """The status of the answer."""
+        """The status of the answer. A connection that the server closed because it was idle is opened anew."""
+        if self.reader.at_eof():
+            self.writer.close()
+            await self._open()
         self.writer.write(request)
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image, ImageFile
 
 from vggdeploy.errors import InputError
+from vggdeploy.parity.pixels import IMAGES
 from vggdeploy.preprocess import FORMATS, MAX_PIXELS, prepare
 from vggdeploy.spec import PreprocessSpec
 
-IMAGES = Path(__file__).parent / "golden" / "images"
 MIB = 2**20
 SPEC = PreprocessSpec()
 GREY = PreprocessSpec(mode="L", resize=32, crop=32, mean=(0.5,), std=(0.5,))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vggdeploy.errors import InputError
+from vggdeploy.parity.pixels import IMAGES
 from vggdeploy.preprocess import prepare
 from vggdeploy.spec import PreprocessSpec
 
-IMAGES = Path(__file__).parent / "golden" / "images"
 # Of each format the files that reach the most of its parser.
 NAMES = (
     "rgb-portrait.png", "palette-alpha.png", "grey16-clear.png", "exif-6.png", "exif-6.jpg", "cmyk.jpg",

@@ -6,50 +6,57 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden.specs import GEOMETRY, MODES, SPECS
 from PIL import Image
 
+from vggdeploy.errors import InputError
+from vggdeploy.parity import pixels
+from vggdeploy.parity.pixels import EXPECTED, IMAGES, cases, check_pixels, spec_of
 from vggdeploy.preprocess import prepare
-from vggdeploy.spec import PreprocessSpec
+from vggdeploy.types import Verdict
 
-GOLDEN = Path(__file__).parent / "golden"
-EXPECTED = dict(np.load(GOLDEN / "expected.npz"))
-FILES = sorted((GOLDEN / "images").iterdir())
-LOSSY = {".jpg", ".mpo"}
 MODES_SEEN = {"L", "LA", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "I"}
 
 
-def spec_of(name: str) -> PreprocessSpec:
-    mode, resize, crop, interpolation = SPECS[name]
-    channels = 1 if mode == "L" else 3
-    return PreprocessSpec(
-        mode=mode, resize=resize, crop=crop, interpolation=interpolation, mean=(0.5,) * channels, std=(0.5,) * channels
-    )
+def test_every_file_gives_its_golden_pixels() -> None:
+    found = check_pixels()
+    assert found.reasons == ()
+    assert found.verdict is Verdict.PASS
+    assert found.against == "129 golden arrays"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_file_gives_its_golden_pixels(path: Path) -> None:
-    for name in SPECS if path.name in GEOMETRY else MODES:
-        found, expected = prepare(path, spec_of(name)), EXPECTED[f"{path.name}:{name}"]
-        assert found.dtype == np.uint8
-        assert found.shape == expected.shape
-        if path.suffix in LOSSY:
-            # Decoders may round a level away, and quarters that meet may ring: no more than that.
-            error = np.abs(found.astype(int) - expected)
-            assert error.max() <= 16, name
-            assert error.mean() <= 1.5, name
-        else:
-            np.testing.assert_array_equal(found, expected, err_msg=name)
+def test_every_golden_array_has_its_file() -> None:
+    with np.load(EXPECTED) as arrays:
+        assert {f"{path.name}:{name}" for path, name in cases()} == set(arrays)
 
 
-def test_every_golden_array_was_compared() -> None:
-    compared = {f"{p.name}:{name}" for p in FILES for name in (SPECS if p.name in GEOMETRY else MODES)}
-    assert compared == EXPECTED.keys()
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda found: found[::-1], "rgb.png as RGB, bilinear 20, cropped to 16: "),
+        (lambda found: found[..., ::-1], "rgb.png as RGB, bilinear 20, cropped to 16: "),
+        (lambda found: found ^ np.uint8(found.shape[0] == 31), "rgb.png as RGB, bicubic 48, cropped to 31: "),
+        (lambda found: found + np.uint8(20), "grey.jpg as L, bilinear 20, cropped to 17: "),
+    ],
+)
+def test_other_pixels_fail_and_the_file_is_named(change, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "prepare", lambda path, spec: change(prepare(path, spec)))
+    found = check_pixels()
+    assert found.verdict is Verdict.FAIL
+    assert any(reason.startswith(what) and "values differ, by up to" in reason for reason in found.reasons)
+    assert "Pillow" in found.reasons[-1]
+
+
+def test_a_file_that_cannot_be_read_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: Path, spec: object) -> None:
+        raise InputError(f"{path.name} is not an image in a known format", "x")
+
+    monkeypatch.setattr(pixels, "prepare", refusing)
+    assert "rgb.webp is not an image in a known format" in " ".join(check_pixels().reasons)
 
 
 def test_the_files_cover_every_mode_and_orientation() -> None:
     modes, orientations = set(), set()
-    for path in FILES:
+    for path in IMAGES.iterdir():
         with Image.open(path) as image:
             modes.add(image.mode)
             orientations.add(image.getexif().get(274, 1))
@@ -57,10 +64,10 @@ def test_the_files_cover_every_mode_and_orientation() -> None:
     assert orientations == set(range(1, 9))
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.suffix == ".png"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(IMAGES.glob("*.png")), ids=lambda path: path.name)
 def test_path_text_bytes_and_open_image_are_the_same_image(path: Path) -> None:
     spec = spec_of("rgb")
-    expected = EXPECTED[f"{path.name}:rgb"]
+    expected = prepare(path, spec)
     for source in (str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes())):
         np.testing.assert_array_equal(prepare(source, spec), expected)
     with Image.open(path) as image:

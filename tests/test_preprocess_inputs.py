@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from vggdeploy.errors import InputError
+from vggdeploy.parity.pixels import IMAGES
 from vggdeploy.preprocess import find_images, prepare, prepare_batch
 from vggdeploy.spec import PreprocessSpec
 
-IMAGES = Path(__file__).parent / "golden" / "images"
 SPEC = PreprocessSpec()
 GREY = PreprocessSpec(mode="L", resize=32, crop=32, mean=(0.5,), std=(0.5,))
 

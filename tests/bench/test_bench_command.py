@@ -71,6 +71,12 @@ def test_the_sentence_stands_above_the_table(bundle_dir: Path, capsys: pytest.Ca
         (["--pin", "99999"], "may not run on CPU 99999"),
         (["--percentile", "95"], "50, 90, 99"),
         (["--percentile", "50", "--scenario", "offline"], "--percentile belong to the comparison"),
+        (
+            ["--rounds", "3", "--scenario", "offline"],
+            "--rounds, --roof, --pin and --percentile belong to the comparison",
+        ),
+        (["--rounds", "3", "--gpu-detail"], "--rounds, --roof, --pin and --percentile belong to the comparison"),
+        (["--roof", "--scenario", "offline"], "--rounds, --roof, --pin and --percentile belong to the comparison"),
         (["--pin", "0", "--gpu-detail"], "--pin and --percentile belong"),
         (["--duration", "0"], "above 0"),
         (["--duration", "nan"], "above 0"),

@@ -2,9 +2,10 @@
 
     python tests/golden/make.py
 
-Every file here is an encoding of pixels that this script computed; `expected.npz` holds what preprocessing has to make
-of them. It is computed from those pixels, not from the files, and without vggdeploy: the modes by the formulas below,
-the geometry by torchvision. So a golden array is a second opinion, not a recording.
+Every file is an encoding of pixels that this script computed; `expected.npz` holds what preprocessing has to make of
+them. It is computed from those pixels, not from the files, and without vggdeploy's preprocessing: the modes by the
+formulas below, the geometry by torchvision. So a golden array is a second opinion, not a recording. Both travel with
+the package, for `vggdeploy verify --strict-preprocess`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from specs import GEOMETRY, MODES, SPECS
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-HERE = Path(__file__).parent
-FILES = HERE / "images"
+from vggdeploy.parity.pixels import EXPECTED, GEOMETRY, IMAGES, MODES, SPECS
 
 Pixels = np.ndarray[Any, Any]
 
@@ -225,13 +223,13 @@ def save(pixels: Pixels | Image.Image, kind: str = "PNG", mode: str | None = Non
 
 
 def main() -> None:
-    FILES.mkdir(exist_ok=True)
+    IMAGES.mkdir(exist_ok=True)
     arrays = {}
     for name, (data, rgb) in {**pngs(), **others(), **jpegs()}.items():
-        (FILES / name).write_bytes(data)
+        (IMAGES / name).write_bytes(data)
         for spec in SPECS if name in GEOMETRY else MODES:
             arrays[f"{name}:{spec}"] = expected(rgb, SPECS[spec])
-    np.savez_compressed(HERE / "expected.npz", **arrays)
+    np.savez_compressed(EXPECTED, **arrays)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vggdeploy.optimize.channels import macs_of, widths_of, with_widths
 from vggdeploy.optimize.goals import Budget, check_goal, choose_widths, closest, cost, front, misses, speed_of, winner
 from vggdeploy.records import AccuracyDrop, Candidate, Goal
 from vggdeploy.spec import ModelSpec
+from vggdeploy.types import Precision
 
 SPEC = ModelSpec.named("vgg11", image_size=64, classes=10)
 FLAT = {name: {width // 2: 0.0, width // 4: 0.0, width // 8: 0.0} for name, width in widths_of(SPEC).items()}
@@ -120,3 +121,8 @@ def test_widths_keep_the_share_that_was_asked_for(keep: float, hidden: float) ->
 def test_the_cost_of_a_network_counts_what_it_computes_and_what_it_reads() -> None:
     assert cost(1000, 0) == 1000
     assert cost(0, 10) == 500
+
+
+def test_on_a_gpu_int8_halves_the_work_and_the_bytes() -> None:
+    fp32, fp16, int8 = (cost(1000, 10, p) for p in (Precision.FP32, Precision.FP16, Precision.INT8))
+    assert (fp32, fp16, int8) == (2000 + 50 * 40, 1000 + 50 * 20, 500 + 50 * 10)

@@ -20,6 +20,7 @@ from vggdeploy.optional import installed
 from vggdeploy.pipeline.search import REPORT_NAME, Settings, search
 from vggdeploy.pipeline.search_state import STATE_NAME
 from vggdeploy.records import Candidate, Goal, SearchReport, Trial, from_json
+from vggdeploy.types import Verdict
 
 pytestmark = [
     pytest.mark.slow,
@@ -126,7 +127,35 @@ def test_a_killed_search_goes_on_where_it_was(
     assert Bundle.open(output).manifest.name == "b"
 
 
-@pytest.mark.parametrize("target", ["tensorrt-rtx:sm89", "tpu"])
-def test_a_target_that_is_not_this_machine_is_refused(checkpoint: Path, tmp_path: Path, target: str) -> None:
-    with pytest.raises(UsageError, match="a search for"):
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [("tpu", "unknown engine 'tpu'"), ("cpu:avx512", "a search for cpu:avx512"), ("tensorrt-rtx:sm89x", "sm89x")],
+)
+def test_a_target_that_there_is_not_is_refused(checkpoint: Path, tmp_path: Path, target: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
         search(checkpoint, tmp_path / "b", Goal(accuracy_drop=0.1, target=target), Budget(trials=1), QUICK)
+
+
+def test_a_latency_that_cannot_be_measured_is_no_goal(checkpoint: Path, tmp_path: Path) -> None:
+    goal = Goal(accuracy_drop=0.1, target="tensorrt-rtx", latency_ms=1.0)
+    with pytest.raises(UsageError, match="a latency limit for tensorrt-rtx, which is not measured here"):
+        search(checkpoint, tmp_path / "b", goal, Budget(trials=1), QUICK)
+
+
+@pytest.mark.skipif(not installed("tensorrt_rtx"), reason="pip install 'vggdeploy[rtx]'")
+def test_a_search_for_a_gpu_ranks_by_cost_builds_the_engine_and_says_that_nothing_was_measured(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    goal = Goal(accuracy_drop=0.05, target="tensorrt-rtx:sm89")
+    report = search(checkpoint, tmp_path / "b", goal, Budget(trials=2), QUICK)
+    assert not report.measured
+    assert {c.variant for c in report.front} <= {"onnx-fp16", "onnx-int8-symmetric"}
+    assert all(c.latency_ms is None and c.ratio is None for c in report.front)
+    won = next(c for c in report.front if (c.trial, c.variant) == (report.winner, report.chosen))
+    assert won.cost == min(c.cost for c in report.front if not c.misses)
+    assert "nothing was measured" in report.reason
+    (engine,) = [v for v in Bundle.open(tmp_path / "b").manifest.variants if v.format == "tensorrt-rtx"]
+    assert engine.verdict is Verdict.UNPROVEN
+    assert engine.build is not None
+    assert engine.build.targets == ("sm89",)
+    assert engine.build.source == report.chosen

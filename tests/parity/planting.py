@@ -11,6 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vggdeploy.bundle import Bundle, Manifest, update_bundle
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from vggdeploy.records import to_json
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -82,13 +84,22 @@ def channels_reversed(model: onnx.ModelProto) -> None:
     graph.node.insert(0, helper.make_node("Gather", [image, "bgr"], ["image_bgr"], axis=3))
 
 
-def flipped_bit(bit: int, position: int = 0) -> Change:
-    """One bit of one FP32 or FP16 number, counted from the lowest."""
+def flipped_bit(bit: int, position: int | None = None) -> Change:
+    """One bit of one FP32 or FP16 number (default: of the largest one), counted from the lowest."""
 
     def apply(array: np.ndarray) -> np.ndarray:
         flipped = array.copy()
         words = flipped.reshape(-1).view({2: np.uint16, 4: np.uint32}[array.itemsize])
-        words[position] ^= 1 << bit
+        words[np.abs(array).argmax() if position is None else position] ^= 1 << bit
         return flipped
 
     return apply
+
+
+def rewrite_checkpoint(root: Path, change: Callable[[Checkpoint], Checkpoint]) -> None:
+    """Change what the checkpoint in a bundle says of its weights."""
+    bundle = Bundle.open(root)
+    path = f"{bundle.manifest.reference().path}/{CHECKPOINT_NAME}"
+    changed = change(read_checkpoint(bundle.path(bundle.manifest.reference().path)))
+    with update_bundle(bundle) as draft:
+        draft.write(path, to_json(changed))

@@ -19,7 +19,7 @@ from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.machine import machine
-from vggdeploy.model.summary import summarise
+from vggdeploy.model.outputs import macs_of
 from vggdeploy.parity.spool import Array
 from vggdeploy.runtime import CheckedSession, GpuOptions, backend_for, cuda, open_session
 from vggdeploy.runtime.lane import Lane
@@ -76,7 +76,14 @@ def measure_gpu(
     _check(variant, images, batches, streams)
     where = device or Device("cuda")
     gpu = cuda.find_gpu(where)
-    subject = _Subject(bundle, variant, where, images, seconds, summarise(bundle.manifest.spec).macs)
+    subject = _Subject(
+        bundle,
+        variant,
+        where,
+        images,
+        seconds,
+        macs_of(bundle.manifest.spec, [o.name for o in bundle.manifest.outputs]),
+    )
     on_progress("roof")
     roof, missing = _roof(where, variant.precision)
     times: list[GpuTimes] = []

@@ -28,7 +28,9 @@ def bench(
             "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
         ),
     ] = 2.0,
-    rounds: Annotated[int, typer.Option("--rounds", help="How often the variants take turns.")] = 7,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="How often the variants take turns. Default: 7.")
+    ] = None,
     scenario: Annotated[
         str,
         typer.Option(
@@ -61,6 +63,12 @@ def bench(
     data_dir: DataDir = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write the medians to the manifest: 'auto' then picks the fastest here.")
+    ] = False,
+    roof: Annotated[
+        bool,
+        typer.Option(
+            "--roof", help="Also measure the CPUs' fastest matrix product, and the share of it that each reaches."
+        ),
     ] = False,
     gpu_detail: Annotated[
         bool,
@@ -99,14 +107,17 @@ def bench(
     from vggdeploy.cli.options import cpu_list, split_names, split_numbers
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.errors import UsageError
-    from vggdeploy.pipeline.bench import bench_bundle
+    from vggdeploy.pipeline.bench import DEFAULT_ROUNDS, bench_bundle
     from vggdeploy.types import Device
 
     if not 0 < seconds < inf:
         raise UsageError(f"a duration of {seconds:g} seconds", "give a time above 0")
     batches, cpus, scenarios = split_numbers(batch), cpu_list(pin), split_names(scenario)
-    if (scenarios or gpu_detail) and (cpus or percentile):
-        raise UsageError("--pin and --percentile belong to the comparison in rounds", "leave --scenario or them out")
+    if (scenarios or gpu_detail) and (cpus or percentile or roof or rounds is not None):
+        raise UsageError(
+            "--rounds, --roof, --pin and --percentile belong to the comparison in rounds",
+            "leave --scenario and --gpu-detail out, or these",
+        )
     if (target_qps is not None or latency_bound is not None or find_qps) and "server" not in scenarios:
         raise UsageError(
             "--target-qps, --latency-bound and --find-qps belong to the server scenario", "add --scenario server"
@@ -142,7 +153,8 @@ def bench(
             batches=batches,
             device=Device.parse(device) if device else None,
             seconds=seconds,
-            rounds=rounds,
+            rounds=DEFAULT_ROUNDS if rounds is None else rounds,
+            roof=roof,
             threads=threads,
             pin=cpus,
             percentile=percentile or 90,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vggdeploy.cli.cluster import RayAddress, RayWorkers, ShardSize
 from vggdeploy.cli.options import BundlePath, DeviceName, Json, Rebuild, Threads
 
 
@@ -37,17 +38,29 @@ def embed(
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that stands there.")] = False,
     rebuild: Rebuild = False,
+    ray: RayAddress = None,
+    ray_workers: RayWorkers = None,
+    shard: ShardSize = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Embed any number of images in constant memory. An image that cannot be used is reported and skipped."""
     from rich.markup import escape
 
-    from vggdeploy.cli import render
+    from vggdeploy.cli import cluster, render
     from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
     from vggdeploy.pipeline.embed import embed_files
     from vggdeploy.pipeline.vectors import check_target
 
+    if ray is not None:
+        cluster.refuse_with_ray(
+            {"--batch": batch, "--strict": strict, "--device": device, "--force": force, "--rebuild": rebuild}
+        )
+        return cluster.run(
+            "embed", bundle, images, target, address=ray, workers=ray_workers, size=shard, threads=threads, json=json,
+            backend=backend, variant=variant, output=output, pool=pool, normalise=normalise,
+        )  # fmt: skip
+    cluster.refuse_without_ray({"--ray-workers": ray_workers, "--shard": shard})
     file = _file(target, output)
     check_target(file, overwrite=force)  # before the bundle's hundreds of megabytes are hashed
     with rebuild_bar() as tell:
@@ -72,13 +85,14 @@ def embed(
         )
     if json:
         render.emit_json(report)
-        return
+        return 0
     what = f"{report.output}{' of unit length' if normalise else ''}, {report.variant} on {report.device}"
     render.out.print(
         f"[bold]{escape(str(file))}[/]  {report.images:,} × {' × '.join(map(str, report.shape))}, {escape(what)}"
     )
     skipped = f", [yellow]{report.skipped:,} skipped[/]" if report.skipped else ""
     render.note(f"[dim]{report.images_per_second:,.0f} images/s[/]{skipped}")
+    return 0
 
 
 def _file(target: Path | None, output: str | None) -> Path:

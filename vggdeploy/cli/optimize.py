@@ -118,7 +118,12 @@ def optimize(
         float | None, typer.Option(help="Megabytes (10⁶ bytes) of the variant, at most.", **SEARCH)
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="cpu", help="What to be fast on: this machine's CPU.", **SEARCH)
+        str | None,
+        typer.Option(
+            metavar="cpu|tensorrt-rtx:GPU,…",
+            help="What to be fast on: this machine's CPU, or GPUs that an engine is built for unmeasured.",
+            **SEARCH,
+        ),
     ] = None,
     budget: Annotated[
         str | None,

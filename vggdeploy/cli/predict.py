@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vggdeploy.cli.cluster import RayAddress, RayWorkers, ShardSize
 from vggdeploy.cli.options import BundlePath, DeviceName, Json, Rebuild, Threads
 
 
@@ -19,15 +20,26 @@ def predict(
     device: DeviceName = None,
     threads: Threads = None,
     rebuild: Rebuild = False,
+    directory: Annotated[Path | None, typer.Option("-o", help="With --ray: the directory to write.")] = None,
+    ray: RayAddress = None,
+    ray_workers: RayWorkers = None,
+    shard: ShardSize = None,
     json: Json = False,
 ) -> int:
     """Classify images. An image that cannot be used is reported; the others are answered, and the exit code is 1."""
-    from vggdeploy.cli import render, tables
+    from vggdeploy.cli import cluster, render, tables
     from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
     from vggdeploy.errors import InputError
     from vggdeploy.preprocess import find_images
 
+    if ray is not None:
+        cluster.refuse_with_ray({"--device": device, "--rebuild": rebuild})
+        return cluster.run(
+            "predict", bundle, images, directory, address=ray, workers=ray_workers, size=shard, threads=threads,
+            json=json, backend=backend, variant=variant, top=top,
+        )  # fmt: skip
+    cluster.refuse_without_ray({"--ray-workers": ray_workers, "--shard": shard, "-o": directory})
     paths = find_images(images)
     bad = 0
     answers: list[dict[str, object]] = []

@@ -52,12 +52,7 @@ def run_search(
 
         def note(trial: Trial, front: list[Candidate]) -> None:
             best = next((c for c in front if not c.misses), None)
-            speed = (
-                f"{best.ratio:.1f} × in {best.variant}, {best.bytes / MEGABYTE:.2f} MB"
-                if best and best.ratio
-                else "none"
-            )
-            render.note(escape(f"trial {trial.number + 1}: {_told(trial)}; best that holds: {speed}"))
+            render.note(escape(f"trial {trial.number + 1}: {_told(trial)}; best that holds: {_best(best)}"))
 
         found = search(
             source, output, goal, wanted, Settings(**settings, on_stage=stage, on_trial=note), resume=resume,
@@ -72,6 +67,12 @@ def run_search(
     return EXIT_INTERRUPTED if report.interrupted else 0
 
 
+def _best(one: Candidate | None) -> str:
+    if one is None:
+        return "none"
+    return f"{f'{one.ratio:.1f} × in ' if one.ratio else ''}{one.variant}, {one.bytes / MEGABYTE:.2f} MB"
+
+
 def _told(trial: Trial) -> str:
     if trial.drop is None:
         return f"left out, {trial.skipped}"
@@ -83,6 +84,11 @@ def search_table(report: SearchReport) -> None:
     """The verdict, then the front, the fastest first."""
     render.out.print(f"[bold green]{escape(report.reason)}[/]")
     original = f"{report.original_latency_ms:.2f} ms, " if report.original_latency_ms else ""
+    if not report.measured:
+        render.out.print(
+            f"[yellow]{escape(report.goal.target)} was not measured here: candidates are ranked by multiply-accumulates and "
+            "bytes, and the engine is unproven until its GPU ran it[/]"
+        )
     render.out.print(
         f"[dim]the original on plain ONNX Runtime, FP32: {original}{report.original_bytes / MEGABYTE:.2f} MB; "
         f"{len(report.trials)} trials, seed {report.seed}, on {escape(report.machine.cpu)}[/]\n"

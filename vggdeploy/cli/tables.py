@@ -16,6 +16,7 @@ from vggdeploy.machine import fingerprint
 from vggdeploy.records import (
     BenchReport,
     BenchRow,
+    Check,
     LayerReport,
     ParityRecord,
     ParityReport,
@@ -122,14 +123,26 @@ def parity_table(report: ParityReport) -> None:
     for r in report.variants:
         for reason in r.reasons:
             print_reason(r.variant, reason)
-    for check in report.checks:
-        out.print(f"{LIGHTS[check.verdict]}  {escape(check.what)}, against {escape(check.against)}")
-        for reason in check.reasons:
-            print_reason(check.what, reason)
+    _print_checks(report.checks)
     for text in report.notes:
         print_reason("note", text)
     for found in report.layers:
         layer_table(found)
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    """What passed in one line for each thing that it was compared with; all else with its reasons."""
+    passed: dict[str, list[str]] = {}
+    for check in checks:
+        if check.verdict is Verdict.PASS:
+            passed.setdefault(check.against, []).append(check.what)
+    for against, what in passed.items():
+        out.print(f"{LIGHTS[Verdict.PASS]}  {escape(', '.join(what))}: as in {escape(against)}")
+    for check in checks:
+        if check.verdict is not Verdict.PASS:
+            out.print(f"{LIGHTS[check.verdict]}  {escape(check.what)}, against {escape(check.against)}")
+            for reason in check.reasons:
+                print_wrong(check.what, reason)
 
 
 def layer_table(report: LayerReport) -> None:
@@ -170,11 +183,26 @@ def bench_table(report: BenchReport) -> None:
     ]
     columns = ["variant", "parity", "run", "shown", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed ×"]
     table([*columns, "CPU ms/image", "J/image"], rows, left=4)
+    _roof_table(report)
     _fresh_table(report)
     _reasons(report.rows)
     unchecked = dict.fromkeys(text for row in report.rows for text in row.not_checked)
     if unchecked:
         out.print(f"  [dim]not checked here: {escape('; '.join(unchecked))}[/]")
+
+
+def _roof_table(report: BenchReport) -> None:
+    """The operations that each row reached, beside the fastest matrix product measured."""
+    if not report.roofs:
+        return
+    roofs = ", ".join(f"{r.precision} {r.giga_ops:,.0f} ({escape(r.library)})" for r in report.roofs)
+    out.print(f"the roof in GOP/s, {report.roofs[0].threads} threads: {roofs}")
+    rows = [
+        [escape(r.variant), str(r.batch), f"{r.giga_ops:,.0f}", "–" if r.roof_share is None else f"{r.roof_share:.0%}"]
+        for r in report.rows
+        if r.giga_ops is not None
+    ]
+    table(["variant", "batch", "GOP/s", "of the roof"], rows)
 
 
 def _fresh_table(report: BenchReport) -> None:

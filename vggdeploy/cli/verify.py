@@ -47,6 +47,13 @@ def verify(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A directory for the pictures of --layers (PNG, HTML).")
     ] = None,
+    strict_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--strict-preprocess",
+            help="Compare decoding, resizing and cropping with golden arrays and torchvision, too.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
     threads: Threads = None,
     record: Annotated[bool, typer.Option("--record", help="Write the verdicts to the bundle's manifest.")] = False,
@@ -89,6 +96,7 @@ def verify(
             record=record,
             limits=limits,
             layers=layers,
+            strict_preprocess=strict_preprocess,
             on_stage=stage,
         )
     report = with_command(report)

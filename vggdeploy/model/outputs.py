@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.model.layers import Layer, layers_of
@@ -33,6 +33,13 @@ def output_layers(spec: ModelSpec) -> dict[str, Layer]:
         elif layer.name == "fc8":
             found[LOGITS] = found[PROBABILITIES] = layer
     return found
+
+
+def macs_of(spec: ModelSpec, names: Iterable[str]) -> int:
+    """Multiply-accumulates of one image up to the last of these outputs: what lies behind it is not in the graph."""
+    layers, taken = layers_of(spec), output_layers(spec)
+    last = max(layers.index(taken[name]) for name in names)
+    return sum(layer.macs for layer in layers[: last + 1])
 
 
 def output_specs(spec: ModelSpec, names: Sequence[str]) -> tuple[TensorSpec, ...]:

@@ -10,10 +10,13 @@ from vggdeploy.errors import UsageError
 from vggdeploy.optimize.channels import FLOOR, Sensitivity, Widths, allocate, check_share, with_widths
 from vggdeploy.records import Candidate, Goal
 from vggdeploy.spec import ModelSpec
+from vggdeploy.types import Precision
 
 # Multiply-accumulates that a device makes in the time that it takes to read a byte of weights, by order of magnitude: two
 # cores with VNNI make 10¹² a second and read 2·10¹⁰ bytes; a GPU makes 10¹⁴ and reads 10¹².
 MACS_A_BYTE = 50
+# Of a multiply-accumulate beside FP16's, and the bytes of a weight: tensor cores make twice as many in INT8.
+_COSTS = {Precision.FP32: (2.0, 4), Precision.FP16: (1.0, 2), Precision.INT8: (0.5, 1)}
 MEGABYTE = 10**6
 _NEVER = 1e9  # nats: what a layer that is fixed pretends to cost
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)")
@@ -55,11 +58,16 @@ def check_goal(goal: Goal) -> None:
             raise UsageError(f"{value:g} {what}", "give a limit above 0")
 
 
-def cost(macs: int, parameters: int) -> float:
+def cost(macs: int, parameters: int, precision: Precision | None = None) -> float:
     """What one image costs, in multiply-accumulates: those of the network, and those that could have been made in the
-    time its weights take to be read, at a byte each. It ranks networks where no clock may decide: the same seed has to
-    repeat the same choices."""
-    return float(macs + MACS_A_BYTE * parameters)
+    time its weights take to be read. It ranks networks where no clock may decide: the same seed has to repeat the same
+    choices, and a GPU that is not here cannot be asked.
+
+    Args:
+        precision: of a variant for a GPU; None for a network, of which a weight counts as a byte.
+    """
+    work, size = _COSTS[precision] if precision else (1.0, 1)
+    return float(work * macs + MACS_A_BYTE * size * parameters)
 
 
 def choose_widths(spec: ModelSpec, sensitivity: Sensitivity, keep: float, hidden: float) -> Widths:

@@ -13,67 +13,112 @@ from numpy.typing import NDArray
 
 from vggdeploy.errors import BuildError
 from vggdeploy.parity.metrics import OutputStats
+from vggdeploy.parity.order import sorted_nodes
+from vggdeploy.parity.products import KEY, PRODUCTS
 from vggdeploy.records import LayerParity, LayerReport
 from vggdeploy.types import Precision
 
-PREPROCESS = "preprocess"
+PREPROCESS, LOGITS = "preprocess", "logits"
+# What hands values on, rounded or not.
+_PASSING = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
 # What one layer may add to the error of the one before: rounding of that precision, with room for cancellation.
 _NOISE = {Precision.FP32: 1e-5, Precision.FP16: 5e-3, Precision.BF16: 4e-2, Precision.INT8: 1.5e-1}
 _JUMP = 5.0
 _QUIET = 3
 
 
-def tapped(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
-    """Layer name → the graph's tensor, for the named outputs that the graph computes, in its order.
+def tapped(model: onnx.ModelProto, layers: dict[str, str]) -> dict[str, str]:
+    """Layer name → the graph's tensor that holds its output, in the graph's order.
 
-    The graph is a VGG's: the k-th convolution is the k-th ``convB_I`` of ``names``, and likewise for ReLU, pool and fully
-    connected layer. ``preprocess`` is what enters the first convolution, as FP32.
+    A convolution or matrix product is known by the weights that it reads; of one that is a product of two factors the
+    last one counts. ``reluB_I``, ``fc6`` and ``fc7`` are what its ReLU makes; ``preprocess`` is what enters the first
+    convolution, before any cast or quantisation.
+
+    Args:
+        layers: state-dict prefix → the layer's name, such as ``features.8`` → ``conv3_2``.
     """
-    known = {layer: [n for n in names if n.startswith(layer)] for layer in ("conv", "relu", "pool")}
-    dense = [n for n in names if n.startswith("fc")] + ["logits"]
-    nodes = list(model.graph.node)
-    found: dict[str, str] = {}
-    counts = {"Conv": 0, "Relu": 0, "MaxPool": 0}
-    lists = {"Conv": known["conv"], "Relu": known["relu"], "MaxPool": known["pool"]}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    makers: dict[str, onnx.NodeProto] = {}
+    nodes = sorted_nodes(model.graph.node)
     for node in nodes:
-        if node.op_type == "Conv" and PREPROCESS not in found and not counts["Conv"]:
-            entering = _without_casts(nodes, node.input[0])
-            if entering != model.graph.input[0].name:
+        makers |= dict.fromkeys(node.output, node)
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found: dict[str, str] = {}
+    pools = 0
+    for node in nodes:
+        if node.op_type == "MaxPool":
+            pools += 1
+            found[f"pool{pools}"] = node.output[0]
+        elif node.op_type in PRODUCTS and (layer := _layer_of(node, makers, layers)):
+            if not found and (entering := _before(node.input[0], makers)) != model.graph.input[0].name:
                 found[PREPROCESS] = entering
-        if _is_first_factor(node):
-            continue
-        if node.op_type in lists and counts[node.op_type] < len(lists[node.op_type]):
-            found[lists[node.op_type][counts[node.op_type]]] = node.output[0]
-        elif node.op_type == "Relu":  # after the convolutions' come those of fc6 and fc7
-            found[dense[counts["Relu"] - len(known["relu"])]] = node.output[0]
-        elif node.op_type == "Gemm" and counts["Relu"] == len(known["relu"]) + len(dense) - 1:
-            found["logits"] = node.output[0]  # behind the last ReLU: before it fc6 and fc7 may be two products each
-        if node.op_type in counts:
-            counts[node.op_type] += 1
+            made = _biased(node, users)
+            active = _activation(made, users)
+            if layer.startswith("conv"):
+                relu = layer.replace("conv", "relu", 1)
+                found.pop(relu, None)
+                found = _last(found, layer, made) | ({relu: active} if active else {})
+            else:
+                found = _last(found, layer, active if active and layer != LOGITS else made)
     return found
 
 
-def _is_first_factor(node: onnx.NodeProto) -> bool:
-    """Whether a convolution is the 3×1 one of a product: the layer's answer is what the 1×3 one behind it makes."""
-    kernels = [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
-    return node.op_type == "Conv" and kernels == [[3, 1]]
+def _last(found: dict[str, str], name: str, tensor: str) -> dict[str, str]:
+    return {key: value for key, value in found.items() if key != name} | {name: tensor}
 
 
-def _without_casts(nodes: Sequence[onnx.NodeProto], tensor: str) -> str:
-    """The tensor before a cast to the precision of the convolutions."""
-    made_by = {out: node for node in nodes for out in node.output}
-    node = made_by.get(tensor)
-    return node.input[0] if node is not None and node.op_type == "Cast" else tensor
+def _layer_of(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], layers: dict[str, str]) -> str:
+    """The layer whose weights a product reads: what they are called before they are dequantised, cast or transposed."""
+    weight = node.input[1]
+    while (maker := makers.get(weight)) is not None and maker.input:
+        weight = maker.input[0]
+    key = KEY.search(weight)
+    return layers.get(key[1], "") if key else ""
 
 
-def run_taps(path: Path, names: Sequence[str], images: NDArray[Any], threads: int | None) -> Iterator[tuple[str, Any]]:
+def _before(tensor: str, makers: dict[str, onnx.NodeProto]) -> str:
+    """The tensor before casts and quantisation."""
+    while (node := makers.get(tensor)) is not None and node.op_type in _PASSING:
+        tensor = node.input[0]
+    return tensor
+
+
+def _biased(node: onnx.NodeProto, users: dict[str, list[onnx.NodeProto]]) -> str:
+    """What a product makes, with the bias that is added behind it."""
+    after = users.get(node.output[0], [])
+    added = node.op_type == "MatMul" and len(after) == 1 and after[0].op_type == "Add"
+    return after[0].output[0] if added else node.output[0]
+
+
+def _activation(tensor: str, users: dict[str, list[onnx.NodeProto]]) -> str | None:
+    """What the ReLU behind a product makes; None without one.
+
+    A quantiser that rounds to a range from 0 needs no ReLU, and takes it away: then it is what comes out of the pair.
+    """
+    rounded = None
+    while after := {node.op_type: node for node in users.get(tensor, [])}:
+        if "Relu" in after:
+            return after["Relu"].output[0]
+        passing = next((after[kind] for kind in _PASSING if kind in after), None)
+        if passing is None:
+            break
+        tensor = passing.output[0]
+        if passing.op_type == "DequantizeLinear":
+            rounded = tensor
+    return rounded
+
+
+def run_taps(
+    path: Path, layers: dict[str, str], images: NDArray[Any], threads: int | None
+) -> Iterator[tuple[str, Any]]:
     """Layer name → its output for ``images``, in the graph's order.
 
     Raises:
         BuildError: the graph is not a VGG's: its layers cannot be told.
     """
     model = onnx.load(path)
-    taps = tapped(model, names)
+    taps = tapped(model, layers)
     if not any(name.startswith("conv") for name in taps):
         raise BuildError(
             f"{path.name} has no convolutions that could be named", "--layers reads ONNX that 'export' wrote"
@@ -95,6 +140,7 @@ def compare_layers(
     images: NDArray[Any],
     reference: dict[str, NDArray[Any]],
     *,
+    layers: dict[str, str],
     threads: int | None = None,
 ) -> LayerReport:
     """Every layer that both have, in order, and the first one whose error jumps.
@@ -103,9 +149,10 @@ def compare_layers(
         path: the ONNX file.
         images: the graph's input.
         reference: layer name → the FP32 reference's output for ``images``.
+        layers: state-dict prefix → the layer's name.
     """
     rows: list[LayerParity] = []
-    for name, found in run_taps(path, list(reference), images, threads):
+    for name, found in run_taps(path, layers, images, threads):
         if name not in reference:
             continue
         finite = bool(np.isfinite(found).all())

@@ -27,11 +27,11 @@ _NUMBERS = frozenset(
     for name in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 )
 _NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 _INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 # They hand values on as they are.
 _MOVES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
-_KEY = re.compile(r"(?:^|[./])((?:features|classifier)\.\d+)(?:\.|$)")
+KEY = re.compile(r"(?:^|[./])((?:features|classifier)\.\d+)(?:\.|$)")
 _EIGHT_BITS = frozenset({"int8", "uint8"})
 
 
@@ -54,7 +54,7 @@ def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     origins: dict[str, str] = {}  # tensor → the weights that it was made of
     found = []
     for index, node in enumerate(sorted_nodes(graph.node)):
-        if node.op_type in _PRODUCTS | _INTEGER_PRODUCTS:
+        if node.op_type in PRODUCTS | _INTEGER_PRODUCTS:
             weight = node.input[3 if node.op_type == "QLinearConv" else 1]
             name = _layer_name(node, origins.get(weight, weight), layers, index)
             found.append(Product(name, _computes_in(node, types, integers)))
@@ -85,7 +85,7 @@ def _follow(node: onnx.NodeProto, types: dict[str, str], integers: dict[str, str
         kind = types.get(node.input[1], "fp32")
     elif node.op_type in _MOVES and first in integers:
         integers[node.output[0]] = integers[first]
-    elif node.op_type in _PRODUCTS:
+    elif node.op_type in PRODUCTS:
         kind = types.get(node.input[1]) or kind
     for name in node.output:
         types[name] = kind
@@ -93,7 +93,7 @@ def _follow(node: onnx.NodeProto, types: dict[str, str], integers: dict[str, str
 
 def _layer_name(node: onnx.NodeProto, weight: str, layers: dict[str, str], index: int) -> str:
     """The VGG's own name where the weights carry the checkpoint's key, else the node's."""
-    key = _KEY.search(weight) or _KEY.search(node.name)
+    key = KEY.search(weight) or KEY.search(node.name)
     return layers.get(key[1], key[1]) if key else node.name or f"{node.op_type} {index}"
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from vggdeploy.bench.compare import Comparison, Plan, measure
 from vggdeploy.bench.conditions import conditions
+from vggdeploy.bench.cpu_roof import measure_roofs
 from vggdeploy.bench.entries import Entry, bundle_names, check_same_input
 from vggdeploy.bench.summary import sentences
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
@@ -16,16 +17,18 @@ from vggdeploy.bundle.store import now
 from vggdeploy.errors import IncompatibleError, unknown_name
 from vggdeploy.files import check_writable
 from vggdeploy.machine import fingerprint, machine
+from vggdeploy.model.outputs import macs_of
 from vggdeploy.optional import require
 from vggdeploy.pipeline.prove import tool_versions
 from vggdeploy.pipeline.samples import measuring_pool
-from vggdeploy.records import BenchReport, ScenarioRow
+from vggdeploy.records import BenchReport, BenchRow, CpuRoof, ScenarioRow
 from vggdeploy.runtime import backend_for, runnable
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.selection import select
-from vggdeploy.types import Device
+from vggdeploy.types import Device, Precision
 
 POOL = 512  # distinct images to walk through
+DEFAULT_ROUNDS = 7
 
 
 def bench_bundle(
@@ -36,7 +39,7 @@ def bench_bundle(
     batches: Sequence[int] = (1, 8),
     device: Device | None = None,
     seconds: float = 2.0,
-    rounds: int = 7,
+    rounds: int = DEFAULT_ROUNDS,
     threads: int | None = None,
     pin: Sequence[int] = (),
     percentile: int = 90,
@@ -47,6 +50,7 @@ def bench_bundle(
     target_qps: float | None = None,
     latency_bound_ms: float | None = None,
     find_qps: bool = False,
+    roof: bool = False,
     on_start: Callable[[int], None] = lambda steps: None,
     on_progress: Callable[[int], None] = lambda steps: None,
     on_say: Callable[[str], None] = lambda text: None,
@@ -64,6 +68,7 @@ def bench_bundle(
         scenarios: of ``single_stream``, ``multi_stream``, ``server``, ``offline``.
         target_qps: queries a second that ``server`` gets, Poisson-distributed; ``latency_bound_ms``: its p99 bound.
         find_qps: search the highest rate of ``server`` that keeps the bound, from ``target_qps`` on where it is given.
+        roof: measure the fastest matrix product of each precision on these CPUs, and what share of it each row reaches.
         on_say: gets a line for people before something that takes long.
 
     Raises:
@@ -102,6 +107,11 @@ def bench_bundle(
         on_start(len(chosen) * len(batches) * rounds)
         found = measure(chosen, pool.images, plan, on_progress=on_progress)
     rows = found.rows if found else ()
+    roofs: tuple[CpuRoof, ...] = ()
+    if roof and found:
+        on_say("measuring the roof of the CPUs")
+        roofs = measure_roofs(found.threads)
+        rows = tuple(_under_roof(row, entry, roofs) for row in rows for entry in chosen if entry.name == row.variant)
     report = BenchReport(
         bundle=str(bundle.root),
         bundles=tuple(str(each.root) for each in bundles) if more else (),
@@ -118,11 +128,27 @@ def bench_bundle(
         fresh=found.fresh if found else (),
         conditions=found.conditions if found else conditions(),
         harness_cpu_share=found.harness_cpu_share if found else None,
+        roofs=roofs,
     )
     if record:
         for each in bundles:
             _record(each, {e.name: e.variant for e in chosen if e.bundle is each}, report)
     return report
+
+
+def _under_roof(row: BenchRow, entry: Entry, roofs: Sequence[CpuRoof]) -> BenchRow:
+    """The row with the share of the roof that it reaches, where it ran on the CPUs.
+
+    FP16 weights are widened on a CPU, and FP32's roof is theirs.
+    """
+    precision = entry.variant.precision
+    computes_in = Precision.FP32 if precision is Precision.FP16 else precision
+    limit = next((r.giga_ops for r in roofs if r.precision is computes_in), None)
+    if entry.device.kind != "cpu":
+        return row
+    manifest = entry.bundle.manifest
+    reached = 2 * macs_of(manifest.spec, [o.name for o in manifest.outputs]) * row.images_per_second / 1e9
+    return msgspec.structs.replace(row, giga_ops=reached, roof_share=reached / limit if limit else None)
 
 
 def _choose(

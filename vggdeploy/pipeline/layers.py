@@ -10,6 +10,7 @@ from vggdeploy.memory import release_memory
 from vggdeploy.model.outputs import PROBABILITIES, output_layers, output_specs
 from vggdeploy.optional import require
 from vggdeploy.parity.reference import sample_bytes
+from vggdeploy.pipeline.readback import layer_names
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import LayerReport
 from vggdeploy.runtime import open_session
@@ -46,6 +47,14 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> Lay
         reference = run_batch(session, images)
     if manifest.input.dtype == "uint8":
         reference = {PREPROCESS: normalise(images.astype(np.uint8, copy=False), manifest.preprocess)} | reference
-    report = compare_layers(bundle.path(chosen.path), variant, chosen.precision, images, reference, threads=threads)
+    report = compare_layers(
+        bundle.path(chosen.path),
+        variant,
+        chosen.precision,
+        images,
+        reference,
+        layers=layer_names(manifest.spec),
+        threads=threads,
+    )
     release_memory()
     return report

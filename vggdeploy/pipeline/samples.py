@@ -15,7 +15,7 @@ from vggdeploy.errors import DataError, MissingDependencyError, UsageError
 from vggdeploy.parity.reference import sample_bytes
 from vggdeploy.parity.spool import Rows
 from vggdeploy.parity.synthetic import synthetic_images
-from vggdeploy.pipeline.classes import match_classes, same_names
+from vggdeploy.pipeline.classes import match_classes
 from vggdeploy.preprocess import normalise
 from vggdeploy.spec import PreprocessSpec
 
@@ -33,14 +33,16 @@ GOLDEN_OUTPUT_BYTES = 16 * 2**20
 class Samples:
     """Images to prove on, as the graph wants them; the model's class of each where known; how a record names them.
 
-    ``note`` says how data set and model were matched, where their names do not say it. ``named`` is whether they do.
+    ``note`` says how data set and model were matched, where their names do not say it. ``dataset`` and ``classes`` are
+    the data set's own name and names.
     """
 
     images: Rows
     labels: NDArray[np.int64] | None
     data: str
     note: str = ""
-    named: bool = False
+    dataset: str = ""
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,7 @@ def open_samples(
         found.labels, found.classes, about.labels, about.spec.classes, data=dataset, option="--data"
     )
     images = PreparedImages(found, about.preprocess, dtype)
-    named = same_names(found.classes, about.labels)
-    return Samples(images, labels, f"{found.name} test ({len(found)} images)", note, named)
+    return Samples(images, labels, f"{found.name} test ({len(found)} images)", note, dataset, found.classes)
 
 
 def samples_or_synthetic(

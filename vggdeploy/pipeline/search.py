@@ -31,6 +31,7 @@ from vggdeploy.optional import require
 from vggdeploy.pipeline.calibration import Int8Options
 from vggdeploy.pipeline.prove import Stage, tool_versions
 from vggdeploy.pipeline.search_state import Question, State
+from vggdeploy.pipeline.search_target import Target
 from vggdeploy.pipeline.search_trial import Bench, build_network, bundle_bytes, candidates, drop_of, prepare
 from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.pipeline.variants import Work
@@ -81,8 +82,7 @@ def search(
     """
     settings = settings or Settings()
     check_goal(goal)
-    if goal.target != "cpu":
-        raise UsageError(f"a search for {goal.target}", "search for this machine's CPU: --target cpu")
+    target = Target.parse(goal)
     require("optuna", to="search", extra="optimize")
     require("torch_pruning", to="search", extra="optimize")
     root = Path(source)
@@ -102,7 +102,7 @@ def search(
         data_dir=settings.data_dir,
         threads=settings.threads,
         on_stage=settings.on_stage,
-        int8=Int8Options(data=settings.dataset, targets=("cpu",)),
+        int8=Int8Options(data=settings.dataset, targets=(target.int8,)),
     )
     with ExitStack() as stack:
         stack.enter_context(thread_count(settings.threads))
@@ -114,18 +114,20 @@ def search(
             work=work,
             on_stage=settings.on_stage,
         )
-        interrupted = _run(bench, state, goal, budget, settings, work)
-        report = _report(root, output, bench, state, settings, interrupted)
+        interrupted = _run(bench, state, goal, target, budget, settings, work)
+        report = _report(root, output, bench, state, settings, target, interrupted)
         if report.winner is None:
             raise _nothing_holds(state, report)
         settings.on_stage("the winner on the test split, which has decided nothing")
-        report = _write(output, bench, state, report, work, overwrite=overwrite)
+        report = _write(output, bench, state, report, target, work, overwrite=overwrite)
     if not interrupted:
         state.remove()
     return report
 
 
-def _run(bench: Bench, state: State, goal: Goal, budget: Budget, settings: Settings, work: Work) -> bool:
+def _run(
+    bench: Bench, state: State, goal: Goal, target: Target, budget: Budget, settings: Settings, work: Work
+) -> bool:
     """Trials until the budget is spent; whether Ctrl-C ended them."""
     study = _study(settings.seed)
     for trial in state.standing.trials:  # the same seed asks the same questions: what is known is answered at once
@@ -137,7 +139,7 @@ def _run(bench: Bench, state: State, goal: Goal, budget: Budget, settings: Setti
     try:
         while time.monotonic() < end and len(state.standing.trials) < (budget.trials or math.inf):
             asked, point = _ask(study)
-            trial, found = _trial(bench, state, goal, len(state.standing.trials), point, settings, work)
+            trial, found = _trial(bench, state, goal, target, len(state.standing.trials), point, settings, work)
             _tell(study, asked, trial)
             state.add(trial, found)
             best = front(state.standing.candidates)
@@ -185,6 +187,7 @@ def _trial(
     bench: Bench,
     state: State,
     goal: Goal,
+    target: Target,
     number: int,
     point: tuple[float, float, float],
     settings: Settings,
@@ -221,7 +224,7 @@ def _trial(
     done = msgspec.structs.replace(about, drop=drop)
     found = []
     if drop.lower <= goal.accuracy_drop:  # else no precision will bring it back
-        found = candidates(bench, made, state.bundle(number), goal, number, work, settings.on_stage)
+        found = candidates(bench, made, state.bundle(number), goal, target, number, work, settings.on_stage)
     return msgspec.structs.replace(done, seconds=round(time.monotonic() - started, 1)), found
 
 
@@ -240,7 +243,7 @@ def _beaten(state: State, goal: Goal, spec: ModelSpec, parameters: int) -> str:
 
 
 def _report(
-    source: Path, output: Path, bench: Bench, state: State, settings: Settings, interrupted: bool
+    source: Path, output: Path, bench: Bench, state: State, settings: Settings, target: Target, interrupted: bool
 ) -> SearchReport:
     standing = state.standing
     best, chosen = front(standing.candidates), winner(standing.candidates)
@@ -255,7 +258,7 @@ def _report(
         goal=standing.question.goal,
         seed=settings.seed,
         epochs=settings.epochs,
-        measured=True,
+        measured=target.measured,
         original_latency_ms=sorted(rows)[len(rows) // 2] if rows else None,
         original_bytes=bundle_bytes(bench.bundle, original),
         trials=standing.trials,
@@ -271,9 +274,14 @@ def _report(
 def _reason(chosen: Candidate | None) -> str:
     if chosen is None:
         return "nothing holds the goal"
-    speed = f"{chosen.ratio:.1f} × the original's speed [{chosen.ratio_low:.1f}, {chosen.ratio_high:.1f}]"
+    if chosen.ratio is None:
+        best = "costs the least of those that hold the goal"
+        speed = f"{chosen.macs / 1e6:,.1f} million multiply-accumulates (ranked by these and by bytes: nothing was measured)"
+    else:
+        best = "is the fastest that holds the goal"
+        speed = f"{chosen.ratio:.1f} × the original's speed [{chosen.ratio_low:.1f}, {chosen.ratio_high:.1f}]"
     return (
-        f"{chosen.variant} of trial {chosen.trial + 1} is the fastest that holds the goal: {speed}, "
+        f"{chosen.variant} of trial {chosen.trial + 1} {best}: {speed}, "
         f"{chosen.bytes / 1e6:.2f} MB, accuracy down by {100 * chosen.drop.drop:.2f} points, at most "
         f"{100 * chosen.drop.upper:.2f} at 95% confidence"
     )
@@ -290,10 +298,11 @@ def _nothing_holds(state: State, report: SearchReport) -> TargetError:
 
 
 def _write(
-    output: Path, bench: Bench, state: State, report: SearchReport, work: Work, *, overwrite: bool
+    output: Path, bench: Bench, state: State, report: SearchReport, target: Target, work: Work, *, overwrite: bool
 ) -> SearchReport:
     """The winner's bundle: without the variants that miss the goal, with what was measured, and with the report."""
     assert report.winner is not None  # noqa: S101  # the caller has looked
+    assert report.chosen is not None  # noqa: S101
     made = state.bundle(report.winner)
     mine = {c.variant: c for c in state.standing.candidates if c.trial == report.winner}
     good = {name: c for name, c in mine.items() if not c.misses}
@@ -314,8 +323,9 @@ def _write(
     with update_bundle(bundle) as draft:
         draft.write(REPORT_NAME, to_json(report))
         draft.manifest = msgspec.structs.replace(bundle.manifest, name=output.name, variants=tuple(kept))
-    with atomic_directory(output, marker=MANIFEST_NAME, overwrite=overwrite) as target:
-        link_tree(made, target)
+    target.build(Bundle.open(made), report.chosen)
+    with atomic_directory(output, marker=MANIFEST_NAME, overwrite=overwrite) as place:
+        link_tree(made, place)
     return report
 
 

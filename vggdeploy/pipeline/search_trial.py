@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vggdeploy.pipeline.optimize import BUNDLE_STEPS
 from vggdeploy.pipeline.prove import Stage
 from vggdeploy.pipeline.restructure import Changed, restructure
 from vggdeploy.pipeline.samples import to_input
+from vggdeploy.pipeline.search_target import Target
 from vggdeploy.pipeline.structure import SCORED, SENSED
 from vggdeploy.pipeline.tuning import Job
 from vggdeploy.pipeline.variants import Work
@@ -107,17 +108,19 @@ def candidates(
     checkpoint: Path,
     output: Path,
     goal: Goal,
+    target: Target,
     number: int,
     work: Work,
     on_stage: Stage,
 ) -> list[Candidate]:
-    """The variants of a checkpoint, as a bundle at ``output``: their accuracy against the original's, their size, and their
-    speed in turns with the original. A step that this machine cannot make, or that fails its proof, gives none."""
-    bundle = _bundle(checkpoint, output, work, on_stage, BUNDLE_STEPS)
+    """The variants of a checkpoint, as a bundle at ``output``: their accuracy against the original's, their size, and, where
+    the target is this machine, their speed in turns with the original. A step that this machine cannot make, or that fails
+    its proof, gives none."""
+    bundle = _bundle(checkpoint, output, work, on_stage, target)
     summary = summarise(bundle.manifest.spec)
     found = []
-    speeds = _speeds(bench, bundle, on_stage)
-    for variant in _runnable(bundle):
+    speeds = _speeds(bench, bundle, on_stage) if target.measured else {}
+    for variant in filter(target.stands_for, _runnable(bundle)):
         on_stage(f"accuracy of {variant.name} on the validation split")
         row = speeds.get(variant.name)
         one = Candidate(
@@ -127,7 +130,7 @@ def candidates(
             threads=row.threads if row else 0,
             bytes=bundle_bytes(bundle, variant),
             macs=summary.macs,
-            cost=cost(summary.macs, summary.parameters),
+            cost=cost(summary.macs, summary.parameters, None if target.measured else variant.precision),
             drop=drop_of(bench, bundle, variant, "validation", work),
             latency_ms=row.latency_ms if row else None,
             ratio=row.ratio if row else None,
@@ -184,15 +187,15 @@ def _runnable(bundle: Bundle) -> Sequence[Variant]:
     return [v for v in bundle.manifest.variants if v.name != REFERENCE and runnable(v).runs]
 
 
-def _bundle(checkpoint: Path, output: Path, work: Work, on_stage: Stage, steps: Iterable[str] = ()) -> Bundle:
-    """The bundle of a checkpoint with every variant that can be made and proven here."""
+def _bundle(checkpoint: Path, output: Path, work: Work, on_stage: Stage, target: Target | None = None) -> Bundle:
+    """The bundle of a checkpoint: with every variant for ``target`` that can be made and proven here."""
     if output.exists():
         shutil.rmtree(output)
     bundle = export_bundle(
-        checkpoint, output, formats=(ORIGINAL,), samples=work.samples, data_dir=work.data_dir, threads=work.threads,
-        on_stage=on_stage,
+        checkpoint, output, formats=target.formats if target else (ORIGINAL,), samples=work.samples,
+        data_dir=work.data_dir, threads=work.threads, on_stage=on_stage,
     )  # fmt: skip
-    for name in steps:
+    for name in target.steps if target else ():
         try:
             bundle = BUNDLE_STEPS[name](bundle, work)
         except MissingDependencyError:

@@ -14,11 +14,12 @@ from vggdeploy.files import check_writable
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.reference import GOLDEN, golden_reference
+from vggdeploy.pipeline.consistency import check_manifest, check_preprocessing
 from vggdeploy.pipeline.layers import localise
 from vggdeploy.pipeline.limits import Limits
 from vggdeploy.pipeline.prove import Stage, prove, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, open_samples
-from vggdeploy.records import LayerReport, ParityRecord, ParityReport
+from vggdeploy.records import Check, LayerReport, ParityRecord, ParityReport
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import get_backend
 from vggdeploy.types import Device, Verdict
@@ -40,6 +41,7 @@ def verify_bundle(
     record: bool = False,
     limits: Limits | None = None,
     layers: bool = False,
+    strict_preprocess: bool = False,
     on_stage: Stage = lambda text: None,
 ) -> ParityReport:
     """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
@@ -57,6 +59,10 @@ def verify_bundle(
         record: write the verdicts to the bundle's manifest.
         limits: in place of the manifest's thresholds, for this run.
         layers: look for the layer at which each variant that fails leaves the reference.
+        strict_preprocess: also compare what images become on this machine with the golden arrays, and with torchvision.
+
+    What the manifest says of the network, its preprocessing and its labels is compared with the checkpoint, and the
+    labels with the classes of the data set that it was trained on.
 
     A slim bundle has no reference: its golden pair is the whole proof, and the report says so.
 
@@ -89,12 +95,14 @@ def verify_bundle(
     if record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(bundle.manifest, records)
+    checks = _check_bundle(bundle, chosen, strict_preprocess, on_stage)
     found, untaken = _take_apart(bundle, records, threads, on_stage) if layers else ((), ())
     return ParityReport(
         bundle=str(bundle.root),
         created=now(),
         variants=tuple(records),
         layers=found,
+        checks=checks,
         notes=(*notes, *untaken),
     )
 
@@ -142,6 +150,15 @@ def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_stag
     on_stage(f"running the FP32 reference on {len(chosen.images)} images")
     with open_session(bundle, bundle.manifest.reference(), threads=threads) as session:
         return reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
+
+
+def _check_bundle(bundle: Bundle, chosen: Samples | None, strict: bool, on_stage: Stage) -> tuple[Check, ...]:
+    slim = bundle.manifest.origin is not None
+    checks = () if slim else check_manifest(bundle, chosen)
+    if strict:
+        on_stage("preparing the golden images")
+        checks += check_preprocessing(bundle)
+    return checks
 
 
 def _take_apart(

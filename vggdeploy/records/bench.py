@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vggdeploy.records.base import RESULT_VERSION, Record
 from vggdeploy.records.parity import OutputParity
-from vggdeploy.types import Verdict
+from vggdeploy.types import Precision, Verdict
 
 
 class Machine(Record, frozen=True, kw_only=True):
@@ -55,6 +55,19 @@ class FreshStart(Record, frozen=True, kw_only=True):
     size_bytes: int | None = None
 
 
+class CpuRoof(Record, frozen=True, kw_only=True):
+    """The fastest product of two ``side`` × ``side`` matrices of a precision that a library made on this machine's CPUs.
+
+    ``giga_ops``: 10⁹ operations a second, a multiply-add counted as two: 2·side³ a product.
+    """
+
+    precision: Precision
+    giga_ops: float
+    side: int
+    threads: int
+    library: str
+
+
 class Conditions(Record, frozen=True, kw_only=True):
     """Under which conditions a report was measured. A counter is None where this machine has none.
 
@@ -90,7 +103,8 @@ class BenchRow(Record, frozen=True, kw_only=True):
     ``cpu_seconds_per_image`` counts all threads of the variant's process. ``joules_per_image`` comes from the counter
     that ``joules_from`` names (RAPL counts the whole machine's CPUs, NVML the GPU), and is None without one.
     ``others_share`` is the share of the cores that other processes used meanwhile, ``mhz_low`` to ``mhz_high`` the clock
-    of the fastest core over the rounds.
+    of the fastest core over the rounds. ``giga_ops`` are the network's operations, 10⁹ a second, and ``roof_share`` is
+    what that is of the roof of the precision that it computes in; None where no roof was measured.
     """
 
     variant: str
@@ -122,6 +136,8 @@ class BenchRow(Record, frozen=True, kw_only=True):
     mhz_low: float | None = None
     mhz_high: float | None = None
     host: HostTimes | None = None
+    giga_ops: float | None = None
+    roof_share: float | None = None
 
 
 class LoadAnswers(Record, frozen=True, kw_only=True):
@@ -206,7 +222,7 @@ class BenchReport(Record, frozen=True, kw_only=True):
 
     ``summary`` has a sentence a batch size: the verdict, then the number. ``percentile`` is the one that was asked for: a
     row with too few calls for it is invalid. ``harness_cpu_share`` is what the process that hands out the turns used
-    itself, in cores: 0.01 is 1% of one core.
+    itself, in cores: 0.01 is 1% of one core. ``roofs`` are there where they were asked for (``--roof``).
     """
 
     schema_version: int = RESULT_VERSION
@@ -226,3 +242,4 @@ class BenchReport(Record, frozen=True, kw_only=True):
     fresh: tuple[FreshStart, ...] = ()
     conditions: Conditions | None = None
     harness_cpu_share: float | None = None
+    roofs: tuple[CpuRoof, ...] = ()

@@ -60,6 +60,40 @@ def pareto(rows: Rows, *, names: Sequence[str]) -> Chart:
     return _dark(alt.layer(front, interval, hollow, counted).properties(width="container", height=_FIRST_HEIGHT))
 
 
+def front(rows: Rows, *, measured: bool) -> Chart:
+    """A search's candidates: accuracy lost against speed (or against cost, where nothing was measured).
+
+    Rows: label, speed, points, worst, best, megabytes, holds, chosen. What holds the goal is filled; the winner is named.
+    """
+    title = "times as fast as the original (log scale)" if measured else "cost, million operations (log scale)"
+    base = alt.Chart(alt.InlineData(values=list(rows)))
+    x = alt.X("speed:Q", title=title, scale=_log(rows, "speed"))
+    y = alt.Y("points:Q", title="accuracy, points beside the original", scale=alt.Scale(zero=False))
+    colour = alt.Color(
+        "holds:N", title=None, scale=alt.Scale(domain=["holds the goal", "misses it"], range=["#0072b2", "#d55e00"])
+    )
+    shape = alt.Shape(
+        "holds:N", title=None, scale=alt.Scale(domain=["holds the goal", "misses it"], range=["circle", "cross"])
+    )
+    interval = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(x=x, y="worst:Q", y2="best:Q", color=colour)
+    points = base.mark_point(size=120, filled=True, opacity=1).encode(
+        x=x,
+        y=y,
+        color=colour,
+        shape=shape,
+        tooltip=[
+            alt.Tooltip("label:N", title="candidate"),
+            alt.Tooltip("speed:Q", title=title.partition(" (")[0], format=",.2f"),
+            alt.Tooltip("points:Q", title="accuracy, points", format="+.2f"),
+            alt.Tooltip("worst:Q", title="at worst", format="+.2f"),
+            alt.Tooltip("megabytes:Q", title="MB", format=",.2f"),
+            alt.Tooltip("holds:N", title="goal"),
+        ],
+    )
+    word = base.transform_filter("datum.chosen").mark_text(align="left", dx=10, dy=-8).encode(x=x, y=y, text="label:N")
+    return _dark(alt.layer(interval, points, word).properties(width="container", height=_HEIGHT))
+
+
 def ecdf(rows: Rows, *, names: Sequence[str]) -> Chart:
     """The share of calls that took at most so long. Rows: label, ms, share (0–1)."""
     base = alt.Chart(alt.InlineData(values=list(rows))).encode(

@@ -13,7 +13,7 @@ from vggdeploy.errors import InputError
 from vggdeploy.evaluation import EvaluationReport
 from vggdeploy.files import read_regular
 from vggdeploy.optional import first_line
-from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, from_json
+from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, from_json
 
 _MAX_BYTES = 256 * 2**20
 _MAKE = "give what these print: vggdeploy verify --json, vggdeploy bench --json, vggdeploy evaluate --json"
@@ -54,12 +54,13 @@ class GpuDetail(msgspec.Struct, frozen=True):
     context_bytes: int | None = None
 
 
-Result = ParityReport | BenchReport | EvaluationReport | GpuDetail
+Result = ParityReport | BenchReport | EvaluationReport | GpuDetail | SearchReport
 # A document is of the first kind whose fields it has; none of them is in a document of another kind.
 _KINDS: tuple[tuple[frozenset[str], type[Any]], ...] = (
     (frozenset({"roof", "times", "macs"}), GpuDetail),
     (frozenset({"rows", "baseline"}), BenchReport),
     (frozenset({"confused", "accuracy"}), EvaluationReport),
+    (frozenset({"trials", "front", "goal"}), SearchReport),
     (frozenset({"bundle", "variants"}), ParityReport),
 )
 
@@ -93,6 +94,10 @@ class Results:
     @property
     def gpu(self) -> list[GpuDetail]:
         return [d.result for d in self.documents if isinstance(d.result, GpuDetail)]
+
+    @property
+    def searches(self) -> list[SearchReport]:
+        return [d.result for d in self.documents if isinstance(d.result, SearchReport)]
 
 
 def read_results(paths: Sequence[Path]) -> Results:
@@ -139,7 +144,7 @@ def parse_document(data: bytes, path: Path) -> Result:
     version = found.get("schema_version")
     kind = next((kind for fields, kind in _KINDS if fields <= found.keys()), None)
     if kind is None or not isinstance(version, int):
-        raise InputError(f"{path} is not a result of verify, bench or evaluate", _MAKE)
+        raise InputError(f"{path} is not a result of verify, bench, evaluate or a search", _MAKE)
     if version > RESULT_VERSION:
         raise InputError(
             f"{path} has schema version {version}; this vggdeploy reads up to version {RESULT_VERSION}",

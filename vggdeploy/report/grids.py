@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from vggdeploy.errors import one_line
 from vggdeploy.evaluation import EvaluationReport
-from vggdeploy.records import BenchReport, BenchRow, LayerReport
+from vggdeploy.records import BenchReport, BenchRow, LayerReport, SearchReport
 from vggdeploy.report.documents import GpuDetail, Results
 from vggdeploy.report.findings import smallest_batch
 from vggdeploy.report.page import Cell, Grid
@@ -173,6 +173,21 @@ def gpu_times(detail: GpuDetail) -> Grid:
     return Grid(f"{detail.variant} on {detail.gpu}", columns, rows, left=0)
 
 
+def under_roof(bench: BenchReport, cast: Cast) -> Grid:
+    rows: list[Row] = [
+        [
+            cast.row(r, bench).label,
+            run_cell(r.valid),
+            number(r.batch, "d"),
+            number(r.giga_ops, ",.0f"),
+            number(r.roof_share, ".0%"),
+        ]
+        for r in bench.rows
+        if r.giga_ops is not None
+    ]
+    return Grid(f"Under the roof: {run_name(bench)}", ("variant", "run", "batch", "GOP/s", "of the roof"), rows, left=2)
+
+
 def parity(results: Results, cast: Cast) -> Grid:
     """A row for each variant, data set and output."""
     rows: list[Row] = []
@@ -201,6 +216,17 @@ def parity(results: Results, cast: Cast) -> Grid:
         "smallest tolerance", "top-1 flips (95%)", "accuracy drop (95%)", "accuracy", "ran on",
     )  # fmt: skip
     return Grid("Parity of every output", columns, rows, left=4, words=("ran on",))
+
+
+def checks(results: Results) -> Grid:
+    """What was compared of each bundle as a whole."""
+    rows: list[Row] = [
+        [one_line(report.bundle), c.what, verdict_cell(c.verdict), c.against, one_line("; ".join(c.reasons)) or "–"]
+        for report in results.parity
+        for c in report.checks
+    ]
+    columns = ("bundle", "what", "verdict", "against", "what differs")
+    return Grid("What the manifest says", columns, rows, left=5, words=("against", "what differs"))
 
 
 def layers(report: LayerReport) -> Grid:
@@ -258,6 +284,8 @@ def machines(results: Results) -> Grid:
             if (c := result.conditions) is not None:
                 told = {"commit": c.commit, "governor": c.governor, "pinned": "yes" if c.pinned else None}
                 machine += "".join(f"; {name} {text}" for name, text in told.items() if text)
+        elif isinstance(result, SearchReport):
+            machine = f"{result.machine.cpu}, {result.machine.cores} cores"
         elif isinstance(result, GpuDetail):
             machine = result.gpu
         found = getattr(result, "tools", {}) or _tools(result)

@@ -6,6 +6,8 @@ from html import escape
 from typing import Any
 
 from vggdeploy.errors import one_line
+from vggdeploy.records import SearchReport
+from vggdeploy.report import hunt
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import RULE, Recommendation, recommend
 from vggdeploy.report.page import chart_html, grid_html, light_html, whole_page
@@ -71,7 +73,8 @@ def _about(results: Results) -> str:
 def _first_screen(results: Results, cast: Cast, pictures: _Pictures) -> str:
     benches = sorted((b for b in results.bench if b.rows), key=lambda b: b.created, reverse=True)
     takes = "\n".join(_take(recommend(bench, cast), several=len(benches) > 1) for bench in benches)
-    if not benches:
+    takes += "".join(map(_won, results.searches))
+    if not takes:
         takes = f'<section class="card take none"><h2>Recommended</h2><p>None: {escape(_NO_BENCH)}.</p></section>'
     found = [figure for bench in benches if (figure := pareto_figure(bench, cast)) is not None][:1]
     picture = pictures.place(found[0]) if found else f"<p>{escape(_NO_ACCURACY)}</p>"
@@ -101,6 +104,15 @@ def _take(found: Recommendation, *, several: bool) -> str:
 <p class="name">{escape(name)}</p>
 <p>{escape(one_line(found.reason[:1].upper() + found.reason[1:]))}.</p>
 <p class="quiet">{escape(RULE)}</p>
+</section>"""
+
+
+def _won(report: SearchReport) -> str:
+    name = f"{report.chosen}, trial {(report.winner or 0) + 1}" if report.chosen else "None"
+    return f"""<section class="card take">
+<h2>The search's winner</h2>
+<p class="name">{escape(one_line(name))}</p>
+<p>{escape(hunt.words(report))}</p>
 </section>"""
 
 

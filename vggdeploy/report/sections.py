@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, ScenarioRow
-from vggdeploy.report import cost, grids
+from vggdeploy.report import cost, grids, hunt
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import pareto
 from vggdeploy.report.page import Grid
@@ -54,6 +55,7 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         _parity(results, cast),
         _layers(results),
         _accuracy(results, cast),
+        *_searches(results),
         Section("machine", "Machine and versions", grids=(grids.machines(results),)),
         _commands(results),
     ]
@@ -220,27 +222,34 @@ def _roofline(results: Results, cast: Cast) -> Section:
         for g in results.gpu
         for t in g.times
     ]
+    under = [b for b in results.bench if b.roofs]
+    rows += [
+        {"label": cast.row(r, b).label, "batch": r.batch, "tera_ops": r.giga_ops / 1e3, "share": r.roof_share}
+        for b in under
+        for r in b.rows
+        if r.giga_ops is not None
+    ]
     roofs = [
         {"tera_ops": g.roof.tera_ops, "text": f"measured roof, {g.roof.precision}: {g.roof.tera_ops:,.0f} TOP/s"}
         for g in results.gpu
         if g.roof
     ]
+    roofs += [
+        {
+            "tera_ops": r.giga_ops / 1e3,
+            "text": one_line(f"measured roof, {r.precision}: {r.giga_ops:,.0f} GOP/s ({r.library})"),
+        }
+        for b in under
+        for r in b.roofs
+    ]
     names = list(dict.fromkeys(row["label"] for row in rows))
-    text = "How much of the fastest matrix product measured on that GPU an engine reaches."
+    text = "How much of the fastest matrix product measured on that device a variant reaches."
     figures = [Figure(text, lambda: _charts().roof(rows, names=names, roofs=roofs))] if rows and roofs else []
     missing = "; ".join(one_line(g.roof_missing) for g in results.gpu if not g.roof)
-    if not results.gpu:
-        missing = (
-            "A measured roof and the operations of an engine come from: vggdeploy bench BUNDLE --gpu-detail --json"
-        )
-    return Section(
-        "roofline",
-        "Roofline",
-        "",
-        tuple(figures),
-        tuple(map(grids.gpu_times, results.gpu)),
-        missing=missing,
-    )
+    if not results.gpu and not under:
+        missing = "A measured roof comes from: vggdeploy bench BUNDLE --roof --json (CPUs), or --gpu-detail (an engine)"
+    tables = (*map(grids.gpu_times, results.gpu), *(grids.under_roof(bench, cast) for bench in under))
+    return Section("roofline", "Roofline", "", tuple(figures), tables, missing=missing)
 
 
 def _parity(results: Results, cast: Cast) -> Section:
@@ -265,6 +274,8 @@ def _parity(results: Results, cast: Cast) -> Section:
     text = "Relative L2 distance of every output to the FP32 reference. What does not differ at all stands at the left end."
     figures = [Figure(text, lambda: _charts().distances(rows, names=names))] if rows else []
     tables = (grids.parity(results, cast),) if results.parity else ()
+    if any(report.checks for report in results.parity):
+        tables += (grids.checks(results),)
     missing = "" if results.parity else "No comparison with the reference: vggdeploy verify BUNDLE --json"
     notes = grids.reasons(
         (cast.label(r.variant, r.sha256, p.bundle), r.reasons) for p in results.parity for r in p.variants
@@ -315,6 +326,24 @@ def _accuracy(results: Results, cast: Cast) -> Section:
     known = any(s.accuracies for s in cast.subjects)
     text = "From the images that parity ran on; see the summary." if known else ""
     return Section("accuracy", "Accuracy", text, missing="With intervals and classes: vggdeploy evaluate BUNDLE --json")
+
+
+def _searches(results: Results) -> list[Section]:
+    """A section for the searches, where there are any: most reports have none, and miss nothing."""
+    if not results.searches:
+        return []
+    figures, tables = [], []
+    for report in results.searches:
+        rows = hunt.points(report)
+        if rows:
+            draw = partial(_draw_front, rows, measured=report.measured)
+            figures.append(Figure(hunt.words(report), draw, one_line(report.bundle)))
+        tables.append(hunt.front(report))
+    return [Section("search", "The search for the fastest", "", tuple(figures), tuple(tables))]
+
+
+def _draw_front(rows: list[dict[str, Any]], *, measured: bool) -> Any:
+    return _charts().front(rows, measured=measured)
 
 
 def _commands(results: Results) -> Section:

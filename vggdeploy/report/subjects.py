@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, BenchRow, FreshStart, ScenarioRow
+from vggdeploy.records import BenchReport, BenchRow, FreshStart, ParityReport, ScenarioRow
 from vggdeploy.report.documents import Results
 from vggdeploy.types import Verdict
 
@@ -33,8 +33,8 @@ class Accuracy:
 class Subject:
     """One variant's bytes, and what the results say of them.
 
-    ``proofs``: (verdict, (images, device), reasons) of every comparison with the reference; ``recorded``: the verdicts
-    that benches carried over from the bundle.
+    ``proofs``: (verdict, (images, device), reasons) of every comparison with the reference, and of what is wrong with its
+    bundle's manifest; ``recorded``: the verdicts that benches carried over from the bundle.
     """
 
     variant: str
@@ -156,11 +156,24 @@ def _name(cast: Cast) -> None:
         subject.label = own[0]
 
 
+Proof = tuple[Verdict, tuple[str, str], tuple[str, ...]]
+
+
+def _wrong_manifest(parity: ParityReport) -> list[Proof]:
+    """What fails of the bundle as a whole fails every variant: who loads one reads its labels from that manifest."""
+    return [
+        (c.verdict, (c.against, ""), tuple(f"{c.what}: {reason}" for reason in c.reasons))
+        for c in parity.checks
+        if c.verdict is Verdict.FAIL
+    ]
+
+
 def _testify(cast: Cast, results: Results) -> None:
     for parity in results.parity:
         for r in parity.variants:
             subject = cast.find(r.variant, r.sha256, parity.bundle)
             subject.proofs.append((r.verdict, (r.data, r.device), r.reasons))
+            subject.proofs += _wrong_manifest(parity)
             samples = r.flips.samples if r.flips else None
             if r.candidate_accuracy is not None:
                 subject.accuracies.append(Accuracy(r.candidate_accuracy, r.data, samples))

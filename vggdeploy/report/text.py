@@ -12,7 +12,8 @@ import msgspec
 
 from vggdeploy.errors import one_line
 from vggdeploy.evaluation import EvaluationReport
-from vggdeploy.records import BenchReport, ParityReport
+from vggdeploy.records import BenchReport, ParityReport, SearchReport
+from vggdeploy.report import hunt
 from vggdeploy.report.documents import Document, GpuDetail, Results
 from vggdeploy.report.findings import RULE, recommend
 from vggdeploy.report.page import Cell, Grid
@@ -34,6 +35,8 @@ def markdown(results: Results, cast: Cast, *, title: str) -> str:
             found = recommend(bench, cast)
             name = found.label if found.row is not None else "none"
             lines += [f"**Recommended: {_text(name)}.** {_text(found.reason[:1].upper() + found.reason[1:])}.", ""]
+    for search in results.searches:
+        lines += [f"**The search's winner: {_text(search.chosen or 'none')}.** {_text(hunt.words(search))}", ""]
     lines += [_text(RULE), "", "| variant | verdict | why |", "|---|---|---|"]
     for s in cast.subjects:
         lines.append(f"| {_text(s.label)} | {_MARKS[s.verdict]} {s.verdict} | {_text(s.why)} |")
@@ -97,6 +100,9 @@ def _records(document: Document) -> Iterator[tuple[dict[str, Any], Any]]:
             yield {**about, "on": result.data}, row
     elif isinstance(result, EvaluationReport):
         yield {"kind": "evaluation", **_who(result), "on": result.data}, _without_classes(result)
+    elif isinstance(result, SearchReport):
+        for c in result.front:
+            yield {"kind": "search", "variant": c.variant, "backend": c.backend, "output": f"trial {c.trial + 1}"}, c
     elif isinstance(result, GpuDetail):
         for t in result.times:
             yield {"kind": "gpu", "variant": result.variant, "backend": result.backend, "batch": t.batch}, t

@@ -1,20 +1,17 @@
 """A tiny network of the kinds of layers a VGG has, with its answer by NumPy: what a backend is tried out with.
 
-It is written as ONNX field by field (https://protobuf.dev/programming-guides/encoding, onnx.proto3), so that a machine
-without the onnx package can be tried, too.
+It is written as ONNX without the onnx package, so that a machine without it can be tried, too.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.onnx_bytes import FLOAT, model_bytes, node
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Device, TensorSpec
 
@@ -23,10 +20,6 @@ INPUT = TensorSpec("image", "uint8", ("N", SIZE, SIZE, CHANNELS))
 OUTPUT = TensorSpec("logits", "float32", ("N", CLASSES))
 
 Weights = dict[str, NDArray[np.float32]]
-
-_FLOAT, _UINT8 = 1, 2  # onnx.TensorProto.DataType
-_ATTRIBUTE_INT, _ATTRIBUTE_INTS = 2, 7  # onnx.AttributeProto.AttributeType
-_OPSET, _IR_VERSION = 17, 8
 
 
 def weights(seed: int = 0) -> Weights:
@@ -62,67 +55,16 @@ def reference(image: NDArray[np.uint8], w: Weights) -> NDArray[np.float32]:
 def onnx_bytes(w: Weights) -> bytes:
     """The same network as an ONNX file with a dynamic batch. A uint8 input is cast first, as TensorRT demands."""
     nodes = [
-        _node("Cast", ["image"], "x0", to=_FLOAT),
-        _node("Transpose", ["x0"], "x1", perm=(0, 3, 1, 2)),
-        _node("Mul", ["x1", "scale"], "x2"),
-        _node("Conv", ["x2", "conv_w", "conv_b"], "x3", kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
-        _node("Relu", ["x3"], "x4"),
-        _node("MaxPool", ["x4"], "x5", kernel_shape=(2, 2), strides=(2, 2)),
-        _node("Flatten", ["x5"], "x6"),
-        _node("Gemm", ["x6", "fc_w", "fc_b"], "logits", transB=1),
+        node("Cast", ["image"], "x0", to=FLOAT),
+        node("Transpose", ["x0"], "x1", perm=(0, 3, 1, 2)),
+        node("Mul", ["x1", "scale"], "x2"),
+        node("Conv", ["x2", "conv_w", "conv_b"], "x3", kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+        node("Relu", ["x3"], "x4"),
+        node("MaxPool", ["x4"], "x5", kernel_shape=(2, 2), strides=(2, 2)),
+        node("Flatten", ["x5"], "x6"),
+        node("Gemm", ["x6", "fc_w", "fc_b"], "logits", transB=1),
     ]
-    tensors = {**w, "scale": np.asarray(1 / 255, np.float32)}
-    graph = b"".join(
-        [
-            *(_field(1, node) for node in nodes),
-            _field(2, b"tiny"),
-            *(_field(5, _tensor(name, values)) for name, values in tensors.items()),
-            _field(11, _value(INPUT, _UINT8)),
-            _field(12, _value(OUTPUT, _FLOAT)),
-        ]
-    )
-    return _number(1, _IR_VERSION) + _field(7, graph) + _field(8, _field(1, b"") + _number(2, _OPSET))
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _field(field: int, data: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(data)) + data
-
-
-def _node(kind: str, inputs: Sequence[str], output: str, **attributes: int | tuple[int, ...]) -> bytes:
-    parts = [*(_field(1, name.encode()) for name in inputs), _field(2, output.encode())]
-    parts += [_field(3, output.encode()), _field(4, kind.encode())]
-    for name, value in attributes.items():
-        if isinstance(value, int):
-            body = _number(3, value) + _number(20, _ATTRIBUTE_INT)
-        else:
-            body = b"".join(_number(8, n) for n in value) + _number(20, _ATTRIBUTE_INTS)
-        parts.append(_field(5, _field(1, name.encode()) + body))
-    return b"".join(parts)
-
-
-def _tensor(name: str, values: NDArray[Any]) -> bytes:
-    dims = b"".join(_number(1, n) for n in values.shape)
-    raw = struct.pack(f"<{values.size}f", *values.reshape(-1).tolist())
-    return dims + _number(2, _FLOAT) + _field(8, name.encode()) + _field(9, raw)
-
-
-def _value(spec: TensorSpec, kind: int) -> bytes:
-    axes = [_field(2, n.encode()) if isinstance(n, str) else _number(1, n) for n in spec.shape]
-    shape = b"".join(_field(1, axis) for axis in axes)
-    return _field(1, spec.name.encode()) + _field(2, _field(1, _number(1, kind) + _field(2, shape)))
+    return model_bytes("tiny", nodes, {**w, "scale": np.asarray(1 / 255, np.float32)}, [INPUT], [OUTPUT])
 
 
 def source(

@@ -1,0 +1,102 @@
+"""``embed --ray`` and ``predict --ray``: the same work over a Ray cluster, as Parquet files in a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Run on a Ray cluster: local, auto or HOST:PORT. -o is then a directory of Parquet files, and what was "
+        "interrupted goes on.",
+    ),
+]
+RayWorkers = Annotated[
+    int | None,
+    typer.Option("--ray-workers", help="With --ray: engines at most. Default: what the cluster has cores for."),
+]
+ShardSize = Annotated[
+    int | None, typer.Option("--shard", help="With --ray: images of a file, and of what is done again. Default: 1024.")
+]
+
+
+def refuse_without_ray(options: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UsageError: an option that only a cluster has.
+    """
+    from vggdeploy.errors import UsageError
+
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name} belongs to a cluster", "add --ray local, or leave it out")
+
+
+def refuse_with_ray(options: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UsageError: an option that a cluster has not.
+    """
+    from vggdeploy.errors import UsageError
+
+    for name, value in options.items():
+        if value:
+            raise UsageError(f"{name} does not go with --ray", "leave it out")
+
+
+def run(
+    kind: str,
+    bundle: Path,
+    sources: Sequence[Path],
+    directory: Path | None,
+    *,
+    address: str,
+    workers: int | None,
+    size: int | None,
+    threads: int | None,
+    json: bool,
+    **task: Any,
+) -> int:
+    """Run the job, or what is missing of it, with a progress bar; the exit code is 0, also where images were skipped."""
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.cli import render
+    from vggdeploy.errors import UsageError
+    from vggdeploy.pipeline.cluster import run_on_ray
+    from vggdeploy.pipeline.shards import Task
+
+    if directory is None:
+        raise UsageError("no directory to write is given", "add -o DIR")
+    opened = Bundle.open(bundle)
+    wanted = Task(kind=kind, bundle=str(bundle.resolve()), digest=opened.manifest.digest, **task)  # type: ignore[arg-type]
+    wanted.check(opened)
+    with render.progress() as bar:
+        shown = bar.add_task(f"{kind} on Ray", total=None)
+        report = run_on_ray(
+            wanted,
+            sources,
+            directory,
+            address=address,
+            workers=workers,
+            threads=threads or 1,
+            size=1024 if size is None else size,
+            on_start=lambda total: bar.update(shown, total=total),
+            on_progress=lambda count: bar.advance(shown, count),
+        )
+    if json:
+        render.emit_json(report)
+        return 0
+    skipped = f", [yellow]{report.skipped:,} skipped (see *.errors.json)[/]" if report.skipped else ""
+    found = f", {report.found_done:,} of them found done" if report.found_done else ""
+    render.out.print(
+        f"[bold]{escape(str(directory))}[/]  {report.images:,} rows in {report.shards:,} files{found}{skipped}"
+    )
+    if report.found_done < report.shards:
+        render.note(f"[dim]{report.images_per_second:,.0f} images/s on {report.nodes} nodes, their start included[/]")
+    return 0

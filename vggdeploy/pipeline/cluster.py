@@ -1,0 +1,225 @@
+"""Any number of images over a Ray cluster: each actor has an engine, each shard of images becomes one Parquet file.
+
+Ray Data (https://docs.ray.io/en/latest/data) starts the actors, hands out shards with back-pressure, and repeats what died
+with its node. Which image is in which shard is written down before the first one runs, and a shard's file appears whole or
+not at all: so a job that is started again does what is missing, and no row is there twice or lost. Torch-free.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vggdeploy.errors import UsageError, VggdeployError
+from vggdeploy.files import atomic_write, read_regular
+from vggdeploy.optional import first_line, require
+from vggdeploy.pipeline.embed import count_images, walk_images
+from vggdeploy.pipeline.shards import JOB_NAME, Shard, Task, inputs_file, part_file, run_shard
+from vggdeploy.records import SCHEMA_VERSION, Record, from_json, to_json
+
+LOCAL = "local"
+_STORE_BYTES = 128 * 2**20  # of a cluster of this machine: only shard numbers and counts go through it
+_LIMIT = 64 * 2**20
+
+
+class Job(Record, frozen=True, kw_only=True):
+    """``job.json``: what makes two runs the same job. ``shards`` of at most ``size`` images; ``images`` in all of them."""
+
+    schema_version: int = SCHEMA_VERSION
+    task: Task
+    sources: tuple[str, ...]
+    size: int
+    shards: int
+    images: int
+
+
+class ClusterReport(Record, frozen=True, kw_only=True):
+    """What ``--ray`` prints with ``--json``. ``found_done`` are shards that an earlier run had finished."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    directory: str
+    shards: int
+    found_done: int
+    images: int
+    skipped: int
+    nodes: int
+    seconds: float
+    images_per_second: float
+
+
+def run_on_ray(
+    task: Task,
+    sources: Sequence[Path],
+    directory: Path,
+    *,
+    address: str = LOCAL,
+    workers: int | None = None,
+    threads: int = 1,
+    size: int = 1024,
+    on_start: Callable[[int], None] = lambda images: None,
+    on_progress: Callable[[int], None] = lambda images: None,
+) -> ClusterReport:
+    """Embed or classify images on a Ray cluster, into ``directory``: ``part-000000.parquet`` and so on.
+
+    A directory that holds an unfinished run of the same job is gone on with. Every node has to find the bundle, the images
+    and the directory at the same paths.
+
+    Args:
+        sources: image files, and directories that are searched for them; or Parquet files, whose column ``image`` (bytes,
+            or a struct with ``bytes``) or ``path`` is read.
+        address: ``local`` for a cluster of this machine, ``auto`` for the one that it is part of, or ``HOST:PORT``.
+        workers: actors at most, each with ``threads`` cores. Default: as many as the cluster has cores for.
+        size: images of a shard: what is done again when an actor dies.
+        on_start, on_progress: called with the number of images that are to be done, and of those that are.
+
+    Raises:
+        UsageError: the directory holds something else, or the run of another job.
+        InputError: no image, or a source that does not exist.
+        MissingDependencyError: Ray or pyarrow is not installed.
+        VggdeployError: the cluster cannot be reached, or a shard failed again and again.
+    """
+    for module in ("ray", "pyarrow"):
+        require(module, to="run on a Ray cluster", extra="ray")
+    if size < 1 or threads < 1 or (workers is not None and workers < 1):
+        raise UsageError(f"shards of {size}, {workers} workers, {threads} threads", "give at least 1 of each")
+    started = time.monotonic()
+    job = _begin(task, sources, directory, size)
+    missing = [n for n in range(job.shards) if not part_file(directory, n).is_file()]
+    done = job.shards - len(missing)
+    images = skipped = nodes = 0
+    if missing:
+        on_start(sum(Shard.read(directory, n).count for n in missing))
+        with _cluster(address) as found:
+            nodes = found
+            for row in _results(task, directory, missing, workers, threads):
+                on_progress(int(row["images"]) + int(row["skipped"]))
+    for number in range(job.shards):
+        rows, bad = Shard.outcome(directory, number)
+        images, skipped = images + rows, skipped + bad
+    seconds = time.monotonic() - started
+    return ClusterReport(
+        bundle=task.bundle,
+        directory=str(directory),
+        shards=job.shards,
+        found_done=done,
+        images=images,
+        skipped=skipped,
+        nodes=nodes,
+        seconds=round(seconds, 3),
+        images_per_second=round(sum(Shard.read(directory, n).count for n in missing) / seconds, 1),
+    )
+
+
+def _begin(task: Task, sources: Sequence[Path], directory: Path, size: int) -> Job:
+    """The job of ``directory``: the one that was begun there, or a new one, with its shards written down."""
+    names = tuple(str(source.absolute()) for source in sources)
+    file = directory / JOB_NAME
+    if file.is_file():
+        job = from_json(read_regular(file, limit=_LIMIT), Job, what=str(file))
+        if (job.task, job.sources, job.size) != (task, names, size):
+            raise UsageError(
+                f"{directory} holds another job's results", "give it the same arguments, or another directory"
+            )
+        return job
+    if directory.exists() and (not directory.is_dir() or any(p.name != "inputs" for p in directory.iterdir())):
+        raise UsageError(f"{directory} exists and holds no results of such a job", "choose another directory")
+    (directory / "inputs").mkdir(parents=True, exist_ok=True)
+    shards = images = 0
+    for shard in _shards([Path(name) for name in names], size):
+        atomic_write(inputs_file(directory, shards), to_json(shard))
+        shards, images = shards + 1, images + shard.count
+    job = Job(task=task, sources=names, size=size, shards=shards, images=images)
+    atomic_write(file, to_json(job))
+    return job
+
+
+def _shards(sources: Sequence[Path], size: int) -> Iterator[Shard]:
+    """Image files ``size`` at a time; a row group of a Parquet file each."""
+    tables = [source for source in sources if source.suffix.lower() == ".parquet"]
+    pictures = [source for source in sources if source not in tables]
+    for table in tables:
+        yield from Shard.of_table(table)
+    if pictures:
+        count_images(pictures)  # raises for what is not there
+    walk = walk_images(pictures)
+    while paths := [str(path) for path in islice(walk, size)]:
+        yield Shard(paths=tuple(paths), count=len(paths))
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[int]:
+    """A connection to the cluster; how many nodes it has. A cluster of this machine ends with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    was_there = ray.is_initialized()
+    try:
+        if not was_there and address == LOCAL:
+            cores = len(os.sched_getaffinity(0))
+            ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+        elif not was_there:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise VggdeployError(
+            f"no Ray cluster at {address}: {first_line(error)}", "start one: ray start --head; or give --ray local"
+        ) from error
+    try:
+        yield sum(node["Alive"] for node in ray.nodes())
+    finally:
+        if not was_there:
+            ray.shutdown()
+
+
+def _results(
+    task: Task, directory: Path, numbers: Sequence[int], workers: int | None, threads: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each shard that is done, as they come."""
+    import ray
+    from ray.exceptions import RayError
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Numbers alone travel: a shard is read where it is run.
+    shards = ray.data.from_items(list(numbers), override_num_blocks=min(len(numbers), 10_000))
+    pool = (
+        ray.data.ActorPoolStrategy(min_size=1, max_size=workers) if workers else ray.data.ActorPoolStrategy(min_size=1)
+    )
+    rows = shards.map_batches(
+        _Worker,
+        fn_constructor_args=(task, str(directory), threads),
+        batch_size=1,
+        compute=pool,
+        num_cpus=threads,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    try:
+        yield from rows.iter_rows()
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, VggdeployError):
+            raise cause from error
+        raise VggdeployError(
+            f"the cluster gave up: {first_line(cause)}", "run the same command again: it goes on"
+        ) from error
+
+
+class _Worker:
+    """An actor: an engine, opened once, and the shards that it is given."""
+
+    def __init__(self, task: Task, directory: str, threads: int) -> None:
+        self._task, self._directory = task, Path(directory)
+        self._engine = task.open(threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        numbers = [int(number) for number in batch["item"]]
+        found = [run_shard(self._engine, self._task, self._directory, number) for number in numbers]
+        return {"shard": numbers, "images": [rows for rows, _ in found], "skipped": [bad for _, bad in found]}
