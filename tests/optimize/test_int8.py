@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from parity.planting import rewrite_weight
 from PIL import Image
 
 from vggdeploy.bundle import Bundle, Variant
@@ -21,7 +22,9 @@ from vggdeploy.errors import BuildError
 from vggdeploy.optimize import int8
 from vggdeploy.pipeline.calibration import Int8Options
 from vggdeploy.pipeline.int8 import add_int8
+from vggdeploy.pipeline.layers import localise
 from vggdeploy.pipeline.variants import Work
+from vggdeploy.pipeline.verify import verify_bundle
 from vggdeploy.runtime import open_session
 from vggdeploy.types import Verdict
 
@@ -53,6 +56,37 @@ def test_every_layer_computes_in_int8_and_stays_close(quantised: Bundle) -> None
         assert found.verdict is Verdict.PASS
         assert found.parity.outputs[0].relative_l2 < 0.05
         assert found.parity.data.startswith("digits test")  # which neither calibrated nor chose anything
+
+
+@pytest.mark.parametrize("name", ["onnx-int8", "onnx-int8-symmetric"])
+def test_layers_are_told_by_their_weights_and_a_healthy_graph_has_no_culprit(quantised: Bundle, name: str) -> None:
+    found = localise(quantised, name)
+    assert found.culprit is None
+    names = [row.layer for row in found.layers]
+    assert names[:4] == ["preprocess", "conv1_1", "relu1_1", "pool1"]
+    assert names[-4:] == ["pool5", "fc6", "fc7", "logits"]
+    assert len(names) == 1 + 8 + 8 + 5 + 3
+    assert max(row.relative_l2 for row in found.layers) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("weight", "change", "culprit"),
+    [
+        ("features.8.weight_quantized", lambda a: a[:, ::-1], "conv3_2"),
+        ("features.0.weight_scale", lambda a: a * 1.5, "conv1_1"),
+        ("classifier.3.weight_quantized", lambda a: a.T, "fc7"),
+        ("classifier.6.weight_quantized", lambda a: a[::-1], "logits"),
+    ],
+)
+@pytest.mark.parametrize("name", ["onnx-int8", "onnx-int8-symmetric"])
+def test_a_fault_in_a_quantised_graph_is_found_at_its_layer(
+    quantised: Bundle, tmp_path: Path, name: str, weight: str, change, culprit: str
+) -> None:
+    copy = Path(shutil.copytree(quantised.root, tmp_path / "bundle"))
+    rewrite_weight(copy, name, weight, change)
+    report = verify_bundle(Bundle.open(copy), variants=[name], data="golden", layers=True)
+    assert report.verdict is Verdict.FAIL
+    assert [found.culprit for found in report.layers] == [culprit]
 
 
 def test_weights_are_a_quarter_and_stored_once(quantised: Bundle) -> None:

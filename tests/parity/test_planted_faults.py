@@ -98,7 +98,7 @@ IN_A_GRAPH: dict[str, tuple[Plant, str, str]] = {
         lambda root: rewrite_weight(root, FP32, "features.13.weight", flipped_bit(31)), FP32, "conv4_2"
     ),
     "an exponent bit of one FP16 weight": (
-        lambda root: rewrite_weight(root, FP16, "features.16.weight", flipped_bit(14)), FP16, "conv5_1"
+        lambda root: rewrite_weight(root, FP16, "features.0.weight", flipped_bit(14)), FP16, "conv1_1"
     ),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -91,7 +92,7 @@ def _by_onnxruntime(threads: int) -> Iterator[Product]:
         )
         session = ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
         left = random.integers(0, 256, (SIDE, SIDE)).astype(dtype)
-        yield precision, f"ONNX Runtime {ort.__version__}", lambda s=session, a=left: s.run(None, {"a": a})
+        yield precision, f"ONNX Runtime {ort.__version__}", partial(session.run, None, {"a": left})
 
 
 def _by_openvino(threads: int) -> Iterator[Product]:

@@ -22,7 +22,7 @@ PREPROCESS, LOGITS = "preprocess", "logits"
 # What hands values on, rounded or not.
 _PASSING = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
 # What one layer may add to the error of the one before: rounding of that precision, with room for cancellation.
-_NOISE = {Precision.FP32: 1e-5, Precision.FP16: 5e-3, Precision.BF16: 4e-2, Precision.INT8: 1.5e-1}
+_NOISE = {Precision.FP32: 1e-5, Precision.FP16: 5e-3, Precision.BF16: 4e-2, Precision.INT8: 3e-2}
 _JUMP = 5.0
 _QUIET = 3
 
@@ -88,7 +88,7 @@ def _biased(node: onnx.NodeProto, users: dict[str, list[onnx.NodeProto]]) -> str
     """What a product makes, with the bias that is added behind it."""
     after = users.get(node.output[0], [])
     added = node.op_type == "MatMul" and len(after) == 1 and after[0].op_type == "Add"
-    return after[0].output[0] if added else node.output[0]
+    return str(after[0].output[0] if added else node.output[0])
 
 
 def _activation(tensor: str, users: dict[str, list[onnx.NodeProto]]) -> str | None:
@@ -99,7 +99,7 @@ def _activation(tensor: str, users: dict[str, list[onnx.NodeProto]]) -> str | No
     rounded = None
     while after := {node.op_type: node for node in users.get(tensor, [])}:
         if "Relu" in after:
-            return after["Relu"].output[0]
+            return str(after["Relu"].output[0])
         passing = next((after[kind] for kind in _PASSING if kind in after), None)
         if passing is None:
             break

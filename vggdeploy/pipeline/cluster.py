@@ -84,8 +84,7 @@ def run_on_ray(
         MissingDependencyError: Ray or pyarrow is not installed.
         VggdeployError: the cluster cannot be reached, or a shard failed again and again.
     """
-    for module in ("ray", "pyarrow"):
-        require(module, to="run on a Ray cluster", extra="ray")
+    _ray()
     if size < 1 or threads < 1 or (workers is not None and workers < 1):
         raise UsageError(f"shards of {size}, {workers} workers, {threads} threads", "give at least 1 of each")
     started = time.monotonic()
@@ -114,6 +113,13 @@ def run_on_ray(
         seconds=round(seconds, 3),
         images_per_second=round(sum(Shard.read(directory, n).count for n in missing) / seconds, 1),
     )
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    require("pyarrow", to="run on a Ray cluster", extra="ray")
+    require("ray.data", to="run on a Ray cluster", extra="ray")
+    return require("ray", to="run on a Ray cluster", extra="ray")
 
 
 def _begin(task: Task, sources: Sequence[Path], directory: Path, size: int) -> Job:
@@ -155,9 +161,7 @@ def _shards(sources: Sequence[Path], size: int) -> Iterator[Shard]:
 @contextmanager
 def _cluster(address: str) -> Iterator[int]:
     """A connection to the cluster; how many nodes it has. A cluster of this machine ends with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
+    ray = _ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     was_there = ray.is_initialized()
     try:
@@ -181,9 +185,7 @@ def _results(
     task: Task, directory: Path, numbers: Sequence[int], workers: int | None, threads: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each shard that is done, as they come."""
-    import ray
-    from ray.exceptions import RayError
-
+    ray = _ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -203,7 +205,7 @@ def _results(
     )
     try:
         yield from rows.iter_rows()
-    except RayError as error:
+    except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, VggdeployError):
             raise cause from error

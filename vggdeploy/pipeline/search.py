@@ -302,7 +302,6 @@ def _write(
 ) -> SearchReport:
     """The winner's bundle: without the variants that miss the goal, with what was measured, and with the report."""
     assert report.winner is not None  # noqa: S101  # the caller has looked
-    assert report.chosen is not None  # noqa: S101
     made = state.bundle(report.winner)
     mine = {c.variant: c for c in state.standing.candidates if c.trial == report.winner}
     good = {name: c for name, c in mine.items() if not c.misses}
@@ -323,7 +322,7 @@ def _write(
     with update_bundle(bundle) as draft:
         draft.write(REPORT_NAME, to_json(report))
         draft.manifest = msgspec.structs.replace(bundle.manifest, name=output.name, variants=tuple(kept))
-    target.build(Bundle.open(made), report.chosen)
+    target.build(Bundle.open(made), str(report.chosen))
     with atomic_directory(output, marker=MANIFEST_NAME, overwrite=overwrite) as place:
         link_tree(made, place)
     return report

@@ -125,7 +125,7 @@ class Shard(Record, frozen=True, kw_only=True):
 
         with parquet.ParquetFile(self.parquet) as file:
             columns = [name for name in ("path", "image") if name in file.schema_arrow.names]
-            rows = file.read_row_group(self.group, columns=columns).to_pylist()
+            rows: list[dict[str, Any]] = file.read_row_group(self.group, columns=columns).to_pylist()
         for index, row in enumerate(rows):
             image, path = row.get("image"), row.get("path")
             if isinstance(image, dict):  # as Hugging Face's data sets have it

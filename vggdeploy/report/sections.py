@@ -273,7 +273,7 @@ def _parity(results: Results, cast: Cast) -> Section:
     names = _labels(cast)
     text = "Relative L2 distance of every output to the FP32 reference. What does not differ at all stands at the left end."
     figures = [Figure(text, lambda: _charts().distances(rows, names=names))] if rows else []
-    tables = (grids.parity(results, cast),) if results.parity else ()
+    tables: tuple[Grid, ...] = (grids.parity(results, cast),) if results.parity else ()
     if any(report.checks for report in results.parity):
         tables += (grids.checks(results),)
     missing = "" if results.parity else "No comparison with the reference: vggdeploy verify BUNDLE --json"

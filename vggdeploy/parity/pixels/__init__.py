@@ -83,8 +83,8 @@ def _difference(path: Path, name: str, expected: NDArray[Any]) -> str:
         found = prepare(path, spec_of(name))
     except InputError as error:
         return error.cause
-    error = np.abs(found.astype(int) - expected)
+    off = np.abs(found.astype(int) - expected)
     exact = path.suffix not in LOSSY
-    if error.max() > (0 if exact else _MOST) or error.mean() > (0 if exact else _MEAN):
-        return f"{np.count_nonzero(error)} of {error.size} values differ, by up to {error.max()}"
+    if off.max() > (0 if exact else _MOST) or off.mean() > (0 if exact else _MEAN):
+        return f"{np.count_nonzero(off)} of {off.size} values differ, by up to {off.max()}"
     return ""
