@@ -274,3 +274,30 @@ def test_a_bug_is_a_500_without_a_word_about_itself(
         assert reply.status_code == 500
         assert "secret" not in reply.text
         assert live.client.get("/v2/health/ready").status_code == 200  # the next request may be a good one
+
+
+def test_a_client_that_closed_its_own_half_is_answered(live: Live, digit_png: Path) -> None:
+    host, port = live.address.split(":")
+    data = digit_png.read_bytes()
+    head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as half:
+        half.sendall(head.encode() + data)
+        half.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := half.recv(65_536):
+            answer += part
+    # Either it is answered, or it is cut off as a client that has left; it never hangs, and others are served.
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 200")
+    assert live.client.post("/classify", content=data).status_code == 200
+
+
+def test_connections_that_break_in_the_middle_of_a_request_leave_nothing(live: Live, digit_png: Path) -> None:
+    host, port = live.address.split(":")
+    for cut in (1, 20, 60, 90):
+        head = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n" + b"x" * 40
+        broken = socket.create_connection((host, int(port)), timeout=20)
+        broken.sendall(head[:cut])
+        # No FIN but a reset: what a pulled cable or a dead process looks like.
+        broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        broken.close()
+    assert live.client.post("/classify", content=digit_png.read_bytes()).status_code == 200

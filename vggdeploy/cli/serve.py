@@ -49,6 +49,14 @@ def serve(
         float,
         typer.Option("--drain", metavar="SECONDS", help="After SIGTERM: how long to say 'not ready' and still answer."),
     ] = 1.0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="As a Ray Serve deployment, on local, auto or HOST:PORT: --workers replicas at most, as the load needs.",
+        ),
+    ] = None,
 ) -> int:
     """Serve a bundle over HTTP: the Open Inference Protocol v2, /classify, /embed, /metrics, and a page."""
     from vggdeploy.builders.options import parse_size
@@ -80,6 +88,11 @@ def serve(
         trusted_keys=tuple(map(str, trusted_key or ())),
         drain=drain,
     )
+
+    if ray is not None:
+        from vggdeploy.serve.on_ray import serve_on_ray
+
+        return serve_on_ray(settings, ray, on_start=lambda url: render.note(f"serving on Ray at {url}"))
 
     def started(url: str, engine: Engine) -> None:
         render.note(f"serving {engine.bundle.manifest.name} ({engine.variant.name} on {engine.device}) at {url}")

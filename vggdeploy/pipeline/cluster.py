@@ -7,10 +7,8 @@ not at all: so a job that is started again does what is missing, and no row is t
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,9 @@ from vggdeploy.files import atomic_write, read_regular
 from vggdeploy.optional import first_line, require
 from vggdeploy.pipeline.embed import count_images, walk_images
 from vggdeploy.pipeline.shards import JOB_NAME, Shard, Task, inputs_file, part_file, run_shard
+from vggdeploy.raycluster import LOCAL, cluster, ray_module
 from vggdeploy.records import SCHEMA_VERSION, Record, from_json, to_json
 
-LOCAL = "local"
-_STORE_BYTES = 128 * 2**20  # of a cluster of this machine: only shard numbers and counts go through it
 _LIMIT = 64 * 2**20
 
 
@@ -84,7 +81,8 @@ def run_on_ray(
         MissingDependencyError: Ray or pyarrow is not installed.
         VggdeployError: the cluster cannot be reached, or a shard failed again and again.
     """
-    _ray()
+    ray_module("data")
+    require("pyarrow", to="run on a Ray cluster", extra="ray")
     if size < 1 or threads < 1 or (workers is not None and workers < 1):
         raise UsageError(f"shards of {size}, {workers} workers, {threads} threads", "give at least 1 of each")
     started = time.monotonic()
@@ -94,9 +92,9 @@ def run_on_ray(
     images = skipped = nodes = 0
     if missing:
         on_start(sum(Shard.read(directory, n).count for n in missing))
-        with _cluster(address) as found:
-            nodes = found
-            for row in _results(task, directory, missing, workers, threads):
+        with cluster(address) as ray:
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            for row in _results(ray, task, directory, missing, workers, threads):
                 on_progress(int(row["images"]) + int(row["skipped"]))
     for number in range(job.shards):
         rows, bad = Shard.outcome(directory, number)
@@ -113,13 +111,6 @@ def run_on_ray(
         seconds=round(seconds, 3),
         images_per_second=round(sum(Shard.read(directory, n).count for n in missing) / seconds, 1),
     )
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    require("pyarrow", to="run on a Ray cluster", extra="ray")
-    require("ray.data", to="run on a Ray cluster", extra="ray")
-    return require("ray", to="run on a Ray cluster", extra="ray")
 
 
 def _begin(task: Task, sources: Sequence[Path], directory: Path, size: int) -> Job:
@@ -158,34 +149,10 @@ def _shards(sources: Sequence[Path], size: int) -> Iterator[Shard]:
         yield Shard(paths=tuple(paths), count=len(paths))
 
 
-@contextmanager
-def _cluster(address: str) -> Iterator[int]:
-    """A connection to the cluster; how many nodes it has. A cluster of this machine ends with the block."""
-    ray = _ray()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    was_there = ray.is_initialized()
-    try:
-        if not was_there and address == LOCAL:
-            cores = len(os.sched_getaffinity(0))
-            ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
-        elif not was_there:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise VggdeployError(
-            f"no Ray cluster at {address}: {first_line(error)}", "start one: ray start --head; or give --ray local"
-        ) from error
-    try:
-        yield sum(node["Alive"] for node in ray.nodes())
-    finally:
-        if not was_there:
-            ray.shutdown()
-
-
 def _results(
-    task: Task, directory: Path, numbers: Sequence[int], workers: int | None, threads: int
+    ray: Any, task: Task, directory: Path, numbers: Sequence[int], workers: int | None, threads: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each shard that is done, as they come."""
-    ray = _ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -129,7 +129,8 @@ class Shard(Record, frozen=True, kw_only=True):
         for index, row in enumerate(rows):
             image, path = row.get("image"), row.get("path")
             if isinstance(image, dict):  # as Hugging Face's data sets have it
-                image, path = image.get("bytes"), path or image.get("path")
+                path = path or image.get("path")
+                image = image.get("bytes")
             name = path if isinstance(path, str) and path else f"{self.parquet}#{self.group}.{index}"
             yield name, image if image is not None else path or b""
 
