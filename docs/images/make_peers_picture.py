@@ -21,7 +21,7 @@ def main() -> None:
         speed = row["faster_than_onnxruntime"]
         ours = name.startswith("vggdeploy ")
         rows.append({"name": name, "who": "vggdeploy" if ours else "as its user has it", **speed,
-                     "text": f"{speed['median']:.2f} ×   {row['median_ms']:.0f} ms"})  # fmt: skip
+                     "text": f"{speed['median']:.2f} ×, {row['median_ms']:.0f} ms"})  # fmt: skip
     rows.sort(key=lambda row: -row["median"])
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("name:N", sort=[row["name"] for row in rows], title=None, axis=alt.Axis(labelLimit=300))

@@ -23,7 +23,7 @@ from vggdeploy.pipeline.evaluate import evaluate
 from vggdeploy.pipeline.export import export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, unpack
 from vggdeploy.pipeline.layers import localise
-from vggdeploy.pipeline.structure import low_rank_checkpoint, prune_checkpoint
+from vggdeploy.pipeline.structure import low_rank_checkpoint, prune_checkpoint, quantisation_aware_checkpoint
 from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.records import StepRecord, to_json
 from vggdeploy.train.loop import train
@@ -86,6 +86,19 @@ def test_the_record_says_what_was_lost_against_what_was_trained(
         assert step.accuracy[split] == after[split].mean()
         assert found.origin.accuracy[split] == before[split].mean()
     assert evaluate(path).accuracy.rate == step.accuracy["test"]
+
+
+def test_quantisation_aware_fine_tuning_keeps_the_structure_and_its_accuracy_in_int8(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    step = quantisation_aware_checkpoint(checkpoint, tmp_path / "aware", job=Job(tuning=Tuning(epochs=1)))
+    before, after = read_checkpoint(checkpoint), read_checkpoint(tmp_path / "aware")
+    assert after.spec == before.spec
+    assert (step.step, step.epochs) == ("qat", 1)
+    assert after.training["recipe"]["quantisation_aware"] is True
+    assert step.drop["validation"].drop < 0.03
+    with pytest.raises(UsageError, match="qat without an epoch"):
+        quantisation_aware_checkpoint(checkpoint, tmp_path / "none", job=Job(tuning=Tuning(epochs=0)))
 
 
 def test_a_small_network_is_exported_built_and_proven_like_any_other(

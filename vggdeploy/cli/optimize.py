@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vggdeploy.pipeline.calibration import Int8Options
     from vggdeploy.pipeline.tuning import Structure
 
-STRUCTURE: Any = {"rich_help_panel": "Steps prune and low-rank"}
+STRUCTURE: Any = {"rich_help_panel": "Steps prune, low-rank and qat"}
 INT8: Any = {"rich_help_panel": "Step int8"}
 SEARCH: Any = {"rich_help_panel": "Search: without --step"}
 
@@ -29,7 +29,7 @@ def optimize(
             "--step",
             metavar="STEP,STEP…",
             show_default="search",
-            help="What to do, in this order: prune, low-rank, openvino-fp32, openvino-bf16, int8.",
+            help="What to do, in this order: prune, low-rank, qat, openvino-fp32, openvino-bf16, int8.",
         ),
     ] = "",
     output: Annotated[
@@ -259,7 +259,7 @@ def _search(
 
 
 def _structure(steps: list[str], given: dict[str, Any]) -> Structure:
-    """The numbers of the steps prune and low-rank.
+    """The numbers of the steps prune, low-rank and qat.
 
     Raises:
         UsageError: an option of a step that is not asked for, or a value that makes no sense.
@@ -272,10 +272,10 @@ def _structure(steps: list[str], given: dict[str, Any]) -> Structure:
         "--keep": ("prune",),
         "--rank": ("low-rank",),
         "--rank-keep": ("low-rank",),
-        "--max-accuracy-drop": ("prune", "low-rank", "int8"),
+        "--max-accuracy-drop": ("prune", "low-rank", "qat", "int8"),
     }
     for option, value in given.items():
-        wanted = needs.get(option, ("prune", "low-rank"))
+        wanted = needs.get(option, ("prune", "low-rank", "qat"))
         if value is not None and not set(wanted) & set(steps):
             raise UsageError(
                 f"{option} is for the step {' or '.join(wanted)}", f"add --step {wanted[0]}, or leave it out"

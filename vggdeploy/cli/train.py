@@ -101,6 +101,12 @@ def train(
     distill_weight: Annotated[
         float | None, typer.Option(help="With --distill: the share of the loss that is the teacher's. Default: 0.9.")
     ] = None,
+    quantisation_aware: Annotated[
+        bool | None,
+        typer.Option(
+            "--quantisation-aware/--no-quantisation-aware", help="Train with the rounding of INT8. Default: no."
+        ),
+    ] = None,
     clip: Annotated[
         float | None, typer.Option(help="Largest norm of all gradients together; 0 for any. Default: 0.0.")
     ] = None,
@@ -167,6 +173,7 @@ def train(
         "distill": distill,
         "temperature": temperature,
         "distill_weight": distill_weight,
+        "quantisation_aware": quantisation_aware,
         "clip": clip,
         "keep": keep,
         "patience": patience,

@@ -33,6 +33,8 @@ def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> 
             # torch.jit is deprecated since 2.14 and still what libtorch in C++ loads.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(module, example_input(image, samples=2), check_trace=False)
+            # As the image comes out of the preprocessing: else every call reorders every kernel.
+            traced.to(memory_format=torch.channels_last)
             torch.jit.save(traced, path)
     except (RuntimeError, ValueError) as error:
         cause = f"the model cannot be exported to TorchScript: {first_line(error)}"

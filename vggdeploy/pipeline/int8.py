@@ -215,5 +215,5 @@ class _Judge:
         bound = f"accuracy may fall by {record.drop.upper:.2%}" if record.drop else "no labels to judge by"
         return TargetError(
             f"{variant.name} misses its limits with one layer in INT8: {'; '.join(record.reasons) or bound}",
-            "allow more (--max-accuracy-drop), calibrate on more images, or try --calibration-method percentile",
+            "allow more (--max-accuracy-drop), try --calibration-method percentile, or fine-tune for it: --step qat,int8",
         )

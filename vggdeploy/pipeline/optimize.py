@@ -35,7 +35,13 @@ def _low_rank(source: Path, target: Path, work: Work) -> None:
     low_rank_checkpoint(source, target, asked.ranks, keep=asked.rank_keep, job=asked.job)
 
 
-CHECKPOINT_STEPS: dict[str, CheckpointStep] = {"prune": _prune, "low-rank": _low_rank}
+def _qat(source: Path, target: Path, work: Work) -> None:
+    from vggdeploy.pipeline.structure import quantisation_aware_checkpoint
+
+    quantisation_aware_checkpoint(source, target, job=work.structure.job)
+
+
+CHECKPOINT_STEPS: dict[str, CheckpointStep] = {"prune": _prune, "low-rank": _low_rank, "qat": _qat}
 BUNDLE_STEPS: dict[str, BundleStep] = {
     "openvino-fp32": lambda bundle, work: add_openvino(bundle, Precision.FP32, work),
     "openvino-bf16": lambda bundle, work: add_openvino(bundle, Precision.BF16, work),

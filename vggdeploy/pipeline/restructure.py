@@ -128,6 +128,7 @@ def tuning_recipe(begun: Checkpoint, path: Path, source: str, tuning: Tuning) ->
         "lr": tuning.lr,
         "warmup": 0.1,
         "keep": "last",
+        "quantisation_aware": tuning.quantisation_aware,
         "seed": tuning.seed,
     }
     if teacher:

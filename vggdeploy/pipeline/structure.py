@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -120,6 +121,24 @@ def low_rank_checkpoint(
         return Changed(small, ranks=chosen)
 
     return restructure("low-rank", source, output, change, job)
+
+
+def quantisation_aware_checkpoint(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], *, job: Job | None = None
+) -> StepRecord:
+    """Fine-tune a network with the rounding of INT8, and write it as a checkpoint of the same structure.
+
+    For where INT8 after training misses its limit: the weights come to rest where rounding costs less.
+
+    Raises:
+        UsageError: no epoch to train for, or ``output`` may not be replaced.
+        DataError, TargetError, CheckpointError: as `prune_checkpoint`.
+    """
+    job = job or Job()
+    if not job.tuning.epochs:
+        raise UsageError("qat without an epoch of training", "give it some: --epochs 3")
+    aware = replace(job, tuning=replace(job.tuning, quantisation_aware=True))
+    return restructure("qat", source, output, lambda model, data: Changed(model), aware)
 
 
 def _named_widths(own: Widths, keep: Mapping[str, float]) -> Widths:

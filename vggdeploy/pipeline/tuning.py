@@ -29,6 +29,7 @@ class Tuning:
     distill: str | None = None
     temperature: float = 4.0
     distill_weight: float = 0.9
+    quantisation_aware: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from vggdeploy.train.processes import Processes, join_processes, share_batch_nor
 from vggdeploy.train.recipe import LIKE_INIT, Recipe
 from vggdeploy.train.record import HISTORY_NAME, OnNote, OnProgress, TrainingRecord, TrainingResult, history_lines
 from vggdeploy.train.run import Data, Run
+from vggdeploy.train.simulated import simulate_int8
 from vggdeploy.train.start import preprocess_like, start_from
 from vggdeploy.train.state import Saver
 from vggdeploy.types import Device, Precision
@@ -172,6 +173,8 @@ def _prepare(
         chosen = per_class(data.train.labels, recipe.per_class, data.train.classes, seed=recipe.seed)
         data = Data(data.train.take(chosen), data.validation, data.test)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.quantisation_aware:
+        simulate_int8(model)
     if processes.count > 1:
         share_batch_norms(model)
     network = Deployable(model, preprocess).to(where)

@@ -40,6 +40,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     and backward pass; weights are FP32 always. With ``arch`` ``"init"`` the network is that of the checkpoint ``init``.
     With ``distill`` the network also learns from the answers of that checkpoint, its teacher (see
     `vggdeploy.train.distill`): ``temperature`` softens them, and they weigh ``distill_weight``, the labels the rest.
+    ``quantisation_aware`` trains with the rounding of INT8 (see `vggdeploy.train.simulated`).
     """
 
     dataset: str = "digits"
@@ -71,6 +72,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     distill: str = ""
     temperature: float = 4.0
     distill_weight: float = 0.9
+    quantisation_aware: bool = False
     clip: float = 0.0
     keep: Keep = "best"
     patience: int = 0
