@@ -189,6 +189,34 @@ def timm_onnx(job: Job) -> Iterator[Any]:
     return ort_calls(job, path)
 
 
+OLIVE_LOADER = """import sys
+sys.path.insert(0, {benchmarks!r})
+from peers import Job, torch_model
+def load(model_path=None):
+    return torch_model(Job(home={home!r}, batch={batch}, threads={threads}))
+"""
+
+
+def olive_onnx(job: Job) -> Iterator[Any]:
+    """Olive's conversion and its peephole pass, with their defaults, in a plain session."""
+    os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
+    from olive.workflows import run
+
+    home = Path(job.home, "olive")
+    home.mkdir(exist_ok=True)
+    script = home / "loader.py"
+    about = {"benchmarks": str(Path(__file__).parent), "home": job.home, "batch": job.batch, "threads": job.threads}
+    script.write_text(OLIVE_LOADER.format(**about), encoding="utf-8")
+    shape = list(job.floats[: job.batch].shape)
+    io = {"input_names": ["image"], "input_shapes": [shape], "input_types": ["float32"], "output_names": ["logits"]}
+    model = {"type": "PyTorchModel", "model_script": str(script), "model_loader": "load", "io_config": io}
+    passes = {"conversion": {"type": "OnnxConversion"}, "peephole": {"type": "OnnxPeepholeOptimizer"}}
+    out = home / "out"
+    cache = str(home / "cache")
+    run({"input_model": model, "passes": passes, "output_dir": str(out), "cache_dir": cache, "log_severity_level": 3})
+    return ort_calls(job, out / "model.onnx")
+
+
 def ours(job: Job, variant: str) -> Iterator[Any]:
     with vggdeploy.load(job.bundle, variant=variant, threads=job.threads) as engine:
         name = engine.bundle.manifest.input.name
@@ -205,6 +233,7 @@ PEERS: dict[str, tuple[Callable[[Job], Iterator[Any]], str]] = {
     "openvino, as it comes": (openvino, "openvino"),
     "openvino, FP32": (openvino_fp32, "openvino"),
     "timm's ONNX": (timm_onnx, "timm"),
+    "Olive's ONNX": (olive_onnx, "olive"),
 }
 
 
@@ -317,7 +346,9 @@ def main() -> int:
         "openvino_benchmark_app": app,
         "not_installed": missing,
         "peer_versions": {
-            name: version(name) for name in ("torch", "onnxruntime", "openvino", "timm") if installed(name)
+            name: found
+            for name in ("torch", "onnxruntime", "openvino", "timm", "olive-ai")
+            if (found := version(name)) is not None
         },
     }
     for name, row in sorted(rows.items(), key=lambda item: item[1]["median_ms"]):
