@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from vggdeploy.errors import VggdeployError
 from vggdeploy.optional import first_line, require
 
 LOCAL = "local"
+_KNOCK_SECONDS = 10.0
 _STORE_BYTES = 128 * 2**20  # of a cluster of this machine: numbers and requests go through it, never models
 
 
@@ -24,6 +26,18 @@ def ray_module(*parts: str) -> Any:
     for part in parts:
         require(f"ray.{part}", to="run on a Ray cluster", extra="ray")
     return require("ray", to="run on a Ray cluster", extra="ray")
+
+
+def _knock(address: str) -> None:
+    """Ray tries an address where nobody answers for minutes.
+
+    Raises:
+        OSError: nobody answers at ``HOST:PORT`` (of another form Ray itself says what is wrong).
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        with socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS):
+            pass
 
 
 @contextmanager
@@ -45,8 +59,9 @@ def cluster(address: str) -> Iterator[Any]:
             # The address would otherwise be taken from $RAY_ADDRESS.
             ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
         else:
+            _knock(address)
             ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
         raise VggdeployError(
             f"no Ray cluster at {address}: {first_line(error)}", "start one: ray start --head; or give --ray local"
         ) from error

@@ -105,7 +105,8 @@ def test_what_is_missing_is_done_and_nothing_else(
 def test_another_job_does_not_go_into_the_same_directory(
     bundle_dir: Path, images: Path, embedded: tuple[Path, dict[str, Any]]
 ) -> None:
-    told = job("embed", bundle_dir, images, "-o", embedded[0], "--ray", "local", "--shard", 16, code=2)["told"]
+    again = ("embed", bundle_dir, images, "-o", embedded[0], "--output", "logits", "--normalise", "--ray", "local")
+    told = job(*again, "--shard", 16, code=2)["told"]
     assert "holds another job's results" in told
     told = job("predict", bundle_dir, images, "-o", embedded[0].parent, "--ray", "local", code=2)["told"]
     assert "holds no results of such a job" in told
@@ -181,7 +182,8 @@ cluster.remove_node(nodes[0], allow_graceful=False)
 killed_at = len(list(out.glob("part-*.parquet")))
 job.join(200)
 assert found, "the job failed"
-print(killed_at, found[0].images, found[0].skipped, found[0].nodes)
+told = (killed_at, found[0].images, found[0].skipped, found[0].nodes)
+(out.parent / "found").write_text(" ".join(map(str, told)))
 ray.shutdown()
 cluster.shutdown()
 """
@@ -195,7 +197,7 @@ def test_a_node_that_dies_costs_no_row(bundle_dir: Path, images: Path, tmp_path:
         capture_output=True, text=True, check=False, timeout=280, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    killed_at, found, skipped, nodes = map(int, done.stdout.split())
+    killed_at, found, skipped, nodes = map(int, (tmp_path / "found").read_text().split())
     assert killed_at < COUNT + BAD, "the node died after the job was over: nothing was tested"
     assert (found, skipped, nodes) == (COUNT, BAD, 3)
     assert len(rows(tmp_path / "out")) == COUNT
@@ -204,8 +206,8 @@ def test_a_node_that_dies_costs_no_row(bundle_dir: Path, images: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--ray", "127.0.0.1:1"], 1, "no Ray cluster at 127.0.0.1:1"),
-        (["--ray", "local", "--shard", "0"], 2, "shards of 0"),
+        (["--ray", "127.0.0.1:1", "--output", "logits"], 1, "no Ray cluster at 127.0.0.1:1"),
+        (["--ray", "local", "--shard", "0", "--output", "logits"], 2, "shards of 0"),
         (["--ray", "local", "--output", "fc9"], 2, "fc9"),
         (["--ray", "local", "--strict"], 2, "--strict does not go with --ray"),
         (["--shard", "9"], 2, "--shard belongs to a cluster"),

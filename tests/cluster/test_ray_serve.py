@@ -44,6 +44,7 @@ def served(bundle_dir: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
     reader.join(30)
+    process.stderr.close()
 
 
 def test_it_answers_as_the_engine_does_and_ends_with_sigterm(
