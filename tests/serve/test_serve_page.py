@@ -90,6 +90,8 @@ def test_a_chosen_image_is_answered_with_labels_bars_and_times(
 
 def test_it_works_by_keyboard_alone(browser: Browser, live: Live, digit_png: Path) -> None:
     with opened(browser, live) as (page, wrong):
+        page.get_by_text("The model is bundle.").wait_for()  # before, Chromium may drop what is pressed
+        page.bring_to_front()
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == "file"
         outline = page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle")
