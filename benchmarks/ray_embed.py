@@ -63,7 +63,7 @@ def main() -> int:
         make_vgg16(home / "vgg16")
         cli = [sys.executable, "-m", "vggdeploy"]
         run_process(
-            [*cli, "export", home / "vgg16", "-o", home / "bundle", "--outputs", "fc7", "--format", "onnx-fp32"]
+            [*cli, "export", home / "vgg16", "-o", home / "bundle", "--outputs", "fc7", "--formats", "onnx-fp32"]
         )
         make_images(home / "few", few)
         make_images(home / "many", many)

@@ -51,7 +51,7 @@ def sample(writes: int, count: int) -> list[int]:
 
 
 COMMANDS = {
-    "export": ["export", "{checkpoint}", "-o", "{home}/bundle", "--force", "--format", "onnx-fp32", "--samples", "50"],
+    "export": ["export", "{checkpoint}", "-o", "{home}/bundle", "--force", "--formats", "onnx-fp32", "--samples", "50"],
     "optimise": ["optimize", "{home}/bundle", "--step", "openvino-fp32"],
     "build": ["build", "{home}/bundle", "--target", "sm89", "--no-cache", "--opt-level", "0"],
 }
