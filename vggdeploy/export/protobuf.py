@@ -15,24 +15,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from vggdeploy.runtime.onnx_bytes import varint
+
 _LENGTH_DELIMITED = 2
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _prefix(field: int, length: int) -> bytes:
     """Tag and length of a length-delimited field."""
-    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
+    return varint(field << 3 | _LENGTH_DELIMITED) + varint(length)
 
 
 def write_model(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], path: Path) -> None:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from vggdeploy.bundle.precision import Product
 from vggdeploy.errors import BundleError
 from vggdeploy.parity.order import sorted_nodes
+from vggdeploy.runtime.onnx_bytes import varint
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
@@ -130,7 +131,7 @@ def _rewrite(data: mmap.mmap, span: range, inside: dict[int, Span]) -> bytes:
     for field, start, content in _fields(data, span):
         if field in inside:
             new = inside[field](data, content)
-            parts += [_varint(field << 3 | _BYTES), _varint(len(new)), new]
+            parts += [varint(field << 3 | _BYTES), varint(len(new)), new]
         else:
             parts.append(data[start : content.stop])
     return b"".join(parts)
@@ -171,12 +172,3 @@ def _read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise ValueError("a number of more than 64 bits")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
