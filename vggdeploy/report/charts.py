@@ -69,12 +69,9 @@ def front(rows: Rows, *, measured: bool) -> Chart:
     base = alt.Chart(alt.InlineData(values=list(rows)))
     x = alt.X("speed:Q", title=title, scale=_log(rows, "speed"))
     y = alt.Y("points:Q", title="accuracy, points beside the original", scale=alt.Scale(zero=False))
-    colour = alt.Color(
-        "holds:N", title=None, scale=alt.Scale(domain=["holds the goal", "misses it"], range=["#0072b2", "#d55e00"])
-    )
-    shape = alt.Shape(
-        "holds:N", title=None, scale=alt.Scale(domain=["holds the goal", "misses it"], range=["circle", "cross"])
-    )
+    kinds, below = ["holds the goal", "misses it"], alt.Legend(orient="bottom", title=None)
+    colour = alt.Color("holds:N", legend=below, scale=alt.Scale(domain=kinds, range=["#0072b2", "#d55e00"]))
+    shape = alt.Shape("holds:N", legend=below, scale=alt.Scale(domain=kinds, range=["circle", "cross"]))
     interval = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(x=x, y="worst:Q", y2="best:Q", color=colour)
     points = base.mark_point(size=120, filled=True, opacity=1).encode(
         x=x,
@@ -90,7 +87,9 @@ def front(rows: Rows, *, measured: bool) -> Chart:
             alt.Tooltip("holds:N", title="goal"),
         ],
     )
-    word = base.transform_filter("datum.chosen").mark_text(align="left", dx=10, dy=-8).encode(x=x, y=y, text="label:N")
+    word = (
+        base.transform_filter("datum.chosen").mark_text(align="right", dx=-10, dy=-8).encode(x=x, y=y, text="label:N")
+    )
     return _dark(alt.layer(interval, points, word).properties(width="container", height=_HEIGHT))
 
 

@@ -66,8 +66,8 @@ def front(report: SearchReport) -> Grid:
         for c in report.front
     ]
     columns = (
-        "candidate", "", "ms", "× faster (95%)", "million MACs", "MB", "accuracy, points", "at worst", "on the test split",
-        "misses",
+        "candidate", "choice", "ms", "× faster (95%)", "million MACs", "MB", "accuracy, points", "at worst",
+        "on the test split", "misses",
     )  # fmt: skip
     return Grid(f"The front of {one_line(report.bundle)}", columns, rows, left=2, words=("misses",))
 
