@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 RayAddress = Annotated[
     str | None,
@@ -65,6 +64,8 @@ def run(
     **task: Any,
 ) -> int:
     """Run the job, or what is missing of it, with a progress bar; the exit code is 0, also where images were skipped."""
+    from rich.markup import escape
+
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
     from vggdeploy.errors import UsageError
