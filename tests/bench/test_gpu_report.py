@@ -98,7 +98,7 @@ def measure(cudart: Cudart, watched: Any, tmp_path: Path, monkeypatch: pytest.Mo
             path="model.engine",
             batch=BatchRange(1, 2, 4),
         )
-        manifest = SimpleNamespace(input=inputs, spec=spec)
+        manifest = SimpleNamespace(input=inputs, spec=spec, outputs=(SimpleNamespace(name="logits"),))
         bundle: Any = SimpleNamespace(manifest=manifest, root=tmp_path, sha256=lambda path: "0" * 64)
         options = {"batches": (1, 4), "streams": (1, 2), "seconds": 0.02, **how}
         report = gpu.measure_gpu(bundle, variant, pixels(16), **options)

@@ -21,6 +21,7 @@ from vggdeploy.model.foreign.files import StateFile, read_state_file
 from vggdeploy.model.foreign.initial import load_initial_weights, locate
 from vggdeploy.model.foreign.published import Published, check_hash, fetch, published
 from vggdeploy.model.vgg import VGG
+from vggdeploy.parity.pixels import IMAGES
 from vggdeploy.preprocess import prepare
 from vggdeploy.spec import ModelSpec, PreprocessSpec, architecture_names
 
@@ -121,7 +122,7 @@ def test_the_preprocessing_computes_what_torchvisions_transform_computes() -> No
     transform = VGG16_Weights.IMAGENET1K_V1.transforms()
     assert transform.interpolation is InterpolationMode.BILINEAR
     spec = vgg16().preprocess(224)
-    images = Path(__file__).parent.parent / "golden" / "images"
+    images = IMAGES
     for path in (images / "rgb-portrait.png", images / "rgb-square.png", images / "rgb.bmp"):
         with Image.open(path) as image:
             expected = transform(image.convert("RGB"))

@@ -20,9 +20,9 @@ from PIL import Image
 from serve.conftest import Live, Starts
 
 from vggdeploy.data.loaders import ImageSet
+from vggdeploy.parity.pixels import IMAGES
 
 HUGE = [b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x00\x00\x00", b"\xff\xff\xff\x7f"]
-GOLDEN = Path(__file__).parent.parent / "golden" / "images"
 
 
 def check(reply: Any) -> None:
@@ -89,7 +89,7 @@ def mutated(seeds: list[bytes], random_: random.Random) -> bytes:
 
 def seeds(digits: ImageSet) -> list[bytes]:
     """Small images in every format, plain and strange."""
-    found = [path.read_bytes() for path in sorted(GOLDEN.iterdir()) if path.is_file()]
+    found = [path.read_bytes() for path in sorted(IMAGES.iterdir()) if path.is_file()]
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):
         file = io.BytesIO()
         Image.fromarray(digits.images[0, ..., 0]).convert("RGB").save(file, kind)

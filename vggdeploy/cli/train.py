@@ -104,7 +104,7 @@ def train(
     quantisation_aware: Annotated[
         bool | None,
         typer.Option(
-            "--quantisation-aware/--no-quantisation-aware", help="Train with the rounding of INT8. Default: no."
+            "--quantisation-aware/--no-quantisation-aware", help="Train with the rounding of INT8. Default: False."
         ),
     ] = None,
     clip: Annotated[
