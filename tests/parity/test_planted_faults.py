@@ -30,6 +30,7 @@ from vggdeploy.records import ParityReport, from_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import Verdict
 
+pytestmark = pytest.mark.late
 FP32, FP16 = "onnx-fp32", "onnx-fp16"
 
 
