@@ -26,6 +26,7 @@ from vggdeploy.cli.app import run
 from vggdeploy.files import atomic_directory
 from vggdeploy.model.vgg import new_vgg
 from vggdeploy.model.weights import save_checkpoint
+from vggdeploy.parity.pixels import IMAGES
 from vggdeploy.parity.synthetic import synthetic_images
 from vggdeploy.pipeline import samples
 from vggdeploy.pipeline.adopt import read_labels
@@ -33,7 +34,6 @@ from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 pytestmark = pytest.mark.late
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "images"
 IMAGENET = VGG16_Weights.IMAGENET1K_V1
 
 
@@ -129,11 +129,11 @@ def test_torchvisions_vgg11_from_a_file_is_a_bundle_with_its_logits_preprocessin
         resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     assert manifest.labels == tuple(IMAGENET.meta["categories"])
-    with Image.open(GOLDEN / "rgb-portrait.png") as image, torch.inference_mode():
+    with Image.open(IMAGES / "rgb-portrait.png") as image, torch.inference_mode():
         expected = net(IMAGENET.transforms()(image.convert("RGB"))[None])
     best = [IMAGENET.meta["categories"][i] for i in expected[0].topk(3).indices]
     with vggdeploy.load(tmp_path / "bundle", backend="onnxruntime") as engine:
-        answers = engine.classify(GOLDEN / "rgb-portrait.png", top=3)
+        answers = engine.classify(IMAGES / "rgb-portrait.png", top=3)
         images = synthetic_images(2, manifest.preprocess)
         logits = engine.run({"image": images})["logits"]
     assert [answer.label for answer in answers] == best

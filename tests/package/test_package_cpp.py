@@ -22,11 +22,11 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.errors import InputError, UsageError
 from vggdeploy.package.base import Order
 from vggdeploy.package.cpp import model_settings, package_cpp, tall_first
+from vggdeploy.parity.pixels import IMAGES
 from vggdeploy.preprocess import prepare
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.types import TensorSpec
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "images"
 READS = {".png", ".jpg", ".ppm", ".pgm"}
 # What Python takes and the C++ program refuses, each with its reason; docs/how-to/cpp-service.md says so.
 REFUSED = {
@@ -146,7 +146,7 @@ def test_a_bundle_that_it_cannot_feed_is_refused(bundle_dir: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_every_golden_image_is_prepared_to_the_same_bits(prepare_cpp: Prepare, mode: str) -> None:
-    images = sorted(p for p in GOLDEN.iterdir() if p.suffix in READS)
+    images = sorted(p for p in IMAGES.iterdir() if p.suffix in READS)
     spec = spec_of(mode)
     found, told = prepare_cpp(images, spec)
     for image, pixels in zip(images, found, strict=True):
@@ -204,7 +204,7 @@ def test_a_damaged_file_is_refused_and_never_crashes(prepare_cpp: Prepare, tmp_p
     spec = spec_of()
     images = []
     for source in ("rgb.png", "palette-alpha.png", "exif-6.jpg", "progressive.jpg", "rgb.ppm", "grey16.png"):
-        data = (GOLDEN / source).read_bytes()
+        data = (IMAGES / source).read_bytes()
         for index in range(60):
             damaged = bytearray(data)
             if index % 2:
