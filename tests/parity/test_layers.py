@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import numpy_helper
+from parity.planting import rewrite_weight
 
-from vggdeploy.bundle import Bundle, update_bundle
+from vggdeploy.bundle import Bundle
 from vggdeploy.errors import UsageError
 from vggdeploy.parity.layers import find_culprit
 from vggdeploy.pipeline.layers import localise
@@ -21,14 +20,7 @@ from vggdeploy.types import Precision, Verdict
 def planted(source: Path, target: Path, variant: str, name: str, change) -> LayerReport:
     """A copy of the bundle in which one weight of a variant is changed, hashes and all; then what verify finds."""
     shutil.copytree(source, target)
-    bundle = Bundle.open(target)
-    chosen = bundle.manifest.variant(variant)
-    model = onnx.load(bundle.path(chosen.path))
-    (tensor,) = (t for t in model.graph.initializer if t.name == name)
-    array = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array(change(array).astype(array.dtype), name))
-    with update_bundle(bundle) as draft:
-        draft.write(chosen.path, model.SerializeToString())
+    rewrite_weight(target, variant, name, change)
     report = verify_bundle(Bundle.open(target), variants=[variant], layers=True)
     assert report.verdict is Verdict.FAIL
     (found,) = report.layers

@@ -70,7 +70,7 @@ def run(
     from vggdeploy.cli import render
     from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.cluster import run_on_ray
-    from vggdeploy.pipeline.shards import Task
+    from vggdeploy.pipeline.shards import SHARD_SIZE, Task
 
     if directory is None:
         raise UsageError("no directory to write is given", "add -o DIR")
@@ -86,7 +86,7 @@ def run(
             address=address,
             workers=workers,
             threads=threads or 1,
-            size=1024 if size is None else size,
+            size=SHARD_SIZE if size is None else size,
             on_start=lambda total: bar.update(shown, total=total),
             on_progress=lambda count: bar.advance(shown, count),
         )

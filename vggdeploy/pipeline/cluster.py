@@ -17,7 +17,7 @@ from vggdeploy.errors import UsageError, VggdeployError
 from vggdeploy.files import atomic_write, read_regular
 from vggdeploy.optional import first_line, require
 from vggdeploy.pipeline.embed import count_images, walk_images
-from vggdeploy.pipeline.shards import JOB_NAME, Shard, Task, inputs_file, part_file, run_shard
+from vggdeploy.pipeline.shards import JOB_NAME, SHARD_SIZE, Shard, Task, inputs_file, part_file, run_shard
 from vggdeploy.raycluster import LOCAL, cluster, ray_module
 from vggdeploy.records import SCHEMA_VERSION, Record, from_json, to_json
 
@@ -58,7 +58,7 @@ def run_on_ray(
     address: str = LOCAL,
     workers: int | None = None,
     threads: int = 1,
-    size: int = 1024,
+    size: int = SHARD_SIZE,
     on_start: Callable[[int], None] = lambda images: None,
     on_progress: Callable[[int], None] = lambda images: None,
 ) -> ClusterReport:
@@ -89,9 +89,10 @@ def run_on_ray(
     job = _begin(task, sources, directory, size)
     missing = [n for n in range(job.shards) if not part_file(directory, n).is_file()]
     done = job.shards - len(missing)
+    asked = sum(Shard.read(directory, n).count for n in missing)
     images = skipped = nodes = 0
     if missing:
-        on_start(sum(Shard.read(directory, n).count for n in missing))
+        on_start(asked)
         with cluster(address) as ray:
             nodes = sum(node["Alive"] for node in ray.nodes())
             for row in _results(ray, task, directory, missing, workers, threads):
@@ -109,7 +110,7 @@ def run_on_ray(
         skipped=skipped,
         nodes=nodes,
         seconds=round(seconds, 3),
-        images_per_second=round(sum(Shard.read(directory, n).count for n in missing) / seconds, 1),
+        images_per_second=round(asked / seconds, 1),
     )
 
 

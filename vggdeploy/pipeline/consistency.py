@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
 from vggdeploy.optional import installed
 from vggdeploy.parity.pixels import IMAGES, check_pixels
+from vggdeploy.parity.spool import Array
 from vggdeploy.pipeline.classes import same_names
 from vggdeploy.pipeline.samples import Samples
 from vggdeploy.preprocess import normalise, prepare
@@ -75,32 +75,32 @@ def _check_transforms(runtime: PreprocessSpec, trained: PreprocessSpec) -> Check
         return Check(
             what=what, against=against, verdict=Verdict.UNPROVEN, reasons=("torchvision is not installed here",)
         )
-    reasons = [f"{name}: {wrong}" for name in _PLAIN if (wrong := _differs(IMAGES / name, runtime, trained))]
+    from torchvision import transforms
+
+    steps = transforms.Compose(
+        [
+            transforms.Resize(trained.resize, transforms.InterpolationMode(trained.interpolation)),
+            transforms.CenterCrop(trained.crop),
+            transforms.ToTensor(),
+            transforms.Normalize(trained.mean, trained.std),
+        ]
+    )
+    reasons = []
+    for name in _PLAIN:
+        with Image.open(IMAGES / name) as image:
+            expected = steps(image.convert(trained.mode)).numpy()
+        found = normalise(prepare(IMAGES / name, runtime)[None], runtime)[0]
+        if wrong := _difference(found, expected, _ROUNDING / min(trained.std)):
+            reasons.append(f"{name}: {wrong}")
     return _check(what, against, reasons)
 
 
-def _differs(path: Path, runtime: PreprocessSpec, trained: PreprocessSpec) -> str:
-    from torchvision import transforms
-
-    spec = trained
-    with Image.open(path) as image:
-        picture = image.convert(spec.mode)
-    steps = transforms.Compose(
-        [
-            transforms.Resize(spec.resize, transforms.InterpolationMode(spec.interpolation)),
-            transforms.CenterCrop(spec.crop),
-            transforms.ToTensor(),
-            transforms.Normalize(spec.mean, spec.std),
-        ]
-    )
-    expected = steps(picture).numpy()
-    found = normalise(prepare(path, runtime)[None], runtime)[0]
+def _difference(found: Array, expected: Array, allowed: float) -> str:
     if found.shape != expected.shape:
         return f"{found.shape} for {expected.shape}"
     error = np.abs(found - expected)
-    if error.max() * min(spec.std) <= _ROUNDING:
-        return ""
-    return f"{np.count_nonzero(error * min(spec.std) > _ROUNDING)} of {error.size} values differ, by up to {error.max():.3g}"
+    wrong = np.count_nonzero(error > allowed)
+    return f"{wrong} of {error.size} values differ, by up to {error.max():.3g}" if wrong else ""
 
 
 def _check(what: str, against: str, reasons: Iterable[str]) -> Check:

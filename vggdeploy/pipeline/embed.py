@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from vggdeploy.bundle import Manifest
 from vggdeploy.engine import Engine
 from vggdeploy.errors import InputError, UsageError
-from vggdeploy.features import embedding
+from vggdeploy.features import Embedding, embedding
 from vggdeploy.pipeline.vectors import check_target, vector_file
 from vggdeploy.preprocess import SUFFIXES, describe, prepare
 from vggdeploy.records import SCHEMA_VERSION, Record
@@ -85,9 +86,7 @@ def embed_files(
     """
     started = time.monotonic()
     manifest = engine.bundle.manifest
-    vectors = embedding(manifest.outputs, output, pool=pool or "avg", normalise=normalise)
-    if pool and not vectors.is_map:
-        raise UsageError(f"'{vectors.output.name}' is a vector already: there is nothing to pool", "leave the pool out")
+    vectors = chosen_embedding(manifest, output, pool=pool, normalise=normalise)
     size = _batch_size(engine, batch)
     check_target(target, overwrite=overwrite)
     on_start(count_images(sources))
@@ -151,6 +150,18 @@ def embed_files(
         seconds=round(seconds, 3),
         images_per_second=round(written / seconds, 1),
     )
+
+
+def chosen_embedding(manifest: Manifest, output: str | None, *, pool: str | None, normalise: bool) -> Embedding:
+    """What makes vectors of a bundle's outputs, as a command asks for it: a pool is refused where there is nothing to pool.
+
+    Raises:
+        UsageError: an output or a pool that there is not.
+    """
+    found = embedding(manifest.outputs, output, pool=pool or "avg", normalise=normalise)
+    if pool and not found.is_map:
+        raise UsageError(f"'{found.output.name}' is a vector already: there is nothing to pool", "leave the pool out")
+    return found
 
 
 def _batch_size(engine: Engine, batch: int | None) -> int:

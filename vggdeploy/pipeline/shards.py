@@ -12,17 +12,19 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from vggdeploy.answers import need_scores, predictions, probabilities
-from vggdeploy.bundle import Bundle
+from vggdeploy.bundle import Bundle, Manifest
 from vggdeploy.engine import Engine, load
 from vggdeploy.errors import InputError, UsageError
-from vggdeploy.features import embedding
+from vggdeploy.features import Embedding
 from vggdeploy.files import atomic_write, read_regular
+from vggdeploy.pipeline.embed import chosen_embedding
 from vggdeploy.pipeline.vectors import as_text, vector_file
 from vggdeploy.preprocess import describe, prepare
 from vggdeploy.records import SCHEMA_VERSION, Record, from_json
 from vggdeploy.runtime.ahead import in_order
 
 JOB_NAME = "job.json"
+SHARD_SIZE = 1024  # images
 _LIMIT = 1024 * 2**20
 Named = tuple[str, str | bytes]  # what a row is called, and the path or the bytes of its image
 
@@ -50,11 +52,11 @@ class Task(Record, frozen=True, kw_only=True):
                 raise UsageError(f"top={self.top}", "ask for at least 1")
             need_scores(bundle.manifest)
             return
-        found = embedding(bundle.manifest.outputs, self.output, pool=self.pool or "avg", normalise=self.normalise)
-        if self.pool and not found.is_map:
-            raise UsageError(
-                f"'{found.output.name}' is a vector already: there is nothing to pool", "leave the pool out"
-            )
+        self.embedding(bundle.manifest)
+
+    def embedding(self, manifest: Manifest) -> Embedding:
+        """What makes the vectors; errors of `chosen_embedding`."""
+        return chosen_embedding(manifest, self.output, pool=self.pool, normalise=self.normalise)
 
     def open(self, threads: int) -> Engine:
         """The engine of an actor.
@@ -190,7 +192,7 @@ def _batches(engine: Engine, shard: Shard, bad: list[dict[str, str]]) -> Batches
 
 
 def _embed(engine: Engine, task: Task, batches: Batches, bad: list[dict[str, str]], target: Path) -> int:
-    vectors = embedding(engine.bundle.manifest.outputs, task.output, pool=task.pool or "avg", normalise=task.normalise)
+    vectors = task.embedding(engine.bundle.manifest)
     rows = 0
     with vector_file(target, shape=vectors.shape, about=_about(engine, vectors.output.name), overwrite=True) as add:
         for names, outputs in batches:

@@ -170,10 +170,11 @@ def _wrong_manifest(parity: ParityReport) -> list[Proof]:
 
 def _testify(cast: Cast, results: Results) -> None:
     for parity in results.parity:
+        wrong = _wrong_manifest(parity)
         for r in parity.variants:
             subject = cast.find(r.variant, r.sha256, parity.bundle)
             subject.proofs.append((r.verdict, (r.data, r.device), r.reasons))
-            subject.proofs += _wrong_manifest(parity)
+            subject.proofs += wrong
             samples = r.flips.samples if r.flips else None
             if r.candidate_accuracy is not None:
                 subject.accuracies.append(Accuracy(r.candidate_accuracy, r.data, samples))
