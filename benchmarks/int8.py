@@ -1,10 +1,10 @@
-"""INT8 on a CPU: our variants beside the quantisers of OpenVINO and ONNX Runtime as a user has them.
+"""INT8 on a CPU: our variants beside the recipes of OpenVINO, ONNX Runtime, Olive and PyTorch as a user has them.
 
     python benchmarks/int8.py [--checkpoint DIR] [--rounds 11] [--steps 4]
 
 Speed: a VGG-16 for 224 pixels with random weights, batch 1. Every loop has a process of its own and they take turns
-(`turns.py`); all of them read the same ONNX graph's input, uint8 pixels. Accuracy: a checkpoint of Fashion-MNIST, trained
-here if none is given; every recipe is calibrated on the same training images, and judged on all 10,000 test images.
+(`turns.py`); what they are is in `quantised.py`. Accuracy: a checkpoint of Fashion-MNIST, trained here if none is given;
+every recipe is calibrated on the same training images, and judged on all 10,000 test images.
 """
 
 from __future__ import annotations
@@ -13,138 +13,76 @@ import argparse
 import os
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import cycle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measuring import run_process, target, write_result
+from quantised import (
+    BASELINE,
+    FILES,
+    PEERS,
+    VERSIONS,
+    Job,
+    Network,
+    answers,
+    bytes_of,
+    judged,
+    network,
+    quantise_by_peers,
+)
+from quantised import peers as installed_peers
+from quantised import turns as single_images
 from turns import ratio, take_turns
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.data.loaders import load_split
 from vggdeploy.files import sha256_of
-from vggdeploy.optional import import_silent, installed, version
-from vggdeploy.parity.metrics import paired_drop
+from vggdeploy.optional import version
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 
-BASELINE = "onnxruntime FP32"
 OURS = ("vggdeploy onnx-int8", "vggdeploy openvino-int8")
-FILES = {
-    OURS[0]: "ours.onnx",
-    OURS[1]: "ours.onnx",
-    "openvino + nncf": "nncf.xml",
-    "onnxruntime quantize_static": "ort.onnx",
-}
+OUR_FILE = "ours.onnx"
 CALIBRATION = {"speed": 64, "accuracy": 300}  # what speed is does not depend on the ranges
-Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every process needs, in plain values. ``home`` holds the bundle, the quantised files and images.npy."""
-
-    home: str
-    threads: int
-
-    def path(self, name: str) -> Path:
-        return Path(self.home, name)
-
-    @property
-    def fp32(self) -> Path:
-        return self.path("bundle") / "variants" / "onnx-fp32" / "model.onnx"
-
-
-def onnxruntime_run(path: Path, threads: int) -> Callable[[Array], Array]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda batch: np.asarray(session.run(["logits"], {"image": batch})[0])
-
-
-def openvino_run(path: Path, threads: int) -> Callable[[Array], Array]:
-    ov = import_silent("openvino")
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    request = ov.Core().compile_model(path, "CPU", config).create_infer_request()
-    return lambda batch: np.array(request.infer({"image": batch}, share_inputs=True)["logits"])
-
-
-def our_run(job: Job, name: str) -> Callable[[Array], Array]:
-    """Our session of that file, opened as a bundle's would be."""
+def our_network(job: Job, name: str) -> Network:
+    """Our session of our file, opened as a bundle's would be."""
     from vggdeploy.bundle import Variant
     from vggdeploy.runtime import open_session
     from vggdeploy.types import Precision
 
     kind = "openvino" if "openvino" in name else "onnx"
-    bundle, path = Bundle.open(job.path("bundle"), only=()), job.path(FILES[name])
+    bundle, path = Bundle.open(job.bundle, only=()), job.path(OUR_FILE)
     batch = bundle.manifest.variant("onnx-fp32").batch
     variant = Variant(name=f"{kind}-int8", format=kind, precision=Precision.INT8, path="ours", batch=batch)
     session = open_session(bundle, variant, threads=job.threads, file=(path, sha256_of(path)))
     session.__enter__()  # until the process ends
-    return lambda images: session.run({"image": images})["logits"]
+    return Network(lambda images: session.run({"image": images})["logits"])
 
 
-def run_of(name: str, job: Job) -> Callable[[Array], Array]:
-    warnings.simplefilter("ignore")
-    if name in OURS:
-        return our_run(job, name)
-    if name == BASELINE:
-        return onnxruntime_run(job.fp32, job.threads)
-    opened = openvino_run if name.startswith("openvino") else onnxruntime_run
-    return opened(job.path(FILES[name]), job.threads)
+def opened(name: str, job: Job) -> Network:
+    return our_network(job, name) if name in OURS else network(name, job)
 
 
 def loop(name: str, job: Job) -> Iterator[Any]:
-    images, run = np.load(job.path("images.npy")), run_of(name, job)
-    run(images[:1])
-    yield "open"
-    for index in cycle(range(len(images))):
-        run(images[index : index + 1])
-        yield None
+    return single_images(opened(name, job), np.load(job.path("images.npy")))
 
 
-def quantise_all(job: Job, images: Array) -> None:
-    """The FP32 file by every recipe: ours, NNCF's and ONNX Runtime's defaults for x86."""
+def quantise_all(job: Job, images: np.ndarray[Any, Any]) -> None:
+    """The FP32 file by every recipe, ours too."""
     import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
 
     from vggdeploy.optimize.int8 import CPU, calibrate, quantise
 
-    batches = [{"image": images[at : at + 4]} for at in range(0, len(images), 4)]
+    np.save(job.path("calibration.npy"), images)
+    batches = ({"image": images[at : at + 4]} for at in range(0, len(images), 4))
     with tempfile.TemporaryDirectory(dir=job.home) as scratch:
-        ranges = calibrate(job.fp32, iter(batches), method="min-max", percentile=99.99, scratch=Path(scratch))
-    onnx.save(quantise(onnx.load(job.fp32), ranges, CPU), job.path("ours.onnx"))
-
-    quant_pre_process(job.fp32, job.path("prepared.onnx"))
-    quantize_static(
-        job.path("prepared.onnx"),
-        job.path("ort.onnx"),
-        Reader(batches),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    ov, nncf = import_silent("openvino"), import_silent("nncf")
-    single = [images[at : at + 1] for at in range(len(images))]
-    found = nncf.quantize(ov.Core().read_model(job.fp32), nncf.Dataset(single), subset_size=len(single))
-    ov.save_model(found, job.path("nncf.xml"))
-
-
-class Reader:
-    """Batches, as `quantize_static` asks for them."""
-
-    def __init__(self, batches: list[dict[str, Array]]) -> None:
-        self._rest = iter(batches)
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._rest, None)
+        ranges = calibrate(job.fp32, batches, method="min-max", percentile=99.99, scratch=Path(scratch))
+    onnx.save(quantise(onnx.load(job.fp32), ranges, CPU), job.path(OUR_FILE))
+    quantise_by_peers(job)
 
 
 def export(job: Job, checkpoint: Path) -> None:
@@ -165,7 +103,7 @@ def speed(job: Job, *, arch: str, size: int, rounds: int, steps: int) -> dict[st
     np.save(job.path("images.npy"), images[:16])
     print("quantising …", flush=True)
     quantise_all(job, images)
-    found = take_turns(loop, [BASELINE, *FILES], job, rounds=rounds, steps=steps)
+    found = take_turns(loop, [BASELINE, *OURS, *installed_peers()], job, rounds=rounds, steps=steps)
     return {
         name: {"median_ms": float(np.median(times)) * 1e3, "faster_than_onnxruntime": ratio(found[BASELINE], times)}
         for name, times in found.items()
@@ -178,30 +116,13 @@ def accuracy(job: Job, checkpoint: Path) -> dict[str, Any]:
     train = load_split(about.dataset, "train", about.preprocess, limit=CALIBRATION["accuracy"])
     test = load_split(about.dataset, "test", about.preprocess)
     quantise_all(job, train.images)
-    outputs = {}
-    for name in (BASELINE, *FILES):
-        run = run_of(name, job)
-        outputs[name] = np.concatenate([run(test.images[at : at + 50]) for at in range(0, len(test), 50)])
-    reference = outputs[BASELINE]
-    right = reference.argmax(1) == test.labels
-    rows: dict[str, Any] = {BASELINE: {"accuracy": float(right.mean())}}
-    for name, file in FILES.items():
-        classes = outputs[name].argmax(1)
-        drop = paired_drop(right, classes == test.labels)
-        rows[name] = {
-            "accuracy": float((classes == test.labels).mean()),
-            "drop_points": 100 * drop.drop,
-            "drop_upper_points": 100 * drop.upper,
-            "flips": int((classes != reference.argmax(1)).sum()),
-            "relative_l2": float(np.linalg.norm(outputs[name] - reference) / np.linalg.norm(reference)),
-            "bytes": job.path(file).stat().st_size + _bytes_beside(job.path(file)),
-        }
+    reference = answers(opened(BASELINE, job), test.images)
+    rows: dict[str, Any] = {BASELINE: {"accuracy": float((reference.argmax(1) == test.labels).mean())}}
+    for name in (*OURS, *installed_peers()):
+        file = OUR_FILE if name in OURS else FILES.get(name)
+        rows[name] = judged(answers(opened(name, job), test.images), reference, test.labels)
+        rows[name]["bytes"] = bytes_of(job.path(file)) if file else None
     return {"data": f"{about.dataset} test ({len(test)} images)", "network": str(about.spec.arch), "rows": rows}
-
-
-def _bytes_beside(path: Path) -> int:
-    weights = path.with_suffix(".bin")
-    return weights.stat().st_size if path.suffix == ".xml" else 0
 
 
 def trained(home: Path) -> Path:
@@ -221,8 +142,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=4, help="calls of each loop in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    if not installed("nncf"):
-        sys.exit("the peer needs NNCF: pip install nncf")
+    if missing := sorted(set(PEERS) - set(installed_peers())):
+        print(f"not beside it, as it is not installed: {', '.join(missing)}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         homes = {name: Path(directory, name) for name in ("speed", "accuracy")}
         for home in homes.values():
@@ -245,7 +166,8 @@ def main() -> int:
         "threads": options.threads,
         "rows": rows,
         "accuracy": right,
-        "peer_versions": {name: version(name) for name in ("onnxruntime", "openvino", "nncf")},
+        "not_installed": missing,
+        "peer_versions": {name: version(name) for name in VERSIONS},
     }
     targets = [
         target("our fastest INT8 over the fastest peer's", ours / best, 1.02, "×"),

@@ -24,7 +24,8 @@ def candidate(**changes: Any) -> Candidate:
     drop = AccuracyDrop(
         lost=1, won=1, samples=1000, drop=changes.pop("drop", 0.0), lower=-0.01, upper=upper, p_value=1.0
     )
-    values = {"trial": 0, "variant": "onnx-fp32", "backend": "onnxruntime", "threads": 2, "bytes": 1_000_000, "macs": 10,
+    values = {"trial": 0, "variant": "onnx-fp32", "backend": "onnxruntime", "precision": Precision.FP32, "threads": 2,
+              "bytes": 1_000_000, "macs": 10,
               "cost": 100.0, "latency_ms": 2.0, "ratio": 3.0, "drop": drop}  # fmt: skip
     return Candidate(**{**values, **changes})
 

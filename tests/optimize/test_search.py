@@ -14,10 +14,13 @@ import pytest
 
 import vggdeploy
 from vggdeploy.bundle import REFERENCE, Bundle
+from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.errors import TargetError, UsageError
 from vggdeploy.optimize.goals import Budget
 from vggdeploy.optional import installed
-from vggdeploy.pipeline.search import REPORT_NAME, Settings, search
+from vggdeploy.pipeline import search as module
+from vggdeploy.pipeline.search import Settings, search
+from vggdeploy.pipeline.search_report import REPORT_NAME
 from vggdeploy.pipeline.search_state import STATE_NAME
 from vggdeploy.records import Candidate, Goal, SearchReport, Trial, from_json
 from vggdeploy.types import Verdict
@@ -121,10 +124,30 @@ def test_a_killed_search_goes_on_where_it_was(
 
     report = search(checkpoint, output, LOOSE, Budget(trials=3), replace(QUICK, on_trial=note), resume=True)
     assert tried == [2]  # the two that were over are not made again
-    assert [(t.keep, t.hidden, t.macs, t.drop) for t in report.trials] == [
-        (t.keep, t.hidden, t.macs, t.drop) for t in found[1].trials
-    ]
+    assert [(t.point, t.macs, t.drop) for t in report.trials] == [(t.point, t.macs, t.drop) for t in found[1].trials]
     assert Bundle.open(output).manifest.name == "b"
+
+
+def test_where_int8_misses_the_goal_the_network_is_trained_once_more_with_its_rounding(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first INT8 of a trial is said to miss: what takes its place was fine-tuned for it, and is measured anew."""
+    looked: list[bool] = []
+    plain = module._int8_holds
+
+    def misses_once(found: list[Candidate], goal: Goal) -> bool:
+        looked.append(plain(found, goal))
+        return looked[-1] and len(looked) > 1
+
+    monkeypatch.setattr(module, "_int8_holds", misses_once)
+    report = search(checkpoint, tmp_path / "b", LOOSE, Budget(trials=1), QUICK)
+    assert len(looked) == 2
+    (trial,) = report.trials
+    assert trial.quantisation_aware
+    steps = read_checkpoint(tmp_path / "b" / "checkpoint").steps
+    assert [step.step for step in steps] == ["qat"]
+    assert trial.drop == steps[0].drop["validation"]
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
 @pytest.mark.parametrize(

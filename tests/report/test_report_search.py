@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from vggdeploy.cli.app import run
-from vggdeploy.records import AccuracyDrop, Candidate, Goal, Machine, SearchReport, Trial, to_json
+from vggdeploy.records import AccuracyDrop, Candidate, Goal, Machine, Point, SearchReport, Trial, to_json
 from vggdeploy.report import hunt
+from vggdeploy.types import Precision
 
 
 def drop(points: float, room: float = 0.1) -> AccuracyDrop:
@@ -28,13 +29,15 @@ def drop(points: float, room: float = 0.1) -> AccuracyDrop:
 
 def candidate(trial: int, variant: str, ratio: float | None, points: float, misses: tuple[str, ...] = ()) -> Candidate:
     return Candidate(
-        trial=trial, variant=variant, backend="openvino", threads=2, bytes=250_000, macs=1_500_000, cost=2e6 + trial,
+        trial=trial, variant=variant, backend="openvino", precision=Precision.INT8, threads=2, bytes=250_000,
+        macs=1_500_000, cost=2e6 + trial,
         drop=drop(points), latency_ms=ratio and 10 / ratio, ratio=ratio, ratio_low=ratio and ratio * 0.9,
         ratio_high=ratio and ratio * 1.1, misses=misses, test_drop=drop(0.05) if not misses else None,
     )  # fmt: skip
 
 
 MACHINE = Machine(cpu="a CPU", cores=2, memory_gib=8, features=(), system="Linux", python="3.11")
+POINT = Point(keep=1, hidden=1, lr=0.01, teacher=0.5)
 FOUND = SearchReport(
     source="ckpt",
     source_sha256="0" * 64,
@@ -48,8 +51,8 @@ FOUND = SearchReport(
     original_latency_ms=10.0,
     original_bytes=10_000_000,
     trials=(
-        Trial(number=0, keep=1, hidden=1, lr=0.01, widths={}, macs=9_000_000, parameters=9, cost=9e6, drop=drop(0)),
-        Trial(number=1, keep=1, hidden=1, lr=0.01, widths={}, macs=9_000_000, parameters=9, cost=9e6, skipped="beaten"),
+        Trial(number=0, point=POINT, widths={}, macs=9_000_000, parameters=9, cost=9e6, drop=drop(0)),
+        Trial(number=1, point=POINT, widths={}, macs=9_000_000, parameters=9, cost=9e6, skipped="beaten"),
     ),
     front=(
         candidate(1, "openvino-int8", 42.5, 0.2),

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.errors import CheckpointError, UsageError
+from vggdeploy.model.deployable import Deployable
 from vggdeploy.records import to_json
 from vggdeploy.train import state
 from vggdeploy.train.distill import Teacher, soft_losses
@@ -68,6 +69,36 @@ def test_the_teacher_is_in_evaluation_mode_and_learns_nothing(checkpoint: Path) 
     assert not answers.requires_grad
     torch.testing.assert_close(teacher(images[:2]), answers[:2])  # no batch statistics
     assert teacher.record.sha256 == about.weights_sha256
+
+
+def test_images_that_stay_the_same_are_asked_about_once(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three epochs: one pass over the split; with augmentation, every image is a new question."""
+    about = read_checkpoint(recipe.distill)
+    asked: list[int] = []
+    plain = Deployable.forward
+
+    def count(self: Deployable, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not self.training and not any(p.requires_grad for p in self.parameters()):
+            asked.append(len(images))
+        return plain(self, images)
+
+    monkeypatch.setattr(Deployable, "forward", count)
+    teacher = Teacher(recipe.distill, labels=about.labels, preprocess=about.preprocess, device=CPU)
+    three = msgspec.structs.replace(recipe, epochs=3)
+    train(three, output=tmp_path / "a", threads=1, teacher=teacher)
+    assert sum(asked) == 10 * 20
+    train(three, output=tmp_path / "b", threads=1, teacher=teacher)  # it knows these images
+    assert sum(asked) == 10 * 20
+    train(msgspec.structs.replace(three, per_class=10), output=tmp_path / "c", threads=1, teacher=teacher)
+    assert sum(asked) == 10 * 30  # others: what it knows is not for them
+    moved = msgspec.structs.replace(three, augment=("crop",))
+    train(moved, output=tmp_path / "d", threads=1, teacher=teacher)
+    assert sum(asked) == 10 * 30 + 3 * 10 * 20
+    hashes = [read_checkpoint(tmp_path / name).weights_sha256 for name in "ab"]
+    alone = train(three, output=tmp_path / "e", threads=1).checkpoint.weights_sha256
+    assert hashes == [alone, alone]
 
 
 def test_answers_without_any_label_teach_the_digits(tmp_path: Path, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def stepped(recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[VGG, tuple[
     model = model_of(recipe)
     network = Deployable(model, recipe.preprocess()).train()
     stepper = Stepper(recipe, network, model, steps=10, precision=Precision.FP32, device=CPU)
-    return model, stepper(Batch(0, len(labels), images, labels))
+    return model, stepper(Batch(0, len(labels), images, labels, np.arange(len(labels))))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_frozen_parts_keep_weights_and_statistics(batch: tuple[Tensor, Tensor]) 
     before = {key: value.clone() for key, value in model.state_dict().items()}
     stepper = Stepper(SMALL, network, model, steps=10, precision=Precision.FP32, device=CPU)
     for step in range(2):
-        stepper(Batch(step, 8, *batch))
+        stepper(Batch(step, 8, *batch, np.arange(8)))
     same = {key for key, value in model.state_dict().items() if torch.equal(value, before[key])}
     frozen = {key for key in before if key.startswith("features.") and int(key.split(".")[1]) < 11}
     assert frozen <= same
@@ -147,7 +148,7 @@ def test_frozen_parts_keep_weights_and_statistics(batch: tuple[Tensor, Tensor]) 
     # Biases before a batch norm have no gradient but rounding; everything else has moved.
     assert {key for key in before.keys() - frozen if key.endswith("weight")}.isdisjoint(same)
     freeze(model, 0)
-    stepper(Batch(2, 8, *batch))
+    stepper(Batch(2, 8, *batch, np.arange(8)))
     assert not torch.equal(model.features[0].weight, before["features.0.weight"])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,16 @@ def measure_roofs(threads: int) -> tuple[CpuRoof, ...]:
     if not found:
         raise IncompatibleError("no library here can measure the roof", "pip install 'vggdeploy[cpu]'")
     return found
+
+
+def share_of_roof(giga_ops: float, precision: Precision, roofs: Iterable[CpuRoof]) -> float | None:
+    """What 10⁹ operations a second are of the roof of the precision that they compute in; None where it has none.
+
+    FP16 weights are widened on a CPU, and FP32's roof is theirs.
+    """
+    computes_in = Precision.FP32 if precision is Precision.FP16 else precision
+    limit = next((r.giga_ops for r in roofs if r.precision is computes_in), None)
+    return giga_ops / limit if limit else None
 
 
 def _measure(threads: int) -> list[CpuRoof]:

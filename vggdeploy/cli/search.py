@@ -83,6 +83,13 @@ def _told(trial: Trial) -> str:
 def search_table(report: SearchReport) -> None:
     """The verdict, then the front, the fastest first."""
     render.out.print(f"[bold green]{escape(report.reason)}[/]")
+    won = next((one for one in report.front if _chosen(one, report)), None)
+    if won is not None and won.test_drop is not None:
+        test = won.test_drop
+        render.out.print(
+            f"on the test split, which decided nothing: accuracy {-100 * test.drop:+.2f} points, at worst "
+            f"{-100 * test.upper:+.2f} ({test.samples:,} images)"
+        )
     original = f"{report.original_latency_ms:.2f} ms, " if report.original_latency_ms else ""
     if not report.measured:
         render.out.print(
@@ -95,23 +102,24 @@ def search_table(report: SearchReport) -> None:
     )
     rows = [_row(one, report) for one in report.front[:SHOWN]]
     render.table(
-        ["", "variant", "trial", "ms", "× faster", "MB", "accuracy, points", "at worst", "on the test split", "misses"],
-        rows,
+        ["", "variant", "trial", "ms", "× faster", "MB", "of the roof", "accuracy, points", "at worst", "misses"], rows
     )
 
 
+def _chosen(one: Candidate, report: SearchReport) -> bool:
+    return (one.trial, one.variant) == (report.winner, report.chosen)
+
+
 def _row(one: Candidate, report: SearchReport) -> Sequence[str]:
-    chosen = (one.trial, one.variant) == (report.winner, report.chosen)
-    test = one.test_drop
     return [
-        "[green]✔[/]" if chosen else "",
+        "[green]✔[/]" if _chosen(one, report) else "",
         escape(one.variant),
         str(one.trial + 1),
         f"{one.latency_ms:.2f}" if one.latency_ms else "–",
         f"{one.ratio:.1f} [{one.ratio_low:.1f}, {one.ratio_high:.1f}]".replace("[", r"\[") if one.ratio else "–",
         f"{one.bytes / MEGABYTE:.2f}",
+        f"{one.roof_share:.0%}" if one.roof_share else "–",
         f"{-100 * one.drop.drop:+.2f}",
         f"{-100 * one.drop.upper:+.2f}",
-        f"{-100 * test.drop:+.2f} (at worst {-100 * test.upper:+.2f})" if test else "–",
         escape("; ".join(one.misses)),
     ]

@@ -9,7 +9,7 @@ import msgspec
 
 from vggdeploy.bench.compare import Comparison, Plan, measure
 from vggdeploy.bench.conditions import conditions
-from vggdeploy.bench.cpu_roof import measure_roofs
+from vggdeploy.bench.cpu_roof import measure_roofs, share_of_roof
 from vggdeploy.bench.entries import Entry, bundle_names, check_same_input
 from vggdeploy.bench.summary import sentences
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
@@ -25,7 +25,7 @@ from vggdeploy.records import BenchReport, BenchRow, CpuRoof, ScenarioRow
 from vggdeploy.runtime import backend_for, runnable
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.selection import select
-from vggdeploy.types import Device, Precision
+from vggdeploy.types import Device
 
 POOL = 512  # distinct images to walk through
 DEFAULT_ROUNDS = 7
@@ -137,18 +137,14 @@ def bench_bundle(
 
 
 def _under_roof(row: BenchRow, entry: Entry, roofs: Sequence[CpuRoof]) -> BenchRow:
-    """The row with the share of the roof that it reaches, where it ran on the CPUs.
-
-    FP16 weights are widened on a CPU, and FP32's roof is theirs.
-    """
-    precision = entry.variant.precision
-    computes_in = Precision.FP32 if precision is Precision.FP16 else precision
-    limit = next((r.giga_ops for r in roofs if r.precision is computes_in), None)
+    """The row with the share of the roof that it reaches, where it ran on the CPUs."""
     if entry.device.kind != "cpu":
         return row
     manifest = entry.bundle.manifest
     reached = 2 * macs_of(manifest.spec, [o.name for o in manifest.outputs]) * row.images_per_second / 1e9
-    return msgspec.structs.replace(row, giga_ops=reached, roof_share=reached / limit if limit else None)
+    return msgspec.structs.replace(
+        row, giga_ops=reached, roof_share=share_of_roof(reached, entry.variant.precision, roofs)
+    )
 
 
 def _choose(

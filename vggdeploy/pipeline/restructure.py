@@ -147,6 +147,7 @@ def _tune(recipe: Recipe, output: Path, job: Job) -> tuple[Path, str]:
         data_dir=job.data_dir,
         device=job.device,
         threads=job.threads,
+        teacher=job.teacher,
         on_progress=job.on_progress,
     )
     return output, done.training.teacher.sha256 if done.training.teacher else ""

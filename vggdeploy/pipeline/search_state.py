@@ -80,6 +80,16 @@ class State:
     def bundle(self, number: int) -> Path:
         return self.home / f"trial-{number}-bundle"
 
+    @staticmethod
+    def aware(path: Path) -> Path:
+        """Where a trial's network lies that was fine-tuned once more, until it takes the first one's place."""
+        return path.with_name(f"{path.name}-aware")
+
+    @staticmethod
+    def replace(old: Path, new: Path) -> None:
+        shutil.rmtree(old, ignore_errors=True)
+        new.rename(old)
+
     def add(self, trial: Trial, candidates: list[Candidate]) -> None:
         """Keep a trial that is over."""
         old = self.standing
@@ -94,6 +104,8 @@ class State:
             if trial.number not in keep:
                 shutil.rmtree(self.checkpoint(trial.number), ignore_errors=True)
                 shutil.rmtree(self.bundle(trial.number), ignore_errors=True)
+            for path in (self.checkpoint(trial.number), self.bundle(trial.number)):
+                shutil.rmtree(self.aware(path), ignore_errors=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.home, ignore_errors=True)

@@ -38,6 +38,8 @@ from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.batches import run_batch
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.spec import ModelSpec
+from vggdeploy.train.distill import Teacher
+from vggdeploy.train.environment import pick_device
 
 ORIGINAL = "onnx-fp32"  # of the network as it was trained: what every candidate is measured beside
 _BATCH = 64
@@ -46,14 +48,15 @@ _SECONDS, _ROUNDS = 1.0, 7  # of each variant; they take turns
 
 @dataclass
 class Bench:
-    """The network that was trained: its checkpoint (which carries its own accuracy), its data, its plain variant, and how
-    much each of its channels and layers matters. All of it is found out once."""
+    """The network that was trained: its checkpoint (which carries its own accuracy), its data, its plain variant, how much
+    each of its channels and layers matters, and itself as a teacher. All of it is found out once."""
 
     checkpoint: Path
     data: HeldOut
     bundle: Bundle
     scores: Mapping[str, Any] = field(repr=False)
     sensitivity: dict[str, dict[int, float]] = field(repr=False)
+    teacher: Teacher
 
     @property
     def spec(self) -> ModelSpec:
@@ -90,7 +93,8 @@ def prepare(source: Path, home: Path, *, dataset: str, data_dir: Path | None, wo
     on_stage("measuring how sensitive each layer is")
     sensitivity = measure_sensitivity(model, scores, data.batches("validation", SENSED))
     bundle = _bundle(root, home / "original-bundle", work, on_stage)
-    return Bench(root, data, bundle, scores, sensitivity)
+    teacher = Teacher(str(root), labels=checkpoint.labels, preprocess=checkpoint.preprocess, device=pick_device(None))
+    return Bench(root, data, bundle, scores, sensitivity, teacher)
 
 
 def build_network(bench: Bench, output: Path, widths: Widths, job: Job) -> StepRecord:
@@ -127,6 +131,7 @@ def candidates(
             trial=number,
             variant=variant.name,
             backend=backend_for(variant).name,
+            precision=variant.precision,
             threads=row.threads if row else 0,
             bytes=bundle_bytes(bundle, variant),
             macs=summary.macs,

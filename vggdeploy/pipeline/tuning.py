@@ -13,6 +13,7 @@ from vggdeploy.types import Device
 
 if TYPE_CHECKING:
     from vggdeploy.pipeline.prove import Stage
+    from vggdeploy.train.distill import Teacher
     from vggdeploy.train.record import OnProgress
 
 
@@ -46,11 +47,13 @@ class Job:
         tuning: how the changed network is fine-tuned.
         max_drop: how much of the original's accuracy may be lost, as a fraction: the upper end of the paired 95% interval
             on the validation split has to stay at or below it. None: anything.
+        teacher: of ``tuning.distill``, opened already.
         dataset: default the one that the network was trained on.
     """
 
     tuning: Tuning = Tuning()
     max_drop: float | None = None
+    teacher: Teacher | None = None
     dataset: str = ""
     data_dir: Path | None = None
     device: Device | None = None

@@ -28,7 +28,7 @@ from vggdeploy.records.parity import (
     ParityReport,
     Thresholds,
 )
-from vggdeploy.records.search import Candidate, Goal, SearchReport, Trial
+from vggdeploy.records.search import Candidate, Goal, Point, SearchReport, Trial
 from vggdeploy.records.structure import Origin, Size, StepRecord
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "OutputParity",
     "ParityRecord",
     "ParityReport",
+    "Point",
     "RateSearch",
     "RateTry",
     "Record",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vggdeploy.records.base import SCHEMA_VERSION, Record
-from vggdeploy.records.bench import Machine
+from vggdeploy.records.bench import CpuRoof, Machine
 from vggdeploy.records.parity import AccuracyDrop
+from vggdeploy.types import Precision
 
 
 class Goal(Record, frozen=True, kw_only=True):
@@ -22,22 +23,34 @@ class Goal(Record, frozen=True, kw_only=True):
     target: str = "cpu"
 
 
-class Trial(Record, frozen=True, kw_only=True):
-    """One network that was looked at.
+class Point(Record, frozen=True, kw_only=True):
+    """What the search chooses for a trial.
 
-    ``keep`` is the share of the multiply-accumulates, ``hidden`` that of the widths of fc6 and fc7, ``lr`` what it was
-    fine-tuned with. ``cost`` is `vggdeploy.optimize.goals.cost`. ``drop`` is that of its FP32 model on the validation
-    split; None with the reason in ``skipped`` where it was not fine-tuned.
+    ``keep`` is the share of the multiply-accumulates that stays, ``hidden`` that of the widths of fc6 and fc7. ``lr`` is the
+    learning rate of the fine-tuning, ``teacher`` the weight of the original's answers in its loss; the rest is the labels'.
     """
 
-    number: int
     keep: float
     hidden: float
     lr: float
+    teacher: float
+
+
+class Trial(Record, frozen=True, kw_only=True):
+    """One network that was looked at.
+
+    ``quantisation_aware``: whether it was fine-tuned once more with INT8's rounding, as INT8 had missed the goal. ``cost`` is
+    `vggdeploy.optimize.goals.cost`. ``drop`` is that of its FP32 model on the validation split; None with the
+    reason in ``skipped`` where it was not fine-tuned.
+    """
+
+    number: int
+    point: Point
     widths: dict[str, int]
     macs: int
     parameters: int
     cost: float
+    quantisation_aware: bool = False
     drop: AccuracyDrop | None = None
     skipped: str = ""
     seconds: float = 0.0
@@ -49,11 +62,13 @@ class Candidate(Record, frozen=True, kw_only=True):
     ``drop`` is its own on the validation split, which decides; ``test_drop`` on the test split, which is only reported,
     and only of what was chosen. ``latency_ms`` is the median of a batch of one, ``ratio`` how many times faster that is
     than the original in FP32 on plain ONNX Runtime, measured in turns with it; both None where it cannot run here.
+    ``giga_ops`` are its operations, 10⁹ a second, and ``roof_share`` is what that is of the roof of its precision.
     """
 
     trial: int
     variant: str
     backend: str
+    precision: Precision
     threads: int
     bytes: int
     macs: int
@@ -63,6 +78,8 @@ class Candidate(Record, frozen=True, kw_only=True):
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    giga_ops: float | None = None
+    roof_share: float | None = None
     misses: tuple[str, ...] = ()
     test_drop: AccuracyDrop | None = None
 
@@ -72,7 +89,8 @@ class SearchReport(Record, frozen=True, kw_only=True):
 
     ``front`` holds the candidates that no other beats in accuracy, speed and size together, the fastest first; ``chosen``
     is the name of the winner's variant, of trial ``winner``; both None when nothing holds the goal. ``measured`` is
-    False where the target is not this machine, and candidates are ranked by what they compute and move.
+    False where the target is not this machine, and candidates are ranked by what they compute and move. ``roofs``: the
+    fastest matrix product of each precision on this machine's CPUs.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -93,5 +111,6 @@ class SearchReport(Record, frozen=True, kw_only=True):
     chosen: str | None = None
     reason: str = ""
     interrupted: bool = False
+    roofs: tuple[CpuRoof, ...] = ()
     tools: dict[str, str] = {}
     command: str = ""

@@ -56,6 +56,7 @@ def front(report: SearchReport) -> Grid:
             Cell(f"{c.ratio:.1f} ({c.ratio_low:.1f}–{c.ratio_high:.1f})", c.ratio) if c.ratio else NONE,
             number(c.macs / 1e6, ",.1f"),
             number(c.bytes / MEGABYTE, ",.2f"),
+            Cell(f"{c.roof_share:.0%}", c.roof_share) if c.roof_share else NONE,
             number(-100 * c.drop.drop, "+.2f"),
             number(-100 * c.drop.upper, "+.2f"),
             Cell(f"{-100 * c.test_drop.drop:+.2f} (at worst {-100 * c.test_drop.upper:+.2f})", -c.test_drop.drop)
@@ -66,7 +67,7 @@ def front(report: SearchReport) -> Grid:
         for c in report.front
     ]
     columns = (
-        "candidate", "choice", "ms", "× faster (95%)", "million MACs", "MB", "accuracy, points", "at worst",
+        "candidate", "choice", "ms", "× faster (95%)", "million MACs", "MB", "of the roof", "accuracy, points", "at worst",
         "on the test split", "misses",
     )  # fmt: skip
     return Grid(f"The front of {one_line(report.bundle)}", columns, rows, left=2, words=("misses",))

@@ -23,12 +23,14 @@ AHEAD = 2  # batches that wait: one is enough where preparing is faster, more ne
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of a batch on its device: ``uint8 [n, H, W, C]``, ``int64 [n]``; ``size`` is the whole's."""
+    """This process's share of a batch on its device: ``uint8 [n, H, W, C]``, ``int64 [n]``; ``size`` is the whole's, and
+    ``positions [n]`` are the images' places in the training split."""
 
     step: int
     size: int
     images: Tensor
     labels: Tensor
+    positions: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Feed:
         share = np.array_split(positions, self.processes)[self.rank]
         seed = step_seed(recipe.seed, step, stream=AUGMENT, rank=self.rank)
         images, labels = load(self.data, share, self.device, augment=recipe.augment, seed=seed)
-        return Batch(step, len(positions), images, labels)
+        return Batch(step, len(positions), images, labels, share)
 
 
 def load(

@@ -45,6 +45,7 @@ def train(
     device: Device | None = None,
     threads: int | None = None,
     memory: int = MEMORY,
+    teacher: Teacher | None = None,
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
 ) -> TrainingResult:
@@ -63,6 +64,7 @@ def train(
         device: default the first CUDA device, else the CPU.
         threads: CPU threads to compute with; default PyTorch's own choice. Set back when the run ends.
         memory: a split whose prepared pixels take more bytes is prepared batch by batch, again in every epoch.
+        teacher: of ``recipe.distill``, opened already: it keeps the answers that it has given.
         on_progress: called after every step and every epoch.
         on_note: called with sentences that a user should read, before the first step.
 
@@ -93,7 +95,7 @@ def train(
             raise UsageError(f"a batch of {recipe.batch_size} images for {processes.count} processes", "--batch-size")
         if processes.first and not resume:
             saver.remove()
-        job = _prepare(recipe, where, processes, data_dir, memory)
+        job = _prepare(recipe, where, processes, data_dir, memory, teacher)
         if job.init is not None and on_note is not None:
             for line in job.init.lines():
                 on_note(line)
@@ -146,7 +148,12 @@ class _Job:
 
 
 def _prepare(
-    recipe: Recipe, where: torch.device, processes: Processes, data_dir: str | os.PathLike[str] | None, memory: int
+    recipe: Recipe,
+    where: torch.device,
+    processes: Processes,
+    data_dir: str | os.PathLike[str] | None,
+    memory: int,
+    teacher: Teacher | None,
 ) -> _Job:
     dataset = get_dataset(recipe.dataset)
     spec = recipe.model_spec(dataset)
@@ -155,8 +162,9 @@ def _prepare(
     model = new_vgg(spec, seed=recipe.seed)
     init = start_from(recipe, model, dataset)
     preprocess = preprocess_like(recipe.preprocess(), init)
-    teacher = None
-    if recipe.distill:
+    if not recipe.distill:
+        teacher = None
+    elif teacher is None:
         teacher = Teacher(recipe.distill, labels=dataset.classes, preprocess=preprocess, device=where)
 
     def split(name: str) -> Images:

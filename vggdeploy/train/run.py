@@ -95,10 +95,21 @@ class Run:
             processes=processes,
             teacher=teacher,
         )
+        self._teach(teacher)
         self._step = 0
         self._epoch, self._window = Tally(), Tally()
         self._reported = 0
         self._started, self._elapsed = time.perf_counter(), 0.0
+
+    def _teach(self, teacher: Teacher | None) -> None:
+        """Ask the teacher once for all epochs, where every epoch has the same images; several processes ask as they go."""
+        if teacher is None:
+            return
+        if self.recipe.augment or self._processes.count > 1:
+            teacher.forget()
+        else:
+            with self._stepper.autocast():
+                teacher.remember(self._data.train, digest=f"{self._data.digest} {self.recipe.precision}")
 
     @property
     def seconds(self) -> float:

@@ -57,6 +57,10 @@ class Stepper:
         self._processes = processes
         self._teacher = teacher
 
+    def autocast(self) -> torch.autocast:
+        """The context that a forward pass of this run has its precision from."""
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None)
+
     def __call__(self, batch: Batch) -> tuple[float, float]:
         """Make the step; returns the sum of the losses of the whole batch, and how many images it had right.
 
@@ -66,9 +70,9 @@ class Stepper:
         recipe, optimizer = self.recipe, self.optimizer
         # Dropout's numbers: seeded for each step, so that no random state has to be kept for a run that resumes.
         torch.manual_seed(step_seed(recipe.seed, batch.step, stream=DROPOUT, rank=self._processes.rank))
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
+        with self.autocast():
             logits = self._network(batch.images)[0]
-            answers = self._teacher(batch.images) if self._teacher else None
+            answers = self._teacher(batch.images, batch.positions) if self._teacher else None
         losses = _losses(logits, batch.labels, smoothing=recipe.label_smoothing)
         if answers is not None:
             share = recipe.distill_weight
