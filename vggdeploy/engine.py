@@ -247,7 +247,8 @@ def load(
         backend: a backend's name, or ``"auto"``.
         variant: a variant's name, to take exactly that one.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Default: the backend's own.
-        threads: CPU threads. Default: every core this process may use.
+        threads: CPU threads. Default: as many as the variant was fastest with where it was measured on this machine
+            (`vggdeploy optimize`, `bench --record`); else every core this process may use.
         verify: when to run the golden pair: ``"first-load"`` of an engine on this machine (a pass is remembered in the
             user's cache), ``"always"``, for every variant, or ``"never"``.
         rebuild: when the engines do not fit this machine, build one that does from the bundle's ONNX, prove it, and add

@@ -20,7 +20,7 @@ from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import CheckedSession, backend_for, open_session, runnable
 from vggdeploy.runtime.preflight import host_of
 from vggdeploy.runtime.registry import default_device
-from vggdeploy.selection import select, unfit
+from vggdeploy.selection import measured_threads, select, unfit
 from vggdeploy.types import Device, Verdict
 
 VERIFY = ("first-load", "always", "never")
@@ -65,7 +65,8 @@ def open_best(
     for candidate in select(bundle, backend=backend, variant=variant, device=where):
         on = where or default_device(backend_for(candidate))
         try:
-            return _open(bundle, candidate, on, threads, verify)
+            count = threads if threads is not None else measured_threads(candidate)
+            return _open(bundle, candidate, on, count, verify)
         except IncompatibleError:  # the library's own objection, to an engine that looked as if it fitted
             if not rebuild or candidate.build is None:
                 raise

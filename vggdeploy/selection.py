@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.bundle import REFERENCE, Bundle, Measurement, Variant
+from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError
 from vggdeploy.machine import fingerprint
 from vggdeploy.runtime.preflight import host_of, mismatch
@@ -77,11 +78,21 @@ def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tu
         proof = f"{proof}, built by {variant.build.version} for {', '.join(variant.build.targets)}"
     if variant.name == REFERENCE:
         proof = "the reference"
-    times = [m for m in variant.measured if m.machine == machine]
-    if times:
-        best = min(times, key=lambda m: (m.batch, m.p50_ms))
+    best = _best(variant, machine)
+    if best:
         return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (0.0, best.p50_ms)
     return f"{proof}, not measured here", "", (1.0, *assumed)
+
+
+def measured_threads(variant: Variant) -> int | None:
+    """The CPU threads that a variant was fastest with where it was measured here; None for every core."""
+    best = _best(variant, fingerprint())
+    return best.threads if best and best.threads < usable_cores() else None
+
+
+def _best(variant: Variant, machine: str) -> Measurement | None:
+    times = [m for m in variant.measured if m.machine == machine]
+    return min(times, key=lambda m: (m.batch, m.p50_ms), default=None)
 
 
 def unfit(

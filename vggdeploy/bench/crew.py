@@ -195,6 +195,7 @@ class Crew:
             variant=entry.variant.name,
             device=str(entry.device),
             batches=self._batches,
+            threads=entry.threads,
         )
         if backend not in self._workers:
             worker = self._workers[backend] = self._spawn(self._start, self._descriptor)

@@ -12,12 +12,14 @@ from vggdeploy.types import Device
 
 @dataclass(frozen=True)
 class Entry:
-    """One variant to measure. ``name`` is what its rows are called: ``variant``, or ``bundle:variant`` of several."""
+    """One variant to measure. ``name`` is what its rows are called: ``variant``, or ``bundle:variant`` of several.
+    ``threads`` are its own, where they are not those of the measurement."""
 
     bundle: Bundle
     variant: Variant
     device: Device
     name: str
+    threads: int | None = None
 
     @property
     def sha256(self) -> str:

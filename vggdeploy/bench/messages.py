@@ -24,13 +24,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Open a variant of a bundle, and answer one batch of each size. Later requests call it ``name``."""
+    """Open a variant of a bundle, and answer one batch of each size. Later requests call it ``name``. ``threads``: where
+    they are not those of the start."""
 
     name: str
     bundle: str
     variant: str
     device: str
     batches: tuple[int, ...]
+    threads: int | None = None
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):

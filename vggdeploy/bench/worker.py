@@ -92,8 +92,9 @@ class Desk:
         bundle, device = Bundle.open(request.bundle, only=[request.variant]), Device.parse(request.device)
         variant = bundle.manifest.variant(request.variant)
         runnable(variant, device)  # imports the library: that is part of a cold start, and not of a load
+        threads = request.threads or self._threads
         start = time.monotonic_ns()
-        session = self._stack.enter_context(open_session(bundle, variant, device=device, threads=self._threads))
+        session = self._stack.enter_context(open_session(bundle, variant, device=device, threads=threads))
         ready = time.monotonic_ns()
         name = session.inputs[0].name
         session.run({name: self._images[: request.batches[0]]})
@@ -108,7 +109,7 @@ class Desk:
             peak_rss=peak_rss(),
             sha256=bundle.sha256(variant.path),
             size=bundle.size(variant),
-            threads=self._threads or usable_cores(),
+            threads=threads or usable_cores(),
         )
 
     def _check(self, request: Check) -> Checked:

@@ -46,6 +46,7 @@ def embed(
     """Embed any number of images in constant memory. An image that cannot be used is reported and skipped."""
     from rich.markup import escape
 
+    from vggdeploy.cgroups import usable_cores
     from vggdeploy.cli import cluster, render
     from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
@@ -65,7 +66,13 @@ def embed(
     check_target(file, overwrite=force)  # before the bundle's hundreds of megabytes are hashed
     with rebuild_bar() as tell:
         opened = load(
-            bundle, backend=backend, variant=variant, device=device, threads=threads, rebuild=rebuild, on_progress=tell
+            bundle,
+            backend=backend,
+            variant=variant,
+            device=device,
+            threads=threads or usable_cores(),
+            rebuild=rebuild,
+            on_progress=tell,
         )
     with opened as engine, render.progress() as bar:
         task = bar.add_task("embedding", total=None)

@@ -10,6 +10,7 @@ import msgspec
 from vggdeploy.bench.cpu_roof import measure_roofs, share_of_roof
 from vggdeploy.bundle import MANIFEST_NAME, Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
+from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import TargetError
 from vggdeploy.files import atomic_directory, link_tree
 from vggdeploy.machine import fingerprint, machine
@@ -30,7 +31,7 @@ def report_of(
     """All that the search found, with the winner in words. Where clocks decided, the roof of the CPUs stands beside."""
     standing = state.standing
     best, chosen = front(standing.candidates), winner(standing.candidates)
-    roofs = measure_roofs(chosen.threads) if chosen and target.measured else ()
+    roofs = measure_roofs(max(c.threads for c in standing.candidates)) if chosen and target.measured else ()
     if chosen and chosen not in best:  # one that misses the goal may beat it in everything but the bound
         best.append(chosen)
     best = [_under_roof(one, roofs) for one in best]
@@ -76,12 +77,14 @@ def _reason(chosen: Candidate | None) -> str:
     else:
         best = "is the fastest that holds the goal"
         speed = f"{chosen.ratio:.1f} × the original's speed [{chosen.ratio_low:.1f}, {chosen.ratio_high:.1f}]"
+    fewer = bool(chosen.threads) and chosen.threads < usable_cores()
+    threads = f" with {chosen.threads} thread{'s' * (chosen.threads > 1)}" if fewer else ""
     roof = ""
     if chosen.giga_ops and chosen.roof_share:
         reached = f"{chosen.giga_ops:,.0f}·10⁹ operations a second"
         roof = f"; {reached}, {chosen.roof_share:.0%} of what these CPUs can in {chosen.precision.upper()}"
     return (
-        f"{chosen.variant} of trial {chosen.trial + 1} {best}: {speed}, "
+        f"{chosen.variant} of trial {chosen.trial + 1} {best}: {speed}{threads}, "
         f"{chosen.bytes / 1e6:.2f} MB, accuracy down by {100 * chosen.drop.drop:.2f} points, at most "
         f"{100 * chosen.drop.upper:.2f} at 95% confidence{roof}"
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle import MANIFEST_NAME, REFERENCE
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, read_checkpoint
+from vggdeploy.cgroups import usable_cores
 from vggdeploy.engine import load
 from vggdeploy.errors import BundleError, IncompatibleError, UsageError
 from vggdeploy.runtime import CheckedSession, backend_for, get_backend
@@ -83,7 +84,7 @@ def _bundle(
 ) -> Iterator[Target]:
     wanted = None if backend == "auto" else get_backend(backend)
     where = str(device) if device else None
-    with load(path, backend=backend, variant=variant, device=where, threads=threads) as engine:
+    with load(path, backend=backend, variant=variant, device=where, threads=threads or usable_cores()) as engine:
         runner = backend_for(engine.variant)
         if wanted is not None and wanted is not runner:
             raise UsageError(f"{engine.variant.name} is run by {runner.name}, not by {wanted.name}", "leave one out")

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import BundleError, VggdeployError
 from vggdeploy.optional import import_silent
 from vggdeploy.runtime.base import Array, Availability, Source
@@ -65,7 +66,7 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": source.thread_count,
             "INFERENCE_PRECISION_HINT": _INFERENCE[source.precision],
             # Two sessions that are pinned take the same first cores, and leave the others idle.
-            "ENABLE_CPU_PINNING": source.threads is None,
+            "ENABLE_CPU_PINNING": source.thread_count >= usable_cores(),
         }
         try:
             compiled, self._memory = _compile(source, config)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from vggdeploy._version import __version__
 from vggdeploy.batching import AsyncEngine
+from vggdeploy.cgroups import usable_cores
 from vggdeploy.engine import load
 from vggdeploy.errors import Overloaded, VggdeployError
 from vggdeploy.serve import images, page, protocol
@@ -37,7 +38,7 @@ def open_engine(settings: Settings, metrics: Metrics | None = None) -> AsyncEngi
         backend=settings.backend,
         variant=settings.variant,
         device=settings.device,
-        threads=settings.threads,
+        threads=settings.threads or usable_cores(),  # it runs batches: what one image is fastest with is not asked
         trusted_keys=settings.trusted_keys or None,
     )
     try:
