@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 
 import vggdeploy
-from vggdeploy import InputError, ParityError, UsageError, VggdeployError
+from vggdeploy import InputError, ParityError, UsageError, VggdeployError, selection
 from vggdeploy.bundle import Bundle, Measurement, update_bundle
+from vggdeploy.cgroups import usable_cores
 from vggdeploy.data.loaders import ImageSet
 from vggdeploy.engine import Engine, softmax
 from vggdeploy.machine import fingerprint
 from vggdeploy.records import ParityRecord
+from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.onnxruntime import OnnxRuntimeSession
 from vggdeploy.selection import choices
 from vggdeploy.types import Verdict
 
@@ -150,6 +153,36 @@ def test_auto_takes_the_fastest_measured_here(own_bundle: Path) -> None:
         assert engine.variant.name == "torchscript-fp32"
     with vggdeploy.load(own_bundle, backend="onnxruntime") as engine:
         assert engine.variant.name == "onnx-fp16"
+
+
+@pytest.mark.parametrize(
+    ("machine", "given", "threads"), [("here", None, 1), ("here", 3, 3), ("another", None, usable_cores())]
+)
+def test_it_is_opened_with_the_threads_that_it_was_fastest_with_here(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, machine: str, given: int | None, threads: int
+) -> None:
+    opened = Bundle.open(own_bundle)
+    where = fingerprint() if machine == "here" else machine
+    changed = msgspec.structs.replace(
+        opened.manifest.variant("onnx-fp32"),
+        measured=tuple(
+            Measurement(machine=where, backend="onnxruntime", batch=1, threads=count, p50_ms=ms)
+            for count, ms in ((1, 0.5), (2, 0.8))
+        ),
+    )
+    with update_bundle(opened) as draft:
+        draft.manifest = opened.manifest.with_variants(changed)
+    monkeypatch.setattr(selection, "usable_cores", lambda: max(2, usable_cores()))
+    seen: list[int] = []
+    plain = OnnxRuntimeSession.__init__
+
+    def note(self: OnnxRuntimeSession, source: Source) -> None:
+        seen.append(source.thread_count)
+        plain(self, source)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "__init__", note)
+    with vggdeploy.load(own_bundle, variant="onnx-fp32", threads=given):
+        assert seen == [threads]
 
 
 def test_what_was_measured_on_another_machine_does_not_count(own_bundle: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,12 @@ def crew(bundle: Bundle) -> Iterator[Crew]:
     with Crew(bundle.golden()[0]["image"], batches=(1, 2), threads=1) as made:
         yield made
     assert children() <= before
+
+
+def test_an_entry_may_have_threads_of_its_own(crew: Crew, bundle: Bundle) -> None:
+    plain = entry(bundle, "onnx-fp32")
+    own = replace(plain, name="two", threads=2)
+    assert [crew.open(one)[0].threads for one in (plain, own)] == [1, 2]
 
 
 def test_a_torch_free_backend_is_measured_without_torch_and_on_the_threads_asked_for(

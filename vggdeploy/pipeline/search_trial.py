@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from vggdeploy.pipeline.search_target import Target
 from vggdeploy.pipeline.structure import SCORED, SENSED
 from vggdeploy.pipeline.tuning import Job
 from vggdeploy.pipeline.variants import Work
-from vggdeploy.records import AccuracyDrop, Candidate, Goal, StepRecord, to_json
+from vggdeploy.records import AccuracyDrop, BenchRow, Candidate, Goal, StepRecord, to_json
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.batches import run_batch
 from vggdeploy.runtime.registry import default_device
@@ -168,7 +168,7 @@ def bundle_bytes(bundle: Bundle, variant: Variant) -> int:
 
 
 @dataclass(frozen=True)
-class _Speed:
+class Speed:
     threads: int
     latency_ms: float
     ratio: float
@@ -176,7 +176,7 @@ class _Speed:
     high: float
 
 
-def _speeds(bench: Bench, bundle: Bundle, threads: int | None, on_stage: Stage) -> dict[str, _Speed]:
+def _speeds(bench: Bench, bundle: Bundle, threads: int | None, on_stage: Stage) -> dict[str, Speed]:
     """Variant → its speed at a batch of one, in turns with the original, which has all threads; the variants have all, and
     each power of two below."""
     on_stage("measuring the variants in turns with the original")
@@ -187,13 +187,16 @@ def _speeds(bench: Bench, bundle: Bundle, threads: int | None, on_stage: Stage) 
     images = bench.data.splits["validation"]
     pool = to_input(images.batch(np.arange(min(_BATCH, len(images)))), bundle.manifest)
     done = measure(entries, pool, Plan((1,), _SECONDS, _ROUNDS, threads))
-    best: dict[str, _Speed] = {}
-    for row in done.rows:  # of each variant the row with all threads comes first
-        if row.variant not in counts:
-            continue
-        variant, count = counts[row.variant]
-        if count is None or row.ratio > _GAIN * best[variant.name].ratio:
-            best[variant.name] = _Speed(count or most, row.p50_ms, row.ratio, row.ratio_low, row.ratio_high)
+    rows = {row.variant: row for row in done.rows}
+    return fastest((v.name, count or most, rows[name]) for name, (v, count) in counts.items())
+
+
+def fastest(rows: Iterable[tuple[str, int, BenchRow]]) -> dict[str, Speed]:
+    """Variant → its fastest row, of (variant, threads, row). The first of a variant stands until one beats it clearly."""
+    best: dict[str, Speed] = {}
+    for name, threads, row in rows:
+        if name not in best or row.ratio > _GAIN * best[name].ratio:
+            best[name] = Speed(threads, row.p50_ms, row.ratio, row.ratio_low, row.ratio_high)
     return best
 
 
