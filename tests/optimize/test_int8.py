@@ -8,23 +8,28 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from parity.planting import rewrite_weight
 from PIL import Image
 
-from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.bundle import Bundle, Variant, update_bundle
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from vggdeploy.cli.app import run
-from vggdeploy.errors import BuildError
+from vggdeploy.errors import BuildError, TargetError
 from vggdeploy.optimize import int8
 from vggdeploy.pipeline.calibration import Int8Options
 from vggdeploy.pipeline.int8 import add_int8
 from vggdeploy.pipeline.layers import localise
+from vggdeploy.pipeline.origin import first_hits, pack
 from vggdeploy.pipeline.variants import Work
 from vggdeploy.pipeline.verify import verify_bundle
+from vggdeploy.records import Origin, Size, to_json
 from vggdeploy.runtime import open_session
 from vggdeploy.types import Verdict
 
@@ -163,6 +168,44 @@ def test_layers_stay_in_fp32_until_the_limits_hold(own_bundle: Path, monkeypatch
     assert found.proof is not None
     assert found.proof.layers == {"int8": 10, "fp32": 1}
     assert found.verdict is Verdict.PASS
+
+
+def test_the_limit_is_for_what_the_steps_before_lost_too(own_bundle: Path) -> None:
+    """A network that was trained to have every validation image right: of this one INT8 loses nothing, of that one it does."""
+    opened = Bundle.open(own_bundle)
+    inside = f"checkpoint/{CHECKPOINT_NAME}"
+    checkpoint = read_checkpoint(opened.root / "checkpoint")
+    origin = Origin(
+        sha256="0" * 64, title="x", size=Size(parameters=1, macs=1, bytes=1), dataset="digits",
+        accuracy={"validation": 1.0}, hits={"validation": pack(np.ones(143, bool))},
+    )  # fmt: skip
+    with update_bundle(opened) as draft:
+        draft.write(inside, to_json(msgspec.structs.replace(checkpoint, origin=origin)))
+    strict = Work(int8=Int8Options(images=64, targets=("cpu",), max_drop=0.02))
+    with pytest.raises(TargetError, match=r"against the network as it was trained, accuracy may fall by \d"):
+        add_int8(Bundle.open(own_bundle), strict)
+    loose = replace(strict, int8=replace(strict.int8, max_drop=0.3))
+    found = variant(add_int8(Bundle.open(own_bundle), loose), "onnx-int8")
+    assert found.quantisation is not None
+    assert found.quantisation.kept == ()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "count", "known"),
+    [("digits", "validation", 11, True), ("digits", "validation", 9, True), ("digits", "validation", 17, False),
+     ("digits", "test", 11, False), ("mnist", "validation", 11, False)],
+)  # fmt: skip
+def test_what_the_trained_network_had_right_is_known_of_its_own_images(
+    dataset: str, split: str, count: int, known: bool
+) -> None:
+    right = np.arange(11) % 3 == 0
+    size = Size(parameters=1, macs=1, bytes=1)
+    origin = Origin(sha256="", title="", size=size, dataset="digits", accuracy={}, hits={"validation": pack(right)})
+    found = first_hits(origin, dataset, split, count)
+    assert (found is not None) == known
+    if found is not None:
+        np.testing.assert_array_equal(found, right[:count])
+    assert first_hits(None, dataset, split, count) is None
 
 
 def test_a_target_that_cannot_be_promised_is_exit_4(own_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.summary import summarise
 from vggdeploy.model.vgg import VGG
 from vggdeploy.parity.metrics import paired_drop
+from vggdeploy.pipeline.origin import Hits, pack, unpack
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import AccuracyDrop, Origin, Size
 from vggdeploy.spec import ModelSpec
@@ -27,7 +27,6 @@ from vggdeploy.spec import ModelSpec
 DECIDES, REPORTED = "validation", "test"
 SPLITS = (DECIDES, REPORTED)
 _ACTIVATIONS = 64 * 2**20  # bytes of the first convolution's output that a batch may take
-Hits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -121,19 +120,6 @@ def size_of(spec: ModelSpec, root: Path) -> Size:
     """Of the checkpoint at ``root``."""
     summary = summarise(spec)
     return Size(parameters=summary.parameters, macs=summary.macs, bytes=(root / WEIGHTS_NAME).stat().st_size)
-
-
-def pack(hits: Hits) -> str:
-    return base64.b64encode(np.packbits(hits).tobytes()).decode()
-
-
-def unpack(text: str, count: int) -> Hits | None:
-    """The reverse of `pack`; None where ``text`` is not of ``count`` images."""
-    try:
-        data = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-    except ValueError:
-        return None
-    return np.unpackbits(data, count=count).astype(bool) if len(data) == -(-count // 8) else None
 
 
 def _positions(count: int, spec: ModelSpec) -> Iterator[NDArray[np.int64]]:

@@ -11,23 +11,28 @@ import msgspec
 import numpy as np
 
 from vggdeploy.bundle import Bundle, QuantisationRecord, Variant
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from vggdeploy.errors import TargetError
 from vggdeploy.files import scratch_directory, sha256_of
 from vggdeploy.optimize.precision import openvino_variant
 from vggdeploy.optional import installed, require, version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.bounds import accuracy_drop
+from vggdeploy.parity.metrics import paired_drop, top1
 from vggdeploy.pipeline.calibration import DEFAULT_PERCENTILE, NAMES, CalibrationData, Int8Options, load_calibration
 from vggdeploy.pipeline.limits import Limits
+from vggdeploy.pipeline.origin import Hits, first_hits
 from vggdeploy.pipeline.samples import Samples
 from vggdeploy.pipeline.variants import Work, add_variants, onnx_fp32
-from vggdeploy.records import ParityRecord
-from vggdeploy.runtime import open_session
+from vggdeploy.records import AccuracyDrop, ParityRecord
+from vggdeploy.runtime import CheckedSession, open_session
+from vggdeploy.runtime.batches import run_batch
 from vggdeploy.types import Device, Precision, Verdict
 
 _CALIBRATION_BYTES = 8 * 2**20  # of a batch's pixels: the calibrator holds every activation of it
 _RANKED_IMAGES = 64
 _SHIFT_IMAGES = 128
+_BATCH = 64
 
 
 def add_int8(bundle: Bundle, work: Work) -> Bundle:
@@ -60,7 +65,8 @@ def add_int8(bundle: Bundle, work: Work) -> Bundle:
         work.on_stage(f"running FP32 on {data.judged.data}")
         with open_session(bundle, source, threads=work.threads) as session:
             reference = reference_outputs(session, data.judged.images, data=data.judged.data, labels=data.judged.labels)
-        judge = _Judge(bundle, source, path, ranges, reference, scratch, work)
+        before = _trained_hits(bundle, options.data, len(data.judged.images))
+        judge = _Judge(bundle, source, path, ranges, reference, scratch, work, before)
         made = [judge.variant(target, data) for target in options.targets]
         files = {variant.path: file for variant, file in made}
         variants = [variant for variant, _ in made]
@@ -72,6 +78,15 @@ def add_int8(bundle: Bundle, work: Work) -> Bundle:
         return add_variants(bundle, variants, work, files=files, limits=limits)
 
 
+def _trained_hits(bundle: Bundle, dataset: str, count: int) -> Hits | None:
+    """Which of the judged images the network had right before steps changed its structure; None where none did."""
+    root = bundle.root / "checkpoint"
+    if not (root / CHECKPOINT_NAME).is_file():
+        return None
+    name = dataset or bundle.manifest.dataset
+    return first_hits(read_checkpoint(root, check_weights=False).origin, name, "validation", count)
+
+
 def _batches(bundle: Bundle, samples: Samples) -> Iterator[dict[str, Any]]:
     images, name = samples.images, bundle.manifest.input.name
     size = max(1, min(32, _CALIBRATION_BYTES // images[:1].nbytes // 16))
@@ -80,7 +95,8 @@ def _batches(bundle: Bundle, samples: Samples) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class _Judge:
-    """Quantises, and looks at what that costs on the validation images."""
+    """Quantises, and looks at what that costs on the validation images. ``before``: which of them the network had right that
+    was trained, where steps have changed it since: the limit is for all that was lost."""
 
     bundle: Bundle
     source: Variant
@@ -89,8 +105,10 @@ class _Judge:
     reference: Reference
     scratch: Path
     work: Work
+    before: Hits | None = None
     _ranking: Sequence[str] = ()
     _shifts: Mapping[str, Any] = field(default_factory=dict)
+    _lost: AccuracyDrop | None = None
 
     def variant(self, target: str, data: CalibrationData) -> tuple[Variant, Path]:
         """The variant for a target, and its file: as many layers in INT8 as the limits allow.
@@ -109,7 +127,7 @@ class _Judge:
             self.work.on_stage(f"quantising for {target}" + (f", {len(kept)} layers in FP32" if kept else ""))
             variant, file = self._quantised(NAMES[target], flavour, kept)
             record = self._compare(variant, file, self.reference)
-            if self._holds(record):
+            if self._holds(record) and self._keeps_what_was_trained(variant, file):
                 break
             self._ranking = self._ranking or self._rank(list(names), flavour)
             if len(kept) >= len(names) - 1:
@@ -188,13 +206,30 @@ class _Judge:
 
     def _compare(self, variant: Variant, file: Path, reference: Reference) -> ParityRecord:
         limits = Limits(accuracy_drop=self.options.max_drop).over(self.bundle.manifest.thresholds[Precision.INT8])
-        with open_session(self.bundle, variant, threads=self.work.threads, file=(file, sha256_of(file))) as session:
+        with self._opened(variant, file) as session:
             return compare(session, reference, self.bundle, variant, Device(), thresholds=limits)
 
     def _holds(self, record: ParityRecord) -> bool:
         limit = self.options.max_drop
         promised = limit is None or record.drop is None or record.drop.upper <= limit
         return record.verdict is not Verdict.FAIL and promised
+
+    def _keeps_what_was_trained(self, variant: Variant, file: Path) -> bool:
+        limit, images = self.options.max_drop, self.reference.images
+        if limit is None or self.before is None:
+            return True
+        assert self.reference.labels is not None  # noqa: S101  # a data set's split has them
+        right = []
+        with self._opened(variant, file) as session:
+            for start in range(0, len(images), _BATCH):
+                chosen = top1(run_batch(session, images[start : start + _BATCH]))
+                assert chosen is not None  # noqa: S101  # a quantised classifier has logits
+                right.append(chosen == self.reference.labels[start : start + _BATCH])
+        self._lost = paired_drop(self.before, np.concatenate(right))
+        return self._lost.upper <= limit
+
+    def _opened(self, variant: Variant, file: Path) -> CheckedSession:
+        return open_session(self.bundle, variant, threads=self.work.threads, file=(file, sha256_of(file)))
 
     def _rank(self, names: Sequence[str], flavour: Any) -> list[str]:
         """The layers by what quantising each of them alone does to the outputs, worst first."""
@@ -213,6 +248,8 @@ class _Judge:
 
     def _missed(self, variant: Variant, record: ParityRecord) -> TargetError:
         bound = f"accuracy may fall by {record.drop.upper:.2%}" if record.drop else "no labels to judge by"
+        if self._holds(record) and self._lost:
+            bound = f"against the network as it was trained, accuracy may fall by {self._lost.upper:.2%}"
         return TargetError(
             f"{variant.name} misses its limits with one layer in INT8: {'; '.join(record.reasons) or bound}",
             "allow more (--max-accuracy-drop), try --calibration-method percentile, or fine-tune for it: --step qat,int8",

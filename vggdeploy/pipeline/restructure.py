@@ -24,7 +24,8 @@ from vggdeploy.files import (
 )
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
-from vggdeploy.pipeline.held_out import DECIDES, HeldOut, Hits, origin_of, size_of
+from vggdeploy.pipeline.held_out import DECIDES, HeldOut, origin_of, size_of
+from vggdeploy.pipeline.origin import Hits
 from vggdeploy.pipeline.prove import tool_versions
 from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.records import AccuracyDrop, StepRecord, to_json

@@ -25,8 +25,9 @@ from vggdeploy.optimize.channels import Widths
 from vggdeploy.optimize.goals import cost, misses
 from vggdeploy.parity.metrics import paired_drop, top1
 from vggdeploy.pipeline.export import export_bundle
-from vggdeploy.pipeline.held_out import HeldOut, Hits, origin_of, unpack
+from vggdeploy.pipeline.held_out import HeldOut, origin_of
 from vggdeploy.pipeline.optimize import BUNDLE_STEPS
+from vggdeploy.pipeline.origin import Hits, unpack
 from vggdeploy.pipeline.prove import Stage
 from vggdeploy.pipeline.restructure import Changed, restructure
 from vggdeploy.pipeline.samples import to_input
