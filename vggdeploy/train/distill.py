@@ -16,6 +16,8 @@ from vggdeploy.errors import CheckpointError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.train.environment import autocast, pick_precision
+from vggdeploy.train.recipe import Recipe, TrainingPrecision
 from vggdeploy.train.record import TeacherRecord
 
 # What happens to an image before the network: two networks that differ in it see different images. Mean and std do not
@@ -56,11 +58,23 @@ def check_teacher(path: str, labels: tuple[str, ...], preprocess: PreprocessSpec
 class Teacher:
     """A checkpoint's network in evaluation mode, without gradients: ``uint8 [N, H, W, C]`` → logits ``[N, classes]``.
 
+    Args:
+        precision: as a recipe has it. What ``auto`` means is the teacher's own, whatever its student computes in: so its
+            answers are the same for all students.
+
     Raises:
         CheckpointError: no checkpoint, a damaged one, or one of other classes or other preprocessing.
     """
 
-    def __init__(self, path: str, *, labels: tuple[str, ...], preprocess: PreprocessSpec, device: torch.device) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        labels: tuple[str, ...],
+        preprocess: PreprocessSpec,
+        device: torch.device,
+        precision: TrainingPrecision = "auto",
+    ) -> None:
         checkpoint = check_teacher(path, labels, preprocess)
         self.record = TeacherRecord(source=path, sha256=checkpoint.weights_sha256)
         model = load_model(path, check_weights=False).requires_grad_(False)
@@ -68,6 +82,7 @@ class Teacher:
         self._network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
         self._device = device
+        self._precision = pick_precision(Recipe(precision=precision), checkpoint.spec, device)
         self._known: Tensor | None = None
         self._known_for = ""
 
@@ -75,7 +90,7 @@ class Teacher:
         """``positions``: where the images lie in the split that `remember` has seen, if it has seen one."""
         if self._known is not None and positions is not None:
             return self._known[torch.from_numpy(positions).to(self._device)]
-        with torch.no_grad():
+        with torch.no_grad(), autocast(self._device, self._precision):
             logits: Tensor = self._network(images)[0]
         return logits
 

@@ -18,6 +18,7 @@ from vggdeploy.types import Device, Precision
 # Multiply-accumulates of a batch from which bf16 is faster on a CPU that has it: below, casting costs more than it
 # saves. (Quarter-width VGG-11, two AVX-512 cores: 0.5 to 1 × at 32 px and batch 64, 1.7 × at 64 px and 128.)
 BF16_MACS = 4e9
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 def pick_device(device: Device | None) -> torch.device:
@@ -51,6 +52,12 @@ def pick_precision(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Pre
         return Precision.BF16 if torch.cuda.get_device_capability(device) >= (8, 0) else Precision.FP16
     has = {"avx512_bf16", "amx_bf16"} & set(machine().features)
     return Precision.BF16 if has and summarise(spec).macs * recipe.batch_size >= BF16_MACS else Precision.FP32
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context that a forward pass has its precision from; none of its own for FP32."""
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 @contextmanager

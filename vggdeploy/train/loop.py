@@ -157,6 +157,7 @@ def _prepare(
 ) -> _Job:
     dataset = get_dataset(recipe.dataset)
     spec = recipe.model_spec(dataset)
+    asked = recipe.precision
     recipe = msgspec.structs.replace(recipe, precision=str(pick_precision(recipe, spec, where)))
     # Weights before data: what does not fit is found sooner.
     model = new_vgg(spec, seed=recipe.seed)
@@ -165,7 +166,7 @@ def _prepare(
     if not recipe.distill:
         teacher = None
     elif teacher is None:
-        teacher = Teacher(recipe.distill, labels=dataset.classes, preprocess=preprocess, device=where)
+        teacher = Teacher(recipe.distill, labels=dataset.classes, preprocess=preprocess, device=where, precision=asked)
 
     def split(name: str) -> Images:
         return open_split(recipe.dataset, name, preprocess, data_dir=data_dir, memory=memory)

@@ -108,8 +108,7 @@ class Run:
         if self.recipe.augment or self._processes.count > 1:
             teacher.forget()
         else:
-            with self._stepper.autocast():
-                teacher.remember(self._data.train, digest=f"{self._data.digest} {self.recipe.precision}")
+            teacher.remember(self._data.train, digest=self._data.digest)
 
     @property
     def seconds(self) -> float:

@@ -14,14 +14,13 @@ from vggdeploy.errors import TrainingError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.train.batches import DROPOUT, step_seed
 from vggdeploy.train.distill import Teacher, soft_losses
+from vggdeploy.train.environment import autocast
 from vggdeploy.train.feed import Batch
 from vggdeploy.train.optimizer import new_optimizer, set_rate
 from vggdeploy.train.processes import ALONE, Processes
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.schedule import rate_factor
 from vggdeploy.types import Precision
-
-_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 class Stepper:
@@ -52,14 +51,10 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == Precision.FP16)
         self._network: nn.Module = torch.compile(network) if recipe.compile else network  # type: ignore[assignment]
         self._parameters = list(model.parameters())
-        self._dtype = _DTYPES.get(precision)
+        self._precision = precision
         self._device = device
         self._processes = processes
         self._teacher = teacher
-
-    def autocast(self) -> torch.autocast:
-        """The context that a forward pass of this run has its precision from."""
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None)
 
     def __call__(self, batch: Batch) -> tuple[float, float]:
         """Make the step; returns the sum of the losses of the whole batch, and how many images it had right.
@@ -70,9 +65,9 @@ class Stepper:
         recipe, optimizer = self.recipe, self.optimizer
         # Dropout's numbers: seeded for each step, so that no random state has to be kept for a run that resumes.
         torch.manual_seed(step_seed(recipe.seed, batch.step, stream=DROPOUT, rank=self._processes.rank))
-        with self.autocast():
+        with autocast(self._device, self._precision):
             logits = self._network(batch.images)[0]
-            answers = self._teacher(batch.images, batch.positions) if self._teacher else None
+        answers = self._teacher(batch.images, batch.positions) if self._teacher else None
         losses = _losses(logits, batch.labels, smoothing=recipe.label_smoothing)
         if answers is not None:
             share = recipe.distill_weight
