@@ -15,7 +15,7 @@ import pytest
 import vggdeploy
 from vggdeploy.bundle import REFERENCE, Bundle
 from vggdeploy.bundle.checkpoint import read_checkpoint
-from vggdeploy.errors import TargetError, UsageError
+from vggdeploy.errors import TargetError, TrainingError, UsageError
 from vggdeploy.optimize.goals import Budget
 from vggdeploy.optional import installed
 from vggdeploy.pipeline import search as module
@@ -126,6 +126,19 @@ def test_a_killed_search_goes_on_where_it_was(
     assert tried == [2]  # the two that were over are not made again
     assert [(t.point, t.macs, t.drop) for t in report.trials] == [(t.point, t.macs, t.drop) for t in found[1].trials]
     assert Bundle.open(output).manifest.name == "b"
+
+
+def test_a_training_that_diverges_is_a_trial_that_failed_and_no_end(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: object) -> None:
+        raise TrainingError("the loss became nan at step 3 of 9", "train with a lower learning rate")
+
+    monkeypatch.setattr(module, "build_network", diverges)
+    report = search(checkpoint, tmp_path / "b", LOOSE, Budget(trials=3), QUICK)
+    assert [t.skipped for t in report.trials] == ["", *["the loss became nan at step 3 of 9"] * 2]
+    assert report.winner == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
 def test_where_int8_misses_the_goal_the_network_is_trained_once_more_with_its_rounding(

@@ -20,7 +20,7 @@ import msgspec
 
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import read_checkpoint
-from vggdeploy.errors import TargetError, UsageError
+from vggdeploy.errors import TargetError, TrainingError, UsageError
 from vggdeploy.files import check_replaceable, check_writable
 from vggdeploy.model.layers import layers_of
 from vggdeploy.optimize.channels import macs_of, widths_of, with_widths
@@ -212,7 +212,11 @@ def _trial(
 
     made, place = state.checkpoint(number), state.bundle(number)
     if trial.widths:
-        drop = build_network(bench, made, trial.widths, job).drop["validation"]
+        try:
+            drop = build_network(bench, made, trial.widths, job).drop["validation"]
+        except TrainingError as error:  # a learning rate that this network cannot bear; others can
+            seconds = round(time.monotonic() - started, 1)
+            return msgspec.structs.replace(trial, skipped=error.cause, seconds=seconds), []
     else:
         made = bench.checkpoint
         drop = drop_of(bench, bench.bundle, bench.bundle.manifest.variants[0], "validation", work)
@@ -222,12 +226,16 @@ def _trial(
     if drop.upper <= goal.accuracy_drop and settings.epochs and not _int8_holds(found, goal):
         settings.on_stage("INT8 misses the goal: fine-tuning with its rounding")
         again, other = state.aware(state.checkpoint(number)), state.aware(place)
-        step = quantisation_aware_checkpoint(made, again, job=job)
-        better = variants(again, other)
-        if aware := _int8_holds(better, goal):
-            drop, found = step.drop["validation"], better
-            state.replace(state.checkpoint(number), again)
-            state.replace(place, other)
+        try:
+            step = quantisation_aware_checkpoint(made, again, job=job)
+        except TrainingError as error:
+            settings.on_stage(f"fine-tuning with INT8's rounding is left out: {error.cause}")
+        else:
+            better = variants(again, other)
+            if aware := _int8_holds(better, goal):
+                drop, found = step.drop["validation"], better
+                state.replace(state.checkpoint(number), again)
+                state.replace(place, other)
     seconds = round(time.monotonic() - started, 1)
     return msgspec.structs.replace(trial, drop=drop, quantisation_aware=aware, seconds=seconds), found
 
