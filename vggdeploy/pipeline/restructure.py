@@ -13,7 +13,7 @@ import msgspec
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from vggdeploy.data.specs import get_dataset
-from vggdeploy.errors import TargetError
+from vggdeploy.errors import TargetError, TrainingError
 from vggdeploy.files import (
     atomic_directory,
     atomic_write,
@@ -142,15 +142,18 @@ def tuning_recipe(begun: Checkpoint, path: Path, source: str, tuning: Tuning) ->
 def _tune(recipe: Recipe, output: Path, job: Job) -> tuple[Path, str]:
     """The fine-tuned checkpoint, and the SHA-256 of the teacher's weights."""
     job.on_stage("fine-tuning")
-    done = train(
-        recipe,
-        output=output,
-        data_dir=job.data_dir,
-        device=job.device,
-        threads=job.threads,
-        teacher=job.teacher,
-        on_progress=job.on_progress,
-    )
+    try:
+        done = train(
+            recipe,
+            output=output,
+            data_dir=job.data_dir,
+            device=job.device,
+            threads=job.threads,
+            teacher=job.teacher,
+            on_progress=job.on_progress,
+        )
+    except TrainingError as error:  # its state is in the scratch directory, which goes with the step
+        raise TrainingError(error.cause, f"fine-tune with a lower learning rate: --lr {recipe.lr / 10:g}") from error
     return output, done.training.teacher.sha256 if done.training.teacher else ""
 
 
