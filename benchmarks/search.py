@@ -1,6 +1,6 @@
 """What `vggdeploy optimize --max-accuracy-drop 0.5` finds, beside the same network quantised by the recipes of others.
 
-    python benchmarks/search.py [--checkpoint DIR] [--budget 60m] [--found BUNDLE] [--rounds 15]
+    python benchmarks/search.py [--checkpoint DIR] [--budget 60m] [--found BUNDLE] [--rounds 11]
 
 The network is the textbook's VGG-11 at full width (recipe ``classic``, Fashion-MNIST at 64 pixels), trained here if no
 checkpoint is given: most of an hour on two cores. ``--found`` takes the bundle of a search that ran already. Every loop
@@ -98,8 +98,8 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="default: one is trained")
     parser.add_argument("--budget", default="60m", help="of the search")
     parser.add_argument("--found", type=Path, help="the bundle of a search that is over")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=20, help="calls of each loop in a round")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--steps", type=int, default=100, help="calls of each loop in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     if missing := sorted(set(PEERS) - set(peers())):
