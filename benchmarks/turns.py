@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+QUIET = 0.1  # seconds: idle threads of the loop before spin for some 20 ms (ONNX Runtime's), and would beside this one's
 Make = Callable[[str, Any], Iterator[Any]]
 
 
@@ -60,6 +61,7 @@ def _serve(make: Make, name: str, options: Any, steps: int, wire: Connection) ->
     loop = make(name, options)
     wire.send(next(loop))  # the very first step allocates and compiles
     while _asked(wire):
+        time.sleep(QUIET)
         next(loop)  # not counted: another process has just used the caches
         start = time.perf_counter()
         for _ in range(steps):
