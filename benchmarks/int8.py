@@ -156,8 +156,8 @@ def main() -> int:
         job = Job(str(homes["accuracy"]), options.threads)
         right = accuracy(job, options.checkpoint or trained(homes["accuracy"]))
     for name, row in rows.items():
-        r, judged = row["faster_than_onnxruntime"], right["rows"][name]
-        print(f"{row['median_ms']:8.1f} ms  {r['median']:5.2f} ×  {100 * judged['accuracy']:.2f}%  {name}")
+        r, accurate = row["faster_than_onnxruntime"], right["rows"][name]["accuracy"]
+        print(f"{row['median_ms']:8.1f} ms  {r['median']:5.2f} ×  {100 * accurate:.2f}%  {name}")
     best = min(row["median_ms"] for name, row in rows.items() if name not in OURS)
     ours = min(rows[name]["median_ms"] for name in OURS)
     worst = max(right["rows"][name]["drop_upper_points"] for name in OURS)

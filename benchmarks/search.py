@@ -84,11 +84,9 @@ def prepare(job: Job, checkpoint: Path) -> Any:
 
 def sizes(job: Job, found: Bundle, chosen: str) -> dict[str, int | None]:
     """Bytes on disk of what each of them ships."""
-    inside = found.manifest.variant(chosen).path
-    ours = sum(r.size for r in found.manifest.files if r.path == inside or r.path.startswith(f"{inside}/"))
     return {
         BASELINE: bytes_of(job.fp32),
-        OURS: ours,
+        OURS: found.size(found.manifest.variant(chosen)),
         **{name: bytes_of(job.path(FILES[name])) if name in FILES else None for name in peers()},
     }
 
@@ -116,7 +114,7 @@ def main() -> int:
         job.path("found").symlink_to(place.resolve())
         found = Bundle.open(place)
         report = from_json(found.path(REPORT_NAME).read_bytes(), SearchReport, what=REPORT_NAME)
-        won = next(c for c in report.front if (c.trial, c.variant) == (report.winner, report.chosen))
+        won = next(c for c in report.front if report.chose(c))
         print("quantising by the peers' recipes …", flush=True)
         test = prepare(job, checkpoint)
         names = [BASELINE, OURS, *peers()]

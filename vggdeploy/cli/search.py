@@ -83,7 +83,7 @@ def _told(trial: Trial) -> str:
 def search_table(report: SearchReport) -> None:
     """The verdict, then the front, the fastest first."""
     render.out.print(f"[bold green]{escape(report.reason)}[/]")
-    won = next((one for one in report.front if _chosen(one, report)), None)
+    won = next((one for one in report.front if report.chose(one)), None)
     if won is not None and won.test_drop is not None:
         test = won.test_drop
         render.out.print(
@@ -106,13 +106,9 @@ def search_table(report: SearchReport) -> None:
     )
 
 
-def _chosen(one: Candidate, report: SearchReport) -> bool:
-    return (one.trial, one.variant) == (report.winner, report.chosen)
-
-
 def _row(one: Candidate, report: SearchReport) -> Sequence[str]:
     return [
-        "[green]✔[/]" if _chosen(one, report) else "",
+        "[green]✔[/]" if report.chose(one) else "",
         escape(one.variant),
         str(one.trial + 1),
         f"{one.latency_ms:.2f}" if one.latency_ms else "–",

@@ -18,15 +18,14 @@ from vggdeploy.optimize.precision import openvino_variant
 from vggdeploy.optional import installed, require, version
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.bounds import accuracy_drop
-from vggdeploy.parity.metrics import paired_drop, top1
+from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.pipeline.calibration import DEFAULT_PERCENTILE, NAMES, CalibrationData, Int8Options, load_calibration
 from vggdeploy.pipeline.limits import Limits
-from vggdeploy.pipeline.origin import Hits, first_hits
+from vggdeploy.pipeline.origin import Hits, first_hits, hits_of
 from vggdeploy.pipeline.samples import Samples
 from vggdeploy.pipeline.variants import Work, add_variants, onnx_fp32
 from vggdeploy.records import AccuracyDrop, ParityRecord
 from vggdeploy.runtime import CheckedSession, open_session
-from vggdeploy.runtime.batches import run_batch
 from vggdeploy.types import Device, Precision, Verdict
 
 _CALIBRATION_BYTES = 8 * 2**20  # of a batch's pixels: the calibrator holds every activation of it
@@ -219,13 +218,10 @@ class _Judge:
         if limit is None or self.before is None:
             return True
         assert self.reference.labels is not None  # noqa: S101  # a data set's split has them
-        right = []
+        places = [slice(start, start + _BATCH) for start in range(0, len(images), _BATCH)]
         with self._opened(variant, file) as session:
-            for start in range(0, len(images), _BATCH):
-                chosen = top1(run_batch(session, images[start : start + _BATCH]))
-                assert chosen is not None  # noqa: S101  # a quantised classifier has logits
-                right.append(chosen == self.reference.labels[start : start + _BATCH])
-        self._lost = paired_drop(self.before, np.concatenate(right))
+            right = hits_of(session, ((images[part], self.reference.labels[part]) for part in places))
+        self._lost = paired_drop(self.before, right)
         return self._lost.upper <= limit
 
     def _opened(self, variant: Variant, file: Path) -> CheckedSession:

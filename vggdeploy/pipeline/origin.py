@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdeploy.parity.metrics import top1
+from vggdeploy.parity.spool import Array
 from vggdeploy.records import Origin
+from vggdeploy.runtime import CheckedSession
+from vggdeploy.runtime.batches import run_batch
 
 Hits = NDArray[np.bool_]
+
+
+def hits_of(session: CheckedSession, batches: Iterable[tuple[Array, NDArray[np.int64]]]) -> Hits:
+    """Which images an open classifier has right, of batches as the graph wants them with their labels."""
+    found = []
+    for images, labels in batches:
+        chosen = top1(run_batch(session, images))
+        assert chosen is not None  # noqa: S101  # a classifier that we exported has logits
+        found.append(chosen == labels)
+    return np.concatenate(found)
 
 
 def pack(hits: Hits) -> str:

@@ -18,7 +18,7 @@ from vggdeploy.optimize.goals import closest, front, winner
 from vggdeploy.pipeline.prove import tool_versions
 from vggdeploy.pipeline.search_state import State
 from vggdeploy.pipeline.search_target import Target
-from vggdeploy.pipeline.search_trial import Bench, bundle_bytes, drop_of
+from vggdeploy.pipeline.search_trial import Bench, drop_of
 from vggdeploy.pipeline.variants import Work
 from vggdeploy.records import Candidate, CpuRoof, SearchReport, to_json
 
@@ -48,7 +48,7 @@ def report_of(
         epochs=standing.question.epochs,
         measured=target.measured,
         original_latency_ms=sorted(rows)[len(rows) // 2] if rows else None,
-        original_bytes=bundle_bytes(bench.bundle, original),
+        original_bytes=bench.bundle.size(original),
         trials=standing.trials,
         front=tuple(best),
         winner=chosen.trial if chosen else None,

@@ -23,11 +23,11 @@ from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.optimize.channels import Widths
 from vggdeploy.optimize.goals import cost, misses
-from vggdeploy.parity.metrics import paired_drop, top1
+from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.pipeline.export import export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, origin_of
 from vggdeploy.pipeline.optimize import BUNDLE_STEPS
-from vggdeploy.pipeline.origin import Hits, unpack
+from vggdeploy.pipeline.origin import Hits, hits_of, unpack
 from vggdeploy.pipeline.prove import Stage
 from vggdeploy.pipeline.restructure import Changed, restructure
 from vggdeploy.pipeline.samples import to_input
@@ -37,7 +37,6 @@ from vggdeploy.pipeline.tuning import Job
 from vggdeploy.pipeline.variants import Work
 from vggdeploy.records import AccuracyDrop, BenchRow, Candidate, Goal, StepRecord, to_json
 from vggdeploy.runtime import backend_for, open_session, runnable
-from vggdeploy.runtime.batches import run_batch
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.spec import ModelSpec
 from vggdeploy.train.distill import Teacher
@@ -136,7 +135,7 @@ def candidates(
             backend=backend_for(variant).name,
             precision=variant.precision,
             threads=row.threads if row else 0,
-            bytes=bundle_bytes(bundle, variant),
+            bytes=bundle.size(variant),
             macs=summary.macs,
             cost=cost(summary.macs, summary.parameters, None if target.measured else variant.precision),
             drop=drop_of(bench, bundle, variant, "validation", work),
@@ -152,20 +151,10 @@ def candidates(
 def drop_of(bench: Bench, bundle: Bundle, variant: Variant, split: str, work: Work) -> AccuracyDrop:
     """The paired drop of a variant, run from its shipped bytes, against the network that was trained."""
     images, manifest = bench.data.splits[split], bundle.manifest
-    answers = []
+    places = [np.arange(start, min(start + _BATCH, len(images))) for start in range(0, len(images), _BATCH)]
     with open_session(bundle, variant, threads=work.threads) as session:
-        for start in range(0, len(images), _BATCH):
-            positions = np.arange(start, min(start + _BATCH, len(images)))
-            chosen = top1(run_batch(session, to_input(images.batch(positions), manifest)))
-            assert chosen is not None  # noqa: S101  # a bundle that `export_bundle` made has logits
-            answers.append(chosen == images.labels[positions])
-    return paired_drop(bench.hits(split), np.concatenate(answers))
-
-
-def bundle_bytes(bundle: Bundle, variant: Variant) -> int:
-    """Bytes of a variant's files."""
-    inside = f"{variant.path}/"
-    return sum(r.size for r in bundle.manifest.files if r.path == variant.path or r.path.startswith(inside))
+        right = hits_of(session, ((to_input(images.batch(part), manifest), images.labels[part]) for part in places))
+    return paired_drop(bench.hits(split), right)
 
 
 @dataclass(frozen=True)

@@ -114,3 +114,7 @@ class SearchReport(Record, frozen=True, kw_only=True):
     roofs: tuple[CpuRoof, ...] = ()
     tools: dict[str, str] = {}
     command: str = ""
+
+    def chose(self, one: Candidate) -> bool:
+        """Whether this candidate is the winner."""
+        return (one.trial, one.variant) == (self.winner, self.chosen)

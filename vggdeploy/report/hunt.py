@@ -40,7 +40,7 @@ def points(report: SearchReport) -> list[dict[str, Any]]:
             "best": -100 * c.drop.lower,
             "megabytes": c.bytes / MEGABYTE,
             "holds": "holds the goal" if not c.misses else "misses it",
-            "chosen": _chosen(report, c),
+            "chosen": report.chose(c),
         }
         for c in report.front
         if c.ratio or not report.measured
@@ -51,7 +51,7 @@ def front(report: SearchReport) -> Grid:
     rows: list[Row] = [
         [
             _name(c),
-            "✔ chosen" if _chosen(report, c) else "",
+            "✔ chosen" if report.chose(c) else "",
             number(c.latency_ms),
             Cell(f"{c.ratio:.1f} ({c.ratio_low:.1f}–{c.ratio_high:.1f})", c.ratio) if c.ratio else NONE,
             number(c.macs / 1e6, ",.1f"),
@@ -75,7 +75,3 @@ def front(report: SearchReport) -> Grid:
 
 def _name(candidate: Candidate) -> str:
     return one_line(f"{candidate.variant}, trial {candidate.trial + 1}")
-
-
-def _chosen(report: SearchReport, candidate: Candidate) -> bool:
-    return (candidate.trial, candidate.variant) == (report.winner, report.chosen)
