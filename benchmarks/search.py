@@ -1,11 +1,11 @@
 """What `vggdeploy optimize --max-accuracy-drop 0.5` finds, beside the same network quantised by the recipes of others.
 
-    python benchmarks/search.py [--checkpoint DIR] [--budget 60m] [--found BUNDLE] [--rounds 11]
+    python benchmarks/search.py [--arch vgg11] [--checkpoint DIR] [--budget 60m] [--found BUNDLE] [--rounds 11]
 
-The network is the textbook's VGG-11 at full width (recipe ``classic``, Fashion-MNIST at 64 pixels), trained here if no
-checkpoint is given: most of an hour on two cores. ``--found`` takes the bundle of a search that ran already. Every loop
-has a process of its own and they take turns (`turns.py`), a batch of one image; what the peers are is in `quantised.py`.
-The search decided on the validation split; here everything is judged on the 10,000 test images.
+The network is the textbook's VGG-11 at full width (recipe ``classic``, Fashion-MNIST at 64 pixels), or another ``--arch``,
+trained here if no checkpoint is given: most of an hour on two cores. ``--found`` takes the bundle of a search that ran
+already. Every loop has a process of its own and they take turns (`turns.py`), a batch of one image; what the peers are is
+in `quantised.py`. The search decided on the validation split; here everything is judged on the 10,000 test images.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from turns import ratio, take_turns
 
 import vggdeploy
 from vggdeploy.bundle import Bundle
+from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.data.loaders import load_split
 from vggdeploy.optional import version
 from vggdeploy.pipeline.search_report import REPORT_NAME
@@ -64,9 +65,11 @@ def loop(name: str, job: Job) -> Iterator[Any]:
         yield from turns(opened(name, job, stack), np.load(job.path("images.npy")))
 
 
-def trained(home: Path) -> Path:
+def trained(arch: str, home: Path) -> Path:
     checkpoint = home / "trained"
-    run_process([*CLI, "train", "--recipe", "classic", "--width", "1", "--image-size", "64", "-o", checkpoint])
+    run_process(
+        [*CLI, "train", "--arch", arch, "--recipe", "classic", "--width", "1", "--image-size", "64", "-o", checkpoint]
+    )
     return checkpoint
 
 
@@ -93,6 +96,7 @@ def sizes(job: Job, found: Bundle, chosen: str) -> dict[str, int | None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="vgg11", help="of the network that is trained")
     parser.add_argument("--checkpoint", type=Path, help="default: one is trained")
     parser.add_argument("--budget", default="60m", help="of the search")
     parser.add_argument("--found", type=Path, help="the bundle of a search that is over")
@@ -106,7 +110,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(directory, "inductor"))
         job = Job(directory, options.threads)
-        checkpoint = options.checkpoint or trained(Path(directory))
+        checkpoint = options.checkpoint or trained(options.arch, Path(directory))
         place = options.found or job.path("search")
         if options.found is None:
             goal = ["--max-accuracy-drop", DROP, "--budget", options.budget]
@@ -126,6 +130,7 @@ def main() -> int:
             rows[name] = judged(answers(opened(name, job, stack), test.images), reference, test.labels)
         on_disk = sizes(job, found, won.variant)
         weights = bytes_of(checkpoint / "model.safetensors")
+        original = read_checkpoint(checkpoint, check_weights=False)
     for name, row in rows.items():
         row["median_ms"] = float(np.median(times[name])) * 1e3
         row["faster_than_onnxruntime"] = ratio(times[BASELINE], times[name])
@@ -136,7 +141,8 @@ def main() -> int:
     fastest = min(peers(), key=lambda name: float(rows[name]["median_ms"]))
     best = max(rows[name]["accuracy"] for name in peers())
     measured = {
-        "network": "vgg11, recipe classic, Fashion-MNIST at 64 px",
+        "network": f"{original.spec.title}, {original.dataset}",
+        "recipe": original.training["recipe"],
         "threads": options.threads,
         "rounds": options.rounds,
         "calls_a_round": options.steps,
@@ -165,7 +171,8 @@ def main() -> int:
         ),
         target("accuracy of the most accurate peer above its own", 100 * (best - ours["accuracy"]), DROP, "points"),
     ]
-    return write_result("search", measured, targets)
+    arch = original.spec.arch
+    return write_result("search" if arch == "vgg11" else f"search_{arch}", measured, targets)
 
 
 if __name__ == "__main__":
