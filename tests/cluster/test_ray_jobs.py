@@ -83,6 +83,9 @@ def test_the_rows_are_those_of_one_process(
     assert found.keys() == expected.keys()
     for path, vector in expected.items():
         np.testing.assert_allclose(found[path]["vector"], vector, rtol=1e-4, atol=1e-4)
+    what_made_them = pq.read_schema(plain).metadata
+    assert {"pool", "normalised"} <= json.loads(what_made_them[b"vggdeploy"]).keys()
+    assert all(pq.read_schema(part).metadata == what_made_them for part in directory.glob("part-*.parquet"))
     causes = [e for f in directory.glob("*.errors.json") for e in json.loads(f.read_bytes())]
     assert sorted(Path(e["image"]).name for e in causes) == ["aaa.png", "zzz.jpg"]
 

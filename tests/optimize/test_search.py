@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import vggdeploy
 from vggdeploy.bundle import REFERENCE, Bundle
 from vggdeploy.bundle.checkpoint import read_checkpoint
+from vggdeploy.cli.app import run
 from vggdeploy.errors import TargetError, TrainingError, UsageError
 from vggdeploy.optimize.goals import Budget
 from vggdeploy.optional import installed
@@ -76,15 +78,19 @@ def test_the_search_leaves_nothing_beside_its_bundle(found: tuple[Path, SearchRe
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_the_same_seed_repeats_the_same_choices(
+def test_the_command_makes_the_same_choices_with_the_same_seed_and_its_report_says_how(
     checkpoint: Path, found: tuple[Path, SearchReport], tmp_path: Path
 ) -> None:
-    again = search(checkpoint, tmp_path / "b", LOOSE, Budget(trials=3), QUICK)
+    output = tmp_path / "b"
+    line = ["optimize", str(checkpoint), "--max-accuracy-drop", "5", "--budget", "3", "--epochs", "1", "--threads", "1"]
+    assert run([*line, "-o", str(output)]) == 0
+    again = from_json((output / REPORT_NAME).read_bytes(), SearchReport, what=REPORT_NAME)
 
     def choices(report: SearchReport) -> list[Trial]:
         return [msgspec.structs.replace(trial, seconds=0.0) for trial in report.trials]
 
     assert choices(again) == choices(found[1])
+    assert again.command == shlex.join(["vggdeploy", *line, "-o", str(output)])
 
 
 def test_a_goal_that_nothing_holds_names_the_closest_and_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:

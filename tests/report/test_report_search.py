@@ -101,3 +101,10 @@ def test_a_report_of_a_search_alone(suffix: str, tmp_path: Path) -> None:
     assert "at most 0.5 points of accuracy lost, 1 MB" in text
     assert "<script>, trial" not in text
     assert "<b>fast" not in text
+    for empty in (
+        "Every variant",
+        "No latency was measured",
+        "still compute what was trained",
+        "| variant | verdict |",
+    ):
+        assert empty not in text

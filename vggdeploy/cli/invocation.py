@@ -25,9 +25,15 @@ def invoked(arguments: Sequence[str]) -> Iterator[None]:
         _arguments.reset(token)
 
 
+def command_line() -> str:
+    """The line that is running; "" where none is."""
+    arguments = _arguments.get()
+    return shlex.join(["vggdeploy", *arguments]) if arguments else ""
+
+
 def with_command(record: R) -> R:
     """The record with the line that made it in its ``command``; as it is where no command line is running."""
     from msgspec.structs import replace
 
-    arguments = _arguments.get()
-    return replace(record, command=shlex.join(["vggdeploy", *arguments])) if arguments else record
+    line = command_line()
+    return replace(record, command=line) if line else record

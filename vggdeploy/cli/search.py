@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from vggdeploy.cli import render
-from vggdeploy.cli.invocation import with_command
+from vggdeploy.cli.invocation import command_line
 from vggdeploy.errors import EXIT_INTERRUPTED, UsageError
 from vggdeploy.optimize.goals import MEGABYTE, Budget
 from vggdeploy.records import Candidate, Goal, SearchReport, Trial
@@ -54,11 +54,8 @@ def run_search(
             best = next((c for c in front if not c.misses), None)
             render.note(escape(f"trial {trial.number + 1}: {_told(trial)}; best that holds: {_best(best)}"))
 
-        found = search(
-            source, output, goal, wanted, Settings(**settings, on_stage=stage, on_trial=note), resume=resume,
-            overwrite=force,
-        )  # fmt: skip
-    report = with_command(found)
+        how = Settings(**settings, command=command_line(), on_stage=stage, on_trial=note)
+        report = search(source, output, goal, wanted, how, resume=resume, overwrite=force)
     if json:
         render.emit_json(report)
     else:

@@ -90,20 +90,11 @@ def embed_files(
     size = _batch_size(engine, batch)
     check_target(target, overwrite=overwrite)
     on_start(count_images(sources))
-    about = {
-        "schema_version": SCHEMA_VERSION,
-        "bundle": manifest.name,
-        "bundle_digest": manifest.digest,
-        "variant": engine.variant.name,
-        "output": vectors.output.name,
-        "pool": vectors.pool if vectors.is_map else None,
-        "normalised": normalise,
-    }
     written = skipped = 0
     listed: list[Skipped] = []
     names: list[str] = []
     images: list[Any] = []
-    with vector_file(target, shape=vectors.shape, about=about, overwrite=overwrite) as add:
+    with vector_file(target, shape=vectors.shape, about=about_vectors(engine, vectors), overwrite=overwrite) as add:
 
         def run() -> None:
             nonlocal written
@@ -150,6 +141,27 @@ def embed_files(
         seconds=round(seconds, 3),
         images_per_second=round(written / seconds, 1),
     )
+
+
+def about_vectors(engine: Engine, vectors: Embedding) -> dict[str, Any]:
+    """What made the vectors, as it stands beside them in a file."""
+    return {
+        **about_rows(engine, vectors.output.name),
+        "pool": vectors.pool if vectors.is_map else None,
+        "normalised": vectors.normalise,
+    }
+
+
+def about_rows(engine: Engine, output: str) -> dict[str, Any]:
+    """Which bundle and variant a file's rows are from."""
+    manifest = engine.bundle.manifest
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "bundle": manifest.name,
+        "bundle_digest": manifest.digest,
+        "variant": engine.variant.name,
+        "output": output,
+    }
 
 
 def chosen_embedding(manifest: Manifest, output: str | None, *, pool: str | None, normalise: bool) -> Embedding:

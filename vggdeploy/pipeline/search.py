@@ -50,7 +50,8 @@ _KEEP, _HIDDEN, _LR, _TEACHER = (0.01, 1.0), (0.01, 1.0), (0.003, 0.05), (0.0, 0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to search. ``epochs`` of fine-tuning a trial; ``samples`` test images that each variant is proven on."""
+    """How to search. ``epochs`` of fine-tuning a trial; ``samples`` test images that each variant is proven on;
+    ``command`` is the line that asked for it, for the report."""
 
     seed: int = 0
     epochs: int = 3
@@ -58,6 +59,7 @@ class Settings:
     data_dir: Path | None = None
     threads: int | None = None
     samples: int | None = 1000
+    command: str = ""
     on_stage: Stage = lambda text: None
     on_trial: Callable[[Trial, list[Candidate]], None] = lambda trial, front: None
 
@@ -119,6 +121,7 @@ def search(
         )
         interrupted = _run(bench, state, goal, target, budget, settings, work)
         report = report_of(root, output, bench, state, target, interrupted=interrupted)
+        report = msgspec.structs.replace(report, command=settings.command)
         if report.winner is None:
             raise nothing_holds(state, report)
         settings.on_stage("the winner on the test split, which has decided nothing")

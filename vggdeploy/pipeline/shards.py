@@ -17,10 +17,10 @@ from vggdeploy.engine import Engine, load
 from vggdeploy.errors import InputError, UsageError
 from vggdeploy.features import Embedding
 from vggdeploy.files import atomic_write, read_regular
-from vggdeploy.pipeline.embed import chosen_embedding
+from vggdeploy.pipeline.embed import about_rows, about_vectors, chosen_embedding
 from vggdeploy.pipeline.vectors import as_text, vector_file
 from vggdeploy.preprocess import describe, prepare
-from vggdeploy.records import SCHEMA_VERSION, Record, from_json
+from vggdeploy.records import Record, from_json
 from vggdeploy.runtime.ahead import in_order
 
 JOB_NAME = "job.json"
@@ -194,7 +194,7 @@ def _batches(engine: Engine, shard: Shard, bad: list[dict[str, str]]) -> Batches
 def _embed(engine: Engine, task: Task, batches: Batches, bad: list[dict[str, str]], target: Path) -> int:
     vectors = task.embedding(engine.bundle.manifest)
     rows = 0
-    with vector_file(target, shape=vectors.shape, about=_about(engine, vectors.output.name), overwrite=True) as add:
+    with vector_file(target, shape=vectors.shape, about=about_vectors(engine, vectors), overwrite=True) as add:
         for names, outputs in batches:
             add(names, vectors(outputs))
             rows += len(names)
@@ -217,7 +217,7 @@ def _predict(engine: Engine, task: Task, batches: Batches, bad: list[dict[str, s
             pa.field("labels", pa.list_(pa.string()), nullable=False),
             pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
         ],
-        metadata={"vggdeploy": json.dumps(_about(engine, "probabilities"))},
+        metadata={"vggdeploy": json.dumps(about_rows(engine, "probabilities"))},
     )
     columns = [paths, [[p.label for p in a] for a in answers], [[p.probability for p in a] for a in answers]]
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
@@ -226,17 +226,6 @@ def _predict(engine: Engine, task: Task, batches: Batches, bad: list[dict[str, s
     _write_errors(target, bad)
     atomic_write(target, buffer.getvalue())
     return len(paths)
-
-
-def _about(engine: Engine, output: str) -> dict[str, Any]:
-    manifest = engine.bundle.manifest
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "bundle": manifest.name,
-        "bundle_digest": manifest.digest,
-        "variant": engine.variant.name,
-        "output": output,
-    }
 
 
 def _write_errors(target: Path, bad: list[dict[str, str]]) -> None:

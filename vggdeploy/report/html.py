@@ -44,7 +44,7 @@ def report_page(results: Results, cast: Cast, *, title: str) -> str:
     first = _first_screen(results, cast, pictures)
     parts = sections(results, cast)
     links = "".join(f'<li><a href="#{part.anchor}">{escape(part.title)}</a></li>' for part in parts)
-    body = f"""<a class="skip" href="#summary">Skip to the tables</a>
+    body = f"""<a class="skip" href="#{parts[0].anchor}">Skip to the tables</a>
 <header>
 <h1>{escape(title)}</h1>
 <p class="quiet">{escape(_about(results))}</p>
@@ -76,6 +76,8 @@ def _first_screen(results: Results, cast: Cast, pictures: _Pictures) -> str:
     takes += "".join(map(_won, results.searches))
     if not takes:
         takes = f'<section class="card take none"><h2>Recommended</h2><p>None: {escape(_NO_BENCH)}.</p></section>'
+    if not cast.subjects:
+        return f'<div class="takes">\n{takes}\n</div>'
     found = [figure for bench in benches if (figure := pareto_figure(bench, cast)) is not None][:1]
     picture = pictures.place(found[0]) if found else f"<p>{escape(_NO_ACCURACY)}</p>"
     lights = "\n".join(map(_light, cast.subjects))

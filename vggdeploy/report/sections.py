@@ -42,10 +42,15 @@ class Section:
     missing: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def holds_anything(self) -> bool:
+        """More than a sentence on what is missing."""
+        return bool(self.figures or self.commands or any(grid.rows for grid in self.grids))
+
 
 def sections(results: Results, cast: Cast) -> list[Section]:
-    """All of them, in the order in which they are read."""
-    return [
+    """All of them, in the order in which they are read. Of a search alone, no more than it can tell."""
+    parts = [
         Section("summary", "Every variant", grids=(grids.summary(results, cast),)),
         _distributions(results, cast),
         _throughput(results, cast),
@@ -59,6 +64,7 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         Section("machine", "Machine and versions", grids=(grids.machines(results),)),
         _commands(results),
     ]
+    return [part for part in parts if cast.subjects or part.holds_anything]
 
 
 def pareto_figure(bench: BenchReport, cast: Cast) -> Figure | None:

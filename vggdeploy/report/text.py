@@ -37,7 +37,8 @@ def markdown(results: Results, cast: Cast, *, title: str) -> str:
             lines += [f"**Recommended: {_text(name)}.** {_text(found.reason[:1].upper() + found.reason[1:])}.", ""]
     for search in results.searches:
         lines += [f"**The search's winner: {_text(search.chosen or 'none')}.** {_text(hunt.words(search))}", ""]
-    lines += [_text(RULE), "", "| variant | verdict | why |", "|---|---|---|"]
+    if cast.subjects:
+        lines += [_text(RULE), "", "| variant | verdict | why |", "|---|---|---|"]
     for s in cast.subjects:
         lines.append(f"| {_text(s.label)} | {_MARKS[s.verdict]} {s.verdict} | {_text(s.why)} |")
     for part in sections(results, cast):
