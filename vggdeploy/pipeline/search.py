@@ -20,7 +20,7 @@ import msgspec
 
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import read_checkpoint
-from vggdeploy.errors import TargetError, TrainingError, UsageError
+from vggdeploy.errors import TargetError, TrainingError, UsageError, VggdeployError
 from vggdeploy.files import check_replaceable, check_writable
 from vggdeploy.model.layers import layers_of
 from vggdeploy.optimize.channels import macs_of, widths_of, with_widths
@@ -111,14 +111,18 @@ def search(
     )
     with ExitStack() as stack:
         stack.enter_context(thread_count(settings.threads))
-        bench = prepare(
-            root,
-            state.home,
-            dataset=settings.dataset,
-            data_dir=settings.data_dir,
-            work=work,
-            on_stage=settings.on_stage,
-        )
+        try:
+            bench = prepare(
+                root,
+                state.home,
+                dataset=settings.dataset,
+                data_dir=settings.data_dir,
+                work=work,
+                on_stage=settings.on_stage,
+            )
+        except VggdeployError:
+            state.remove_if_empty()  # a slip that is mended meets no search of before
+            raise
         interrupted = _run(bench, state, goal, target, budget, settings, work)
         report = report_of(root, output, bench, state, target, interrupted=interrupted)
         report = msgspec.structs.replace(report, command=settings.command)

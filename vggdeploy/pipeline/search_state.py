@@ -44,30 +44,27 @@ class State:
 
     @classmethod
     def begin(cls, output: Path, question: Question, *, resume: bool, overwrite: bool) -> State:
-        """A new search for ``output``, or the interrupted one.
+        """A new search for ``output``, or the interrupted one. One that no trial came out of yet begins anew.
 
         Raises:
             UsageError: there is one and it is not asked for, there is none and it is asked for, or it is another one.
         """
         home = output.with_name(f"{output.name}.search")
         file = home / STATE_NAME
-        if resume:
-            if not file.is_file():
-                raise UsageError(f"there is no search to go on with: {file} does not exist", "leave --resume out")
-            try:
-                standing = from_json(read_regular(file, limit=_LIMIT), Standing, what=str(file))
-            except BundleError as error:
-                raise UsageError(error.cause, "start again: --force") from error
+        if resume and not file.is_file():
+            raise UsageError(f"there is no search to go on with: {file} does not exist", "leave --resume out")
+        standing = None if overwrite and not resume else _read(file)
+        if standing is not None and not resume:
+            raise UsageError(
+                f"{home} is a search that was interrupted", "go on with it: --resume; or start again: --force"
+            )
+        if standing is not None:
             if standing.question != question:
                 raise UsageError(
                     f"{home} is a search with another {_differs(standing.question, question)}",
                     "give it the same, or start again: --force",
                 )
             return cls(home, standing)
-        if file.is_file() and not overwrite:
-            raise UsageError(
-                f"{home} is a search that was interrupted", "go on with it: --resume; or start again: --force"
-            )
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         state = cls(home, Standing(question=question))
@@ -110,8 +107,28 @@ class State:
     def remove(self) -> None:
         shutil.rmtree(self.home, ignore_errors=True)
 
+    def remove_if_empty(self) -> None:
+        """Leave nothing of a search that has no trial yet."""
+        if not self.standing.trials:
+            self.remove()
+
     def _write(self) -> None:
         atomic_write(self.home / STATE_NAME, to_json(self.standing))
+
+
+def _read(file: Path) -> Standing | None:
+    """What stands there; None where there is nothing to lose.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if not file.is_file():
+        return None
+    try:
+        standing = from_json(read_regular(file, limit=_LIMIT), Standing, what=str(file))
+    except BundleError as error:
+        raise UsageError(error.cause, "start again: --force") from error
+    return standing if standing.trials else None
 
 
 def _differs(one: Question, other: Question) -> str:
