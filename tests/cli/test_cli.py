@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -206,6 +207,17 @@ def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(checkpoint
     assert len(lines) == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_of_a_copy_that_finds_no_room_the_copy_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def to_a_full_disk(*_: object, **__: object) -> None:  # as shutil names both files
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the source", None, "the copy")
+
+    monkeypatch.setattr("vggdeploy.pipeline.export.export_bundle", to_a_full_disk)
+    assert run(["export", str(checkpoint), "-o", str(tmp_path / "b")]) == 1
+    assert "error: the copy: No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])

@@ -55,16 +55,36 @@ def test_nothing_to_go_on_with_and_what_cannot_be_read_are_told(tmp_path: Path) 
     assert State.begin(tmp_path / "b", QUESTION, resume=False, overwrite=True).standing.trials == ()
 
 
-@pytest.mark.skipif(
-    not (installed("optuna") and installed("torch_pruning")), reason="pip install 'vggdeploy[optimize]'"
-)
-def test_a_slip_leaves_no_search_behind(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def search_tools() -> None:
+    if not (installed("optuna") and installed("torch_pruning")):
+        pytest.skip("pip install 'vggdeploy[optimize]'")
+
+
+@pytest.mark.usefixtures("search_tools")
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle_dir"])
+def test_a_slip_leaves_no_search_behind(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(20):
             Image.new("L", (8, 8), number).save(tmp_path / "pets" / name / f"{number}.png")
     (tmp_path / "out").mkdir()
-    line = ["optimize", str(checkpoint), "--max-accuracy-drop", "5", "-o", str(tmp_path / "out" / "b")]
+    line = ["optimize", str(request.getfixturevalue(kind)), "--max-accuracy-drop", "5", "-o", f"{tmp_path}/out/b"]
     assert run([*line, "--data", f"folder:{tmp_path / 'pets'}"]) == 1
     assert "are not the model's" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("search_tools")
+@pytest.mark.parametrize("asked", [["--max-accuracy-drop", "5"], ["--step", "prune", "--keep", "0.5"]])
+def test_a_slim_bundle_has_nothing_to_start_from(
+    asked: list[str], bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slim = tmp_path / "slim"
+    assert run(["package", str(bundle_dir), "--target", "slim", "--variant", "onnx-fp32", "-o", str(slim)]) == 0
+    capsys.readouterr()
+    assert run(["optimize", str(slim), *asked, "-o", str(tmp_path / "b")]) == 1
+    assert "its FP32 reference stayed in" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["slim"]

@@ -123,7 +123,8 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        place = error.filename2 or error.filename  # of a copy that fails, the copy
+        where = f"{place}: " if place else ""
         _say(f"{where}{error.strerror or error}", _OS_HINTS.get(error.errno or 0, "check the path and its permissions"))
         code = 1
         _trace(debug)

@@ -88,16 +88,29 @@ def optimize(
     marker = MANIFEST_NAME if then else CHECKPOINT_NAME
     check_replaceable(output, marker=marker, overwrite=overwrite)
     with scratch_directory(output) as scratch:
-        made = root / "checkpoint" if is_bundle and first else root
+        made = trained = checkpoint_in(root) if first else root
         for name in first:
             last = name == first[-1]
-            CHECKPOINT_STEPS[name](made, scratch / name, _for_step(work, root, is_bundle=is_bundle, last=last))
+            CHECKPOINT_STEPS[name](made, scratch / name, _for_step(work, trained, last=last))
             made = scratch / name
         if then:
             made = _with_variants(made, scratch / "bundle", then, work)
         with atomic_directory(output, marker=marker, overwrite=overwrite, unchanged=before) as target:
             link_tree(made, target)
     return output
+
+
+def checkpoint_in(source: Path) -> Path:
+    """The checkpoint to start from: ``source`` itself, or the FP32 reference of a bundle.
+
+    Raises:
+        BundleError: a bundle that cannot be read, or a slim one, which has no reference.
+        IntegrityError: the reference's files are not those of the manifest.
+    """
+    if not (source / MANIFEST_NAME).is_file():
+        return source
+    bundle = Bundle.open(source, only=())
+    return bundle.path(bundle.manifest.reference().path)
 
 
 def _check_numbers(steps: Sequence[str], work: Work) -> None:
@@ -115,12 +128,12 @@ def _check_numbers(steps: Sequence[str], work: Work) -> None:
         require("torch_pruning", to="prune channels", extra="optimize")
 
 
-def _for_step(work: Work, root: Path, *, is_bundle: bool, last: bool) -> Work:
+def _for_step(work: Work, trained: Path, *, last: bool) -> Work:
     """Every step learns from what was given, and the limit is for what comes out at the end."""
     job = work.structure.job
     tuning = job.tuning
     if tuning.distill is None:
-        tuning = replace(tuning, distill=str(root / "checkpoint" if is_bundle else root))
+        tuning = replace(tuning, distill=str(trained))
     job = replace(job, tuning=tuning, max_drop=job.max_drop if last else None)
     return replace(work, structure=replace(work.structure, job=job))
 

@@ -20,13 +20,14 @@ import msgspec
 
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import read_checkpoint
-from vggdeploy.errors import TargetError, TrainingError, UsageError, VggdeployError
+from vggdeploy.errors import TargetError, TrainingError, UsageError
 from vggdeploy.files import check_replaceable, check_writable
 from vggdeploy.model.layers import layers_of
 from vggdeploy.optimize.channels import macs_of, widths_of, with_widths
 from vggdeploy.optimize.goals import Budget, check_goal, choose_widths, cost, front
 from vggdeploy.optional import require
 from vggdeploy.pipeline.calibration import Int8Options
+from vggdeploy.pipeline.optimize import checkpoint_in
 from vggdeploy.pipeline.prove import Stage
 from vggdeploy.pipeline.search_report import nothing_holds, report_of, write_winner
 from vggdeploy.pipeline.search_state import Question, State
@@ -79,7 +80,12 @@ def search(
     Ctrl-C ends the search, and what was found so far is written like the end of any search; what it was at can be gone
     on with (``resume``), as after a kill.
 
+    Args:
+        source: a checkpoint, or a bundle, whose FP32 reference is taken.
+        output: the bundle to write.
+
     Raises:
+        BundleError: ``source`` is a slim bundle, which has no reference.
         UsageError: a goal that nothing can hold, or ``output`` may not be replaced.
         TargetError: nothing holds the goal; the closest candidates are named, and nothing is written.
         DataError: no data set is known, or its classes are not the model's.
@@ -90,7 +96,7 @@ def search(
     target = Target.parse(goal)
     require("optuna", to="search", extra="optimize")
     require("torch_pruning", to="search", extra="optimize")
-    root = Path(source)
+    root = checkpoint_in(Path(source))
     checkpoint = read_checkpoint(root)
     check_replaceable(output, marker=MANIFEST_NAME, overwrite=overwrite)
     check_writable(output)
@@ -110,19 +116,16 @@ def search(
         int8=Int8Options(data=settings.dataset, targets=(target.int8,)),
     )
     with ExitStack() as stack:
+        stack.callback(state.remove_if_empty)  # a slip, or a Ctrl-C before the first trial, leaves nothing to trip over
         stack.enter_context(thread_count(settings.threads))
-        try:
-            bench = prepare(
-                root,
-                state.home,
-                dataset=settings.dataset,
-                data_dir=settings.data_dir,
-                work=work,
-                on_stage=settings.on_stage,
-            )
-        except VggdeployError:
-            state.remove_if_empty()  # a slip that is mended meets no search of before
-            raise
+        bench = prepare(
+            root,
+            state.home,
+            dataset=settings.dataset,
+            data_dir=settings.data_dir,
+            work=work,
+            on_stage=settings.on_stage,
+        )
         interrupted = _run(bench, state, goal, target, budget, settings, work)
         report = report_of(root, output, bench, state, target, interrupted=interrupted)
         report = msgspec.structs.replace(report, command=settings.command)
