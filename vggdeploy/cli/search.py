@@ -60,8 +60,16 @@ def run_search(
         render.emit_json(report)
     else:
         search_table(report)
-        render.next_steps(f"vggdeploy verify {output}", f"vggdeploy bench {output}")
+        render.next_steps(f"vggdeploy verify {output}", f"vggdeploy bench {output}", *_going_on(report))
     return EXIT_INTERRUPTED if report.interrupted else 0
+
+
+def _going_on(report: SearchReport) -> list[str]:
+    """The line that goes on with an interrupted search, and replaces what it has written."""
+    line = report.command
+    if not report.interrupted or not line:
+        return []
+    return [" ".join([line, *(flag for flag in ("--resume", "--force") if flag not in line.split())])]
 
 
 def _best(one: Candidate | None) -> str:
@@ -73,7 +81,7 @@ def _best(one: Candidate | None) -> str:
 def _told(trial: Trial) -> str:
     if trial.drop is None:
         return f"left out, {trial.skipped}"
-    lost = f"accuracy {-100 * trial.drop.drop:+.2f} points (at worst {-100 * trial.drop.upper:+.2f})"
+    lost = f"accuracy {-100 * trial.drop.drop:+z.2f} points (at worst {-100 * trial.drop.upper:+z.2f})"
     return f"{trial.macs / 1e6:,.1f} million multiply-accumulates, {lost}"
 
 
@@ -84,8 +92,8 @@ def search_table(report: SearchReport) -> None:
     if won is not None and won.test_drop is not None:
         test = won.test_drop
         render.out.print(
-            f"on the test split, which decided nothing: accuracy {-100 * test.drop:+.2f} points, at worst "
-            f"{-100 * test.upper:+.2f} ({test.samples:,} images)"
+            f"on the test split, which decided nothing: accuracy {-100 * test.drop:+z.2f} points, at worst "
+            f"{-100 * test.upper:+z.2f} ({test.samples:,} images)"
         )
     original = f"{report.original_latency_ms:.2f} ms, " if report.original_latency_ms else ""
     if not report.measured:
@@ -112,7 +120,7 @@ def _row(one: Candidate, report: SearchReport) -> Sequence[str]:
         f"{one.ratio:.1f} [{one.ratio_low:.1f}, {one.ratio_high:.1f}]".replace("[", r"\[") if one.ratio else "–",
         f"{one.bytes / MEGABYTE:.2f}",
         f"{one.roof_share:.0%}" if one.roof_share else "–",
-        f"{-100 * one.drop.drop:+.2f}",
-        f"{-100 * one.drop.upper:+.2f}",
+        f"{-100 * one.drop.drop:+z.2f}",
+        f"{-100 * one.drop.upper:+z.2f}",
         escape("; ".join(one.misses)),
     ]

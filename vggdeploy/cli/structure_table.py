@@ -35,7 +35,7 @@ _SPLITS = ("validation", "test")
 
 def _drop(step: StepRecord, split: str) -> str:
     drop = step.drop[split]
-    return f"{100 * drop.drop:+.2f} ({100 * drop.lower:+.2f} … {100 * drop.upper:+.2f})"
+    return f"{100 * drop.drop:+z.2f} ({100 * drop.lower:+z.2f} … {100 * drop.upper:+z.2f})"
 
 
 def _size(now: Size, before: Size) -> list[str]:

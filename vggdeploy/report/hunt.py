@@ -57,9 +57,9 @@ def front(report: SearchReport) -> Grid:
             number(c.macs / 1e6, ",.1f"),
             number(c.bytes / MEGABYTE, ",.2f"),
             Cell(f"{c.roof_share:.0%}", c.roof_share) if c.roof_share else NONE,
-            number(-100 * c.drop.drop, "+.2f"),
-            number(-100 * c.drop.upper, "+.2f"),
-            Cell(f"{-100 * c.test_drop.drop:+.2f} (at worst {-100 * c.test_drop.upper:+.2f})", -c.test_drop.drop)
+            number(-100 * c.drop.drop, "+z.2f"),
+            number(-100 * c.drop.upper, "+z.2f"),
+            Cell(f"{-100 * c.test_drop.drop:+z.2f} (at worst {-100 * c.test_drop.upper:+z.2f})", -c.test_drop.drop)
             if c.test_drop
             else NONE,
             one_line("; ".join(c.misses)) or "–",
