@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,48 @@ def test_where_int8_misses_the_goal_the_network_is_trained_once_more_with_its_ro
     assert [step.step for step in steps] == ["qat"]
     assert trial.drop == steps[0].drop["validation"]
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+class Clock:
+    """The time of the search, which is over as soon as a network is fine-tuned."""
+
+    def __init__(self) -> None:
+        self.later, self.told = 0.0, list[str]()
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.later
+
+    def hear(self, stage: str) -> None:
+        self.told.append(stage)
+        self.later = 1e6 if stage == "fine-tuning" else self.later
+
+
+@pytest.mark.parametrize("int8_misses", [False, True])
+def test_a_training_that_outlasts_the_budget_is_left_where_the_goal_is_held_without_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8_misses: bool
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    if int8_misses:
+        monkeypatch.setattr(module, "_int8_holds", lambda found, goal: False)
+    report = search(checkpoint, tmp_path / "b", LOOSE, Budget(seconds=3600), replace(QUICK, on_stage=clock.hear))
+    assert clock.told.count("fine-tuning") == 1
+    left = "fine-tuning with INT8's rounding is left out: the budget is spent" if int8_misses else ""
+    assert (left or "the budget is spent: trial 2 is left out") in clock.told
+    assert [(t.number, t.quantisation_aware) for t in report.trials] == [(0, False)]
+    assert report.winner == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_the_first_that_may_hold_the_goal_is_trained_to_its_end(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, goal = Clock(), Goal(accuracy_drop=1, size_mb=0.1)  # the network as it is, is too large
+    monkeypatch.setattr(module, "time", clock)
+    report = search(checkpoint, tmp_path / "b", goal, Budget(seconds=3600), replace(QUICK, on_stage=clock.hear))
+    assert clock.told.count("fine-tuning") == 1
+    assert len(report.trials) == 2
+    assert report.winner == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.pipeline.variants import Work
 from vggdeploy.records import Candidate, Goal, Point, SearchReport, Trial
 from vggdeploy.train.environment import thread_count
+from vggdeploy.train.record import OnProgress, Progress
 from vggdeploy.types import Precision
 
 # What every search looks at first: the network as it is, and a few that people would try.
@@ -152,17 +153,33 @@ def _run(
     try:
         while time.monotonic() < end and len(state.standing.trials) < (budget.trials or math.inf):
             asked, point = _ask(study)
-            trial, found = _trial(bench, state, goal, target, point, settings, work)
+            trial, found = _trial(bench, state, goal, target, point, settings, work, end)
             _tell(study, asked, trial)
             state.add(trial, found)
             best = front(state.standing.candidates)
             state.drop_files({c.trial for c in best if not c.misses})
             settings.on_trial(trial, best)
+    except _BudgetSpentError:
+        settings.on_stage(f"the budget is spent: trial {len(state.standing.trials) + 1} is left out")
     except KeyboardInterrupt:
-        if not any(not c.misses for c in state.standing.candidates):
+        if not state.holds:
             raise
         return True
     return False
+
+
+class _BudgetSpentError(Exception):
+    """The time is over while a network is fine-tuned that nothing depends on."""
+
+
+def _until(end: float, enough: Callable[[], bool]) -> OnProgress:
+    """Ends a training when the time is over, and what there is, is ``enough``."""
+
+    def check(progress: Progress) -> None:
+        if time.monotonic() > end and enough():
+            raise _BudgetSpentError
+
+    return check
 
 
 def _study(seed: int) -> Any:
@@ -198,9 +215,13 @@ def _tell(study: Any, asked: Any, trial: Trial) -> None:
 
 
 def _trial(
-    bench: Bench, state: State, goal: Goal, target: Target, point: Point, settings: Settings, work: Work
+    bench: Bench, state: State, goal: Goal, target: Target, point: Point, settings: Settings, work: Work, end: float
 ) -> tuple[Trial, list[Candidate]]:
-    """One network: what it costs is known before it is trained, and one that cannot win is not."""
+    """One network: what it costs is known before it is trained, and one that cannot win is not.
+
+    Raises:
+        _BudgetSpentError: its fine-tuning was not over at ``end``, and the goal is held without it.
+    """
     started = time.monotonic()
     trial = _considered(bench, state, goal, point)
     if trial.skipped:
@@ -215,6 +236,7 @@ def _trial(
         ),
         teacher=bench.teacher if teaches else None, dataset=settings.dataset, data_dir=settings.data_dir,
         threads=settings.threads, overwrite=True, on_stage=settings.on_stage,
+        on_progress=_until(end, lambda: state.holds),
     )  # fmt: skip
 
     def variants(checkpoint: Path, place: Path) -> list[Candidate]:
@@ -236,10 +258,12 @@ def _trial(
     if drop.upper <= goal.accuracy_drop and settings.epochs and not _int8_holds(found, goal):
         settings.on_stage("INT8 misses the goal: fine-tuning with its rounding")
         again, other = state.aware(state.checkpoint(number)), state.aware(place)
+        enough = state.holds or any(not c.misses for c in found)
         try:
-            step = quantisation_aware_checkpoint(made, again, job=job)
-        except TrainingError as error:
-            settings.on_stage(f"fine-tuning with INT8's rounding is left out: {error.cause}")
+            step = quantisation_aware_checkpoint(made, again, job=replace(job, on_progress=_until(end, lambda: enough)))
+        except (TrainingError, _BudgetSpentError) as error:
+            cause = error.cause if isinstance(error, TrainingError) else "the budget is spent"
+            settings.on_stage(f"fine-tuning with INT8's rounding is left out: {cause}")
         else:
             better = variants(again, other)
             if aware := _int8_holds(better, goal):

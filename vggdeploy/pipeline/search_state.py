@@ -71,6 +71,11 @@ class State:
         state._write()
         return state
 
+    @property
+    def holds(self) -> bool:
+        """Whether a candidate holds the goal."""
+        return any(not c.misses for c in self.standing.candidates)
+
     def checkpoint(self, number: int) -> Path:
         return self.home / f"trial-{number}"
 
