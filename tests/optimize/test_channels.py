@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vggdeploy.errors import TargetError, UsageError
 from vggdeploy.model.summary import summarise
-from vggdeploy.optimize.channels import allocate, macs_of, step_of, widths_of, with_widths
+from vggdeploy.optimize.channels import allocate, macs_of, share_of, step_of, widths_of, with_widths
 from vggdeploy.spec import CUSTOM, ModelSpec
 
 VGG11 = ModelSpec.named("vgg11_bn", width=0.5, image_size=64, in_channels=1, classes=10, hidden=512)
@@ -45,7 +45,7 @@ def test_the_layer_that_is_the_most_sensitive_keeps_the_most() -> None:
 
 def test_a_layer_that_is_not_missed_goes_to_its_floor() -> None:
     curves = {**EVEN, "conv4_1": dict.fromkeys(EVEN["conv4_1"], -0.1)}  # the loss even falls
-    assert allocate(VGG11, curves, 0.6)["conv4_1"] == round(0.1 * widths_of(VGG11)["conv4_1"])
+    assert allocate(VGG11, curves, 0.6)["conv4_1"] == share_of(widths_of(VGG11)["conv4_1"], 0.1)
 
 
 def test_keeping_all_changes_nothing() -> None:
@@ -60,9 +60,27 @@ def test_other_widths_make_a_custom_network_whose_counts_follow() -> None:
     assert with_widths(VGG11, {"fc6": 100}).arch == "vgg11_bn"  # its blocks are still those
 
 
-@pytest.mark.parametrize(("width", "step"), [(8, 1), (16, 1), (32, 2), (64, 8), (128, 8), (256, 16), (512, 32)])
-def test_wide_layers_lose_channels_in_multiples_of_eight(width: int, step: int) -> None:
+@pytest.mark.parametrize(("width", "step"), [(8, 1), (16, 1), (32, 2), (64, 16), (128, 16), (256, 16), (512, 32)])
+def test_wide_layers_lose_channels_in_whole_vectors(width: int, step: int) -> None:
     assert step_of(width) == step
+
+
+@given(st.integers(1, 4096), st.floats(0.01, 1))
+def test_a_share_of_a_wide_layer_fills_vectors_and_is_no_less_than_asked(width: int, share: float) -> None:
+    channels = share_of(width, share)
+    assert 1 <= channels <= width
+    assert channels >= round(share * width)
+    assert channels - share * width < 16.5
+    assert width < 64 or channels in {width, channels // 16 * 16}
+
+
+def test_widths_of_wide_layers_are_whole_vectors_also_where_they_were_not() -> None:
+    spec = with_widths(VGG11, {"conv3_1": 100, "fc6": 500})
+    curves = {name: {max(1, width // 8): 1.0} for name, width in widths_of(spec).items()}
+    widths = allocate(spec, curves, 0.2)
+    own = widths_of(spec)
+    assert any(width != own[name] for name, width in widths.items())
+    assert all(width % 16 == 0 for name, width in widths.items() if own[name] >= 64 and width != own[name])
 
 
 @pytest.mark.parametrize("keep", [0, -0.5, 1.1, float("nan")])

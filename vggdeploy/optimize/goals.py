@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vggdeploy.errors import UsageError
-from vggdeploy.optimize.channels import FLOOR, Sensitivity, Widths, allocate, check_share, with_widths
+from vggdeploy.errors import TargetError, UsageError
+from vggdeploy.optimize.channels import FLOOR, Sensitivity, Widths, allocate, check_share, share_of, with_widths
 from vggdeploy.records import Candidate, Goal
 from vggdeploy.spec import ModelSpec
 from vggdeploy.types import Precision
@@ -79,12 +80,19 @@ def choose_widths(spec: ModelSpec, sensitivity: Sensitivity, keep: float, hidden
         TargetError: the floor of the convolutions does not allow it.
     """
     check_share(hidden, "of fc6 and fc7")
-    dense = {name: max(1, round(hidden * width)) for name, width in zip(("fc6", "fc7"), spec.hidden, strict=True)}
-    floor = min(FLOOR, keep)
+    dense = {name: share_of(width, hidden) for name, width in zip(("fc6", "fc7"), spec.hidden, strict=True)}
+    # With every layer at √keep of its channels the share is kept. A third of that, at least: curves that were measured layer
+    # by layer do not know what is left when all of them are narrow, and would leave some with a channel or two.
+    floor = min(FLOOR, math.sqrt(keep) / 3)
     narrow = with_widths(spec, dense)
     fixed = {name: {1: _NEVER} if name in dense else rises for name, rises in sensitivity.items()}
-    widths = allocate(narrow, fixed, keep, floor=floor) if keep < 1 else {}
-    return {**{name: width for name, width in widths.items() if name not in dense}, **dense}
+    widths = allocate(narrow, fixed, keep, floor=floor) if keep < 1 else dense
+    if any(widths[name] < width for name, width in dense.items()):
+        raise TargetError(
+            f"with fc6 and fc7 at {hidden:.1%} the convolutions cannot become so narrow that {keep:.1%} is kept",
+            "keep more, or make fc6 and fc7 narrower",
+        )
+    return widths
 
 
 def misses(goal: Goal, candidate: Candidate) -> tuple[str, ...]:
