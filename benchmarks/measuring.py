@@ -57,14 +57,18 @@ def repeat(command: Sequence[object], runs: int, *, cwd: Path | None = None) -> 
     return {"min_s": min(times), "median_s": float(np.median(times)), "max_s": max(times), "runs": runs}
 
 
-def write_result(name: str, measured: dict[str, Any], targets: list[dict[str, Any]]) -> int:
-    """Write ``results/NAME.json``, print each target, and return the exit code."""
+def write_result(name: str, measured: dict[str, Any], targets: list[dict[str, Any]], *, command: str = "") -> int:
+    """Write ``results/NAME.json``, print each target, and return the exit code.
+
+    Args:
+        command: the script with its arguments, where it is not ``NAME.py`` alone.
+    """
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     record = {
         "schema_version": 1,
         "name": name,
         "created": now(),
-        "command": f"python benchmarks/{name}.py",
+        "command": f"python benchmarks/{command or f'{name}.py'}",
         "commit": commit.stdout.strip() or None,
         "machine": machine(),
         "tools": tool_versions(),

@@ -1,6 +1,6 @@
 """What `vggdeploy optimize --max-accuracy-drop 0.5` finds, beside the same network quantised by the recipes of others.
 
-    python benchmarks/search.py [--arch vgg11] [--checkpoint DIR] [--budget 60m] [--found BUNDLE] [--rounds 11]
+    python benchmarks/search.py [--arch vgg11] [--epochs 4] [--checkpoint DIR] [--budget 60m] [--found BUNDLE] [--rounds 11]
 
 The network is the textbook's VGG-11 at full width (recipe ``classic``, Fashion-MNIST at 64 pixels), or another ``--arch``,
 trained here if no checkpoint is given: most of an hour on two cores. ``--found`` takes the bundle of a search that ran
@@ -65,11 +65,10 @@ def loop(name: str, job: Job) -> Iterator[Any]:
         yield from turns(opened(name, job, stack), np.load(job.path("images.npy")))
 
 
-def trained(arch: str, home: Path) -> Path:
+def trained(arch: str, epochs: int, home: Path) -> Path:
     checkpoint = home / "trained"
-    run_process(
-        [*CLI, "train", "--arch", arch, "--recipe", "classic", "--width", "1", "--image-size", "64", "-o", checkpoint]
-    )
+    size = ["--recipe", "classic", "--width", "1", "--image-size", "64"]
+    run_process([*CLI, "train", "--arch", arch, *size, "--epochs", epochs, "-o", checkpoint])
     return checkpoint
 
 
@@ -97,6 +96,7 @@ def sizes(job: Job, found: Bundle, chosen: str) -> dict[str, int | None]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="vgg11", help="of the network that is trained")
+    parser.add_argument("--epochs", type=int, default=4, help="of its training")
     parser.add_argument("--checkpoint", type=Path, help="default: one is trained")
     parser.add_argument("--budget", default="60m", help="of the search")
     parser.add_argument("--found", type=Path, help="the bundle of a search that is over")
@@ -110,7 +110,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(directory, "inductor"))
         job = Job(directory, options.threads)
-        checkpoint = options.checkpoint or trained(options.arch, Path(directory))
+        checkpoint = options.checkpoint or trained(options.arch, options.epochs, Path(directory))
         place = options.found or job.path("search")
         if options.found is None:
             goal = ["--max-accuracy-drop", DROP, "--budget", options.budget]
@@ -148,7 +148,7 @@ def main() -> int:
         "calls_a_round": options.steps,
         "checkpoint_bytes": weights,
         "search": {
-            "command": report.command,
+            "command": report.command.replace(str(checkpoint), "CHECKPOINT").replace(str(place), "BUNDLE"),
             "trials": len(report.trials),
             "reason": report.reason,
             "winner": msgspec.to_builtins(won),
@@ -171,8 +171,9 @@ def main() -> int:
         ),
         target("accuracy of the most accurate peer above its own", 100 * (best - ours["accuracy"]), DROP, "points"),
     ]
-    arch = original.spec.arch
-    return write_result("search" if arch == "vgg11" else f"search_{arch}", measured, targets)
+    arch, epochs = original.spec.arch, original.training["recipe"]["epochs"]
+    name = "search" if arch == "vgg11" else f"search_{arch}"
+    return write_result(name, measured, targets, command=f"search.py --arch {arch} --epochs {epochs}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it; before torch is imported
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.data.loaders import ImageSet, load_split
 from vggdeploy.data.specs import default_preprocess
 from vggdeploy.types import Precision
+
+# A shell gives what it runs in the background an ignored SIGINT, which every child inherits: tests press Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
