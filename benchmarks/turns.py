@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-QUIET = (
-    0.1  # seconds: idle threads of the loop before spin for some 20 ms (ONNX Runtime's), and would beside this one's
-)
+# Seconds: idle threads of the loop before spin for some 20 ms (ONNX Runtime's), and would beside this one's.
+QUIET = 0.1
 Make = Callable[[str, Any], Iterator[Any]]
 
 

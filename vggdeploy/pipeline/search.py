@@ -159,8 +159,8 @@ def _run(
             best = front(state.standing.candidates)
             state.drop_files({c.trial for c in best if not c.misses})
             settings.on_trial(trial, best)
-    except _BudgetSpentError:
-        settings.on_stage(f"the budget is spent: trial {len(state.standing.trials) + 1} is left out")
+    except _BudgetSpentError as error:
+        settings.on_stage(f"{error.cause}: trial {len(state.standing.trials) + 1} is left out")
     except KeyboardInterrupt:
         if not state.holds:
             raise
@@ -170,6 +170,8 @@ def _run(
 
 class _BudgetSpentError(Exception):
     """The time is over while a network is fine-tuned that nothing depends on."""
+
+    cause = "the budget is spent"
 
 
 def _until(end: float, enough: Callable[[], bool]) -> OnProgress:
@@ -262,8 +264,7 @@ def _trial(
         try:
             step = quantisation_aware_checkpoint(made, again, job=replace(job, on_progress=_until(end, lambda: enough)))
         except (TrainingError, _BudgetSpentError) as error:
-            cause = error.cause if isinstance(error, TrainingError) else "the budget is spent"
-            settings.on_stage(f"fine-tuning with INT8's rounding is left out: {cause}")
+            settings.on_stage(f"fine-tuning with INT8's rounding is left out: {error.cause}")
         else:
             better = variants(again, other)
             if aware := _int8_holds(better, goal):
