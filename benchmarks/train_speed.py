@@ -35,7 +35,7 @@ from vggdeploy.preprocess import normalise
 from vggdeploy.train.batches import epoch_batches
 from vggdeploy.train.evaluate import evaluate
 from vggdeploy.train.feed import Batch, Feed
-from vggdeploy.train.loop import train
+from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.recipe_file import resolve_recipe
 from vggdeploy.train.step import Stepper
@@ -132,7 +132,9 @@ def accuracies(seeds: int, images: int, precision: Precision) -> dict[str, Any]:
         recipe = msgspec.structs.replace(plain, seed=seed)
         data = whole.take(per_class(whole.labels, images, whole.classes, seed=seed))
         with tempfile.TemporaryDirectory() as directory:
-            ours = train(recipe, output=Path(directory) / "ckpt", device=None).training.test_accuracy
+            ours = train(
+                recipe, options=TrainOptions(device=None), output=Path(directory) / "ckpt"
+            ).training.test_accuracy
         pairs.append((ours, textbook_accuracy(recipe, data, test)))
         print(f"seed {seed}: ours {pairs[-1][0]:.4f}, textbook {pairs[-1][1]:.4f}", flush=True)
     points = np.array([100 * (ours - theirs) for ours, theirs in pairs])

@@ -79,20 +79,22 @@ def bundle(bundle_dir: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def float_bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose graph takes normalised float32 images. Treat it as read-only."""
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.export import ExportOptions, export_bundle
 
     path = tmp_path_factory.mktemp("float") / "bundle"
-    export_bundle(checkpoint, path, formats=["onnx-fp32"], input_dtype="float32")
+    export_bundle(checkpoint, path, ExportOptions(formats=["onnx-fp32"], input_dtype="float32"))
     return path
 
 
 @pytest.fixture(scope="session")
 def features_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with class scores, a vector and a feature map. Treat it as read-only."""
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.export import ExportOptions, export_bundle
 
     path = tmp_path_factory.mktemp("features") / "bundle"
-    export_bundle(checkpoint, path, outputs=["logits", "fc7", "relu2_1"], formats=["onnx-fp32"], samples=50)
+    export_bundle(
+        checkpoint, path, ExportOptions(outputs=["logits", "fc7", "relu2_1"], formats=["onnx-fp32"], samples=50)
+    )
     return path
 
 

@@ -17,7 +17,7 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.errors import BundleError, DataError, UsageError
 from vggdeploy.evaluation import EvaluationReport
 from vggdeploy.pipeline import evaluate as module
-from vggdeploy.pipeline.evaluate import evaluate
+from vggdeploy.pipeline.evaluate import EvaluateOptions, evaluate
 from vggdeploy.pipeline.targets import open_target
 from vggdeploy.records import from_json, to_json
 
@@ -44,7 +44,7 @@ def test_a_checkpoint_scores_what_training_said_it_scores(checkpoint: Path, refe
 
 @pytest.mark.parametrize("variant", ["torch-fp32", "onnx-fp32", "onnx-fp16", "torchscript-fp32"])
 def test_every_variant_scores_as_its_checkpoint(bundle_dir: Path, reference: EvaluationReport, variant: str) -> None:
-    found = evaluate(bundle_dir, variant=variant)
+    found = evaluate(bundle_dir, EvaluateOptions(variant=variant))
     assert found.variant == variant
     assert abs(found.accuracy.hits - reference.accuracy.hits) <= (1 if variant == "onnx-fp16" else 0)
     assert found.loss == pytest.approx(reference.loss, rel=2e-2)
@@ -76,16 +76,16 @@ def test_evaluation_mode_without_gradients(checkpoint: Path) -> None:
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
     try:
-        evaluate(checkpoint, samples=4)
+        evaluate(checkpoint, EvaluateOptions(samples=4))
     finally:
         handle.remove()
     assert set(seen) == {(False, False)}
 
 
 def test_samples_and_split_choose_the_images(checkpoint: Path) -> None:
-    found = evaluate(checkpoint, split="validation", samples=20)
+    found = evaluate(checkpoint, EvaluateOptions(split="validation", samples=20))
     assert (found.split, found.accuracy.samples) == ("validation", 20)
-    assert evaluate(checkpoint, split="validation").accuracy.samples == 143
+    assert evaluate(checkpoint, EvaluateOptions(split="validation")).accuracy.samples == 143
 
 
 def test_images_are_taken_a_batch_at_a_time(
@@ -103,7 +103,7 @@ def test_images_are_taken_a_batch_at_a_time(
 
     give(monkeypatch, Watched(**vars(digits_test)))
     done: list[int] = []
-    evaluate(bundle_dir, variant="onnx-fp32", on_progress=done.append)
+    evaluate(bundle_dir, EvaluateOptions(variant="onnx-fp32"), on_progress=done.append)
     assert sum(done) == sum(sizes) == len(digits_test)
     assert max(sizes) == 8  # what the variant is optimised for
 
@@ -114,8 +114,8 @@ def test_a_folder_is_a_data_set(checkpoint: Path, digits_test: ImageSet, tmp_pat
         directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(digits_test.images[index, ..., 0]).save(directory / f"{index}.png")
     shutil.copytree(tmp_path / "test", tmp_path / "train")
-    found = evaluate(checkpoint, dataset=f"folder:{tmp_path}")
-    same = evaluate(checkpoint, samples=60)
+    found = evaluate(checkpoint, EvaluateOptions(dataset=f"folder:{tmp_path}"))
+    same = evaluate(checkpoint, EvaluateOptions(samples=60))
     assert [c.images for c in found.classes] == [c.images for c in same.classes]
     assert found.accuracy == same.accuracy
 
@@ -163,7 +163,7 @@ def test_a_model_of_unknown_origin_needs_the_name_of_a_data_set(checkpoint: Path
     save_checkpoint(tmp_path / "ckpt", load_model(checkpoint), stranger)
     with pytest.raises(DataError, match="no data set is known"):
         evaluate(tmp_path / "ckpt")
-    found = evaluate(tmp_path / "ckpt", dataset="digits", samples=30)
+    found = evaluate(tmp_path / "ckpt", EvaluateOptions(dataset="digits", samples=30))
     assert [c.label for c in found.classes] == list("0123456789")  # the data set's names, where the model has none
 
 

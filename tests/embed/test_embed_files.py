@@ -22,7 +22,7 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.engine import Engine
 from vggdeploy.optional import installed
 from vggdeploy.pipeline import vectors
-from vggdeploy.pipeline.embed import embed_files, walk_images
+from vggdeploy.pipeline.embed import EmbedOptions, embed_files, walk_images
 from vggdeploy.preprocess import find_images
 from vggdeploy.runtime.ahead import in_order
 
@@ -86,7 +86,7 @@ def test_each_row_is_what_the_engine_gives_for_its_path(
 @pytest.mark.parametrize("pool", ["avg", "max", "none"])
 def test_feature_maps_are_pooled_or_kept(engine: Engine, folder: Path, tmp_path: Path, kind: str, pool: str) -> None:
     target = tmp_path / f"v.{kind}"
-    report = embed_files(engine, [folder], target, output="relu2_1", pool=pool)
+    report = embed_files(engine, [folder], target, EmbedOptions(output="relu2_1", pool=pool))
     paths, found, about = read(target)
     expected = engine.embed(paths, output="relu2_1", pool=pool)
     if kind == "parquet":  # a Parquet list is flat; the shape stands in the metadata
@@ -251,7 +251,12 @@ def test_progress_ends_at_the_total(engine: Engine, folder: Path, tmp_path: Path
     totals: list[int] = []
     done: list[int] = []
     embed_files(
-        engine, [tmp_path / "images"], tmp_path / "v.npy", on_start=totals.append, on_progress=done.append, batch=5
+        engine,
+        [tmp_path / "images"],
+        tmp_path / "v.npy",
+        EmbedOptions(batch=5),
+        on_start=totals.append,
+        on_progress=done.append,
     )
     assert totals == [22] == [sum(done)]
 
@@ -276,11 +281,12 @@ def test_results_come_in_order_and_only_so_many_are_made_ahead() -> None:
 def test_memory_does_not_grow_with_the_images(features_dir: Path, many: Path, tmp_path: Path, kind: str) -> None:
     """RSS of a process of its own: 2,200 more images with 36 MB of vectors may not cost a third of that."""
     script = (
-        "import sys, resource, vggdeploy; from pathlib import Path; from vggdeploy.pipeline.embed import embed_files\n"
+        "import sys, resource, vggdeploy; from pathlib import Path\n"
+        "from vggdeploy.pipeline.embed import EmbedOptions, embed_files\n"
         "bundle, images, times, target = sys.argv[1:]\n"
         "with vggdeploy.load(bundle, variant='onnx-fp32', threads=1) as engine:\n"
         "    sources = [Path(images)] * int(times)\n"
-        "    embed_files(engine, sources, Path(target), output='relu2_1', pool='none', batch=32)\n"
+        "    embed_files(engine, sources, Path(target), EmbedOptions(output='relu2_1', pool='none', batch=32))\n"
         "assert 'torch' not in sys.modules\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -366,7 +372,7 @@ def test_new_vectors_never_stand_beside_old_paths(
 
     monkeypatch.setattr(vectors._Draft, "place", die_before_the_second)
     with pytest.raises(KeyboardInterrupt):
-        embed_files(engine, [folder], target, overwrite=True)
+        embed_files(engine, [folder], target, EmbedOptions(overwrite=True))
     assert len(np.load(target)) == 21
     assert left(tmp_path) == ["v.npy"]
 
@@ -387,6 +393,6 @@ def test_a_link_stays_and_its_file_is_replaced(engine: Engine, folder: Path, tmp
     real, link = tmp_path / f"real.{kind}", tmp_path / f"link.{kind}"
     real.write_bytes(b"old")
     link.symlink_to(real)
-    embed_files(engine, [folder], link, overwrite=True)
+    embed_files(engine, [folder], link, EmbedOptions(overwrite=True))
     assert link.is_symlink()
     assert len(read(link)[1]) == 21

@@ -25,8 +25,8 @@ from vggdeploy.model.weights import load_model, save_checkpoint
 from vggdeploy.optional import installed
 from vggdeploy.parity import reference as parity
 from vggdeploy.pipeline import samples
-from vggdeploy.pipeline.export import export_bundle
-from vggdeploy.pipeline.verify import verify_bundle
+from vggdeploy.pipeline.export import ExportOptions, export_bundle
+from vggdeploy.pipeline.verify import VerifyOptions, verify_bundle
 from vggdeploy.preprocess import normalise
 from vggdeploy.runtime import open_session
 from vggdeploy.spec import ModelSpec, PreprocessSpec
@@ -72,8 +72,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     export_bundle(
         root / "ckpt",
         root / "bundle",
-        outputs=list(output_layers(model.spec)),
-        formats=["onnx-fp32", "torchscript-fp32"],
+        ExportOptions(outputs=list(output_layers(model.spec)), formats=["onnx-fp32", "torchscript-fp32"]),
     )
     return Bundle.open(root / "bundle")
 
@@ -89,7 +88,7 @@ def asked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def only_features(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("features") / "bundle"
-    return export_bundle(checkpoint, path, outputs=["relu2_1", "pool1"], formats=list(FILES))
+    return export_bundle(checkpoint, path, ExportOptions(outputs=["relu2_1", "pool1"], formats=list(FILES)))
 
 
 @pytest.mark.parametrize("variant", ["onnx-fp32", "torchscript-fp32"])
@@ -222,7 +221,7 @@ def test_a_reference_of_large_maps_says_how_few_images_it_has(
     monkeypatch.setattr(parity, "BATCH_BYTES", 3 * each)
     compare = import_module("vggdeploy.parity.compare")  # the package has a function of this name
     monkeypatch.setattr(compare, "COMPARED_VALUES", 1)
-    report = verify_bundle(only_features, samples=40, variants=["onnx-fp32"])
+    report = verify_bundle(only_features, VerifyOptions(samples=40, variants=["onnx-fp32"]))
     (_, real) = report.variants
     assert real.data == "digits test (40 images), the first 7"
     assert {o.output: o.samples for o in real.outputs} == {"relu2_1": 7, "pool1": 6}
@@ -234,7 +233,7 @@ def test_scores_beside_large_maps_are_still_judged_on_every_image(
 ) -> None:
     real = parity.kept_rows
     monkeypatch.setattr(parity, "kept_rows", lambda outputs, images: real(outputs, images, limit=200_000))
-    (_, record) = verify_bundle(asked, samples=320, variants=["onnx-fp32"]).variants
+    (_, record) = verify_bundle(asked, VerifyOptions(samples=320, variants=["onnx-fp32"])).variants
     seen = {o.output: o.samples for o in record.outputs}
     assert record.flips is not None and record.flips.samples == 320
     assert seen["probabilities"] == 320

@@ -166,11 +166,11 @@ def boxes(count: int) -> Tensor:
 
 
 def test_a_bundle_exports_the_same_levels(checkpoint: Path, tmp_path: Path) -> None:
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.export import ExportOptions, export_bundle
     from vggdeploy.runtime import open_session
 
     names = ["relu3_2", "relu4_2", "relu5_2"]  # a VGG-11's last of each block
-    export_bundle(checkpoint, tmp_path / "bundle", outputs=names, formats=["onnx-fp32"], samples=50)
+    export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(outputs=names, formats=["onnx-fp32"], samples=50))
     bundle = Bundle.open(tmp_path / "bundle")
     images = bundle.golden()[0]["image"]
     with open_session(bundle, bundle.manifest.variant("onnx-fp32")) as session:

@@ -28,7 +28,7 @@ from vggdeploy.pipeline.int8 import add_int8
 from vggdeploy.pipeline.layers import localise
 from vggdeploy.pipeline.origin import first_hits, pack
 from vggdeploy.pipeline.variants import Work
-from vggdeploy.pipeline.verify import verify_bundle
+from vggdeploy.pipeline.verify import VerifyOptions, verify_bundle
 from vggdeploy.records import Origin, Size, to_json
 from vggdeploy.runtime import open_session
 from vggdeploy.types import Verdict
@@ -89,7 +89,7 @@ def test_a_fault_in_a_quantised_graph_is_found_at_its_layer(
 ) -> None:
     copy = Path(shutil.copytree(quantised.root, tmp_path / "bundle"))
     rewrite_weight(copy, name, weight, change)
-    report = verify_bundle(Bundle.open(copy), variants=[name], data="golden", layers=True)
+    report = verify_bundle(Bundle.open(copy), VerifyOptions(variants=[name], data="golden", layers=True))
     assert report.verdict is Verdict.FAIL
     assert [found.culprit for found in report.layers] == [culprit]
 

@@ -20,7 +20,7 @@ from vggdeploy.optimize.channels import macs_of
 from vggdeploy.optional import installed
 from vggdeploy.pipeline import restructure
 from vggdeploy.pipeline.evaluate import evaluate
-from vggdeploy.pipeline.export import export_bundle
+from vggdeploy.pipeline.export import ExportOptions, export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, unpack
 from vggdeploy.pipeline.layers import localise
 from vggdeploy.pipeline.structure import low_rank_checkpoint, prune_checkpoint, quantisation_aware_checkpoint
@@ -104,7 +104,7 @@ def test_quantisation_aware_fine_tuning_keeps_the_structure_and_its_accuracy_in_
 def test_a_small_network_is_exported_built_and_proven_like_any_other(
     small: tuple[Path, StepRecord], tmp_path: Path
 ) -> None:
-    bundle = export_bundle(small[0], tmp_path / "bundle", outputs=("logits", "fc6", "fc7", "relu4_2"))
+    bundle = export_bundle(small[0], tmp_path / "bundle", ExportOptions(outputs=("logits", "fc6", "fc7", "relu4_2")))
     assert {v.name: v.verdict for v in bundle.manifest.variants} == dict.fromkeys(
         ("torch-fp32", "onnx-fp32", "onnx-fp16", "torchscript-fp32"), Verdict.PASS
     )

@@ -19,7 +19,7 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.errors import BundleError, IntegrityError, ParityError, UsageError
 from vggdeploy.package.base import Order
 from vggdeploy.package.slim import package_slim
-from vggdeploy.pipeline.verify import verify_bundle
+from vggdeploy.pipeline.verify import VerifyOptions, verify_bundle
 from vggdeploy.types import Verdict
 
 
@@ -89,7 +89,7 @@ def test_what_needs_the_reference_is_refused_in_words(
 
 
 def test_verdicts_can_be_recorded_in_it(own_slim: Path) -> None:
-    verify_bundle(Bundle.open(own_slim), record=True)
+    verify_bundle(Bundle.open(own_slim), VerifyOptions(record=True))
     opened = Bundle.open(own_slim)
     assert opened.manifest.variants[0].verdict is Verdict.PASS
     assert opened.manifest.origin is not None

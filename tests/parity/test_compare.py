@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.errors import ParityError
-from vggdeploy.pipeline.verify import exit_code, verify_bundle
+from vggdeploy.pipeline.verify import VerifyOptions, exit_code, verify_bundle
 from vggdeploy.records import ParityReport
 from vggdeploy.types import Verdict
 
@@ -29,7 +29,7 @@ def replace_weights(root: Path, name: str, change) -> None:
 
 
 def verify(root: Path, *names: str, **options) -> ParityReport:
-    return verify_bundle(Bundle.open(root), variants=names, **options)
+    return verify_bundle(Bundle.open(root), VerifyOptions(variants=names, **options))
 
 
 def test_an_untouched_bundle_passes_on_the_golden_pair_and_on_real_images(bundle_dir: Path) -> None:
@@ -98,7 +98,7 @@ def test_record_writes_the_verdicts_down(own_bundle: Path) -> None:
 def test_export_refuses_to_write_what_fails(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong file from the exporter: nothing is written, and the exit code is parity's."""
     from vggdeploy.export import onnx as exporter
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.export import ExportOptions, export_bundle
 
     real = exporter.write_model
 
@@ -112,7 +112,7 @@ def test_export_refuses_to_write_what_fails(checkpoint: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(exporter, "write_model", damaged)
     with pytest.raises(ParityError, match="does not compute what was trained") as caught:
-        export_bundle(checkpoint, tmp_path / "bundle", formats=["onnx-fp32"])
+        export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(formats=["onnx-fp32"]))
     assert caught.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.errors import UsageError
 from vggdeploy.parity.layers import find_culprit
 from vggdeploy.pipeline.layers import localise
-from vggdeploy.pipeline.verify import verify_bundle
+from vggdeploy.pipeline.verify import VerifyOptions, verify_bundle
 from vggdeploy.records import LayerParity, LayerReport
 from vggdeploy.types import Precision, Verdict
 
@@ -21,7 +21,7 @@ def planted(source: Path, target: Path, variant: str, name: str, change) -> Laye
     """A copy of the bundle in which one weight of a variant is changed, hashes and all; then what verify finds."""
     shutil.copytree(source, target)
     rewrite_weight(target, variant, name, change)
-    report = verify_bundle(Bundle.open(target), variants=[variant], layers=True)
+    report = verify_bundle(Bundle.open(target), VerifyOptions(variants=[variant], layers=True))
     assert report.verdict is Verdict.FAIL
     (found,) = report.layers
     return found
@@ -64,7 +64,7 @@ def test_a_healthy_variant_has_no_culprit_and_every_layer_is_named(bundle_dir: P
 
 
 def test_passing_variants_are_not_taken_apart(bundle_dir: Path) -> None:
-    assert verify_bundle(Bundle.open(bundle_dir), layers=True).layers == ()
+    assert verify_bundle(Bundle.open(bundle_dir), VerifyOptions(layers=True)).layers == ()
 
 
 def test_only_onnx_can_be_taken_apart(bundle_dir: Path) -> None:

@@ -25,7 +25,7 @@ from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.cli.app import run
 from vggdeploy.model.vgg import new_vgg
 from vggdeploy.model.weights import save_checkpoint
-from vggdeploy.pipeline.export import export_bundle
+from vggdeploy.pipeline.export import ExportOptions, export_bundle
 from vggdeploy.records import ParityReport, from_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import Verdict
@@ -41,7 +41,7 @@ def colour_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = ModelSpec.named("vgg11", width=0.125, in_channels=3, classes=10, image_size=32, hidden=64)
     about = Checkpoint(spec=spec, preprocess=PreprocessSpec(resize=32, crop=32), labels=tuple("abcdefghij"))
     save_checkpoint(root / "checkpoint", new_vgg(spec, seed=3), about)
-    export_bundle(root / "checkpoint", root / "bundle", formats=[FP32, FP16])
+    export_bundle(root / "checkpoint", root / "bundle", ExportOptions(formats=[FP32, FP16]))
     return root / "bundle"
 
 

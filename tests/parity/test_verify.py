@@ -19,7 +19,7 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.parity import spool
 from vggdeploy.parity.spool import Spool
 from vggdeploy.pipeline import samples
-from vggdeploy.pipeline.verify import exit_code, verify_bundle
+from vggdeploy.pipeline.verify import VerifyOptions, exit_code, verify_bundle
 from vggdeploy.records import ParityReport, from_json
 from vggdeploy.runtime import registry
 from vggdeploy.runtime.base import Availability
@@ -167,7 +167,7 @@ def test_the_reference_runs_once_for_all_variants(bundle_dir: Path, monkeypatch:
         return real(self, feeds)
 
     monkeypatch.setattr(TorchSession, "run", counting)
-    report = verify_bundle(Bundle.open(bundle_dir), samples=300)
+    report = verify_bundle(Bundle.open(bundle_dir), VerifyOptions(samples=300))
     assert exit_code(report) == 0
     assert seen == 300 + 32  # the images, and the golden pair against which the reference itself is checked
 
@@ -192,7 +192,7 @@ def test_only_a_few_batches_of_images_are_in_memory_at_once(bundle_dir: Path, mo
     Watched.__hash__ = object.__hash__
     Watched.__eq__ = object.__eq__
     monkeypatch.setattr(samples.PreparedImages, "__getitem__", watching)
-    verify_bundle(Bundle.open(bundle_dir), samples=None, variants=["onnx-fp32"])
+    verify_bundle(Bundle.open(bundle_dir), VerifyOptions(samples=None, variants=["onnx-fp32"]))
     assert 1 <= most <= 8
 
 
@@ -213,8 +213,9 @@ def test_a_spool_gives_back_what_was_put_in(in_memory: int, monkeypatch: pytest.
 _PEAK = """
 import resource, sys
 from vggdeploy.bundle import Bundle
-from vggdeploy.pipeline.verify import verify_bundle
-report = verify_bundle(Bundle.open(sys.argv[1]), data=sys.argv[2], samples=int(sys.argv[3]), variants=["onnx-fp32"])
+from vggdeploy.pipeline.verify import VerifyOptions, verify_bundle
+options = VerifyOptions(data=sys.argv[2], samples=int(sys.argv[3]), variants=["onnx-fp32"])
+report = verify_bundle(Bundle.open(sys.argv[1]), options)
 assert report.variants[-1].flips.samples == int(sys.argv[3]), report
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -226,14 +227,14 @@ def test_sixteen_times_as_many_images_take_no_more_memory(tmp_path: Path) -> Non
     from vggdeploy.bundle.checkpoint import Checkpoint
     from vggdeploy.model.vgg import new_vgg
     from vggdeploy.model.weights import save_checkpoint
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.export import ExportOptions, export_bundle
     from vggdeploy.spec import ModelSpec, PreprocessSpec
 
     spec = ModelSpec.named("vgg11", width=0.0625, in_channels=3, classes=2, image_size=128, hidden=16)
     preprocess = PreprocessSpec(resize=128, crop=128)
     about = Checkpoint(spec=spec, preprocess=preprocess, labels=("a", "b"))
     save_checkpoint(tmp_path / "checkpoint", new_vgg(spec, seed=1), about)
-    bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", formats=["onnx-fp32"])
+    bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(formats=["onnx-fp32"]))
     random = np.random.default_rng(0)
     for label in "ab":
         for part in ("train", "test"):

@@ -18,7 +18,7 @@ from vggdeploy.model.deployable import Deployable
 from vggdeploy.records import to_json
 from vggdeploy.train import state
 from vggdeploy.train.distill import Teacher, soft_losses
-from vggdeploy.train.loop import train
+from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import Progress, TrainingRecord
 
@@ -87,17 +87,22 @@ def test_images_that_stay_the_same_are_asked_about_once(
     monkeypatch.setattr(Deployable, "forward", count)
     teacher = Teacher(recipe.distill, labels=about.labels, preprocess=about.preprocess, device=CPU)
     three = msgspec.structs.replace(recipe, epochs=3)
-    train(three, output=tmp_path / "a", threads=1, teacher=teacher)
+    train(three, output=tmp_path / "a", options=TrainOptions(threads=1), teacher=teacher)
     assert sum(asked) == 10 * 20
-    train(three, output=tmp_path / "b", threads=1, teacher=teacher)  # it knows these images
+    train(three, output=tmp_path / "b", options=TrainOptions(threads=1), teacher=teacher)  # it knows these images
     assert sum(asked) == 10 * 20
-    train(msgspec.structs.replace(three, per_class=10), output=tmp_path / "c", threads=1, teacher=teacher)
+    train(
+        msgspec.structs.replace(three, per_class=10),
+        output=tmp_path / "c",
+        options=TrainOptions(threads=1),
+        teacher=teacher,
+    )
     assert sum(asked) == 10 * 30  # others: what it knows is not for them
     moved = msgspec.structs.replace(three, augment=("crop",))
-    train(moved, output=tmp_path / "d", threads=1, teacher=teacher)
+    train(moved, output=tmp_path / "d", options=TrainOptions(threads=1), teacher=teacher)
     assert sum(asked) == 10 * 30 + 3 * 10 * 20
     hashes = [read_checkpoint(tmp_path / name).weights_sha256 for name in "ab"]
-    alone = train(three, output=tmp_path / "e", threads=1).checkpoint.weights_sha256
+    alone = train(three, output=tmp_path / "e", options=TrainOptions(threads=1)).checkpoint.weights_sha256
     assert hashes == [alone, alone]
 
 
@@ -106,7 +111,7 @@ def test_answers_without_any_label_teach_the_digits(tmp_path: Path, recipe: Reci
     alone = msgspec.structs.replace(
         recipe, distill_weight=1.0, width=0.125, dropout=0.0, epochs=4, per_class=60, keep="last", lr=0.05
     )
-    done = train(alone, output=tmp_path / "student", threads=1).training
+    done = train(alone, output=tmp_path / "student", options=TrainOptions(threads=1)).training
     assert done.test_accuracy > 0.85
     assert done.teacher is not None
     assert done.teacher.sha256 == read_checkpoint(recipe.distill).weights_sha256
@@ -120,8 +125,10 @@ def test_a_killed_student_goes_on_to_the_same_bits(
 ) -> None:
     monkeypatch.setattr(state, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(state, "MAX_SHARE", 1e9)
-    whole = train(recipe, output=tmp_path / "whole", threads=1).checkpoint.weights_sha256
-    other = train(msgspec.structs.replace(recipe, distill=""), output=tmp_path / "labels", threads=1)
+    whole = train(recipe, output=tmp_path / "whole", options=TrainOptions(threads=1)).checkpoint.weights_sha256
+    other = train(
+        msgspec.structs.replace(recipe, distill=""), output=tmp_path / "labels", options=TrainOptions(threads=1)
+    )
     assert other.checkpoint.weights_sha256 != whole
 
     def stop(now: Progress) -> None:
@@ -132,14 +139,14 @@ def test_a_killed_student_goes_on_to_the_same_bits(
     shutil.copytree(recipe.distill, moved)
     own = msgspec.structs.replace(recipe, distill=str(moved))
     with pytest.raises(InterruptedError):
-        train(own, output=tmp_path / "broken", threads=1, on_progress=stop)
+        train(own, output=tmp_path / "broken", options=TrainOptions(threads=1), on_progress=stop)
     shutil.move(moved, tmp_path / "aside")
     shutil.copytree(tmp_path / "labels", moved)  # another network in its place
     with pytest.raises(UsageError, match="learned from another teacher"):
-        train(own, output=tmp_path / "broken", threads=1, resume=True)
+        train(own, output=tmp_path / "broken", options=TrainOptions(threads=1, resume=True))
     shutil.rmtree(moved)
     shutil.move(tmp_path / "aside", moved)
-    resumed = train(own, output=tmp_path / "broken", threads=1, resume=True)
+    resumed = train(own, output=tmp_path / "broken", options=TrainOptions(threads=1, resume=True))
     assert resumed.checkpoint.weights_sha256 == whole
 
 

@@ -17,7 +17,7 @@ from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.errors import CheckpointError, TrainingError, UsageError
 from vggdeploy.model.weights import load_model
 from vggdeploy.train import state, step
-from vggdeploy.train.loop import train
+from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import Progress, TrainingRecord
 from vggdeploy.train.state import RESUME_NAME, STATE_NAME
@@ -34,7 +34,7 @@ PROCESS = """
 import os, signal, sys
 import msgspec
 import vggdeploy.files, vggdeploy.train.run, vggdeploy.train.state
-from vggdeploy.train.loop import train
+from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 
 output, recipe, resume, moment, when = sys.argv[1:]
@@ -61,7 +61,7 @@ elif moment == "save":  # the draft is written and does not stand in its place y
 elif moment == "remove":
     deadly(vggdeploy.train.state.shutil, "rmtree", int(when))
 recipe = msgspec.json.decode(recipe, type=Recipe)
-train(recipe, output=output, resume=resume == "resume", threads=1, on_progress=step)
+train(recipe, output=output, options=TrainOptions(resume=resume == "resume", threads=1), on_progress=step)
 """
 
 
@@ -79,7 +79,7 @@ def sha256(output: Path) -> str:
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole = train(QUICK, output=tmp_path / "whole", threads=1)
+    whole = train(QUICK, output=tmp_path / "whole", options=TrainOptions(threads=1))
     target = tmp_path / "killed"
     assert process(target, QUICK, "step 3", resume=False) == -signal.SIGKILL
     assert process(target, QUICK, "save 5") == -signal.SIGKILL  # at the end of an epoch
@@ -97,13 +97,13 @@ class Killed(Exception):
     """Ends a run in this process as abruptly as a signal would."""
 
 
-def interrupt(recipe: Recipe, output: Path, last: int, **options: Any) -> None:
+def interrupt(recipe: Recipe, output: Path, last: int, *, overwrite: bool = False) -> None:
     def at(now: Progress) -> None:
         if now.step == last:
             raise Killed
 
     with pytest.raises(Killed):
-        train(recipe, output=output, threads=1, on_progress=at, **options)
+        train(recipe, output=output, options=TrainOptions(overwrite=overwrite, threads=1), on_progress=at)
 
 
 @pytest.fixture(autouse=True)
@@ -130,9 +130,11 @@ def test_every_kind_of_run_resumes(
     recipe = msgspec.structs.replace(QUICK, **{"epochs": 2, **change})
     key = str(sorted(change))
     if key not in finished:
-        finished[key] = train(recipe, output=tmp_path / "whole", threads=1).checkpoint.weights_sha256
+        finished[key] = train(
+            recipe, output=tmp_path / "whole", options=TrainOptions(threads=1)
+        ).checkpoint.weights_sha256
     interrupt(recipe, tmp_path / "broken", last)
-    resumed = train(recipe, output=tmp_path / "broken", resume=True, threads=1)
+    resumed = train(recipe, output=tmp_path / "broken", options=TrainOptions(resume=True, threads=1))
     assert resumed.checkpoint.weights_sha256 == finished[key]
 
 
@@ -163,7 +165,7 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     interrupt(QUICK, tmp_path / "ckpt", 7)
     other = msgspec.structs.replace(QUICK, lr=0.1, epochs=4)
     with pytest.raises(UsageError, match=r"another recipe: epochs 3 → 4, lr 0\.05 → 0\.1"):
-        train(other, output=tmp_path / "ckpt", resume=True)
+        train(other, output=tmp_path / "ckpt", options=TrainOptions(resume=True))
 
 
 def test_other_images_are_refused(tmp_path: Path) -> None:
@@ -171,12 +173,12 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "ckpt.resume" / RESUME_NAME
     file.write_text(file.read_text().replace(state.Saver(tmp_path / "ckpt").standing().data, "0" * 64))
     with pytest.raises(UsageError, match="other images of digits"):
-        train(QUICK, output=tmp_path / "ckpt", resume=True)
+        train(QUICK, output=tmp_path / "ckpt", options=TrainOptions(resume=True))
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no run to resume: .*ckpt\.resume"):
-        train(QUICK, output=tmp_path / "ckpt", resume=True)
+        train(QUICK, output=tmp_path / "ckpt", options=TrainOptions(resume=True))
 
 
 def test_force_is_given_once(tmp_path: Path, checkpoint: Path) -> None:
@@ -184,7 +186,7 @@ def test_force_is_given_once(tmp_path: Path, checkpoint: Path) -> None:
     train(msgspec.structs.replace(QUICK, epochs=1), output=target)
     interrupt(QUICK, target, 7, overwrite=True)
     before = sha256(target)
-    assert train(QUICK, output=target, resume=True).checkpoint.weights_sha256 != before
+    assert train(QUICK, output=target, options=TrainOptions(resume=True)).checkpoint.weights_sha256 != before
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_damaged_state_is_one_clear_error(tmp_path: Path, name: str, damage: A
     if damage is not None:
         file.write_bytes(damage(data))
     with pytest.raises(CheckpointError, match=cause):
-        train(QUICK, output=tmp_path / "ckpt", resume=True)
+        train(QUICK, output=tmp_path / "ckpt", options=TrainOptions(resume=True))
 
 
 def test_a_full_disk_offers_only_what_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,16 +221,16 @@ def test_a_full_disk_offers_only_what_can_be_done(tmp_path: Path, monkeypatch: p
         with pytest.raises(
             TrainingError, match=r"cannot be saved .*No space left.* — free some disk space, and start again"
         ):
-            train(QUICK, output=target, threads=1)
+            train(QUICK, output=target, options=TrainOptions(threads=1))
     interrupt(QUICK, target, 3)
     monkeypatch.setattr(state.safetensors.torch, "save_file", full)
     with pytest.raises(TrainingError, match="go on from the state before: --resume"):
-        train(QUICK, output=target, resume=True, threads=1)
+        train(QUICK, output=target, options=TrainOptions(resume=True, threads=1))
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "ckpt"
-    good = train(QUICK, output=tmp_path / "good", threads=1)
+    good = train(QUICK, output=tmp_path / "good", options=TrainOptions(threads=1))
     with monkeypatch.context() as patch:
         losses, calls = step._losses, [0]
 
@@ -238,10 +240,10 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path: Path, mon
 
         patch.setattr(step, "_losses", poisoned)
         with pytest.raises(TrainingError, match=r"nan at step 9 of 15 — .*best epoch so far is the checkpoint"):
-            train(QUICK, output=target, threads=1)
+            train(QUICK, output=target, options=TrainOptions(threads=1))
     assert not target.exists()
     assert load_model(tmp_path / "ckpt.resume" / "best").spec == QUICK.model_spec()
     # What was saved is from before: without the poison the run goes on to the same end.
-    assert train(QUICK, output=target, resume=True, threads=1).checkpoint.weights_sha256 == (
+    assert train(QUICK, output=target, options=TrainOptions(resume=True, threads=1)).checkpoint.weights_sha256 == (
         good.checkpoint.weights_sha256
     )

@@ -21,7 +21,7 @@ from vggdeploy.model.weights import load_model
 from vggdeploy.train import loop, run
 from vggdeploy.train.batches import epoch_batches
 from vggdeploy.train.evaluate import Score, evaluate
-from vggdeploy.train.loop import train
+from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import HISTORY_NAME, CurvePoint, Progress, TrainingRecord
 from vggdeploy.types import Device, Precision
@@ -90,7 +90,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 def test_the_callers_random_state_and_threads_stay(tmp_path: Path) -> None:
     torch.manual_seed(3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    train(msgspec.structs.replace(QUICK, epochs=1), output=tmp_path / "ckpt", threads=1)
+    train(msgspec.structs.replace(QUICK, epochs=1), output=tmp_path / "ckpt", options=TrainOptions(threads=1))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
 
@@ -108,7 +108,9 @@ def test_the_test_split_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.
         return forward(self, image)
 
     monkeypatch.setattr(Deployable, "forward", spy)
-    train(msgspec.structs.replace(QUICK, epochs=1), output=tmp_path / "ckpt", device=Device("cpu"))
+    train(
+        msgspec.structs.replace(QUICK, epochs=1), output=tmp_path / "ckpt", options=TrainOptions(device=Device("cpu"))
+    )
     trained = {x.tobytes() for x in seen}
     assert len(seen) == len(trained) == 1295
     assert not trained & held["validation"]
@@ -197,12 +199,12 @@ def test_an_output_that_cannot_be_made_is_refused_before_any_work(
 
 def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match="no CUDA device 99"):
-        train(QUICK, output=tmp_path / "ckpt", device=Device("cuda", 99))
+        train(QUICK, output=tmp_path / "ckpt", options=TrainOptions(device=Device("cuda", 99)))
 
 
 def test_no_threads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 threads"):
-        train(QUICK, output=tmp_path / "ckpt", threads=0)
+        train(QUICK, output=tmp_path / "ckpt", options=TrainOptions(threads=0))
 
 
 def test_an_interrupt_leaves_the_old_checkpoint_and_what_to_resume_from(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_an_interrupt_leaves_the_old_checkpoint_and_what_to_resume_from(tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(QUICK, output=target, overwrite=True, on_progress=interrupt)
+        train(QUICK, output=target, options=TrainOptions(overwrite=True), on_progress=interrupt)
     assert {p.name: p.read_bytes() for p in target.iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "ckpt.resume"]
 
@@ -240,7 +242,8 @@ def test_a_killed_command_leaves_what_to_resume_from_and_nothing_else(tmp_path: 
 def test_images_that_do_not_fit_into_the_memory_give_the_same_weights(tmp_path: Path) -> None:
     recipe = msgspec.structs.replace(QUICK, epochs=1, augment=("flip",))
     hashes = {
-        train(recipe, output=tmp_path / str(memory), memory=memory).checkpoint.weights_sha256 for memory in (0, 2**30)
+        train(recipe, options=TrainOptions(memory=memory), output=tmp_path / str(memory)).checkpoint.weights_sha256
+        for memory in (0, 2**30)
     }
     assert len(hashes) == 1
 

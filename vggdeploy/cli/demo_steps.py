@@ -67,10 +67,10 @@ def _train(checkpoint: Path, *, epochs: int, seed: int, threads: int | None) -> 
 
 
 def _export(checkpoint: Path, target: Path, threads: int | None) -> Bundle:
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.export import ExportOptions, export_bundle
 
     with render.stages() as stage:
-        bundle = export_bundle(checkpoint, target, overwrite=True, threads=threads, on_stage=stage)
+        bundle = export_bundle(checkpoint, target, ExportOptions(overwrite=True, threads=threads), on_stage=stage)
     tables.bundle_table(bundle)
     return bundle
 
@@ -86,10 +86,10 @@ def _build(bundle: Bundle) -> Bundle:
 
 
 def _verify(bundle: Bundle, threads: int | None) -> int:
-    from vggdeploy.pipeline.verify import exit_code, verify_bundle
+    from vggdeploy.pipeline.verify import VerifyOptions, exit_code, verify_bundle
 
     with render.stages() as stage:
-        report = verify_bundle(bundle, threads=threads, on_stage=stage)
+        report = verify_bundle(bundle, VerifyOptions(threads=threads), on_stage=stage)
     tables.parity_table(report)
     return exit_code(report)
 

@@ -50,7 +50,7 @@ def embed(
     from vggdeploy.cli import cluster, render
     from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
-    from vggdeploy.pipeline.embed import embed_files
+    from vggdeploy.pipeline.embed import EmbedOptions, embed_files
     from vggdeploy.pipeline.vectors import check_target
 
     if ray is not None:
@@ -80,12 +80,7 @@ def embed(
             engine,
             images,
             file,
-            output=output,
-            pool=pool,
-            normalise=normalise,
-            batch=batch,
-            strict=strict,
-            overwrite=force,
+            EmbedOptions(output=output, pool=pool, normalise=normalise, batch=batch, strict=strict, overwrite=force),
             on_start=lambda total: bar.update(task, total=total),
             on_progress=lambda count: bar.advance(task, count),
             on_skip=lambda error: render.error_line(f"skipped: {error.cause}", error.hint),

@@ -42,6 +42,7 @@ def evaluate(
     from vggdeploy.cli import evaluation_tables, render
     from vggdeploy.cli.invocation import with_command
     from vggdeploy.files import check_replaceable
+    from vggdeploy.pipeline.evaluate import EvaluateOptions
     from vggdeploy.pipeline.evaluate import evaluate as run
     from vggdeploy.report.curves import need_plots
     from vggdeploy.types import Device
@@ -55,14 +56,16 @@ def evaluate(
         task = bar.add_task("opening", total=None)
         report = run(
             target,
-            dataset=dataset,
-            split=split,
-            samples=count,
-            backend=backend,
-            variant=variant,
-            device=where,
-            threads=threads,
-            data_dir=data_dir,
+            EvaluateOptions(
+                dataset=dataset,
+                split=split,
+                samples=count,
+                data_dir=data_dir,
+                backend=backend,
+                variant=variant,
+                device=where,
+                threads=threads,
+            ),
             on_stage=lambda text: bar.update(task, description=escape(text)),
             on_start=lambda images: bar.update(task, description="evaluating", total=images),
             on_progress=lambda images: bar.advance(task, images),

@@ -77,7 +77,7 @@ def export(
     from vggdeploy.cli.options import split_names
     from vggdeploy.memory import return_large_blocks_at_once
     from vggdeploy.pipeline.adopt import About, checkpoint_of
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.pipeline.export import ExportOptions, export_bundle
     from vggdeploy.types import MAX_BATCH, BatchRange
 
     if not 1 <= max_batch <= MAX_BATCH:
@@ -100,14 +100,16 @@ def export(
         bundle = export_bundle(
             checkpoint,
             output,
-            formats=split_names(formats),
-            outputs=split_names(outputs),
-            input_dtype=graph_input,
-            batch=BatchRange(1, min(8, max_batch), max_batch),
-            samples=samples,
-            data_dir=data_dir,
-            threads=threads,
-            overwrite=force,
+            ExportOptions(
+                formats=split_names(formats),
+                outputs=split_names(outputs),
+                input_dtype=graph_input,
+                batch=BatchRange(1, min(8, max_batch), max_batch),
+                samples=samples,
+                data_dir=data_dir,
+                threads=threads,
+                overwrite=force,
+            ),
             on_stage=stage,
         )
     if json:

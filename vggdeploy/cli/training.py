@@ -38,7 +38,7 @@ def run(
     """Train with a progress bar on stderr; see `vggdeploy.train.loop.train`."""
     require("torch", to="train", extra="train")
     from vggdeploy.memory import memory_kept
-    from vggdeploy.train.loop import train
+    from vggdeploy.train.loop import TrainOptions, train
 
     with ExitStack() as stack:
         stack.enter_context(memory_kept())  # it changes the whole process: here it is ours
@@ -57,11 +57,7 @@ def run(
         return train(
             recipe,
             output=output,
-            overwrite=overwrite,
-            resume=resume,
-            data_dir=data_dir,
-            device=device,
-            threads=threads,
+            options=TrainOptions(overwrite=overwrite, resume=resume, data_dir=data_dir, device=device, threads=threads),
             on_progress=show,
             on_note=(lambda text: render.note(f"[dim]{escape(text)}[/]")) if speaks() else None,
         )

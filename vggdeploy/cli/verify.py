@@ -68,7 +68,7 @@ def verify(
     from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.limits import Limits
     from vggdeploy.pipeline.samples import DEFAULT_SAMPLES
-    from vggdeploy.pipeline.verify import ONLY_GOLDEN, exit_code, verify_bundle
+    from vggdeploy.pipeline.verify import ONLY_GOLDEN, VerifyOptions, exit_code, verify_bundle
     from vggdeploy.types import Device, Verdict
 
     limits = Limits.in_percent(
@@ -86,17 +86,19 @@ def verify(
     with render.stages() as stage:
         report = verify_bundle(
             opened,
-            variants=variant or (),
-            backends=backend or (),
-            device=where,
-            data=data,
-            samples=count,
-            data_dir=data_dir,
-            threads=threads,
-            record=record,
-            limits=limits,
-            layers=layers,
-            strict_preprocess=strict_preprocess,
+            VerifyOptions(
+                variants=variant or (),
+                backends=backend or (),
+                device=where,
+                data=data,
+                samples=count,
+                data_dir=data_dir,
+                threads=threads,
+                record=record,
+                limits=limits,
+                layers=layers,
+                strict_preprocess=strict_preprocess,
+            ),
             on_stage=stage,
         )
     report = with_command(report)

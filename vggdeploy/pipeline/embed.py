@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,31 @@ class EmbedReport(Record, frozen=True, kw_only=True):
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What the vectors are, and how the files are worked through.
+
+    Attributes:
+        output, pool, normalise: as in `Engine.embed`; a pool for an output that is no feature map is refused.
+        batch: images a run of the session. Default: what the variant is optimised for.
+        strict: the first image that cannot be used ends everything, and nothing is written.
+        overwrite: replace the file that stands there.
+    """
+
+    output: str | None = None
+    pool: str | None = None
+    normalise: bool = False
+    batch: int | None = None
+    strict: bool = False
+    overwrite: bool = False
+
+
 def embed_files(
     engine: Engine,
     sources: Sequence[Path],
     target: Path,
+    options: EmbedOptions = EmbedOptions(),
     *,
-    output: str | None = None,
-    pool: str | None = None,
-    normalise: bool = False,
-    batch: int | None = None,
-    strict: bool = False,
-    overwrite: bool = False,
     on_start: Callable[[int], None] = lambda images: None,
     on_progress: Callable[[int], None] = lambda images: None,
     on_skip: Callable[[InputError], None] = lambda error: None,
@@ -73,9 +88,6 @@ def embed_files(
     Args:
         sources: image files, and directories that are searched for them.
         target: ``.parquet`` or ``.npy``, see `vggdeploy.pipeline.vectors`. It appears when it is complete.
-        output, pool, normalise: as in `Engine.embed`; a pool for an output that is no feature map is refused.
-        batch: images a run of the session. Default: what the variant is optimised for.
-        strict: the first image that cannot be used ends everything, and nothing is written.
         on_start, on_progress: called with the number of images that there are, and of those that are done.
         on_skip: called with the error of each image that is skipped.
 
@@ -86,15 +98,16 @@ def embed_files(
     """
     started = time.monotonic()
     manifest = engine.bundle.manifest
-    vectors = chosen_embedding(manifest, output, pool=pool, normalise=normalise)
-    size = _batch_size(engine, batch)
-    check_target(target, overwrite=overwrite)
+    vectors = chosen_embedding(manifest, options.output, pool=options.pool, normalise=options.normalise)
+    size = _batch_size(engine, options.batch)
+    check_target(target, overwrite=options.overwrite)
     on_start(count_images(sources))
     written = skipped = 0
     listed: list[Skipped] = []
     names: list[str] = []
     images: list[Any] = []
-    with vector_file(target, shape=vectors.shape, about=about_vectors(engine, vectors), overwrite=overwrite) as add:
+    about = about_vectors(engine, vectors)
+    with vector_file(target, shape=vectors.shape, about=about, overwrite=options.overwrite) as add:
 
         def run() -> None:
             nonlocal written
@@ -110,7 +123,7 @@ def embed_files(
                 try:
                     images.append(image.result())
                 except InputError as error:
-                    if strict:
+                    if options.strict:
                         raise
                     skipped += 1
                     if len(listed) < LISTED:
@@ -132,7 +145,7 @@ def embed_files(
         device=str(engine.device),
         output=vectors.output.name,
         pool=vectors.pool if vectors.is_map else None,
-        normalised=normalise,
+        normalised=options.normalise,
         file=str(target),
         shape=vectors.shape,
         images=written,

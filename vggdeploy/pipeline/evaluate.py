@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,34 @@ from vggdeploy.types import Device
 _AHEAD = 2  # batches that are prepared while the session runs one
 
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Which split is classified, and by what.
+
+    Attributes:
+        dataset: a data set's name, or ``folder:PATH``. Default: the one that the model was trained on.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        samples: only the first so many images, which are a random sample. Default: all.
+        data_dir: see `vggdeploy.data.loaders.open_split`.
+        backend, variant: of a bundle; default the variant that `vggdeploy.load` takes.
+        device: default the backend's own.
+        threads: CPU threads; default every core that this process may use.
+    """
+
+    dataset: str = ""
+    split: str = "test"
+    samples: int | None = None
+    data_dir: Path | None = None
+    backend: str = "auto"
+    variant: str | None = None
+    device: Device | None = None
+    threads: int | None = None
+
+
 def evaluate(
     path: str | os.PathLike[str],
+    options: EvaluateOptions = EvaluateOptions(),
     *,
-    dataset: str = "",
-    split: str = "test",
-    samples: int | None = None,
-    backend: str = "auto",
-    variant: str | None = None,
-    device: Device | None = None,
-    threads: int | None = None,
-    data_dir: Path | None = None,
     on_stage: Stage = lambda text: None,
     on_start: Callable[[int], None] = lambda images: None,
     on_progress: Callable[[int], None] = lambda images: None,
@@ -44,11 +62,6 @@ def evaluate(
 
     Args:
         path: a checkpoint, or a bundle.
-        dataset: a data set's name, or ``folder:PATH``. Default: the one that the model was trained on.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        samples: only the first so many images, which are a random sample. Default: all.
-        backend, variant: of a bundle; default the variant that `vggdeploy.load` takes.
-        data_dir: see `vggdeploy.data.loaders.open_split`.
         on_stage, on_start, on_progress: called with what is being done, the number of images, and of those done.
 
     Raises:
@@ -56,16 +69,19 @@ def evaluate(
         DataError: no data set is known for this model, or it cannot be found or read.
         VggdeployError: as `vggdeploy.pipeline.targets.open_target`.
     """
+    split = options.split
     check_split(split)
-    if samples is not None and samples < 1:
-        raise UsageError(f"{samples} samples", "give at least 1")
-    with open_target(Path(path), backend=backend, variant=variant, device=device, threads=threads) as target:
-        name = dataset or target.dataset
+    if options.samples is not None and options.samples < 1:
+        raise UsageError(f"{options.samples} samples", "give at least 1")
+    with open_target(
+        Path(path), backend=options.backend, variant=options.variant, device=options.device, threads=options.threads
+    ) as target:
+        name = options.dataset or target.dataset
         if not name:
             raise DataError("no data set is known for this model", "name one: --dataset digits")
         on_stage(f"reading {name} ({split})")
-        data: Images = open_split(name, split, target.preprocess, data_dir=data_dir, memory=0)
-        data = data.take(np.arange(len(data))[:samples])
+        data: Images = open_split(name, split, target.preprocess, data_dir=options.data_dir, memory=0)
+        data = data.take(np.arange(len(data))[: options.samples])
         if not len(data):
             raise DataError(f"{data.name} has no {split} images", "name another split: --split test")
         labels, note = match_classes(

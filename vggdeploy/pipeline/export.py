@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,56 +28,70 @@ from vggdeploy.types import BatchRange, Precision
 
 FORMATS = ("onnx-fp32", "onnx-fp16", "torchscript-fp32")  # without being asked
 KNOWN = (*FORMATS, "openvino-fp32", "openvino-bf16")
+BATCH = BatchRange(1, 8, 256)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a bundle is made to hold, and what it is proven on.
+
+    Attributes:
+        formats: of `KNOWN`. OpenVINO's run the file of ``onnx-fp32``, which then is written, too.
+        outputs: names of graph outputs, see `vggdeploy.model.outputs`.
+        input_dtype: ``"uint8"`` (pixels, preprocessing inside) or ``"float32"`` (normalised on the host).
+        batch: the batch sizes that every variant takes.
+        samples: test images to prove on; None for all.
+        data_dir: where the data set is; default as `vggdeploy.data.loaders.open_split`.
+        threads: CPU threads of each session; default the backend's own choice.
+        overwrite: replace a bundle that stands there.
+    """
+
+    formats: Sequence[str] = FORMATS
+    outputs: Sequence[str] = ("logits",)
+    input_dtype: str = "uint8"
+    batch: BatchRange = BATCH
+    samples: int | None = DEFAULT_SAMPLES
+    data_dir: Path | None = None
+    threads: int | None = None
+    overwrite: bool = False
 
 
 def export_bundle(
     checkpoint_path: str | os.PathLike[str],
     output: Path,
+    options: ExportOptions = ExportOptions(),
     *,
-    formats: Sequence[str] = FORMATS,
-    outputs: Sequence[str] = ("logits",),
-    input_dtype: str = "uint8",
-    batch: BatchRange | None = None,
-    samples: int | None = DEFAULT_SAMPLES,
-    data_dir: Path | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
     on_stage: Stage = lambda text: None,
 ) -> Bundle:
     """Export a checkpoint, prove every variant from its written bytes, and write the bundle, in one step.
 
-    Args:
-        formats: of `KNOWN`. OpenVINO's run the file of ``onnx-fp32``, which then is written, too.
-        outputs: names of graph outputs, see `vggdeploy.model.outputs`.
-        input_dtype: ``"uint8"`` (pixels, preprocessing inside) or ``"float32"`` (normalised on the host).
-        samples: test images to prove on; None for all.
-
     Raises:
+        UsageError, BundleError: an option that cannot be met, or an output that may not be replaced.
         ParityError: a variant does not compute what was trained; nothing is written.
     """
-    for name in formats:
+    for name in options.formats:
         if name not in KNOWN:
             raise unknown_name("format", name, KNOWN)
-    if input_dtype not in ("uint8", "float32"):
-        raise UsageError(f"input '{input_dtype}'", "give uint8 or float32")
+    if options.input_dtype not in ("uint8", "float32"):
+        raise UsageError(f"input '{options.input_dtype}'", "give uint8 or float32")
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         require(module, to="export a model", extra="train")
-    check_replaceable(output, marker=MANIFEST_NAME, overwrite=overwrite)
+    check_replaceable(output, marker=MANIFEST_NAME, overwrite=options.overwrite)
     root = Path(checkpoint_path)
     checkpoint = read_checkpoint(root)
-    output_specs(checkpoint.spec, outputs)  # a slip is found before half a gigabyte is copied
-    if samples is not None and samples < 1:
-        raise UsageError(f"{samples} samples", "give at least 1")
-    batch = batch or BatchRange(1, 8, 256)
-    with create_bundle(output, overwrite=overwrite) as draft:
+    output_specs(checkpoint.spec, options.outputs)  # a slip is found before half a gigabyte is copied
+    if options.samples is not None and options.samples < 1:
+        raise UsageError(f"{options.samples} samples", "give at least 1")
+    threads = options.threads
+    with create_bundle(output, overwrite=options.overwrite) as draft:
         on_stage("copying the checkpoint")
         for file in (CHECKPOINT_NAME, WEIGHTS_NAME):
             _copy(root / file, draft.path(f"checkpoint/{file}"))
-        chosen, note = samples_or_synthetic(checkpoint, samples, data_dir, dtype=input_dtype)
-        draft.manifest = _manifest(output.name, checkpoint, outputs, input_dtype, batch)
+        chosen, note = samples_or_synthetic(checkpoint, options.samples, options.data_dir, dtype=options.input_dtype)
+        draft.manifest = _manifest(output.name, checkpoint, options)
         reference, golden = _run_reference(draft, chosen, threads, on_stage)
         _save_golden(draft, golden)
-        variants = _export(draft, formats, batch, on_stage)
+        variants = _export(draft, options, on_stage)
         draft.manifest = draft.manifest.with_variants(*variants)
         bundle = draft.finish()
         variants = [read_back(bundle, variant) for variant in variants]
@@ -94,12 +109,12 @@ def _copy(source: Path, target: Path) -> None:
         raise OSError(error.errno, error.strerror, str(target) if source.exists() else str(source)) from error
 
 
-def _manifest(
-    name: str, checkpoint: Checkpoint, outputs: Sequence[str], input_dtype: str, batch: BatchRange
-) -> Manifest:
+def _manifest(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
     from vggdeploy.export.example import input_spec
 
-    reference = Variant(name=REFERENCE, format="checkpoint", precision=Precision.FP32, path="checkpoint", batch=batch)
+    reference = Variant(
+        name=REFERENCE, format="checkpoint", precision=Precision.FP32, path="checkpoint", batch=options.batch
+    )
     return Manifest(
         name=name,
         created=now(),
@@ -107,8 +122,8 @@ def _manifest(
         preprocess=checkpoint.preprocess,
         labels=checkpoint.labels,
         dataset=checkpoint.dataset,
-        input=input_spec(checkpoint.spec, input_dtype),
-        outputs=output_specs(checkpoint.spec, outputs),
+        input=input_spec(checkpoint.spec, options.input_dtype),
+        outputs=output_specs(checkpoint.spec, options.outputs),
         golden=GoldenFiles(inputs={}, outputs={}, data=""),
         variants=(reference,),
         tools=tool_versions(),
@@ -144,7 +159,7 @@ def _save_golden(draft: Draft, golden: Reference) -> None:
     draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
 
 
-def _export(draft: Draft, formats: Sequence[str], batch: BatchRange, on_stage: Stage) -> list[Variant]:
+def _export(draft: Draft, options: ExportOptions, on_stage: Stage) -> list[Variant]:
     """Write each format. FP16 comes last: it halves the model's weights in place."""
     from vggdeploy.export.onnx import export_onnx
     from vggdeploy.export.torchscript import export_torchscript
@@ -157,8 +172,8 @@ def _export(draft: Draft, formats: Sequence[str], batch: BatchRange, on_stage: S
     model = fold_batch_norm(load_model(draft.root / "checkpoint", check_weights=False))
     names = [spec.name for spec in manifest.outputs]
     module = Deployable(model, manifest.preprocess, outputs=names, input_dtype=manifest.input.dtype).eval()
-    on_openvino = [name for name in formats if name.startswith(OPENVINO)]
-    written = [name for name in formats if name not in on_openvino]
+    on_openvino = [name for name in options.formats if name.startswith(OPENVINO)]
+    written = [name for name in options.formats if name not in on_openvino]
     if on_openvino and "onnx-fp32" not in written:
         written.append("onnx-fp32")
     variants = []
@@ -172,11 +187,11 @@ def _export(draft: Draft, formats: Sequence[str], batch: BatchRange, on_stage: S
         if kind == "torchscript":
             proof = export_torchscript(module, draft.path(path), image=manifest.input)
         else:
-            proof = export_onnx(module, draft.path(path), image=manifest.input, batch=batch)
+            proof = export_onnx(module, draft.path(path), image=manifest.input, batch=options.batch)
         if set(proof.layers) != {precision}:
             raise ParityError(f"{name} was asked for and {proof.layers} was written", "run with --debug and report it")
         variants.append(
-            Variant(name=name, format=kind, precision=Precision(precision), path=path, batch=batch, proof=proof)
+            Variant(name=name, format=kind, precision=Precision(precision), path=path, batch=options.batch, proof=proof)
         )
     del model, module
     release_memory()

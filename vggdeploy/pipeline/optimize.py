@@ -167,15 +167,12 @@ def _with_variants(source: Path, target: Path, steps: Sequence[str], work: Work)
         Bundle.open(source)  # its hashes, before anything is done with it
         link_tree(source, target)
     else:
-        from vggdeploy.pipeline.export import export_bundle
+        from vggdeploy.pipeline.export import ExportOptions, export_bundle
 
         export_bundle(
             source,
             target,
-            formats=("onnx-fp32",),
-            samples=work.samples,
-            data_dir=work.data_dir,
-            threads=work.threads,
+            ExportOptions(formats=("onnx-fp32",), samples=work.samples, data_dir=work.data_dir, threads=work.threads),
             on_stage=work.on_stage,
         )
     bundle = Bundle.open(target)

@@ -31,7 +31,7 @@ from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.records import AccuracyDrop, StepRecord, to_json
 from vggdeploy.train.distill import check_teacher
 from vggdeploy.train.environment import thread_count
-from vggdeploy.train.loop import train
+from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import LIKE_INIT, Recipe
 
 # Taken over from the recipe that the network was trained with, where that is known.
@@ -146,9 +146,7 @@ def _tune(recipe: Recipe, output: Path, job: Job) -> tuple[Path, str]:
         done = train(
             recipe,
             output=output,
-            data_dir=job.data_dir,
-            device=job.device,
-            threads=job.threads,
+            options=TrainOptions(data_dir=job.data_dir, device=job.device, threads=job.threads),
             teacher=job.teacher,
             on_progress=job.on_progress,
         )

@@ -24,7 +24,7 @@ from vggdeploy.model.weights import load_model
 from vggdeploy.optimize.channels import Widths
 from vggdeploy.optimize.goals import cost, misses
 from vggdeploy.parity.metrics import paired_drop
-from vggdeploy.pipeline.export import export_bundle
+from vggdeploy.pipeline.export import ExportOptions, export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, origin_of
 from vggdeploy.pipeline.optimize import BUNDLE_STEPS
 from vggdeploy.pipeline.origin import Hits, hits_of, unpack
@@ -203,10 +203,13 @@ def _bundle(checkpoint: Path, output: Path, work: Work, on_stage: Stage, target:
     """The bundle of a checkpoint: with every variant for ``target`` that can be made and proven here."""
     if output.exists():
         shutil.rmtree(output)
-    bundle = export_bundle(
-        checkpoint, output, formats=target.formats if target else (ORIGINAL,), samples=work.samples,
-        data_dir=work.data_dir, threads=work.threads, on_stage=on_stage,
-    )  # fmt: skip
+    options = ExportOptions(
+        formats=target.formats if target else (ORIGINAL,),
+        samples=work.samples,
+        data_dir=work.data_dir,
+        threads=work.threads,
+    )
+    bundle = export_bundle(checkpoint, output, options, on_stage=on_stage)
     for name in target.steps if target else ():
         try:
             bundle = BUNDLE_STEPS[name](bundle, work)

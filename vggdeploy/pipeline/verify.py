@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -28,38 +29,45 @@ ONLY_GOLDEN = "golden"  # in place of a data set's name
 _SLIM = "this slim bundle has no FP32 reference here: only its answers to the golden pair are compared with"
 
 
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Which variants are proven, on which images, and how strictly.
+
+    Attributes:
+        variants, backends: names; default all.
+        device: where the variants run; default each backend's first. The reference stays on its own.
+        data: a data set's name, or ``folder:PATH``; default the one that the model was trained on. ``golden`` for the
+            golden pair alone.
+        samples: how many test images; None for all.
+        data_dir: where the data set is; default as `vggdeploy.data.loaders.open_split`.
+        threads: CPU threads of each session; default the backend's own choice.
+        record: write the verdicts to the bundle's manifest.
+        limits: in place of the manifest's thresholds, for this run.
+        layers: look for the layer at which each variant that fails leaves the reference.
+        strict_preprocess: also compare what images become on this machine with the golden arrays, and with torchvision.
+    """
+
+    variants: Sequence[str] = ()
+    backends: Sequence[str] = ()
+    device: Device | None = None
+    data: str = ""
+    samples: int | None = DEFAULT_SAMPLES
+    data_dir: Path | None = None
+    threads: int | None = None
+    record: bool = False
+    limits: Limits | None = None
+    layers: bool = False
+    strict_preprocess: bool = False
+
+
 def verify_bundle(
-    bundle: Bundle,
-    *,
-    variants: Sequence[str] = (),
-    backends: Sequence[str] = (),
-    device: Device | None = None,
-    data: str = "",
-    samples: int | None = DEFAULT_SAMPLES,
-    data_dir: Path | None = None,
-    threads: int | None = None,
-    record: bool = False,
-    limits: Limits | None = None,
-    layers: bool = False,
-    strict_preprocess: bool = False,
-    on_stage: Stage = lambda text: None,
+    bundle: Bundle, options: VerifyOptions = VerifyOptions(), *, on_stage: Stage = lambda text: None
 ) -> ParityReport:
     """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
 
     The reference itself is checked against the golden outputs too: another torch or CPU must not move it. It runs once
     over the images; its answers are kept (on disk, where they are many) and serve every variant. Images are prepared a
     batch at a time, so memory does not grow with their number.
-
-    Args:
-        variants, backends: names; default all.
-        device: where the variants run; default each backend's first. The reference stays on its own.
-        data: a data set's name, or ``folder:PATH``; default the one that the model was trained on. ``golden`` for the
-            golden pair alone.
-        samples: how many test images; None for all.
-        record: write the verdicts to the bundle's manifest.
-        limits: in place of the manifest's thresholds, for this run.
-        layers: look for the layer at which each variant that fails leaves the reference.
-        strict_preprocess: also compare what images become on this machine with the golden arrays, and with torchvision.
 
     What the manifest says of the network, its preprocessing and its labels is compared with the checkpoint, and the
     labels with the classes of the data set that it was trained on.
@@ -72,31 +80,32 @@ def verify_bundle(
         DataError: the data set cannot be found.
         IncompatibleError: a data set or ``layers`` was asked for, and what reads it is not installed.
     """
-    if bundle.manifest.origin is not None and (layers or data not in ("", ONLY_GOLDEN)):
+    if bundle.manifest.origin is not None and (options.layers or options.data not in ("", ONLY_GOLDEN)):
         bundle.manifest.reference()  # says why there is none
-    if record:
+    if options.record:
         check_writable(bundle.root)
-    if layers:
+    if options.layers:
         for module in ("torch", "onnx"):
             require(module, to="compare layers", extra="train")
-    if samples is not None and samples < 1:
-        raise UsageError(f"{samples} samples", "give at least 1")
-    wanted = _wanted(bundle.manifest, variants, backends)
+    if options.samples is not None and options.samples < 1:
+        raise UsageError(f"{options.samples} samples", "give at least 1")
+    threads = options.threads
+    wanted = _wanted(bundle.manifest, options.variants, options.backends)
     references = [golden_reference(bundle)]
-    chosen, notes = _choose_samples(bundle, data, samples, data_dir)
+    chosen, notes = _choose_samples(bundle, options)
     if chosen is not None:
         references.append(_run_reference(bundle, chosen, threads, on_stage))
     records: list[ParityRecord] = []
     for variant in wanted:
         against = references[:1] if variant.name == REFERENCE else references
-        records += prove(bundle, variant, against, threads, on_stage, limits, device)
+        records += prove(bundle, variant, against, threads, on_stage, options.limits, options.device)
     if bundle.manifest.origin is not None:
         records = [msgspec.structs.replace(r, reasons=(*r.reasons, _SLIM)) for r in records]
-    if record:
+    if options.record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(bundle.manifest, records)
-    checks = _check_bundle(bundle, chosen, strict_preprocess, on_stage)
-    found, untaken = _take_apart(bundle, records, threads, on_stage) if layers else ((), ())
+    checks = _check_bundle(bundle, chosen, options.strict_preprocess, on_stage)
+    found, untaken = _take_apart(bundle, records, threads, on_stage) if options.layers else ((), ())
     return ParityReport(
         bundle=str(bundle.root),
         created=now(),
@@ -123,11 +132,9 @@ def _wanted(manifest: Manifest, variants: Sequence[str], backends: Sequence[str]
     return kept
 
 
-def _choose_samples(
-    bundle: Bundle, data: str, samples: int | None, data_dir: Path | None
-) -> tuple[Samples | None, tuple[str, ...]]:
+def _choose_samples(bundle: Bundle, options: VerifyOptions) -> tuple[Samples | None, tuple[str, ...]]:
     """The images to prove on beside the golden pair, or None; and what has to be said about that."""
-    manifest = bundle.manifest
+    manifest, data = bundle.manifest, options.data
     if data == ONLY_GOLDEN:
         return None, (f"only the {GOLDEN} was looked at, as asked: nothing is promised about flips",)
     if manifest.origin is not None:
@@ -142,7 +149,9 @@ def _choose_samples(
             f"only the {GOLDEN} was looked at, because no data set is known for this model: name one (--data)",
         )
     dtype = manifest.input.dtype
-    chosen = open_samples(data or manifest.dataset, manifest, limit=samples, data_dir=data_dir, dtype=dtype)
+    chosen = open_samples(
+        data or manifest.dataset, manifest, limit=options.samples, data_dir=options.data_dir, dtype=dtype
+    )
     return chosen, (chosen.note,) if chosen.note else ()
 
 

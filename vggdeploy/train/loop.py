@@ -14,37 +14,51 @@ import torch
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from vggdeploy.bundle.store import now
 from vggdeploy.data.loaders import MEMORY, Images, open_split, per_class
-from vggdeploy.data.specs import DatasetSpec, get_dataset
+from vggdeploy.data.specs import get_dataset
 from vggdeploy.errors import UsageError
 from vggdeploy.files import atomic_directory, check_replaceable, check_writable
 from vggdeploy.model.deployable import Deployable
-from vggdeploy.model.foreign.report import InitReport
-from vggdeploy.model.vgg import VGG, new_vgg
+from vggdeploy.model.vgg import new_vgg
 from vggdeploy.model.weights import new_with_state, save_checkpoint
 from vggdeploy.optional import version
-from vggdeploy.spec import PreprocessSpec
 from vggdeploy.train.distill import Teacher
 from vggdeploy.train.environment import pick_device, pick_precision, repeatable, thread_count
 from vggdeploy.train.processes import Processes, join_processes, share_batch_norms
 from vggdeploy.train.recipe import LIKE_INIT, Recipe
 from vggdeploy.train.record import HISTORY_NAME, OnNote, OnProgress, TrainingRecord, TrainingResult, history_lines
-from vggdeploy.train.run import Data, Run
+from vggdeploy.train.run import Data, Run, Setup
 from vggdeploy.train.simulated import simulate_int8
 from vggdeploy.train.start import preprocess_like, start_from
 from vggdeploy.train.state import Saver
-from vggdeploy.types import Device, Precision
+from vggdeploy.types import Device
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where a recipe is trained, and what becomes of what stands there: nothing here changes what is learned.
+
+    Attributes:
+        overwrite: replace a checkpoint that stands there, and forget an interrupted run.
+        resume: go on with the interrupted run.
+        data_dir: see `vggdeploy.data.loaders.load_split`.
+        device: default the first CUDA device, else the CPU.
+        threads: CPU threads to compute with; default PyTorch's own choice. Set back when the run ends.
+        memory: a split whose prepared pixels take more bytes is prepared batch by batch, again in every epoch.
+    """
+
+    overwrite: bool = False
+    resume: bool = False
+    data_dir: str | os.PathLike[str] | None = None
+    device: Device | None = None
+    threads: int | None = None
+    memory: int = MEMORY
 
 
 def train(
     recipe: Recipe,
     *,
     output: str | os.PathLike[str],
-    overwrite: bool = False,
-    resume: bool = False,
-    data_dir: str | os.PathLike[str] | None = None,
-    device: Device | None = None,
-    threads: int | None = None,
-    memory: int = MEMORY,
+    options: TrainOptions = TrainOptions(),
     teacher: Teacher | None = None,
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
@@ -58,12 +72,7 @@ def train(
     Args:
         recipe: what to train, on what, and how.
         output: the checkpoint's directory.
-        overwrite: replace a checkpoint that stands there, and forget an interrupted run.
-        resume: go on with the interrupted run.
-        data_dir: see `vggdeploy.data.loaders.load_split`.
-        device: default the first CUDA device, else the CPU.
-        threads: CPU threads to compute with; default PyTorch's own choice. Set back when the run ends.
-        memory: a split whose prepared pixels take more bytes is prepared batch by batch, again in every epoch.
+        options: where it computes, and whether it goes on with what stands there.
         teacher: of ``recipe.distill``, opened already: it keeps the answers that it has given.
         on_progress: called after every step and every epoch.
         on_note: called with sentences that a user should read, before the first step.
@@ -78,6 +87,7 @@ def train(
     """
     target = Path(os.path.abspath(output))  # noqa: PTH100  # Path.absolute() keeps ".."
     saver = Saver(target)
+    resume, overwrite = options.resume, options.overwrite
     if resume:
         overwrite = saver.standing().overwrite or overwrite
     check_replaceable(Path(output), marker=CHECKPOINT_NAME, overwrite=overwrite)
@@ -86,40 +96,27 @@ def train(
             f"{saver.directory} is a run that was interrupted", "go on with it: --resume; or start again: --force"
         )
     check_writable(target)
-    where = pick_device(device)
+    where = pick_device(options.device)
     with ExitStack() as stack:
-        used = stack.enter_context(thread_count(threads))
+        used = stack.enter_context(thread_count(options.threads))
         stack.enter_context(repeatable(where))
         processes = stack.enter_context(join_processes(where))
         if recipe.batch_size < processes.count:
             raise UsageError(f"a batch of {recipe.batch_size} images for {processes.count} processes", "--batch-size")
         if processes.first and not resume:
             saver.remove()
-        job = _prepare(recipe, where, processes, data_dir, memory, teacher)
-        if job.init is not None and on_note is not None:
-            for line in job.init.lines():
+        setup = _prepare(recipe, where, processes, options, teacher)
+        if setup.init is not None and on_note is not None:
+            for line in setup.init.lines():
                 on_note(line)
 
         def record(run: Run) -> TrainingRecord:
-            return _record(job, run, threads=used)
+            return _record(setup, run, threads=used)
 
         def write(run: Run, path: Path, *, replace: bool = False) -> Checkpoint:
-            return _write(job, run, record(run), path, overwrite=replace)
+            return _write(setup, run, record(run), path, overwrite=replace)
 
-        run = Run(
-            job.recipe,
-            job.model,
-            job.network,
-            job.data,
-            precision=Precision(job.recipe.precision),
-            device=where,
-            processes=processes,
-            saver=saver,
-            overwrite=overwrite,
-            write_best=write,
-            on_progress=on_progress,
-            teacher=job.teacher,
-        )
+        run = Run(setup, saver=saver, overwrite=overwrite, write_best=write, on_progress=on_progress)
         if resume:
             run.resume()
         processes.wait()  # before the first one may replace the state that the others read
@@ -131,30 +128,9 @@ def train(
         return TrainingResult(str(output), read_checkpoint(target, check_weights=False), record(run))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything that a run works with."""
-
-    recipe: Recipe
-    dataset: DatasetSpec
-    preprocess: PreprocessSpec
-    data: Data
-    model: VGG
-    network: Deployable
-    init: InitReport | None
-    teacher: Teacher | None
-    device: torch.device
-    processes: Processes
-
-
 def _prepare(
-    recipe: Recipe,
-    where: torch.device,
-    processes: Processes,
-    data_dir: str | os.PathLike[str] | None,
-    memory: int,
-    teacher: Teacher | None,
-) -> _Job:
+    recipe: Recipe, where: torch.device, processes: Processes, options: TrainOptions, teacher: Teacher | None
+) -> Setup:
     dataset = get_dataset(recipe.dataset)
     spec = recipe.model_spec(dataset)
     asked = recipe.precision
@@ -169,7 +145,7 @@ def _prepare(
         teacher = Teacher(recipe.distill, labels=dataset.classes, preprocess=preprocess, device=where, precision=asked)
 
     def split(name: str) -> Images:
-        return open_split(recipe.dataset, name, preprocess, data_dir=data_dir, memory=memory)
+        return open_split(recipe.dataset, name, preprocess, data_dir=options.data_dir, memory=options.memory)
 
     # The test split too is read now: a damaged file is to be found before the work, not after it. The first process
     # downloads what is missing; the others find it.
@@ -187,15 +163,15 @@ def _prepare(
     if processes.count > 1:
         share_batch_norms(model)
     network = Deployable(model, preprocess).to(where)
-    return _Job(recipe, dataset, preprocess, data, model, network, init, teacher, where, processes)
+    return Setup(recipe, dataset, preprocess, data, model, network, init, teacher, where, processes)
 
 
-def _record(job: _Job, run: Run, *, threads: int) -> TrainingRecord:
+def _record(setup: Setup, run: Run, *, threads: int) -> TrainingRecord:
     """The record of the best epoch so far."""
     best = run.history[run.best_epoch - 1]
-    data = job.data
+    data = setup.data
     return TrainingRecord(
-        recipe=job.recipe,
+        recipe=setup.recipe,
         history=tuple(run.history),
         best_epoch=run.best_epoch,
         loss=best.loss,
@@ -206,35 +182,35 @@ def _record(job: _Job, run: Run, *, threads: int) -> TrainingRecord:
         samples={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         images_per_second=round(run.whole.speed, 1),
         seconds=round(run.seconds, 2),
-        device=str(job.device),
+        device=str(setup.device),
         threads=threads,
         created=now(),
-        processes=job.processes.count,
-        init=job.init,
-        teacher=job.teacher.record if job.teacher else None,
+        processes=setup.processes.count,
+        init=setup.init,
+        teacher=setup.teacher.record if setup.teacher else None,
     )
 
 
-def _carried(job: _Job) -> dict[str, Any]:
+def _carried(setup: Setup) -> dict[str, Any]:
     """What a network brings along when the very same network is trained on: what it was, and what was done to it."""
-    if job.recipe.arch != LIKE_INIT or job.init is None or job.init.fresh:
+    if setup.recipe.arch != LIKE_INIT or setup.init is None or setup.init.fresh:
         return {}
-    before = read_checkpoint(job.recipe.init, check_weights=False)
+    before = read_checkpoint(setup.recipe.init, check_weights=False)
     return {"origin": before.origin, "steps": before.steps}
 
 
-def _write(job: _Job, run: Run, record: TrainingRecord, path: Path, *, overwrite: bool) -> Checkpoint:
+def _write(setup: Setup, run: Run, record: TrainingRecord, path: Path, *, overwrite: bool) -> Checkpoint:
     """The checkpoint of the best epoch so far, with the run's curve beside it."""
     checkpoint = Checkpoint(
-        **_carried(job),
-        spec=job.model.spec,
-        preprocess=job.preprocess,
-        labels=job.dataset.classes,
-        dataset=job.dataset.name,
+        **_carried(setup),
+        spec=setup.model.spec,
+        preprocess=setup.preprocess,
+        labels=setup.dataset.classes,
+        dataset=setup.dataset.name,
         training=msgspec.to_builtins(record),
         tools={name: version(name) or "" for name in ("vggdeploy", "torch")},
     )
-    model = new_with_state(job.model.spec, run.kept, where=str(path))
+    model = new_with_state(setup.model.spec, run.kept, where=str(path))
     with atomic_directory(path, marker=CHECKPOINT_NAME, overwrite=overwrite) as draft:
         written = save_checkpoint(draft / "whole", model, checkpoint)
         for file in (draft / "whole").iterdir():

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from vggdeploy.data.loaders import Images
-from vggdeploy.data.specs import Split
+from vggdeploy.data.specs import DatasetSpec, Split
 from vggdeploy.errors import TrainingError, UsageError
 from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.foreign.report import InitReport
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
+from vggdeploy.spec import PreprocessSpec
 from vggdeploy.train.batches import batches_per_epoch
 from vggdeploy.train.distill import Teacher
 from vggdeploy.train.evaluate import Score, evaluate
@@ -53,49 +55,53 @@ class Data:
         return found.hexdigest()
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run works with. The model computes on ``device``; ``network`` is it, with its preprocessing."""
+
+    recipe: Recipe
+    dataset: DatasetSpec
+    preprocess: PreprocessSpec
+    data: Data
+    model: VGG
+    network: Deployable
+    init: InitReport | None
+    teacher: Teacher | None
+    device: torch.device
+    processes: Processes
+
+
 class Run:
     """One run of a recipe. `all_epochs` trains; afterwards ``model`` holds the weights that are kept."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        model: VGG,
-        network: Deployable,
-        data: Data,
-        *,
-        precision: Precision,
-        device: torch.device,
-        processes: Processes,
-        saver: Saver,
-        overwrite: bool,
-        write_best: WriteBest,
-        on_progress: OnProgress | None,
-        teacher: Teacher | None = None,
+        self, setup: Setup, *, saver: Saver, overwrite: bool, write_best: WriteBest, on_progress: OnProgress | None
     ) -> None:
-        self.recipe = recipe
-        self.model = model
+        self.recipe = recipe = setup.recipe
+        self.model = setup.model
         self.history: list[EpochRecord] = []
         self.curve: list[CurvePoint] = []
         self.best_epoch = 0
         self.kept: dict[str, Tensor] = {}  # the best epoch's weights
         self.whole = Tally()
-        self._network, self._data, self._device, self._processes = network, data, device, processes
+        self._network, self._data = setup.network, setup.data
+        self._device, self._processes = setup.device, setup.processes
         self._saver, self._write_best, self._on_progress = saver, write_best, on_progress
         self._overwrite = overwrite
-        self._teacher = teacher.record.sha256 if teacher else ""
-        self._per_epoch = batches_per_epoch(len(data.train), recipe.batch_size)
-        self._feed = Feed(data.train, recipe, device, processes.rank, processes.count)
+        self._teacher = setup.teacher.record.sha256 if setup.teacher else ""
+        self._per_epoch = batches_per_epoch(len(setup.data.train), recipe.batch_size)
+        self._feed = Feed(setup.data.train, recipe, setup.device, setup.processes.rank, setup.processes.count)
         self._stepper = Stepper(
             recipe,
-            network,
-            model,
+            setup.network,
+            setup.model,
             steps=recipe.epochs * self._per_epoch,
-            precision=precision,
-            device=device,
-            processes=processes,
-            teacher=teacher,
+            precision=Precision(recipe.precision),
+            device=setup.device,
+            processes=setup.processes,
+            teacher=setup.teacher,
         )
-        self._teach(teacher)
+        self._teach(setup.teacher)
         self._step = 0
         self._epoch, self._window = Tally(), Tally()
         self._reported = 0
