@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from vggdeploy.bundle import REFERENCE, Bundle, Measurement, Variant
 from vggdeploy.cgroups import usable_cores
@@ -20,15 +21,27 @@ _ON_CPU = (Precision.INT8, Precision.BF16, Precision.FP32, Precision.FP16)
 _ON_GPU = (Precision.INT8, Precision.FP16, Precision.BF16, Precision.FP32)
 
 
+class Standing(Enum):
+    """Whether a variant may be taken on this machine, or what keeps it from that."""
+
+    USABLE = auto()
+    NOT_RUNNABLE = auto()
+    FAILED_PARITY = auto()
+
+
 @dataclass(frozen=True)
 class Choice:
-    """One variant on this machine: usable or not, the reason, and what it is ranked by (lower is faster)."""
+    """One variant on this machine: its standing, the reason, and what it is ranked by (lower is faster)."""
 
     variant: Variant
-    usable: bool
+    standing: Standing
     reason: str
     fix: str = ""
     rank: tuple[float, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        return self.standing is Standing.USABLE
 
 
 def choices(bundle: Bundle, *, backend: str = "auto", device: Device | None = None) -> list[Choice]:
@@ -42,11 +55,12 @@ def choices(bundle: Bundle, *, backend: str = "auto", device: Device | None = No
             continue
         where = runnable(variant, device)
         if not where.runs:
-            found.append(Choice(variant, False, _refusal(variant, where.reason, device), where.fix))
+            reason = _refusal(variant, where.reason, device)
+            found.append(Choice(variant, Standing.NOT_RUNNABLE, reason, where.fix))
         elif variant.verdict is Verdict.FAIL:
-            found.append(Choice(variant, False, "it failed parity", "run: vggdeploy verify"))
+            found.append(Choice(variant, Standing.FAILED_PARITY, "it failed parity", "run: vggdeploy verify"))
         else:
-            found.append(Choice(variant, True, *_standing(variant, here, where.device)))
+            found.append(Choice(variant, Standing.USABLE, *_grounds(variant, here, where.device)))
     return sorted(found, key=lambda c: (not c.usable, c.rank))
 
 
@@ -58,7 +72,7 @@ def _refusal(variant: Variant, reason: str, device: Device | None) -> str:
     return reason if wrong is None or wrong.cause == reason else f"{reason}; {wrong.cause}"
 
 
-def _standing(variant: Variant, machine: str, device: str) -> tuple[str, str, tuple[float, ...]]:
+def _grounds(variant: Variant, machine: str, device: str) -> tuple[str, str, tuple[float, ...]]:
     """Reason, fix and rank of a usable variant: measured here before assumed.
 
     Every verdict that gets here is as good: a variant that is not decided keeps its distances, and one that never ran
@@ -146,7 +160,7 @@ def select(
     if not found:
         raise _nothing_for(backend, bundle, device)
     first = next((c for c in found if c.variant.name != REFERENCE), found[0])
-    if first.reason == "it failed parity":
+    if first.standing is Standing.FAILED_PARITY:
         raise ParityError(f"{first.variant.name} failed parity", first.fix)
     raise IncompatibleError(f"{first.variant.name} cannot run here: {first.reason}", first.fix)
 

@@ -31,6 +31,28 @@ class Verdict(StrEnum):
     UNPROVEN = "unproven"
 
 
+class ImageSource(StrEnum):
+    """Where the images come from that a variant is compared on.
+
+    ``golden``: the pair in the bundle. Too few to bound flips, so none is judged. ``synthetic``: made where there is no
+    data set. They give the golden pair its inputs, and say nothing more about real images.
+    """
+
+    GOLDEN = "golden"
+    REAL = "real"
+    SYNTHETIC = "synthetic"
+
+
+class SpeedOutcome(StrEnum):
+    """What a ratio of speeds shows, by its 95% interval. ``not judged``: there is no interval, or a side does not count."""
+
+    BASELINE = "baseline"
+    FASTER = "faster"
+    SLOWER = "slower"
+    NO_DIFFERENCE = "no difference shown"
+    NOT_JUDGED = "not judged"
+
+
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name, NumPy dtype and shape of one graph input or output. ``"N"`` is the dynamic batch axis."""
 

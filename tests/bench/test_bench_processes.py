@@ -63,7 +63,7 @@ def test_a_torch_free_backend_is_measured_without_torch_and_on_the_threads_asked
     assert opened.threads == 1
     assert fresh.peak_rss_bytes == opened.peak_rss
     assert 0 < turned.cpu_seconds < 5
-    assert finished.reasons == ()
+    assert finished.wrong == ()
     assert finished.host.queue_ms is None
     assert min(finished.host.preprocess_ms, finished.host.run_ms, finished.host.postprocess_ms) > 0
 

@@ -12,7 +12,7 @@ from vggdeploy.bench.stats import compared
 from vggdeploy.bench.summary import sentences
 from vggdeploy.bundle import Bundle
 from vggdeploy.records import BenchRow
-from vggdeploy.types import Device, Verdict
+from vggdeploy.types import Device, SpeedOutcome, Verdict
 
 OPENED = Opened(load_ms=5.0, first_ms=1.0, answered=0, peak_rss=10**8, sha256="a" * 64, size=1000, threads=2)
 FINE = Checked(verdict=Verdict.PASS)
@@ -88,7 +88,7 @@ def test_what_the_machine_says_voids_every_row(bundle: Bundle) -> None:
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_a_wrong_output_fails_the_variant_too(bundle: Bundle, where: str) -> None:
     wrong = ("wrong output: no",)
-    how = {"checked": Checked(verdict=Verdict.FAIL, reasons=wrong)} if where == "before" else {"reasons": wrong}
+    how = {"checked": Checked(verdict=Verdict.FAIL, reasons=wrong)} if where == "before" else {"wrong": wrong}
     found = row(bundle, **how)
     assert not found.valid
     assert found.verdict is Verdict.FAIL
@@ -121,7 +121,7 @@ def test_an_interval_that_covers_one_shows_nothing(low: float, high: float, show
 
 def against(base: BenchRow, name: str, shown: str, ratio: float, *, valid: bool = True) -> BenchRow:
     return msgspec.structs.replace(
-        base, variant=name, comparison=shown, ratio=ratio, ratio_low=ratio - 0.1, ratio_high=ratio + 0.1, valid=valid,
+        base, variant=name, comparison=SpeedOutcome(shown), ratio=ratio, ratio_low=ratio - 0.1, ratio_high=ratio + 0.1, valid=valid,
         reasons=() if valid else ("busy",),
     )  # fmt: skip
 

@@ -122,7 +122,7 @@ def _rounds(
     doubts, unchecked = Counters.read().doubts(before)
     for one in candidates:
         finished = crew.finish(one.entry, one.batch, min(HOST_SECONDS, plan.seconds))
-        one.reasons, one.not_checked = (*finished.reasons, *doubts), unchecked
+        one.wrong, one.reasons, one.not_checked = finished.wrong, doubts, unchecked
         one.host = finished.host
     return [row_of(one, candidates[0], plan.percentile) for one in candidates]
 

@@ -55,6 +55,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """``reasons`` only where the golden pair is missed here: then ``verdict`` is ``fail``."""
+
     verdict: Verdict
     reasons: tuple[str, ...] = ()
 
@@ -95,7 +97,9 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    reasons: tuple[str, ...] = ()
+    """``wrong`` says which outputs are others than before; such a variant fails."""
+
+    wrong: tuple[str, ...] = ()
     host: HostTimes | None = None
 
 

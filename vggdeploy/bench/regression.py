@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from vggdeploy.bench.stats import unpaired_ratio_interval
+from vggdeploy.bench.stats import compared, unpaired_ratio_interval
 from vggdeploy.errors import InputError, UsageError, one_line
 from vggdeploy.records import BenchReport, BenchRow, ScenarioRow
-from vggdeploy.records.comparison import ComparedRow, ComparisonReport, Outcome
+from vggdeploy.records.comparison import ComparedRow, ComparisonReport
 from vggdeploy.report.documents import read_document
-from vggdeploy.types import Verdict
+from vggdeploy.types import SpeedOutcome, Verdict
 
 MIN_ROUNDS = 3
 _SAME_MACHINE = "measure both on one machine with the same threads, or compare without --fail-if-slower"
@@ -46,7 +46,7 @@ def compare_files(old: Path, new: Path, *, limit: float | None = None) -> Compar
             f"{old} and {new} have no variant, backend, device and batch in common", "compare two benches of one bundle"
         )
     rows = tuple(_compared(key, ours.get(key), theirs.get(key), limit) for key in dict.fromkeys([*ours, *theirs]))
-    wrong = any(row.too_slow or (row.outcome == "not judged" and _counts(row)) for row in rows)
+    wrong = any(row.too_slow or (row.outcome is SpeedOutcome.NOT_JUDGED and _counts(row)) for row in rows)
     return ComparisonReport(
         old=str(old),
         new=str(new),
@@ -106,7 +106,7 @@ def _compared(key: Key, old: Row | None, new: Row | None, limit: float | None) -
         ratio=None,
         ratio_low=None,
         ratio_high=None,
-        outcome="not judged",
+        outcome=SpeedOutcome.NOT_JUDGED,
     )
     if old is None or new is None:
         return msgspec.structs.replace(row, reasons=(f"only the {'new' if old is None else 'old'} bench has it",))
@@ -127,11 +127,10 @@ def _compared(key: Key, old: Row | None, new: Row | None, limit: float | None) -
     row = msgspec.structs.replace(row, ratio=ratio, ratio_low=low, ratio_high=high)
     if reasons:
         return msgspec.structs.replace(row, reasons=tuple(reasons))
-    outcome: Outcome = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
     allowed = None if limit is None else 1 / (1 + limit)
     too_slow = allowed is not None and high < allowed
     cannot_rule_out = allowed is not None and low < allowed <= high
-    return msgspec.structs.replace(row, outcome=outcome, too_slow=too_slow, cannot_rule_out=cannot_rule_out)
+    return msgspec.structs.replace(row, outcome=compared(low, high), too_slow=too_slow, cannot_rule_out=cannot_rule_out)
 
 
 def _interval(old: Row, new: Row) -> tuple[float, float, float] | None:

@@ -13,20 +13,21 @@ from vggdeploy.bench.messages import Checked, Opened, Turned
 from vggdeploy.bench.stats import calls_needed, compared, drift, percentile, quantiles, ratio_interval
 from vggdeploy.records import BenchRow, HostTimes
 from vggdeploy.runtime import backend_for
-from vggdeploy.types import Verdict
+from vggdeploy.types import SpeedOutcome, Verdict
 
 DRIFT_LIMIT = 0.25  # spread of the round medians
 
 
 @dataclass
 class Measured:
-    """What a worker said of one entry at one batch size."""
+    """What a worker said of one entry at one batch size. ``wrong``: what is wrong with its outputs after the turns."""
 
     entry: Entry
     batch: int
     opened: Opened
     checked: Checked
     turns: list[Turned] = field(default_factory=list)
+    wrong: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     host: HostTimes | None = None
@@ -47,12 +48,11 @@ def row_of(measured: Measured, baseline: Measured, asked: int) -> BenchRow:
     """One row. ``asked`` is the percentile that there have to be enough calls for."""
     times, medians = measured.times(), measured.medians()
     ratio, low, high = ratio_interval(baseline.medians(), medians)
-    reasons, unchecked = _doubts(measured, asked)
-    wrong = [*measured.checked.reasons, *measured.reasons]
+    doubts, unchecked = _doubts(measured, asked)
+    reasons = (*measured.checked.reasons, *measured.wrong, *measured.reasons, *doubts)
     joules = [turn.joules for turn in measured.turns]
     clocks = [turn.megahertz for turn in measured.turns if turn.megahertz is not None]
     counted = [j for j in joules if j is not None]
-    is_wrong = any(reason.startswith("wrong output") for reason in wrong)
     return BenchRow(
         variant=measured.entry.name,
         backend=backend_for(measured.entry.variant).name,
@@ -68,10 +68,10 @@ def row_of(measured: Measured, baseline: Measured, asked: int) -> BenchRow:
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,
-        comparison="baseline" if measured is baseline else compared(low, high),
-        verdict=Verdict.FAIL if is_wrong else measured.checked.verdict,
-        valid=not wrong and not reasons,
-        reasons=(*wrong, *reasons),
+        comparison=SpeedOutcome.BASELINE if measured is baseline else compared(low, high),
+        verdict=Verdict.FAIL if measured.wrong else measured.checked.verdict,
+        valid=not reasons,
+        reasons=reasons,
         not_checked=unchecked,
         sha256=measured.opened.sha256,
         round_medians_ms=tuple(medians),

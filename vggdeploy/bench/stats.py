@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdeploy.types import SpeedOutcome
+
 _RESAMPLES = 2000
-NO_DIFFERENCE = "no difference shown"
 
 
 def calls_needed(q: float) -> int:
@@ -63,6 +64,6 @@ def drift(round_medians: Sequence[float]) -> float:
     return float((values.max() - values.min()) / np.median(values))
 
 
-def compared(low: float, high: float) -> str:
+def compared(low: float, high: float) -> SpeedOutcome:
     """What the interval of a ratio shows: faster, slower, or nothing where it covers 1."""
-    return "faster" if low > 1 else "slower" if high < 1 else NO_DIFFERENCE
+    return SpeedOutcome.FASTER if low > 1 else SpeedOutcome.SLOWER if high < 1 else SpeedOutcome.NO_DIFFERENCE

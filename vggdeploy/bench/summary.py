@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vggdeploy.bench.stats import NO_DIFFERENCE
 from vggdeploy.records import BenchRow
+from vggdeploy.types import SpeedOutcome
 
 
 def sentences(rows: Sequence[BenchRow]) -> tuple[str, ...]:
@@ -29,8 +29,8 @@ def _sentence(rows: Sequence[BenchRow]) -> str:
         return f"{where}: not decided, every row but the baseline {baseline.variant} is invalid"
     best = max(counted, key=lambda row: row.ratio)
     number = f"{best.ratio:.2f} × {baseline.variant} ({best.ratio_low:.2f}–{best.ratio_high:.2f})"
-    if best.comparison == "faster":
+    if best.comparison is SpeedOutcome.FASTER:
         return f"{where}: {best.variant} is faster, {number}{rest}"
-    if best.comparison == NO_DIFFERENCE:
-        return f"{where}: {NO_DIFFERENCE} between {baseline.variant} and {best.variant}, {number}{rest}"
+    if best.comparison is SpeedOutcome.NO_DIFFERENCE:
+        return f"{where}: no difference shown between {baseline.variant} and {best.variant}, {number}{rest}"
     return f"{where}: the baseline {baseline.variant} is the fastest, {best.variant} is {number}{rest}"

@@ -136,11 +136,11 @@ class Desk:
         from vggdeploy.engine import Engine
         from vggdeploy.loading import Opened as Loaded
 
-        reasons = self._candidates[request.name, request.batch].repeat()
+        wrong = self._candidates[request.name, request.batch].repeat()
         one = self._opened[request.name]
         engine = Engine(Loaded(one.bundle, one.variant, one.session, one.device))
         files = encoded(self._images[:MAX_IMAGES], one.bundle.manifest.preprocess)
-        return Finished(reasons=reasons, host=host_times(engine, files, request.batch, request.seconds))
+        return Finished(wrong=wrong, host=host_times(engine, files, request.batch, request.seconds))
 
     def _load(self, request: Gauge | RunLoad | AskAll) -> Answer:
         from vggdeploy.bench import answers, loadgen  # here: only scenarios need LoadGen

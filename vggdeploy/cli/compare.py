@@ -14,9 +14,10 @@ from vggdeploy.cli import render
 from vggdeploy.cli.invocation import with_command
 from vggdeploy.errors import UsageError
 from vggdeploy.records.comparison import ComparedRow, ComparisonReport
+from vggdeploy.types import SpeedOutcome
 
 _OWN = {"bundles", "compare", "fail_if_slower", "json"}
-_MARKS = {"faster": "[green]faster[/]", "slower": "[yellow]slower[/]", "not judged": "[yellow]not judged[/]"}
+_COLOURS = {SpeedOutcome.FASTER: "green", SpeedOutcome.SLOWER: "yellow", SpeedOutcome.NOT_JUDGED: "yellow"}
 
 
 def run(context: typer.Context, files: Sequence[Path], *, compare: bool, fail_if_slower: str | None, json: bool) -> int:
@@ -46,7 +47,7 @@ def run(context: typer.Context, files: Sequence[Path], *, compare: bool, fail_if
     for row in report.rows:
         if row.too_slow:
             render.error_line(f"{_who(row)} is slower than allowed: {_speed(row)} × as fast as before", "")
-        elif row.outcome == "not judged" and row.old_ms is not None:
+        elif row.outcome is SpeedOutcome.NOT_JUDGED and row.old_ms is not None:
             render.error_line(f"{_who(row)} could not be judged: {row.reasons[0]}", "")
     return 4
 
@@ -73,7 +74,7 @@ def show(report: ComparisonReport) -> None:
             escape(row.variant),
             row.scenario or "–",
             str(row.batch),
-            "[red]too slow[/]" if row.too_slow else _MARKS.get(row.outcome, row.outcome),
+            "[red]too slow[/]" if row.too_slow else _mark(row.outcome),
             *("–" if ms is None else f"{ms:.3f}" for ms in (row.old_ms, row.new_ms)),
             _speed(row),
             "–" if row.same_bytes is None else "same" if row.same_bytes else "others",
@@ -90,6 +91,10 @@ def show(report: ComparisonReport) -> None:
             render.out.print(f"  [dim]{escape(_who(row))}: {text}; measure longer[/]")
     for warning in report.warnings:
         render.note(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _mark(outcome: SpeedOutcome) -> str:
+    return f"[{_COLOURS[outcome]}]{outcome}[/]" if outcome in _COLOURS else str(outcome)
 
 
 def _speed(row: ComparedRow) -> str:

@@ -13,7 +13,7 @@ from vggdeploy.parity.reference import Progress, Reference, golden_reference, ru
 from vggdeploy.parity.spool import Array
 from vggdeploy.records import ParityRecord, Thresholds
 from vggdeploy.runtime import CheckedSession, backend_for
-from vggdeploy.types import Device, Verdict
+from vggdeploy.types import Device, ImageSource, Verdict
 
 COMPARED_VALUES = 4 * 2**20  # at once: comparing takes five FP64 copies
 
@@ -61,7 +61,7 @@ def compare(
         return ParityRecord(verdict=Verdict.FAIL, reasons=(error.cause,), **about)
     outputs = tuple(stat.result() for stat in stats.values())
     flips, drop = classes.flips(), classes.drop()
-    verdict, reasons = judge(outputs, flips, limits, drop=drop, golden=reference.is_golden)
+    verdict, reasons = judge(outputs, flips, limits, drop=drop, golden=reference.source is ImageSource.GOLDEN)
     accuracies = classes.accuracies()
     return ParityRecord(
         verdict=verdict,

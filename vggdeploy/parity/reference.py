@@ -15,7 +15,7 @@ from vggdeploy.parity.spool import Array, Rows, Spool
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.ahead import in_order
 from vggdeploy.runtime.batches import run_batch
-from vggdeploy.types import TensorSpec
+from vggdeploy.types import ImageSource, TensorSpec
 
 Progress = Callable[[int], None]
 GOLDEN = "golden pair"
@@ -27,7 +27,7 @@ _AHEAD = 2  # batches that are prepared while the session runs one
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs with the reference's outputs for them, and the true labels where there are any.
+    """Inputs with the reference's outputs for them, and the true labels where there are any. A record calls them ``data``.
 
     Each output is that of the first images, of as many as it has rows: of large feature maps those are few.
     """
@@ -36,10 +36,7 @@ class Reference:
     outputs: Mapping[str, Rows]
     data: str
     labels: NDArray[np.int64] | None = None
-
-    @property
-    def is_golden(self) -> bool:
-        return self.data.startswith(GOLDEN)
+    source: ImageSource = ImageSource.REAL
 
 
 def run_all(session: CheckedSession, images: Rows, on_progress: Progress | None = None) -> Iterator[dict[str, Array]]:
@@ -61,6 +58,7 @@ def reference_outputs(
     *,
     data: str,
     labels: NDArray[np.int64] | None = None,
+    source: ImageSource = ImageSource.REAL,
     on_progress: Progress | None = None,
 ) -> Reference:
     """Run the reference once; its outputs serve every variant. Of each output `kept_rows` are kept."""
@@ -72,7 +70,8 @@ def reference_outputs(
     for found in run_all(session, images, on_progress):
         for name, kept in outputs.items():
             kept.append(found[name][: rows[name] - len(kept)])
-    return Reference(images=images, outputs=outputs, data=data, labels=None if labels is None else labels[:count])
+    kept_labels = None if labels is None else labels[:count]
+    return Reference(images=images, outputs=outputs, data=data, labels=kept_labels, source=source)
 
 
 @dataclass(frozen=True)
@@ -118,4 +117,9 @@ def golden_reference(bundle: Bundle) -> Reference:
     """The pair that travels in the bundle: a reference that needs no torch."""
     inputs, outputs = bundle.golden()
     images = inputs[bundle.manifest.input.name]
-    return Reference(images=images, outputs=dict(outputs), data=f"{GOLDEN} ({len(images)} images)")
+    return golden_pair(images, outputs)
+
+
+def golden_pair(images: Rows, outputs: Mapping[str, Rows]) -> Reference:
+    """Inputs and the reference's outputs for them, as a golden pair."""
+    return Reference(images, dict(outputs), f"{GOLDEN} ({len(images)} images)", source=ImageSource.GOLDEN)

@@ -20,6 +20,7 @@ from vggdeploy.model.outputs import output_specs
 from vggdeploy.optimize.precision import OPENVINO, openvino_variant
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.reference import golden_pair
 from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic
 from vggdeploy.pipeline.variants import read_back, refuse_failures
@@ -137,13 +138,12 @@ def _run_reference(draft: Draft, chosen: Samples, threads: int | None, on_stage:
     variant = manifest.variant(REFERENCE)
     on_stage(f"running the FP32 reference on {len(chosen.images)} images")
     with open_session(bundle, variant, threads=threads) as session:
-        everything = reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
+        everything = reference_outputs(
+            session, chosen.images, data=chosen.data, labels=chosen.labels, source=chosen.source
+        )
     count = min(golden_count(manifest), len(everything.images))
-    golden = Reference(
-        images=everything.images[:count],
-        outputs={name: rows[:count] for name, rows in everything.outputs.items()},
-        data=f"golden pair ({count} images)",
-    )
+    outputs = {name: rows[:count] for name, rows in everything.outputs.items()}
+    golden = golden_pair(everything.images[:count], outputs)
     release_memory()  # half a gigabyte of weights must be gone before the exporter takes its own
     return everything, golden
 

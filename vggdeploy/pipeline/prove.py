@@ -15,11 +15,10 @@ from vggdeploy.parity import Reference, compare
 from vggdeploy.parity.compare import unproven
 from vggdeploy.pipeline.limits import Limits
 from vggdeploy.pipeline.readback import check_precision, read_products
-from vggdeploy.pipeline.samples import SYNTHETIC
 from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import default_device
-from vggdeploy.types import Device, Verdict
+from vggdeploy.types import Device, ImageSource, Verdict
 
 _TOOLS = (
     *("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow", "safetensors"),
@@ -58,12 +57,12 @@ def prove(
         wrong = error.cause
     found = runnable(variant, where)
     if found.runs:
-        distinct = {r.data: r for r in references if not r.data.startswith(SYNTHETIC)}
         thresholds = (limits or Limits()).over(bundle.manifest.thresholds[variant.precision])
         with open_session(bundle, variant, device=where, threads=threads) as session:
             records = [
                 compare(session, reference, bundle, variant, where, thresholds=thresholds)
-                for reference in distinct.values()
+                for reference in references
+                if reference.source is not ImageSource.SYNTHETIC
             ]
         release_memory()
     else:

@@ -18,12 +18,12 @@ from vggdeploy.parity.synthetic import synthetic_images
 from vggdeploy.pipeline.classes import match_classes
 from vggdeploy.preprocess import normalise
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.types import ImageSource
 
 if TYPE_CHECKING:
     from vggdeploy.data.loaders import Images
 
 DEFAULT_SAMPLES = 1000
-SYNTHETIC = "synthetic"
 GOLDEN_IMAGES = 32
 GOLDEN_BYTES = 4 * 2**20  # of inputs
 GOLDEN_OUTPUT_BYTES = 16 * 2**20
@@ -43,6 +43,7 @@ class Samples:
     note: str = ""
     dataset: str = ""
     classes: tuple[str, ...] = ()
+    source: ImageSource = ImageSource.REAL
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def samples_or_synthetic(
     except (DataError, MissingDependencyError) as error:
         images = synthetic_images(golden_count(checkpoint), checkpoint.preprocess)
         wanted = images if dtype == "uint8" else normalise(images, checkpoint.preprocess)
-        return Samples(wanted, None, SYNTHETIC), f"proven on synthetic images only: {error.cause}"
+        made = Samples(wanted, None, "synthetic", source=ImageSource.SYNTHETIC)
+        return made, f"proven on synthetic images only: {error.cause}"
 
 
 def golden_count(about: Checkpoint | Manifest) -> int:

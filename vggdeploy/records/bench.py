@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vggdeploy.records.base import RESULT_VERSION, Record
 from vggdeploy.records.parity import OutputParity
-from vggdeploy.types import Precision, Verdict
+from vggdeploy.types import Precision, SpeedOutcome, Verdict
 
 
 class Machine(Record, frozen=True, kw_only=True):
@@ -94,9 +94,8 @@ class BenchRow(Record, frozen=True, kw_only=True):
     """One variant at one batch size. Times are milliseconds a batch, None where too few calls lie beyond the percentile.
 
     ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% bootstrap interval over
-    interleaved rounds; ``comparison`` is what that interval shows: "baseline", "faster", "slower", or "no difference
-    shown" where it covers 1. ``valid`` is False with ``reasons`` when something else than the variant was measured;
-    ``not_checked`` says what this machine could not look at, and that counts neither way.
+    interleaved rounds; ``comparison`` is what that interval shows. ``valid`` is False with ``reasons`` when something else
+    than the variant was measured; ``not_checked`` says what this machine could not look at, and that counts neither way.
     ``round_medians_ms`` has the median of each round, in order; ``quantiles_ms`` the 0th, 1st, … 100th percentile of all
     calls, from the fastest call to the slowest. Both are empty in records of schema version 1.
 
@@ -127,7 +126,7 @@ class BenchRow(Record, frozen=True, kw_only=True):
     sha256: str = ""
     round_medians_ms: tuple[float, ...] = ()
     quantiles_ms: tuple[float, ...] = ()
-    comparison: str = ""
+    comparison: SpeedOutcome = SpeedOutcome.NOT_JUDGED
     not_checked: tuple[str, ...] = ()
     cpu_seconds_per_image: float | None = None
     joules_per_image: float | None = None

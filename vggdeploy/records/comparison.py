@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from vggdeploy.records.base import RESULT_VERSION, Record
-
-Outcome = Literal["faster", "slower", "no difference shown", "not judged"]
+from vggdeploy.types import SpeedOutcome
 
 
 class ComparedRow(Record, frozen=True, kw_only=True):
@@ -28,7 +25,7 @@ class ComparedRow(Record, frozen=True, kw_only=True):
     ratio: float | None
     ratio_low: float | None
     ratio_high: float | None
-    outcome: Outcome
+    outcome: SpeedOutcome
     reasons: tuple[str, ...] = ()
     same_bytes: bool | None = None
     too_slow: bool = False
