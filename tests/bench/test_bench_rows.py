@@ -121,8 +121,8 @@ def test_an_interval_that_covers_one_shows_nothing(low: float, high: float, show
 
 def against(base: BenchRow, name: str, shown: str, ratio: float, *, valid: bool = True) -> BenchRow:
     return msgspec.structs.replace(
-        base, variant=name, comparison=SpeedOutcome(shown), ratio=ratio, ratio_low=ratio - 0.1, ratio_high=ratio + 0.1, valid=valid,
-        reasons=() if valid else ("busy",),
+        base, variant=name, comparison=SpeedOutcome(shown), ratio=ratio, ratio_low=ratio - 0.1, ratio_high=ratio + 0.1,
+        valid=valid, reasons=() if valid else ("busy",),
     )  # fmt: skip
 
 
