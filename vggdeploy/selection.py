@@ -11,7 +11,8 @@ from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError
 from vggdeploy.machine import fingerprint
 from vggdeploy.runtime.preflight import host_of, mismatch
-from vggdeploy.runtime.registry import backend_for, default_device, get_backend, runnable
+from vggdeploy.runtime.registry import backend_for, default_device, get_backend
+from vggdeploy.runtime.sessions import runnable
 from vggdeploy.types import Device, Precision, Verdict
 
 # Without a measurement on this machine: engines made for a GPU before graphs that may run on one, and on a CPU
@@ -171,7 +172,7 @@ def _nothing_for(backend: str, bundle: Bundle, device: Device | None) -> Incompa
     have = ", ".join(v.name for v in bundle.manifest.variants)
     here = runner.probe(device or default_device(runner))
     cause = f"the bundle has no variant for {runner.name} (it has {have})"
-    if runner.name.startswith("tensorrt"):
+    if runner.builds_on:
         make = f"vggdeploy build {bundle.root} --engine {runner.name}"
     else:
         make = "vggdeploy export CHECKPOINT -o BUNDLE --force"

@@ -81,7 +81,7 @@ def measure(cudart: Cudart, watched: Any, tmp_path: Path, monkeypatch: pytest.Mo
     def run(kind: type[EngineSession] = EngineSession, precision: Precision = Precision.FP16, **how: Any) -> GpuReport:
         library = Library()
         library.cudart = cudart
-        monkeypatch.setattr(backend, "require", lambda *a, **k: library)
+        monkeypatch.setattr(backend, "backend_library", lambda *a, **k: library)
 
         def open_fake(bundle: Any, variant: Any, *, device: Device, gpu: Any) -> CheckedSession:
             source = Source(

@@ -11,7 +11,7 @@ import vggdeploy
 from vggdeploy.builders.engines import build_into
 from vggdeploy.bundle import MANIFEST_NAME, Bundle, update_bundle
 from vggdeploy.errors import BundleError, IntegrityError
-from vggdeploy.runtime import preflight, registry
+from vggdeploy.runtime import preflight, sessions
 from vggdeploy.runtime import tensorrt_rtx as backend
 from vggdeploy.runtime.base import Availability, Source
 from vggdeploy.runtime.cuda import Gpu
@@ -41,7 +41,7 @@ def seen(monkeypatch, library) -> list[Path]:
     monkeypatch.setattr(backend, "SESSION", Session)
     monkeypatch.setattr(backend, "probe", lambda device: Availability(True, "cuda:0", version=version))
     host = preflight.Host(version, Gpu(0, "NVIDIA GeForce RTX 4090", "sm89", "13.0"))
-    monkeypatch.setattr(registry.preflight, "host_of", lambda variant, device: host)
+    monkeypatch.setattr(sessions.preflight, "host_of", lambda variant, device: host)
     return files
 
 

@@ -10,16 +10,16 @@ import pytest
 from builders.small import write_bundle
 
 from vggdeploy.builders.engines import build_into
-from vggdeploy.builders.kinds import ENGINES, engine_kind
 from vggdeploy.builders.options import BuildOptions
 from vggdeploy.builders.request import BuildRequest
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.errors import IncompatibleError
-from vggdeploy.runtime import registry
+from vggdeploy.runtime import sessions
 from vggdeploy.runtime import tensorrt_rtx as backend
 from vggdeploy.runtime.base import Availability
 from vggdeploy.runtime.cuda import Gpu
 from vggdeploy.runtime.preflight import Host
+from vggdeploy.runtime.registry import ENGINES, get_engine
 from vggdeploy.selection import choices, select, unfit
 from vggdeploy.types import Precision
 
@@ -60,7 +60,7 @@ def of_tensorrt(bundle: Bundle, gpu: Gpu, version: str = "10.13.3.9", **options:
     source = bundle.manifest.variant("onnx-fp16")
     library = types.SimpleNamespace(__version__=version, __name__="tensorrt")
     return BuildRequest(
-        engine_kind("tensorrt"), library, source, bundle.sha256(source.path), Precision.FP16, source.batch,
+        get_engine("tensorrt"), library, source, bundle.sha256(source.path), Precision.FP16, source.batch,
         (gpu.capability,), gpu, BuildOptions(**options),
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def machine(monkeypatch, library):
         monkeypatch.setattr(
             backend, "probe", lambda device: Availability(True, f"cuda:0 ({gpu.name})", version=version)
         )
-        for module in (registry.preflight, selection):
+        for module in (sessions.preflight, selection):
             monkeypatch.setattr(module, "host_of", lambda variant, device: Host(version, gpu))
 
     return put

@@ -61,7 +61,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[
         library.cudart = cudart
         monkeypatch.setattr(cuda, "bindings", lambda: cudart)
         monkeypatch.setattr(cuda, "find_gpu", lambda device: cuda.Gpu(0, "Test GPU", "sm89", "13.0"))
-        monkeypatch.setattr(backend, "require", lambda *a, **k: library)
+        monkeypatch.setattr(backend, "backend_library", lambda *a, **k: library)
         return cudart, library
 
     return put

@@ -123,7 +123,7 @@ def measure_gpu(
 
 
 def _check(variant: Variant, images: Array, batches: Sequence[int], streams: Sequence[int]) -> None:
-    if not variant.format.startswith("tensorrt"):
+    if not backend_for(variant).builds_on:
         raise IncompatibleError(
             f"{variant.name} is no TensorRT engine: its parts cannot be measured", "build one: vggdeploy build BUNDLE"
         )

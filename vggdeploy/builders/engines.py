@@ -159,7 +159,7 @@ def engine_variant(request: BuildRequest, made: Made, record: BuildRecord, name:
     """The engine as a manifest has it: not proven yet."""
     variant = Variant(
         name=name,
-        format=request.kind.name,
+        format=request.backend.name,
         precision=request.precision,
         path=f"variants/{name}/{ENGINE}",
         batch=request.batch,

@@ -13,17 +13,16 @@ from typing import Any
 import msgspec
 
 from vggdeploy.builders.inspector import check_layers, inspect_engine
-from vggdeploy.builders.kinds import EngineKind, engine_kind, open_library
 from vggdeploy.builders.options import BuildOptions
 from vggdeploy.builders.progress import OnProgress
-from vggdeploy.builders.tensorrt import Built, build_engine
+from vggdeploy.builders.tensorrt import Built, build_engine, open_library
 from vggdeploy.builders.tensorrt_rtx import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
 from vggdeploy.errors import BundleError, UsageError
 from vggdeploy.files import atomic_write
-from vggdeploy.runtime import get_backend
 from vggdeploy.runtime.cuda import Gpu, find_gpu, use
 from vggdeploy.runtime.preflight import release
+from vggdeploy.runtime.registry import Backend, get_engine
 from vggdeploy.types import BatchRange, Device, Precision
 
 # Raise it when `vggdeploy.builders.tensorrt` sets up a build in another way: older cache entries are then no hits.
@@ -34,7 +33,7 @@ RECIPE = 1
 class BuildRequest:
     """A build that was checked: the library is there and has every option. ``gpu`` is the one it is tuned on, if any."""
 
-    kind: EngineKind
+    backend: Backend
     library: Any
     source: Variant
     source_sha256: str
@@ -50,7 +49,7 @@ class BuildRequest:
         return {
             "recipe": str(RECIPE),
             "onnx": self.source_sha256,
-            "library": self.kind.module,
+            "library": self.backend.library,
             "version": self.library.__version__,
             "precision": str(self.precision),
             "batch": str(self.batch),
@@ -87,11 +86,11 @@ class BuildRequest:
     def _runs_here(self) -> bool:
         if self.gpu is not None:
             return True
-        found = get_backend(self.kind.name).probe(Device("cuda"))
+        found = self.backend.probe(Device("cuda"))
         return found.runs and find_gpu(Device("cuda")).capability in self.targets
 
     def _configure(self, config: Any) -> None:
-        if not self.kind.needs_gpu:
+        if "cpu" in self.backend.builds_on:
             set_targets(self.library, config, self.targets)
         self.options.apply(self.library, config)
 
@@ -102,7 +101,7 @@ class BuildRequest:
     def record(self, seconds: float) -> BuildRecord:
         """What the manifest says about the build."""
         return BuildRecord(
-            library=self.kind.module,
+            library=self.backend.library,
             version=self.library.__version__,
             source=self.source.name,
             source_sha256=self.source_sha256,
@@ -124,13 +123,13 @@ class BuildRequest:
         taken = {v.name: v for v in manifest.variants}
         for variant in manifest.variants:
             if (
-                variant.format == self.kind.name
+                variant.format == self.backend.name
                 and variant.build
                 and identity(variant.build, variant.precision) == mine
             ):
                 return variant.name
-        base = f"{self.kind.name}-{self.precision}"
-        if self.kind.needs_gpu or self.targets != resolve_targets(self.library, DEFAULT_TARGETS):
+        base = f"{self.backend.name}-{self.precision}"
+        if "cpu" not in self.backend.builds_on or self.targets != resolve_targets(self.library, DEFAULT_TARGETS):
             base = "-".join([base, *self.targets])
         of_release = f"{base}-{'.'.join(map(str, release(self.library.__version__)))}"
         numbered = (f"{of_release}-{number}" for number in count(2))
@@ -157,19 +156,21 @@ def make_request(
     device: Device | None = None,
 ) -> BuildRequest:
     """Check what was asked for, before anything is built. Arguments and errors are those of `build_into`."""
-    kind = engine_kind(engine)
-    if targets is not None and kind.needs_gpu:
+    backend = get_engine(engine)
+    needs_gpu = "cpu" not in backend.builds_on
+    if targets is not None and needs_gpu:
         raise UsageError(
-            f"{kind.name} builds for the GPU of this machine, not for '{','.join(targets)}'",
+            f"{backend.name} builds for the GPU of this machine, not for '{','.join(targets)}'",
             "leave --target out, or use --engine tensorrt-rtx",
         )
     source = source_variant(bundle, precision)
-    library = open_library(kind)
+    library = open_library(backend)
     chosen, options = batch or source.batch, options or BuildOptions()
-    gpu = find_gpu(device or Device("cuda")) if kind.needs_gpu else None
+    gpu = find_gpu(device or Device("cuda")) if needs_gpu else None
     sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
     options.check(library, chosen)
-    return BuildRequest(kind, library, source, bundle.sha256(source.path), precision, chosen, sms, gpu, options)
+    sha256 = bundle.sha256(source.path)
+    return BuildRequest(backend, library, source, sha256, precision, chosen, sms, gpu, options)
 
 
 def source_variant(bundle: Bundle, precision: Precision) -> Variant:

@@ -15,13 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from types import ModuleType
 from typing import Any, BinaryIO
 
 from vggdeploy.builders import precision as precisions
 from vggdeploy.builders.progress import OnProgress, PhaseTracker, interruptible, monitor_for
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.bundle.precision import check
-from vggdeploy.errors import BuildError, IncompatibleError, UsageError
+from vggdeploy.errors import BuildError, IncompatibleError, MissingDependencyError, UsageError
+from vggdeploy.optional import installed
+from vggdeploy.runtime.registry import Backend
 from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, no_collection, tensor_spec, title
 from vggdeploy.types import BatchRange, Precision, TensorSpec
 
@@ -43,6 +46,22 @@ class Built:
     log: str
     sha256: str
     size: int
+
+
+def open_library(backend: Backend) -> ModuleType:
+    """The module of the library that builds these engines.
+
+    Raises:
+        MissingDependencyError: it is not installed; the remedy says which extra brings it and what it needs.
+        IncompatibleError: it is installed and does not import.
+    """
+    if "cpu" not in backend.builds_on and not installed(backend.library):
+        raise MissingDependencyError(
+            f"the Python package '{backend.library}' is needed to build {backend.name} engines, and it is not installed",
+            f"on the machine with the NVIDIA GPU: pip install 'vggdeploy[{backend.extra}]' (it builds only there); "
+            "without a GPU: --engine tensorrt-rtx",
+        )
+    return backend.import_library(to=f"build {backend.name} engines")
 
 
 def build_engine(

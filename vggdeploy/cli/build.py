@@ -123,21 +123,21 @@ def run_build(
     """Build with a progress bar; the arguments are the command's, as text."""
     from vggdeploy.builders.cache import EngineCache
     from vggdeploy.builders.engines import build_into
-    from vggdeploy.builders.kinds import engine_kind
     from vggdeploy.cli import render
     from vggdeploy.errors import unknown_name
+    from vggdeploy.runtime.registry import get_engine
     from vggdeploy.types import BatchRange, Precision
 
-    kind = engine_kind(engine)
+    name = get_engine(engine).name
     wanted = precision.strip().lower()
     if wanted not in list(Precision):
         raise unknown_name("precision", precision, list(Precision))
     sizes = BatchRange.parse(batch) if batch is not None else None
     with render.progress() as bar:
-        task = bar.add_task(f"building {kind.name}-{wanted}", total=100)
+        task = bar.add_task(f"building {name}-{wanted}", total=100)
         added: Added = build_into(
             bundle,
-            engine=kind.name,
+            engine=name,
             precision=Precision(wanted),
             batch=sizes,
             targets=targets,

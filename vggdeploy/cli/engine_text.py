@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from rich.markup import escape
 
-from vggdeploy.builders.kinds import ENGINES
 from vggdeploy.bundle import BuildRecord, PrecisionProof, RebuildSpread, Variant
 from vggdeploy.cli.render import out, size_text
+from vggdeploy.runtime.registry import library_title
 
 
 def print_engine(variant: Variant) -> None:
@@ -22,8 +22,7 @@ def print_engine(variant: Variant) -> None:
 
 def library_text(record: BuildRecord) -> str:
     """``TensorRT for RTX 1.7.1.116``."""
-    titles = {kind.module: kind.title for kind in ENGINES}
-    return f"{titles.get(record.library, record.library)} {record.version}"
+    return f"{library_title(record.library)} {record.version}"
 
 
 def facts(variant: Variant) -> Iterator[tuple[str, str]]:

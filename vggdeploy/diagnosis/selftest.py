@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 
 from vggdeploy.bench.gemm import measure_roof
 from vggdeploy.bench.nvml import GpuWatch
-from vggdeploy.builders.kinds import engine_kind, open_library
-from vggdeploy.builders.tensorrt import build_engine
+from vggdeploy.builders.tensorrt import build_engine, open_library
 from vggdeploy.builders.tensorrt_rtx import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.diagnosis import Diagnosis, diagnose
 from vggdeploy.errors import IncompatibleError, VggdeployError
 from vggdeploy.optional import first_line, require
 from vggdeploy.records import Record
 from vggdeploy.runtime import cuda, tiny
-from vggdeploy.runtime.registry import BACKENDS, Backend
+from vggdeploy.runtime.registry import BACKENDS, ENGINES, Backend
 from vggdeploy.types import BatchRange, Device, Precision
 
 TOLERANCE = 1e-3  # of answers near one; FP32 differs by 1e-6, and TF32, which nobody asked for, by 1e-3
@@ -89,8 +88,9 @@ def _plan(home: Path) -> Iterator[tuple[str, str, Callable[[], str]]]:
     for backend in BACKENDS:
         for kind in backend.devices:
             yield backend.name, kind, partial(_run_backend, backend, Device(kind), home)
-    for engine in ("tensorrt-rtx", "tensorrt"):
-        yield f"{engine} build", "any" if engine == "tensorrt-rtx" else "cuda", partial(_build, engine, home)
+    for engine in ENGINES:
+        device = "any" if "cpu" in engine.builds_on else "cuda"
+        yield f"{engine.name} build", device, partial(_build, engine, home)
     yield "copies, streams and events", "cuda", _cuda
     yield "NVML", "cuda", _nvml
     yield "matrix product (cuBLAS, FP16)", "cuda", _roof
@@ -124,8 +124,8 @@ def _run_backend(backend: Backend, device: Device, home: Path) -> str:
         write_torchscript(path)
     elif backend.format in ("onnx", "openvino"):
         path.write_bytes(tiny.onnx_bytes(tiny.weights()))
-    elif backend.format in ("tensorrt", "tensorrt-rtx"):
-        _build_to(backend.format, path, home, here=device)
+    elif backend.builds_on:
+        _build_to(backend, path, home, here=device)
     else:
         raise IncompatibleError(f"there is no self-test of {backend.name} yet", "prove a bundle: vggdeploy verify")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -175,25 +175,25 @@ def write_torchscript(path: Path) -> None:
         torch.jit.save(traced, str(path))
 
 
-def _build_to(engine: str, path: Path, home: Path, *, here: Device | None) -> Any:
+def _build_to(engine: Backend, path: Path, home: Path, *, here: Device | None) -> Any:
     """Build an FP32 engine: for this machine's GPU, or (here=None) for the default targets."""
-    library = open_library(engine_kind(engine))
+    library = open_library(engine)
     onnx = home / "tiny.onnx"
     onnx.write_bytes(tiny.onnx_bytes(tiny.weights()))
     configure = None
-    if engine == "tensorrt-rtx":
+    if "cpu" in engine.builds_on:
         names = DEFAULT_TARGETS if here is None else [cuda.find_gpu(here).capability]
         targets = resolve_targets(library, names)
         configure = partial(set_targets, library, targets=targets)
     return build_engine(library, onnx, path, precision=Precision.FP32, batch=_BATCH, configure=configure)
 
 
-def _build(engine: str, home: Path) -> str:
+def _build(engine: Backend, home: Path) -> str:
     """Building alone, which RTX does without a GPU."""
-    if engine_kind(engine).needs_gpu:
-        open_library(engine_kind(engine))
+    if "cpu" not in engine.builds_on:
+        open_library(engine)
         cuda.find_gpu(Device("cuda"))
-    path = home / f"{engine}-built.engine"
+    path = home / f"{engine.name}-built.engine"
     built = _build_to(engine, path, home, here=None)
     layers = ", ".join(f"{count} in {kind}" for kind, count in built.proof.layers.items())
     return f"{path.stat().st_size:,} bytes; convolutions and matrix products: {layers}"

@@ -11,10 +11,9 @@ from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.pipeline.bench import POOL
 from vggdeploy.pipeline.samples import measuring_pool
+from vggdeploy.runtime.registry import ENGINES
 from vggdeploy.selection import select
 from vggdeploy.types import Device
-
-ENGINES = ("tensorrt", "tensorrt-rtx")
 
 
 def bench_gpu(
@@ -39,7 +38,7 @@ def bench_gpu(
     if len(variants) > 1:
         raise UsageError(f"{len(variants)} variants", "one engine at a time is taken apart: give one --variant")
     where = device or Device("cuda")
-    chosen = _choose(bundle, backends or ENGINES, variants, where)
+    chosen = _choose(bundle, backends or [engine.name for engine in ENGINES], variants, where)
     pool = measuring_pool(bundle, data, POOL, data_dir)
     return measure_gpu(
         bundle,

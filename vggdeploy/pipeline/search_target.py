@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vggdeploy.builders.engines import build_into
-from vggdeploy.builders.kinds import EngineKind, engine_kind, open_library
+from vggdeploy.builders.tensorrt import open_library
 from vggdeploy.builders.tensorrt_rtx import resolve_targets
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError
 from vggdeploy.pipeline.optimize import BUNDLE_STEPS
 from vggdeploy.records import Goal
+from vggdeploy.runtime.registry import Backend, get_engine
 
 CPU = "cpu"
 
@@ -25,7 +26,7 @@ class Target:
     formats: tuple[str, ...]
     steps: tuple[str, ...]
     int8: str
-    engine: EngineKind | None = None
+    engine: Backend | None = None
     gpus: tuple[str, ...] = ()
 
     @classmethod
@@ -41,13 +42,13 @@ class Target:
             if gpus:
                 raise UsageError(f"a search for {goal.target}", "the CPUs are those of this machine: --target cpu")
             return cls(("onnx-fp32",), tuple(BUNDLE_STEPS), "cpu")
-        engine = engine_kind(name)
+        engine = get_engine(name)
         if goal.latency_ms is not None:
             raise UsageError(
                 f"a latency limit for {goal.target}, which is not measured here",
                 "leave --max-latency-ms out, and bench the engine on its GPU",
             )
-        if engine.needs_gpu and gpus:
+        if "cpu" not in engine.builds_on and gpus:
             raise UsageError(f"GPUs for {engine.name}, which builds for the one it runs on", f"--target {engine.name}")
         wanted = tuple(part.strip() for part in gpus.split(",") if part.strip())
         library = open_library(engine)

@@ -2,7 +2,8 @@
 
 from vggdeploy.runtime.base import Availability, CheckedSession, Session
 from vggdeploy.runtime.options import GpuOptions
-from vggdeploy.runtime.registry import BACKENDS, Backend, backend_for, get_backend, open_session, runnable
+from vggdeploy.runtime.registry import BACKENDS, Backend, backend_for, get_backend
+from vggdeploy.runtime.sessions import open_session, runnable
 
 __all__ = [
     "BACKENDS",

@@ -13,12 +13,10 @@ from pathlib import Path
 from vggdeploy.bundle import BuildRecord, Variant
 from vggdeploy.errors import IncompatibleError, IntegrityError
 from vggdeploy.files import open_regular
-from vggdeploy.optional import require
 from vggdeploy.runtime.cuda import Gpu, find_gpu
+from vggdeploy.runtime.registry import ENGINES, library_title
 from vggdeploy.types import Device
 
-_TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-_EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 _AMPERE = 80
 # The first bytes of the libraries' files. (TensorRT's: also what torch-tensorrt looks for.)
 _MAGIC = {"tensorrt": b"ftrt", "tensorrt_rtx": b"vtrt"}
@@ -60,7 +58,7 @@ def mismatch(variant: Variant, host: Host) -> Mismatch | None:
     wrong = [text for text in (_library(record, host), _gpu(record, host), _driver(record, host)) if text]
     if not wrong:
         return None
-    name = _TITLES.get(record.library, record.library)
+    name = library_title(record.library)
     where = f"for {', '.join(record.targets)}" + (f" ({record.gpu})" if record.gpu else "")
     here = [host.version] if host.version else []
     here += [f"{host.gpu.capability} ({host.gpu.name}), driver for CUDA {host.gpu.driver}"] if host.gpu else []
@@ -108,10 +106,11 @@ def _driver(record: BuildRecord, host: Host) -> str:
 def host_of(variant: Variant, device: Device) -> Host:
     """This machine, as the engine's library meets it. What is missing is None; why, the backend's probe says."""
     record = variant.build
-    if record is None or record.library not in _EXTRAS:
+    backend = next((b for b in ENGINES if record is not None and b.library == record.library), None)
+    if backend is None:
         return Host(None, None)
     try:
-        library = require(record.library, to="run its engines", extra=_EXTRAS[record.library])
+        library = backend.import_library(to="run its engines")
     except IncompatibleError:
         return Host(None, None)
     try:
@@ -141,7 +140,7 @@ def check_file(variant: Variant, path: Path) -> None:
 
 def head_error(record: BuildRecord, head: bytes, size: int) -> str:
     """What is wrong with an engine file that starts with ``head`` and has ``size`` bytes; "" when nothing is."""
-    name, magic = _TITLES[record.library], _MAGIC[record.library]
+    name, magic = library_title(record.library), _MAGIC[record.library]
     if head[:4] != magic:
         return f"is no engine of {name}: it starts with {head[:4]!r}, not with {magic!r}"
     return next(_rtx_errors(record, head, size), "") if record.library == "tensorrt_rtx" else ""
@@ -161,7 +160,7 @@ def _rtx_errors(record: BuildRecord, head: bytes, size: int) -> Iterator[str]:
     if length != size:
         yield f"has {size} bytes; its header says {length}"
     if release(record.version) != tuple(version[:3]):
-        yield f"was built by {_TITLES[record.library]} {'.'.join(map(str, version))}; its record says {record.version}"
+        yield f"was built by {library_title(record.library)} {'.'.join(map(str, version))}; its record says {record.version}"
     targets = [target for target, bit in _RTX_TARGETS.items() if mask & bit]
     others = mask >> len(_RTX_TARGETS)  # GPUs of a release to come
     if (known and others) or (not others and set(targets) != set(record.targets)):

@@ -12,13 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vggdeploy.errors import IncompatibleError, InputError, VggdeployError
-from vggdeploy.optional import require
 from vggdeploy.runtime import cuda
 from vggdeploy.runtime.base import Array, Availability, Source
 from vggdeploy.runtime.device_arrays import Borrowed, DeviceArray, allocate, borrow, check_same_batch
 from vggdeploy.runtime.lane import CLOSED, Lane
 from vggdeploy.runtime.pool import Pending, Pool
-from vggdeploy.runtime.tensorrt_api import no_collection
+from vggdeploy.runtime.tensorrt_api import backend_library, no_collection
 from vggdeploy.runtime.tensorrt_engine import LoadedEngine, read
 from vggdeploy.types import Device
 
@@ -29,11 +28,9 @@ if TYPE_CHECKING:
 class EngineSession:
     """One engine file. Its methods may be called from any number of threads.
 
-    A subclass names the library's module, the extra that brings it, and the class that loads an engine.
+    A subclass names the class that loads an engine.
     """
 
-    module: ClassVar[str] = "tensorrt"
-    extra: ClassVar[str] = "gpu"
     loader: ClassVar[type[LoadedEngine]] = LoadedEngine
 
     def __init__(self, source: Source) -> None:
@@ -44,7 +41,7 @@ class EngineSession:
         self._free: weakref.finalize[..., Any] | None = None
 
     def __enter__(self) -> Self:
-        library = require(self.module, to=f"run the {self.loader.engine_name} backend", extra=self.extra)
+        library = backend_library(self.loader.engine_name)
         source = self._source
         unread = [read(source)]
         stack = ExitStack()
@@ -165,7 +162,7 @@ class EngineSession:
 
 def probe(device: Device) -> Availability:
     """A GPU and its driver have to be here, both to run and to build."""
-    library = require("tensorrt", to="run the tensorrt backend", extra="gpu")
+    library = backend_library("tensorrt")
     try:
         gpu = cuda.find_gpu(device)
     except IncompatibleError as error:

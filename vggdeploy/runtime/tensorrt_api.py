@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
+from vggdeploy.runtime.registry import get_engine, library_title
 from vggdeploy.types import TensorSpec
 
-_TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 # DataType members → NumPy's names; bfloat16 and the 8- and 4-bit floats have none there, and keep their own.
 _NUMPY = {"FLOAT": "float32", "HALF": "float16"}
 # DataType members → the names of `vggdeploy.types.Precision`.
@@ -30,9 +31,14 @@ _KIND = re.compile(r"([\w /-]+) \((.*)\)")  # Myelin (what it says)
 _ECHO = "checkMacros.cpp::catchCudaError"
 
 
+def backend_library(name: str) -> ModuleType:
+    """The library that runs engines of that name. Raises as `Backend.import_library`."""
+    return get_engine(name).import_library(to=f"run the {name} backend")
+
+
 def title(library: Any) -> str:
     """``TensorRT for RTX 1.7.1.116``."""
-    return f"{_TITLES.get(library.__name__, library.__name__)} {library.__version__}"
+    return f"{library_title(library.__name__)} {library.__version__}"
 
 
 def numpy_name(dtype: Any) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from vggdeploy.errors import IncompatibleError
-from vggdeploy.optional import require
 from vggdeploy.runtime import cuda
 from vggdeploy.runtime.base import Availability, Source
 from vggdeploy.runtime.rtx_cache import RtxCache
 from vggdeploy.runtime.tensorrt import EngineSession
-from vggdeploy.runtime.tensorrt_api import title
+from vggdeploy.runtime.tensorrt_api import backend_library, title
 from vggdeploy.runtime.tensorrt_engine import LoadedEngine
 from vggdeploy.types import Device
 
@@ -63,8 +62,6 @@ class RtxEngine(LoadedEngine):
 class RtxSession(EngineSession):
     """One engine of TensorRT for RTX."""
 
-    module: ClassVar[str] = "tensorrt_rtx"
-    extra: ClassVar[str] = "rtx"
     loader: ClassVar[type[LoadedEngine]] = RtxEngine
 
 
@@ -76,7 +73,7 @@ def known_targets(library: Any) -> tuple[str, ...]:
 
 def probe(device: Device) -> Availability:
     """Running needs an NVIDIA GPU that the library knows; building needs none."""
-    library = require("tensorrt_rtx", to="run the tensorrt-rtx backend", extra="rtx")
+    library = backend_library("tensorrt-rtx")
     version = library.__version__
     try:
         gpu = cuda.find_gpu(device)

@@ -1,0 +1,90 @@
+"""Whether this machine can run a variant, and a session of it where it can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.runtime import preflight
+from vggdeploy.runtime.base import Availability, CheckedSession, Session, Source
+from vggdeploy.runtime.options import GpuOptions, Hint
+from vggdeploy.runtime.registry import backend_for, default_device
+from vggdeploy.types import Device, TensorSpec
+
+
+def runnable(variant: Variant, device: Device | None = None) -> Availability:
+    """Whether this machine can run a variant, and why not: its backend has to run here and to have its precision, and
+    an engine has to fit."""
+    backend = backend_for(variant)
+    where = device or default_device(backend)
+    found = backend.probe(where)
+    if found.runs and variant.precision in found.lacks:
+        reason = (
+            f"this {where.kind} has no {variant.precision} arithmetic: {backend.name} would compute in another type"
+        )
+        return replace(found, runs=False, reason=reason, fix="use another variant of the bundle")
+    if not found.runs or variant.build is None:
+        return found
+    wrong = preflight.mismatch(variant, preflight.host_of(variant, where))
+    return replace(found, runs=False, reason=wrong.cause, fix=wrong.fix) if wrong else found
+
+
+def open_session(
+    bundle: Bundle,
+    variant: Variant,
+    *,
+    device: Device | None = None,
+    threads: int | None = None,
+    file: tuple[Path, str] | None = None,
+    outputs: tuple[TensorSpec, ...] = (),
+    gpu: GpuOptions | None = None,
+    hint: Hint = "latency",
+) -> CheckedSession:
+    """A session of one variant, ready to be entered. The bundle's hashes were checked when it was opened.
+
+    Args:
+        file: path and SHA-256 of the variant's file where it is not in the bundle, but in the engine cache.
+        outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
+        gpu: contexts, CUDA graphs and caches of a session on a GPU.
+        hint: what the session is set up for, on a backend that can be told.
+
+    Raises:
+        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
+        IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
+        IntegrityError: the file is no engine of the library that its record names.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads", "give at least 1")
+    backend = backend_for(variant)
+    where = device or default_device(backend)
+    if gpu is not None and where.kind == "cpu":
+        raise UsageError(f"settings of a GPU for {variant.name} on the CPU", "leave them out, or give --device cuda")
+    if hint not in backend.hints:
+        raise UsageError(
+            f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"
+        )
+    found = runnable(variant, where)
+    if not found.runs:
+        raise IncompatibleError(f"{variant.name} cannot run here: {found.reason}", found.fix)
+    manifest = bundle.manifest
+    path, sha256 = file or (bundle.path(variant.path), bundle.sha256(variant.path))
+    preflight.check_file(variant, path)
+    source = Source(
+        path=path,
+        sha256=sha256,
+        spec=manifest.spec,
+        preprocess=manifest.preprocess,
+        inputs=(manifest.input,),
+        outputs=outputs or manifest.outputs,
+        batch=variant.batch,
+        device=where,
+        threads=threads,
+        gpu=gpu or GpuOptions(),
+        build=variant.build,
+        precision=variant.precision,
+        hint=hint,
+    )
+    session: Session = backend.load().SESSION(source)
+    return CheckedSession(session, name=variant.name, batch=variant.batch)
