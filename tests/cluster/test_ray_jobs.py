@@ -166,7 +166,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from vggdeploy.bundle import Bundle
-from vggdeploy.pipeline.cluster import run_on_ray
+from vggdeploy.pipeline.cluster import RayOptions, run_on_ray
 from vggdeploy.pipeline.shards import Task
 
 bundle, images, out = map(Path, sys.argv[1:4])
@@ -176,7 +176,8 @@ nodes = [cluster.add_node(**small) for _ in range(2)]
 ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
 task = Task(kind="embed", bundle=str(bundle), digest=Bundle.open(bundle).manifest.digest, output="logits")
 found = []
-job = threading.Thread(target=lambda: found.append(run_on_ray(task, [images], out, address="auto", workers=3, size=1)))
+options = RayOptions(address="auto", workers=3, size=1)
+job = threading.Thread(target=lambda: found.append(run_on_ray(task, [images], out, options)))
 job.start()
 while len(list(out.glob("part-*.parquet"))) < 5:
     assert job.is_alive(), "the job ended early"
@@ -213,7 +214,7 @@ def test_a_node_that_dies_costs_no_row(bundle_dir: Path, images: Path, tmp_path:
         (["--ray", "local", "--shard", "0", "--output", "logits"], 2, "shards of 0"),
         (["--ray", "local", "--output", "fc9"], 2, "fc9"),
         (["--ray", "local", "--strict"], 2, "--strict does not go with --ray"),
-        (["--shard", "9"], 2, "--shard belongs to a cluster"),
+        (["--shard", "9"], 2, "--shard belongs to --ray"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_two_lines(

@@ -83,7 +83,7 @@ def test_the_command_makes_the_same_choices_with_the_same_seed_and_its_report_sa
     checkpoint: Path, found: tuple[Path, SearchReport], tmp_path: Path
 ) -> None:
     output = tmp_path / "b"
-    line = ["optimize", str(checkpoint), "--max-accuracy-drop", "5", "--budget", "3", "--epochs", "1", "--threads", "1"]
+    line = ["search", str(checkpoint), "--max-accuracy-drop", "5", "--budget", "3", "--epochs", "1", "--threads", "1"]
     assert run([*line, "-o", str(output)]) == 0
     again = from_json((output / REPORT_NAME).read_bytes(), SearchReport, what=REPORT_NAME)
 

@@ -71,20 +71,20 @@ def test_a_slip_leaves_no_search_behind(
         for number in range(20):
             Image.new("L", (8, 8), number).save(tmp_path / "pets" / name / f"{number}.png")
     (tmp_path / "out").mkdir()
-    line = ["optimize", str(request.getfixturevalue(kind)), "--max-accuracy-drop", "5", "-o", f"{tmp_path}/out/b"]
+    line = ["search", str(request.getfixturevalue(kind)), "--max-accuracy-drop", "5", "-o", f"{tmp_path}/out/b"]
     assert run([*line, "--data", f"folder:{tmp_path / 'pets'}"]) == 1
     assert "are not the model's" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.usefixtures("search_tools")
-@pytest.mark.parametrize("asked", [["--max-accuracy-drop", "5"], ["--step", "prune", "--keep", "0.5"]])
+@pytest.mark.parametrize("asked", ["search --max-accuracy-drop 5", "optimize --step prune --keep 0.5"])
 def test_a_slim_bundle_has_nothing_to_start_from(
-    asked: list[str], bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asked: str, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slim = tmp_path / "slim"
     assert run(["package", str(bundle_dir), "--target", "slim", "--variant", "onnx-fp32", "-o", str(slim)]) == 0
     capsys.readouterr()
-    assert run(["optimize", str(slim), *asked, "-o", str(tmp_path / "b")]) == 1
+    assert run([*asked.split(), str(slim), "-o", str(tmp_path / "b")]) == 1
     assert "its FP32 reference stayed in" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["slim"]

@@ -54,7 +54,7 @@ def test_the_page_opens_without_a_word(browser: Browser, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("extra", "told"),
-    [(["-o", "pictures"], "-o is for the pictures of --layers"), (["--layers", "-o", "bundle/x"], "part of a bundle")],
+    [(["-o", "pictures"], "-o belongs to --layers"), (["--layers", "-o", "bundle/x"], "part of a bundle")],
 )
 def test_a_directory_without_layers_or_in_the_bundle_is_refused(
     own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], extra: list[str], told: str

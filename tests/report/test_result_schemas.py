@@ -59,7 +59,7 @@ def test_what_the_commands_print_fits(bundle_dir: Path, tmp_path: Path, capsys: 
         files[name] = tmp_path / f"{name}.json"
         files[name].write_text(capsys.readouterr().out)
     later = {
-        "comparison": ["bench", "--compare", str(files["bench"]), str(files["bench"])],
+        "comparison": ["compare", str(files["bench"]), str(files["bench"])],
         "report": ["report", *map(str, files.values()), "-o", str(tmp_path / "report.md")],
     }
     for name, line in later.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -17,6 +18,7 @@ from vggdeploy._version import __version__
 from vggdeploy.cli import (
     bench,
     build,
+    compare,
     curves,
     demo,
     doctor,
@@ -28,6 +30,7 @@ from vggdeploy.cli import (
     package,
     predict,
     report,
+    search,
     serve,
     sign,
     summary,
@@ -36,7 +39,7 @@ from vggdeploy.cli import (
 )
 from vggdeploy.cli.invocation import invoked
 from vggdeploy.cli.options import HABITS
-from vggdeploy.errors import EXIT_INTERRUPTED, VggdeployError
+from vggdeploy.errors import EXIT_INTERRUPTED, UsageError, VggdeployError
 
 app = typer.Typer(
     name="vggdeploy",
@@ -56,9 +59,11 @@ for command in (
     evaluate.evaluate,
     export.export,
     optimize.optimize,
+    search.search,
     build.build,
     verify.verify,
     bench.bench,
+    compare.compare,
     report.report,
     predict.predict,
     embed.embed,
@@ -111,6 +116,8 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
     """Run one command line; returns its exit code. Every error ends here."""
     try:
         # A command returns its exit code, or nothing for 0.
+        if new := _new_spelling(args):
+            raise UsageError(f"vggdeploy {new[0]} is a command of its own", shlex.join(["vggdeploy", *new]))
         with invoked(args):
             code = app(args=list(args), prog_name="vggdeploy", standalone_mode=False)
     except VggdeployError as error:
@@ -145,6 +152,17 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
     return int(code or 0)
 
 
+def _new_spelling(args: Sequence[str]) -> list[str] | None:
+    """The line that says today what two commands were asked for before they became four."""
+    verb, rest = args[:1], args[1:]
+    flags = {part.partition("=")[0] for part in rest}
+    if verb == ["optimize"] and "--max-accuracy-drop" in flags and "--step" not in flags:
+        return ["search", *rest]
+    if verb == ["bench"] and "--compare" in flags:
+        return ["compare", *(part for part in rest if part != "--compare")]
+    return None
+
+
 _OS_HINTS = {
     errno.EBUSY: "it is a mount point, and cannot be replaced: mount the directory above it instead",
     errno.ENOSPC: "free some disk space, or write elsewhere; nothing half-written was left behind",
@@ -155,6 +173,11 @@ _OS_HINTS = {
 }
 
 
+def _commands() -> Iterator[tuple[str, Any]]:
+    """Every verb with its parameters."""
+    yield from typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+
+
 def _usage_hint(error: Exception, args: Sequence[str]) -> str:
     """What to type instead: the habits of other tools are answered with our option, a typo with the closest one."""
     wrong = str(getattr(error, "option_name", "") or "")
@@ -162,9 +185,12 @@ def _usage_hint(error: Exception, args: Sequence[str]) -> str:
         if wrong.lstrip("-").lower() == habit or any(a.lstrip("-").lower().startswith(f"{habit}=") for a in args):
             return answer
     context = getattr(error, "ctx", None)
-    known = [o for p in getattr(getattr(context, "command", None), "params", []) for o in getattr(p, "opts", [])]
-    close = get_close_matches(wrong, known, n=1) if wrong else []
     name = getattr(context, "command_path", "vggdeploy")
+    known = [o for p in getattr(getattr(context, "command", None), "params", []) for o in getattr(p, "opts", [])]
+    others = [verb for verb, command in _commands() if any(wrong in p.opts for p in command.params)]
+    if 1 <= len(others) <= 2:
+        return f"{wrong} belongs to {' and '.join(f'vggdeploy {verb}' for verb in others)}; see {name} --help"
+    close = get_close_matches(wrong, known, n=1) if wrong else []
     return f"did you mean {close[0]}? See {name} --help" if close else f"see {name} --help"
 
 

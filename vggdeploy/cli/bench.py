@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Rebuild, Threads
+from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Modes, Rebuild, Threads, check_modes
 
 if TYPE_CHECKING:
     from vggdeploy.records import BenchReport
+
+MODES: Modes = {
+    **dict.fromkeys(("--rounds", "--pin", "--percentile", "--roof"), ("without --scenario", "without --gpu-detail")),
+    **dict.fromkeys(("--target-qps", "--latency-bound", "--find-qps"), ("--scenario server",)),
+    **dict.fromkeys(("--scenario", "--record", "--threads"), ("without --gpu-detail",)),
+}
 
 
 def bench(
@@ -28,9 +34,7 @@ def bench(
             "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
         ),
     ] = 2.0,
-    rounds: Annotated[
-        int | None, typer.Option("--rounds", help="How often the variants take turns. Default: 7.")
-    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="How often the variants take turns.")] = 7,
     scenario: Annotated[
         str,
         typer.Option(
@@ -54,11 +58,8 @@ def bench(
         str, typer.Option("--pin", metavar="CPUS", help="Run on these CPUs only, for example 0-3,8. Default: all.")
     ] = "",
     percentile: Annotated[
-        int | None,
-        typer.Option(
-            "--percentile", help="The one you rely on, 50, 90 or 99: too few calls for it are invalid.  [default: 90]"
-        ),
-    ] = None,
+        int, typer.Option("--percentile", help="The one you rely on, 50, 90 or 99: too few calls for it are invalid.")
+    ] = 90,
     data: Annotated[str, typer.Option("--data", help="Data set for the inputs. Default: the one trained on.")] = "",
     data_dir: DataDir = None,
     record: Annotated[
@@ -76,17 +77,6 @@ def bench(
             "--gpu-detail", help="Take one TensorRT engine apart: copies, compute, graphs, streams, energy, the roof."
         ),
     ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Measure nothing: compare two results, --compare OLD.json NEW.json.")
-    ] = False,
-    fail_if_slower: Annotated[
-        str | None,
-        typer.Option(
-            "--fail-if-slower",
-            metavar="PERCENT",
-            help="With --compare: exit with 4 when a variant is shown to take so much longer, or cannot be judged.",
-        ),
-    ] = None,
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
     ] = False,
@@ -96,40 +86,25 @@ def bench(
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
     from rich.markup import escape
 
-    if compare or fail_if_slower is not None:
-        from vggdeploy.cli import compare as comparing
-
-        return comparing.run(context, bundles, compare=compare, fail_if_slower=fail_if_slower, json=json)
-
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.invocation import with_command
     from vggdeploy.cli.options import cpu_list, split_names, split_numbers
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.errors import UsageError
-    from vggdeploy.pipeline.bench import DEFAULT_ROUNDS, bench_bundle
+    from vggdeploy.pipeline.bench import bench_bundle
     from vggdeploy.types import Device
 
+    check_modes(context, MODES)
     if not 0 < seconds < inf:
         raise UsageError(f"a duration of {seconds:g} seconds", "give a time above 0")
     batches, cpus, scenarios = split_numbers(batch), cpu_list(pin), split_names(scenario)
-    if (scenarios or gpu_detail) and (cpus or percentile or roof or rounds is not None):
-        raise UsageError(
-            "--rounds, --roof, --pin and --percentile belong to the comparison in rounds",
-            "leave --scenario and --gpu-detail out, or these",
-        )
-    if (target_qps is not None or latency_bound is not None or find_qps) and "server" not in scenarios:
-        raise UsageError(
-            "--target-qps, --latency-bound and --find-qps belong to the server scenario", "add --scenario server"
-        )
     opened = [Bundle.open(path) for path in bundles]
     if rebuild:
         opened = [rebuilt(b, backends=backend or (), variants=variant or (), device=device) for b in opened]
     if gpu_detail:
         from vggdeploy.cli import bench_gpu
 
-        if scenario or record or threads:
-            raise UsageError("--gpu-detail takes no --scenario, --record or --threads", "measure those without it")
         if len(opened) > 1:
             raise UsageError("--gpu-detail takes one engine apart", "give one bundle")
         return bench_gpu.run(
@@ -153,11 +128,11 @@ def bench(
             batches=batches,
             device=Device.parse(device) if device else None,
             seconds=seconds,
-            rounds=DEFAULT_ROUNDS if rounds is None else rounds,
+            rounds=rounds,
             roof=roof,
             threads=threads,
             pin=cpus,
-            percentile=percentile or 90,
+            percentile=percentile,
             data=data,
             data_dir=data_dir,
             record=record,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from vggdeploy.pipeline.cluster import RayOptions
 
 RayAddress = Annotated[
     str | None,
@@ -21,33 +24,11 @@ RayWorkers = Annotated[
     int | None,
     typer.Option("--ray-workers", help="With --ray: engines at most. Default: what the cluster has cores for."),
 ]
-ShardSize = Annotated[
-    int | None, typer.Option("--shard", help="With --ray: images of a file, and of what is done again. Default: 1024.")
-]
+ShardSize = Annotated[int, typer.Option("--shard", help="With --ray: images of a file, and of what is done again.")]
 
 
-def refuse_without_ray(options: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        UsageError: an option that only a cluster has.
-    """
-    from vggdeploy.errors import UsageError
-
-    for name, value in options.items():
-        if value is not None:
-            raise UsageError(f"{name} belongs to a cluster", "add --ray local, or leave it out")
-
-
-def refuse_with_ray(options: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        UsageError: an option that a cluster has not.
-    """
-    from vggdeploy.errors import UsageError
-
-    for name, value in options.items():
-        if value:
-            raise UsageError(f"{name} does not go with --ray", "leave it out")
+# Of every command that takes --ray.
+MODES = {"--ray-workers": ("--ray",), "--shard": ("--ray",)}
 
 
 def run(
@@ -55,11 +36,8 @@ def run(
     bundle: Path,
     sources: Sequence[Path],
     directory: Path | None,
+    options: RayOptions,
     *,
-    address: str,
-    workers: int | None,
-    size: int | None,
-    threads: int | None,
     json: bool,
     **task: Any,
 ) -> int:
@@ -70,7 +48,7 @@ def run(
     from vggdeploy.cli import render
     from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.cluster import run_on_ray
-    from vggdeploy.pipeline.shards import SHARD_SIZE, Task
+    from vggdeploy.pipeline.shards import Task
 
     if directory is None:
         raise UsageError("no directory to write is given", "add -o DIR")
@@ -83,10 +61,7 @@ def run(
             wanted,
             sources,
             directory,
-            address=address,
-            workers=workers,
-            threads=threads or 1,
-            size=SHARD_SIZE if size is None else size,
+            options,
             on_start=lambda total: bar.update(shown, total=total),
             on_progress=lambda count: bar.advance(shown, count),
         )

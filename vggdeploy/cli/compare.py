@@ -1,45 +1,50 @@
-"""``vggdeploy bench --compare``: two benches of different days, for the CI of a project that ships a model."""
+"""``vggdeploy compare``: two benches of different days, for the CI of a project that ships a model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from vggdeploy.bench.regression import compare_files, failed_outputs
-from vggdeploy.cli import render
-from vggdeploy.cli.invocation import with_command
+from vggdeploy.cli.options import Json
 from vggdeploy.errors import UsageError
-from vggdeploy.records.comparison import ComparedRow, ComparisonReport
 from vggdeploy.types import SpeedOutcome
 
-_OWN = {"bundles", "compare", "fail_if_slower", "json"}
+if TYPE_CHECKING:
+    from vggdeploy.records.comparison import ComparedRow, ComparisonReport
+
 _COLOURS = {SpeedOutcome.FASTER: "green", SpeedOutcome.SLOWER: "yellow", SpeedOutcome.NOT_JUDGED: "yellow"}
 
 
-def run(context: typer.Context, files: Sequence[Path], *, compare: bool, fail_if_slower: str | None, json: bool) -> int:
-    """Compare, print, and return the exit code.
+def compare(
+    old: Annotated[
+        Path, typer.Argument(metavar="OLD.json", help="What 'bench --json' printed for the version before.")
+    ],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="What it printed for the new one.")],
+    fail_if_slower: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-if-slower",
+            metavar="PERCENT",
+            help="Exit with 4 when a variant is shown to take so much longer, or cannot be judged.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Compare two results of bench, variant by variant; nothing is measured."""
+    from vggdeploy.bench.regression import compare_files, failed_outputs
+    from vggdeploy.cli import render
+    from vggdeploy.cli.invocation import with_command
 
-    Raises:
-        UsageError: not two files, or an option that belongs to measuring, or a limit without ``compare``.
-    """
-    if not compare:
-        raise UsageError("--fail-if-slower belongs to --compare", "compare: bench --compare OLD.json NEW.json")
-    given = [p for p in context.params if getattr(context.get_parameter_source(p), "name", "") == "COMMANDLINE"]
-    if others := [f"--{name.replace('_', '-')}" for name in given if name not in _OWN]:
-        raise UsageError(f"--compare measures nothing, and takes no {', '.join(others)}", "leave it out")
-    if len(files) != 2:
-        raise UsageError(f"--compare takes two results, and got {len(files)}", "bench --compare OLD.json NEW.json")
     limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
-    report = with_command(compare_files(*files, limit=limit))
+    report = with_command(compare_files(old, new, limit=limit))
     if json:
         render.emit_json(report)
     else:
         show(report)
-    if failed_outputs(files[1]):
+    if failed_outputs(new):
         render.error_line("a variant of the new bench failed parity", "run: vggdeploy verify BUNDLE")
         return 3
     if report.passed:
@@ -69,6 +74,10 @@ def parse_limit(text: str) -> float:
 
 def show(report: ComparisonReport) -> None:
     """Each row's verdict, then the times; below them what else differs between the two."""
+    from rich.markup import escape
+
+    from vggdeploy.cli import render
+
     rows = [
         [
             escape(row.variant),

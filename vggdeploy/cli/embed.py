@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
+from vggdeploy.cli.cluster import MODES as RAY_MODES
 from vggdeploy.cli.cluster import RayAddress, RayWorkers, ShardSize
-from vggdeploy.cli.options import BundlePath, DeviceName, Json, Rebuild, Threads
+from vggdeploy.cli.options import BundlePath, DeviceName, Json, Modes, Rebuild, Threads, check_modes
+
+MODES: Modes = {
+    **RAY_MODES,
+    **dict.fromkeys(("--batch", "--strict", "--device", "--force", "--rebuild"), ("without --ray",)),
+}
 
 
 def embed(
+    context: typer.Context,
     bundle: BundlePath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or directories of them.")],
     target: Annotated[Path | None, typer.Option("-o", help="The file to write: NAME.parquet or NAME.npy.")] = None,
@@ -40,7 +47,7 @@ def embed(
     rebuild: Rebuild = False,
     ray: RayAddress = None,
     ray_workers: RayWorkers = None,
-    shard: ShardSize = None,
+    shard: ShardSize = 1024,
     json: Json = False,
 ) -> int:
     """Embed any number of images in constant memory. An image that cannot be used is reported and skipped."""
@@ -53,15 +60,15 @@ def embed(
     from vggdeploy.pipeline.embed import EmbedOptions, embed_files
     from vggdeploy.pipeline.vectors import check_target
 
+    check_modes(context, MODES)
     if ray is not None:
-        cluster.refuse_with_ray(
-            {"--batch": batch, "--strict": strict, "--device": device, "--force": force, "--rebuild": rebuild}
-        )
+        from vggdeploy.pipeline.cluster import RayOptions
+
+        options = RayOptions(address=ray, workers=ray_workers, threads=threads or 1, size=shard)
         return cluster.run(
-            "embed", bundle, images, target, address=ray, workers=ray_workers, size=shard, threads=threads, json=json,
-            backend=backend, variant=variant, output=output, pool=pool, normalise=normalise,
+            "embed", bundle, images, target, options, json=json, backend=backend, variant=variant, output=output,
+            pool=pool, normalise=normalise,
         )  # fmt: skip
-    cluster.refuse_without_ray({"--ray-workers": ray_workers, "--shard": shard})
     file = _file(target, output)
     check_target(file, overwrite=force)  # before the bundle's hundreds of megabytes are hashed
     with rebuild_bar() as tell:

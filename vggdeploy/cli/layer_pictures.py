@@ -13,15 +13,13 @@ from vggdeploy.report.curves import need_plots
 from vggdeploy.report.layers import write_layers
 
 
-def check(output: Path, bundle: Path, *, layers: bool) -> None:
-    """Find out before the work whether there is something to draw, and where it may stand.
+def check(output: Path, bundle: Path) -> None:
+    """Find out before the work whether pictures can be drawn, and may stand there.
 
     Raises:
-        UsageError: without ``--layers`` nothing is drawn; the files of a bundle are fixed.
+        UsageError: the files of a bundle are fixed.
         MissingDependencyError: Altair or vl-convert is not installed.
     """
-    if not layers:
-        raise UsageError("-o is for the pictures of --layers", "add --layers, or keep the result: --json > verify.json")
     if output.resolve().is_relative_to(bundle.resolve()):
         raise UsageError(f"{output} is part of a bundle, whose files are fixed", "give another directory: -o DIR")
     need_plots()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,44 @@ HABITS = {
     "workers": "threads are set with --threads",
 }
 
+# Flag → the modes that it belongs to, each as it is typed: "--ray", or "--step prune" for one of the values of --step. One
+# of them has to be on the line; of "without --ray" each has to hold.
+Modes = Mapping[str, tuple[str, ...]]
+_WITHOUT = "without "
+
+
+def check_modes(context: typer.Context, modes: Modes) -> None:
+    """Refuse what is typed and belongs to a mode that is not asked for: no flag is ignored in silence.
+
+    Raises:
+        UsageError: such a flag, the first in the order of the help; named with the mode that is missing, or in the way.
+    """
+    typed = {
+        flag: context.params.get(str(p.name))
+        for p in context.command.params
+        if getattr(context.get_parameter_source(str(p.name)), "name", "") == "COMMANDLINE"
+        for flag in p.opts
+    }
+    for flag in filter(modes.__contains__, typed):
+        needed = [mode for mode in modes[flag] if not mode.startswith(_WITHOUT)]
+        if needed and not any(_asked(mode, typed) for mode in needed):
+            raise UsageError(
+                f"{flag} belongs to {_either(needed)}, which is not asked for", f"add {needed[0]}, or leave {flag} out"
+            )
+        for other in (mode.removeprefix(_WITHOUT) for mode in modes[flag] if mode.startswith(_WITHOUT)):
+            if _asked(other, typed):
+                raise UsageError(f"{flag} does not go with {other}", "leave one of the two out")
+
+
+def _asked(mode: str, typed: Mapping[str, object]) -> bool:
+    flag, _, value = mode.partition(" ")
+    return flag in typed and (not value or value in split_names(str(typed[flag])))
+
+
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
 
 def split_names(text: str) -> list[str]:
     """``"a, b"`` → ``["a", "b"]``."""
@@ -84,8 +123,6 @@ def cpu_list(text: str) -> list[int]:
 
 
 def samples_from(text: str) -> int | None:
-    from vggdeploy.errors import UsageError
-
     if text.strip().lower() == "all":
         return None
     if not text.strip().isdecimal() or len(text.strip()) > 12 or int(text) < 1:

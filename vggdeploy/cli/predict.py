@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from vggdeploy.cli.cluster import MODES as RAY_MODES
 from vggdeploy.cli.cluster import RayAddress, RayWorkers, ShardSize
-from vggdeploy.cli.options import BundlePath, DeviceName, Json, Rebuild, Threads
+from vggdeploy.cli.options import BundlePath, DeviceName, Json, Modes, Rebuild, Threads, check_modes
+
+MODES: Modes = {**RAY_MODES, "-o": ("--ray",), **dict.fromkeys(("--device", "--rebuild"), ("without --ray",))}
 
 
 def predict(
+    context: typer.Context,
     bundle: BundlePath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or directories of them.")],
     top: Annotated[int, typer.Option("--top", help="Answers an image.")] = 3,
@@ -23,7 +27,7 @@ def predict(
     directory: Annotated[Path | None, typer.Option("-o", help="With --ray: the directory to write.")] = None,
     ray: RayAddress = None,
     ray_workers: RayWorkers = None,
-    shard: ShardSize = None,
+    shard: ShardSize = 1024,
     json: Json = False,
 ) -> int:
     """Classify images. An image that cannot be used is reported; the others are answered, and the exit code is 1."""
@@ -33,13 +37,14 @@ def predict(
     from vggdeploy.errors import InputError
     from vggdeploy.preprocess import find_images
 
+    check_modes(context, MODES)
     if ray is not None:
-        cluster.refuse_with_ray({"--device": device, "--rebuild": rebuild})
+        from vggdeploy.pipeline.cluster import RayOptions
+
+        options = RayOptions(address=ray, workers=ray_workers, threads=threads or 1, size=shard)
         return cluster.run(
-            "predict", bundle, images, directory, address=ray, workers=ray_workers, size=shard, threads=threads,
-            json=json, backend=backend, variant=variant, top=top,
+            "predict", bundle, images, directory, options, json=json, backend=backend, variant=variant, top=top,
         )  # fmt: skip
-    cluster.refuse_without_ray({"--ray-workers": ray_workers, "--shard": shard, "-o": directory})
     paths = find_images(images)
     bad = 0
     answers: list[dict[str, object]] = []

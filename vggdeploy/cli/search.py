@@ -1,61 +1,84 @@
-"""``vggdeploy optimize`` without ``--step``: the search, as it is seen in a terminal."""
+"""``vggdeploy search``: the fastest variant that keeps the accuracy, as the search for it is seen in a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from rich.markup import escape
+import typer
 
-from vggdeploy.cli import render
-from vggdeploy.cli.invocation import command_line
-from vggdeploy.errors import EXIT_INTERRUPTED, UsageError
-from vggdeploy.optimize.goals import MEGABYTE, Budget
-from vggdeploy.records import Candidate, Goal, SearchReport, Trial
+from vggdeploy.cli.options import DataDir, Force, Json, Threads
+
+if TYPE_CHECKING:
+    from vggdeploy.records import Candidate, SearchReport, Trial
 
 SHOWN = 12  # candidates of the front
 
 
-def run_search(
-    source: Path,
-    output: Path | None,
-    *,
-    goal: Goal | None,
-    budget: str,
-    foreign: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    resume: bool,
-    force: bool,
-    json: bool,
+def search(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A checkpoint, or a bundle: what 'train' or 'export' made.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.")],
+    max_accuracy_drop: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            help="Percentage points below the original, at most, with 95% confidence, on the validation split.",
+        ),
+    ],
+    max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds for one image, at most.")] = None,
+    max_size_mb: Annotated[float | None, typer.Option(help="Megabytes (10⁶ bytes) of the variant, at most.")] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|tensorrt-rtx:GPU,…",
+            help="What to be fast on: this machine's CPU, or GPUs that an engine is built for unmeasured.",
+        ),
+    ] = "cpu",
+    budget: Annotated[str, typer.Option(metavar="TIME|TRIALS", help="30m, 2h; or a number of trials.")] = "30m",
+    seed: Annotated[int, typer.Option(help="The same one repeats the same choices.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted search.")] = False,
+    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning of each network; 0 for none.")] = 3,
+    samples: Annotated[int, typer.Option("--samples", help="Test images to prove variants on.")] = 1000,
+    data: Annotated[str, typer.Option("--data", help="The data set.", show_default="the one trained on")] = "",
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    force: Force = False,
+    json: Json = False,
 ) -> int:
-    """Search, show the front as it grows, and return the exit code.
+    """Search the fastest variant that keeps the accuracy, over widths, precisions and threads; write its bundle."""
+    from rich.markup import escape
 
-    Args:
-        foreign: options that only steps have; one that is given is refused.
-    """
-    from vggdeploy.pipeline.search import Settings, search
+    from vggdeploy.cli import render
+    from vggdeploy.cli.invocation import command_line
+    from vggdeploy.errors import EXIT_INTERRUPTED
+    from vggdeploy.optimize.goals import Budget
+    from vggdeploy.pipeline.search import Settings
+    from vggdeploy.pipeline.search import search as run
+    from vggdeploy.records import Goal
 
-    given = [name for name, value in foreign.items() if value is not None]
-    if given:
-        raise UsageError(
-            f"{given[0]} belongs to a step, and a search chooses that itself", "add --step, or leave it out"
-        )
-    if goal is None:
-        raise UsageError(
-            "neither a step nor a goal", "name steps: --step prune,…; or search: --max-accuracy-drop 0.5 -o BUNDLE"
-        )
-    if output is None:
-        raise UsageError("a search writes a new bundle", "name it: -o BUNDLE")
-    wanted = Budget.parse(budget)
+    goal = Goal(accuracy_drop=max_accuracy_drop / 100, latency_ms=max_latency_ms, size_mb=max_size_mb, target=target)
+    spent = Budget.parse(budget)
     with render.stages() as stage:
 
         def note(trial: Trial, front: list[Candidate]) -> None:
             best = next((c for c in front if not c.misses), None)
             render.note(escape(f"trial {trial.number + 1}: {_told(trial)}; best that holds: {_best(best)}"))
 
-        how = Settings(**settings, command=command_line(), on_stage=stage, on_trial=note)
-        report = search(source, output, goal, wanted, how, resume=resume, overwrite=force)
+        settings = Settings(
+            seed=seed,
+            epochs=epochs,
+            dataset=data,
+            data_dir=data_dir,
+            threads=threads,
+            samples=samples,
+            command=command_line(),
+            on_stage=stage,
+            on_trial=note,
+        )
+        report = run(source, output, goal, spent, settings, resume=resume, overwrite=force)
     if json:
         render.emit_json(report)
     else:
@@ -73,6 +96,8 @@ def _going_on(report: SearchReport) -> list[str]:
 
 
 def _best(one: Candidate | None) -> str:
+    from vggdeploy.optimize.goals import MEGABYTE
+
     if one is None:
         return "none"
     return f"{f'{one.ratio:.1f} × in ' if one.ratio else ''}{one.variant}, {one.bytes / MEGABYTE:.2f} MB"
@@ -87,6 +112,11 @@ def _told(trial: Trial) -> str:
 
 def search_table(report: SearchReport) -> None:
     """The verdict, then the front, the fastest first."""
+    from rich.markup import escape
+
+    from vggdeploy.cli import render
+    from vggdeploy.optimize.goals import MEGABYTE
+
     render.out.print(f"[bold green]{escape(report.reason)}[/]")
     won = next((one for one in report.front if report.chose(one)), None)
     if won is not None and won.test_drop is not None:
@@ -112,6 +142,10 @@ def search_table(report: SearchReport) -> None:
 
 
 def _row(one: Candidate, report: SearchReport) -> Sequence[str]:
+    from rich.markup import escape
+
+    from vggdeploy.optimize.goals import MEGABYTE
+
     return [
         "[green]✔[/]" if report.chose(one) else "",
         escape(one.variant),

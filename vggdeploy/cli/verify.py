@@ -7,10 +7,23 @@ from typing import Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, DataDir, DeviceName, Json, Rebuild, Threads, samples_from
+from vggdeploy.cli.options import (
+    BundlePath,
+    DataDir,
+    DeviceName,
+    Json,
+    Modes,
+    Rebuild,
+    Threads,
+    check_modes,
+    samples_from,
+)
+
+MODES: Modes = {"-o": ("--layers",), "--samples": ("without --data golden",)}
 
 
 def verify(
+    context: typer.Context,
     bundle: BundlePath,
     variant: Annotated[list[str] | None, typer.Option("--variant", help="Only this variant; may be repeated.")] = None,
     backend: Annotated[
@@ -25,9 +38,7 @@ def verify(
             "Default: the one trained on.",
         ),
     ] = "",
-    samples: Annotated[
-        str | None, typer.Option("--samples", metavar="N|all", help="Test images to prove on. Default: 1000.")
-    ] = None,
+    samples: Annotated[str, typer.Option("--samples", metavar="N|all", help="Test images to prove on.")] = "1000",
     max_flips: Annotated[
         float | None, typer.Option("--max-flips", metavar="PERCENT", help="Top-1 classes that may change.")
     ] = None,
@@ -65,20 +76,17 @@ def verify(
     from vggdeploy.cli import layer_pictures, render, tables
     from vggdeploy.cli.invocation import with_command
     from vggdeploy.cli.rebuild import rebuilt
-    from vggdeploy.errors import UsageError
     from vggdeploy.pipeline.limits import Limits
-    from vggdeploy.pipeline.samples import DEFAULT_SAMPLES
-    from vggdeploy.pipeline.verify import ONLY_GOLDEN, VerifyOptions, exit_code, verify_bundle
+    from vggdeploy.pipeline.verify import VerifyOptions, exit_code, verify_bundle
     from vggdeploy.types import Device, Verdict
 
+    check_modes(context, MODES)
     limits = Limits.in_percent(
         tolerance=tolerance, min_cosine=min_cosine, max_flips=max_flips, max_accuracy_drop=max_accuracy_drop
     )
     if output is not None:
-        layer_pictures.check(output, bundle, layers=layers)
-    count = DEFAULT_SAMPLES if samples is None else samples_from(samples)
-    if data == ONLY_GOLDEN and samples is not None:
-        raise UsageError(f"--samples {samples} with --data {ONLY_GOLDEN}", "the golden pair has its own; leave it out")
+        layer_pictures.check(output, bundle)
+    count = samples_from(samples)
     where = Device.parse(device) if device else None
     opened = Bundle.open(bundle)
     if rebuild:

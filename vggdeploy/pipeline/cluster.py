@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,32 @@ class ClusterReport(Record, frozen=True, kw_only=True):
     images_per_second: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Which cluster a job runs on, and how much of it.
+
+    ``address``: ``local`` for a cluster of this machine, ``auto`` for the one that it is part of, or ``HOST:PORT``.
+    ``workers``: actors at most, each with ``threads`` cores; None for as many as the cluster has cores for. ``size``: images
+    of a shard, which is what is done again when an actor dies.
+    """
+
+    address: str = LOCAL
+    workers: int | None = None
+    threads: int = 1
+    size: int = SHARD_SIZE
+
+    def __post_init__(self) -> None:
+        for what, value in (("images in a shard", self.size), ("workers", self.workers), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise UsageError(f"the number of {what} cannot be {value}", "give at least 1")
+
+
 def run_on_ray(
     task: Task,
     sources: Sequence[Path],
     directory: Path,
+    options: RayOptions | None = None,
     *,
-    address: str = LOCAL,
-    workers: int | None = None,
-    threads: int = 1,
-    size: int = SHARD_SIZE,
     on_start: Callable[[int], None] = lambda images: None,
     on_progress: Callable[[int], None] = lambda images: None,
 ) -> ClusterReport:
@@ -70,9 +88,7 @@ def run_on_ray(
     Args:
         sources: image files, and directories that are searched for them; or Parquet files, whose column ``image`` (bytes,
             or a struct with ``bytes``) or ``path`` is read.
-        address: ``local`` for a cluster of this machine, ``auto`` for the one that it is part of, or ``HOST:PORT``.
-        workers: actors at most, each with ``threads`` cores. Default: as many as the cluster has cores for.
-        size: images of a shard: what is done again when an actor dies.
+        options: which cluster, and how much of it.
         on_start, on_progress: called with the number of images that are to be done, and of those that are.
 
     Raises:
@@ -83,19 +99,18 @@ def run_on_ray(
     """
     ray_module("data")
     require("pyarrow", to="run on a Ray cluster", extra="ray")
-    if size < 1 or threads < 1 or (workers is not None and workers < 1):
-        raise UsageError(f"shards of {size}, {workers} workers, {threads} threads", "give at least 1 of each")
+    options = options or RayOptions()
     started = time.monotonic()
-    job = _begin(task, sources, directory, size)
+    job = _begin(task, sources, directory, options.size)
     missing = [n for n in range(job.shards) if not part_file(directory, n).is_file()]
     done = job.shards - len(missing)
     asked = sum(Shard.read(directory, n).count for n in missing)
     images = skipped = nodes = 0
     if missing:
         on_start(asked)
-        with cluster(address) as ray:
+        with cluster(options.address) as ray:
             nodes = sum(node["Alive"] for node in ray.nodes())
-            for row in _results(ray, task, directory, missing, workers, threads):
+            for row in _results(ray, task, directory, missing, options):
                 on_progress(int(row["images"]) + int(row["skipped"]))
     for number in range(job.shards):
         rows, bad = Shard.outcome(directory, number)
@@ -151,7 +166,7 @@ def _shards(sources: Sequence[Path], size: int) -> Iterator[Shard]:
 
 
 def _results(
-    ray: Any, task: Task, directory: Path, numbers: Sequence[int], workers: int | None, threads: int
+    ray: Any, task: Task, directory: Path, numbers: Sequence[int], options: RayOptions
 ) -> Iterator[dict[str, Any]]:
     """A row for each shard that is done, as they come."""
     context = ray.data.DataContext.get_current()
@@ -160,14 +175,16 @@ def _results(
     # Numbers alone travel: a shard is read where it is run.
     shards = ray.data.from_items(list(numbers), override_num_blocks=min(len(numbers), 10_000))
     pool = (
-        ray.data.ActorPoolStrategy(min_size=1, max_size=workers) if workers else ray.data.ActorPoolStrategy(min_size=1)
+        ray.data.ActorPoolStrategy(min_size=1, max_size=options.workers)
+        if options.workers
+        else ray.data.ActorPoolStrategy(min_size=1)
     )
     rows = shards.map_batches(
         _Worker,
-        fn_constructor_args=(task, str(directory), threads),
+        fn_constructor_args=(task, str(directory), options.threads),
         batch_size=1,
         compute=pool,
-        num_cpus=threads,
+        num_cpus=options.threads,
         max_restarts=-1,
         max_task_retries=-1,
     )

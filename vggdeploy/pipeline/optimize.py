@@ -145,7 +145,7 @@ def ordered(steps: Sequence[str]) -> tuple[list[str], list[str]]:
         UsageError: none, an unknown one, one twice, or an order that cannot be.
     """
     if not steps:
-        raise UsageError("no steps", f"name some, for example --step {STEPS[-1]}")
+        raise UsageError("no step is named", f"name some, for example --step {STEPS[-1]}")
     for name in steps:
         if name not in STEPS:
             raise unknown_name("step", name, STEPS)

@@ -33,7 +33,7 @@ class ComparedRow(Record, frozen=True, kw_only=True):
 
 
 class ComparisonReport(Record, frozen=True, kw_only=True):
-    """What ``vggdeploy bench --compare OLD NEW --json`` prints.
+    """What ``vggdeploy compare OLD NEW --json`` prints.
 
     ``limit``: the slowdown that is allowed, as a fraction of the old time; None where none was given. ``passed`` is False
     when a row is too slow or could not be judged, and always True without a limit. ``warnings`` name what else differs

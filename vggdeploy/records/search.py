@@ -85,7 +85,7 @@ class Candidate(Record, frozen=True, kw_only=True):
 
 
 class SearchReport(Record, frozen=True, kw_only=True):
-    """What ``vggdeploy optimize --max-accuracy-drop`` prints with ``--json``, and keeps in the bundle as ``search.json``.
+    """What ``vggdeploy search`` prints with ``--json``, and keeps in the bundle as ``search.json``.
 
     ``front`` holds the candidates that no other beats in accuracy, speed and size together, the fastest first; ``chosen``
     is the name of the winner's variant, of trial ``winner``; both None when nothing holds the goal. ``measured`` is

@@ -20,7 +20,7 @@ RESULTS: dict[str, tuple[type[Any], str]] = {
     "parity": (ParityReport, "vggdeploy verify --json"),
     "bench": (BenchReport, "vggdeploy bench --json"),
     "evaluation": (EvaluationReport, "vggdeploy evaluate --json"),
-    "comparison": (ComparisonReport, "vggdeploy bench --compare --json"),
+    "comparison": (ComparisonReport, "vggdeploy compare --json"),
     "report": (ReportSummary, "vggdeploy report --json"),
 }
 
