@@ -1,4 +1,4 @@
-"""What `vggdeploy optimize --max-accuracy-drop 0.5` finds, beside the same network quantised by the recipes of others.
+"""What `vggdeploy search --max-accuracy-drop 0.5` finds, beside the same network quantised by the recipes of others.
 
     python benchmarks/search.py [--arch vgg11] [--epochs 4] [--checkpoint DIR] [--budget 60m] [--found BUNDLE] [--rounds 11]
 
@@ -114,7 +114,7 @@ def main() -> int:
         place = options.found or job.path("search")
         if options.found is None:
             goal = ["--max-accuracy-drop", DROP, "--budget", options.budget]
-            run_process([*CLI, "optimize", checkpoint, *goal, "-o", place])
+            run_process([*CLI, "search", checkpoint, *goal, "-o", place])
         job.path("found").symlink_to(place.resolve())
         found = Bundle.open(place)
         report = from_json(found.path(REPORT_NAME).read_bytes(), SearchReport, what=REPORT_NAME)
