@@ -61,7 +61,7 @@ def test_one_backend_alone_can_be_asked_for(bundle_dir: Path, capsys: pytest.Cap
         (["--backend", "tensorrt"], "no variant for tensorrt", "there is: onnxruntime, torch, torchscript"),
         (["--samples", "0"], "--samples 0", "at least 1, or all"),
         (["--samples", "some"], "--samples some", "at least 1, or all"),
-        (["--samples", "9", "--data", "golden"], "with --data golden", "leave it out"),
+        (["--samples", "9", "--data", "golden"], "with --data golden", "leave --samples out"),
         (["--max-flips", "-1"], "--max-flips -1", "percent from 0 to 100"),
         (["--max-flips", "nan"], "--max-flips nan", "percent from 0 to 100"),
         (["--max-flips", "101"], "--max-flips 101", "percent from 0 to 100"),

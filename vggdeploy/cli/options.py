@@ -76,7 +76,7 @@ def check_modes(context: typer.Context, modes: Modes) -> None:
             )
         for other in (mode.removeprefix(_WITHOUT) for mode in modes[flag] if mode.startswith(_WITHOUT)):
             if _asked(other, typed):
-                raise UsageError(f"{flag} does not go with {other}", "leave one of the two out")
+                raise UsageError(f"{flag} does not go with {other}", f"leave {flag} out, or {other}")
 
 
 def _asked(mode: str, typed: Mapping[str, object]) -> bool:
