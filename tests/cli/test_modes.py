@@ -173,5 +173,5 @@ def test_every_flag_on_a_line_that_is_shown_is_one_of_its_verb() -> None:
 
 
 def test_every_option_of_optimize_that_one_step_has_stands_in_the_table() -> None:
-    shared = {"--help", "--debug", "--step", "--output", "-o", "--data-dir", "--threads", "--force", "--json"}
+    shared = {"source", "--help", "--debug", "--step", "--output", "-o", "--data-dir", "--threads", "--force", "--json"}
     assert flags_of(COMMANDS["optimize"]) - shared == set(optimize.MODES)
