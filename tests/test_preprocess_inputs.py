@@ -17,7 +17,7 @@ from PIL import Image
 
 from vggdeploy.errors import InputError
 from vggdeploy.parity.pixels import IMAGES
-from vggdeploy.preprocess import find_images, prepare, prepare_batch
+from vggdeploy.preprocess import find_images, prepare, prepare_batch, walk_images
 from vggdeploy.spec import PreprocessSpec
 
 SPEC = PreprocessSpec()
@@ -169,6 +169,23 @@ def test_a_directory_gives_its_images_sorted(tmp_path: Path) -> None:
     (tmp_path / "e.png").mkdir()
     found = [p.relative_to(tmp_path).as_posix() for p in find_images([tmp_path])]
     assert found == ["a.jpeg", "b.PNG", "sub/c.webp"]
+
+
+def test_the_walk_is_sorted_follows_no_linked_directory_and_leaves_hidden_names_out_on_request(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("b/z.png", "b/a/x.JPG", "b.png", "a-b.png", "a/2.png", "b/.hidden.png", "c/d.txt", ".h/e.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (tmp_path / "given.png").touch()
+    (root / "loop").symlink_to(root)
+    (root / "linked.png").symlink_to(tmp_path / "given.png")
+    (root / "broken.png").symlink_to(tmp_path / "nothing.png")
+    found = list(walk_images([root, tmp_path / "given.png"]))
+    assert found == [*sorted(p for p in found if p.is_relative_to(root)), tmp_path / "given.png"]
+    named = [p.relative_to(root).as_posix() for p in found[:-1]]
+    visible = ["a/2.png", "a-b.png", "b/a/x.JPG", "b/z.png", "b.png", "linked.png"]
+    assert named == [".h/e.png", *visible[:2], "b/.hidden.png", *visible[2:]]
+    assert [p.relative_to(root).as_posix() for p in walk_images([root], hidden=False)] == visible
 
 
 def test_a_file_is_taken_whatever_its_name(tmp_path: Path) -> None:

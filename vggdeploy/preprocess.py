@@ -237,23 +237,64 @@ def _resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uin
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Files as given, and every image file below a directory, sorted.
+    """The images of `walk_images`, of paths that hold some.
 
     Raises:
-        InputError: a path that does not exist, or a directory without images.
+        InputError: as `count_images`.
     """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise InputError(f"{describe(path)} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
-            found += inside
-        elif path.exists():
-            found.append(path)
+    sources = [Path(path) for path in paths]
+    count_images(sources)
+    return list(walk_images(sources))
+
+
+def count_images(sources: Iterable[Path]) -> int:
+    """How many images there are, found out before the work starts.
+
+    Raises:
+        InputError: a source that does not exist, or a directory without images.
+    """
+    total = 0
+    for source in sources:
+        if not source.exists():
+            raise InputError(f"{describe(source)} does not exist", "give the path of an image file or of a directory")
+        count = sum(1 for _ in walk_images([source]))
+        if not count:
+            raise InputError(f"{describe(source)} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
+        total += count
+    return total
+
+
+def walk_images(sources: Iterable[Path], *, hidden: bool = True) -> Iterator[Path]:
+    """Files as given, and every image file below a directory, sorted. An image file is known by its suffix.
+
+    One directory's names are in memory at a time; linked directories are not followed. A directory that cannot be read
+    is yielded itself: as an image it is an error.
+
+    Args:
+        hidden: whether files and directories whose names begin with a dot are looked at.
+    """
+    for source in sources:
+        if source.is_dir():
+            yield from _walk(source, hidden)
         else:
-            raise InputError(f"{describe(path)} does not exist", "give the path of an image file or of a directory")
-    return found
+            yield source
+
+
+def _walk(directory: Path, hidden: bool) -> Iterator[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            inside = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError:
+        yield directory
+        return
+    for name, is_directory in inside:
+        path = directory / name
+        if name.startswith(".") and not hidden:
+            continue
+        if is_directory:
+            yield from _walk(path, hidden)
+        elif path.suffix.lower() in SUFFIXES and path.is_file():
+            yield path
 
 
 # Without a handler of the application's, Pillow's log of a strange TIFF would go to stderr. This adds none of ours.

@@ -22,7 +22,7 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.engine import Engine
 from vggdeploy.optional import installed
 from vggdeploy.pipeline import vectors
-from vggdeploy.pipeline.embed import EmbedOptions, embed_files, walk_images
+from vggdeploy.pipeline.embed import EmbedOptions, embed_files
 from vggdeploy.preprocess import find_images
 from vggdeploy.runtime.ahead import in_order
 
@@ -219,16 +219,6 @@ def test_any_name_of_a_file_survives(engine: Engine, folder: Path, tmp_path: Pat
     embed_files(engine, [tmp_path / name for name in names], target)
     paths, _, _ = read(target)
     assert [Path(p).name for p in paths] == [*names[:3], "\\udcff.png"]
-
-
-def test_the_walk_is_find_images_order_and_follows_no_linked_directory(folder: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    for name in ("b/z.png", "b/a/x.JPG", "b.png", "a-b.png", "a/2.png", "b/.hidden.png", "c/d.txt"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    (root / "loop").symlink_to(root)
-    (root / "linked.png").symlink_to(folder / "00.png")
-    assert list(walk_images([root, folder / "00.png"])) == find_images([root, folder / "00.png"])
 
 
 def test_a_directory_that_goes_away_meanwhile_is_one_skipped_image(

@@ -10,7 +10,7 @@ import numpy as np
 from vggdeploy.data.sources import RawImages
 from vggdeploy.data.specs import DatasetSpec, Split
 from vggdeploy.errors import DataError, UsageError
-from vggdeploy.preprocess import SUFFIXES, describe
+from vggdeploy.preprocess import describe, walk_images
 
 PREFIX = "folder:"
 # ImageNet's: what most weights to start from were trained with, and near to any photographs'.
@@ -74,7 +74,7 @@ def read_folder(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Ra
     images: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(dataset.classes):
-        found = _images(directory / name)
+        found = list(walk_images([directory / name], hidden=False))
         if not found:
             raise DataError(f"the class folder {describe(directory / name)} holds no images", "add some, or remove it")
         images += found
@@ -115,12 +115,3 @@ def _same_classes(part: str, here: Path, found: tuple[str, ...], train: Path, cl
         f"{describe(here)} has {len(found)} classes and {describe(train)} {len(classes)}: {', '.join(named)}",
         f"give {part} the same class folders",
     )
-
-
-def _images(directory: Path) -> list[Path]:
-    found = []
-    for path in sorted(directory.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            found.append(path)
-    return found

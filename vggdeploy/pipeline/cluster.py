@@ -17,8 +17,8 @@ from typing import Any
 from vggdeploy.errors import UsageError, VggdeployError
 from vggdeploy.files import atomic_write, read_regular
 from vggdeploy.optional import first_line, require
-from vggdeploy.pipeline.embed import count_images, walk_images
 from vggdeploy.pipeline.shards import JOB_NAME, SHARD_SIZE, Shard, Task, inputs_file, part_file, run_shard
+from vggdeploy.preprocess import count_images, walk_images
 from vggdeploy.raycluster import LOCAL, cluster, ray_module
 from vggdeploy.records import SCHEMA_VERSION, Record, from_json, to_json
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from vggdeploy.engine import Engine
 from vggdeploy.errors import InputError, UsageError
 from vggdeploy.features import Embedding, embedding
 from vggdeploy.pipeline.vectors import check_target, vector_file
-from vggdeploy.preprocess import SUFFIXES, describe, prepare
+from vggdeploy.preprocess import count_images, describe, prepare, walk_images
 from vggdeploy.records import SCHEMA_VERSION, Record
 from vggdeploy.runtime.ahead import in_order
 
@@ -194,47 +193,3 @@ def _batch_size(engine: Engine, batch: int | None) -> int:
     if batch is not None and not 1 <= batch <= accepted.max:
         raise UsageError(f"batch {batch} is outside 1…{accepted.max} of {engine.variant.name}", "choose one inside")
     return batch or accepted.opt
-
-
-def walk_images(sources: Iterable[Path]) -> Iterator[Path]:
-    """Files as given, and every image file below a directory, in the order of `vggdeploy.preprocess.find_images`.
-
-    One directory's names are in memory at a time. One that cannot be read is yielded itself: as an image it is an error.
-    """
-    for source in sources:
-        if source.is_dir():
-            yield from _walk(source)
-        else:
-            yield source
-
-
-def _walk(directory: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(directory) as entries:
-            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-    except OSError:
-        yield directory
-        return
-    for name, is_directory in found:
-        path = directory / name
-        if is_directory:
-            yield from _walk(path)
-        elif path.suffix.lower() in SUFFIXES and path.is_file():
-            yield path
-
-
-def count_images(sources: Iterable[Path]) -> int:
-    """How many images there are, found out before the work starts.
-
-    Raises:
-        InputError: a source that does not exist, or a directory without images.
-    """
-    total = 0
-    for source in sources:
-        if not source.exists():
-            raise InputError(f"{describe(source)} does not exist", "give the path of an image file or of a directory")
-        count = sum(1 for _ in walk_images([source]))
-        if not count:
-            raise InputError(f"{describe(source)} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
-        total += count
-    return total
