@@ -223,7 +223,7 @@ def test_the_tables_show_what_counts_and_why_the_rest_does_not(measure, monkeypa
     watched(Nvml(reasons=0x04))
     show(measure())
     shown = capsys.readouterr().out
-    for words in ("Test GPU (sm90)", "roof 800 TFLOP/s", "session", "invalid", "slowed down: power cap"):
+    for words in ("Test GPU (sm90)", "roof 800 TOP/s", "session", "invalid", "slowed down: power cap"):
         assert words in shown
 
 

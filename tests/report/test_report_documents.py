@@ -12,9 +12,10 @@ from report_samples import bench, parity, proof, row, whole, write
 from vggdeploy.cli.app import run
 from vggdeploy.errors import InputError, VggdeployError
 from vggdeploy.evaluation import EvaluationReport
-from vggdeploy.records import BenchReport, ParityReport
+from vggdeploy.records import BenchReport, CpuRoof, ParityReport, to_json
 from vggdeploy.report.documents import read_document, read_results
 from vggdeploy.report.write import write_report
+from vggdeploy.types import Precision
 
 V1 = Path(__file__).parents[1] / "fixtures" / "results-v1"
 
@@ -32,6 +33,18 @@ def test_documents_of_version_1_still_open(name: str, kind: type[Any]) -> None:
     file = V1 / f"{name}.json"
     assert json.loads(file.read_bytes())["schema_version"] == 1
     assert isinstance(read_document(file), kind)
+
+
+def test_speeds_that_an_earlier_version_wrote_in_giga_operations_are_read_in_tera_operations(tmp_path: Path) -> None:
+    roof = CpuRoof(precision=Precision.FP32, tera_ops=0.25, side=1024, threads=2, library="ONNX Runtime 1.23")
+    slow, fast = row("onnx-fp16", 2.0, (1, 1, 1)), row("onnx-fp32", 1.0, (2, 2, 2), tera_ops=0.125, roof_share=0.5)
+    new = bench(slow, fast, roofs=(roof,))
+    file = tmp_path / "old.json"
+    text = to_json(new).decode()
+    text = text.replace('"tera_ops": 0.25', '"giga_ops": 250').replace('"tera_ops": 0.125', '"giga_ops": 125.0')
+    file.write_text(text.replace('"tera_ops": null', '"giga_ops": null'))
+    assert "tera_ops" not in file.read_text()
+    assert read_document(file) == new
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md", ".csv"])

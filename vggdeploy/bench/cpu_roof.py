@@ -48,14 +48,14 @@ def measure_roofs(threads: int) -> tuple[CpuRoof, ...]:
     return found
 
 
-def share_of_roof(giga_ops: float, precision: Precision, roofs: Iterable[CpuRoof]) -> float | None:
-    """What 10⁹ operations a second are of the roof of the precision that they compute in; None where it has none.
+def share_of_roof(tera_ops: float, precision: Precision, roofs: Iterable[CpuRoof]) -> float | None:
+    """What 10¹² operations a second are of the roof of the precision that they compute in; None where it has none.
 
     FP16 weights are widened on a CPU, and FP32's roof is theirs.
     """
     computes_in = Precision.FP32 if precision is Precision.FP16 else precision
-    limit = next((r.giga_ops for r in roofs if r.precision is computes_in), None)
-    return giga_ops / limit if limit else None
+    limit = next((r.tera_ops for r in roofs if r.precision is computes_in), None)
+    return tera_ops / limit if limit else None
 
 
 def _measure(threads: int) -> list[CpuRoof]:
@@ -68,9 +68,9 @@ def _measure(threads: int) -> list[CpuRoof]:
             product()
             fastest = min(fastest, time.perf_counter() - begin)
         found = CpuRoof(
-            precision=precision, giga_ops=2 * SIDE**3 / fastest / 1e9, side=SIDE, threads=threads, library=library
+            precision=precision, tera_ops=2 * SIDE**3 / fastest / 1e12, side=SIDE, threads=threads, library=library
         )
-        if precision not in best or found.giga_ops > best[precision].giga_ops:
+        if precision not in best or found.tera_ops > best[precision].tera_ops:
             best[precision] = found
     return list(best.values())
 

@@ -30,7 +30,7 @@ def run(bundle: Bundle, *, json: bool, require_valid: bool, **how: Any) -> int:
 def show(report: GpuReport) -> None:
     """Where the time of a batch goes, then what several streams reach, with the reasons of what does not count."""
     out = render.out.print
-    roof = f"roof {report.roof.tera_ops:,.0f} TFLOP/s" if report.roof else f"no roof: {report.roof_missing}"
+    roof = f"roof {report.roof.tera_ops:,.0f} TOP/s" if report.roof else f"no roof: {report.roof_missing}"
     out(f"[bold]{escape(report.variant)}[/] on {escape(report.gpu)} ({report.capability}), {escape(roof)}")
     more = "" if report.context_bytes is None else f", {render.size_text(report.context_bytes)} a further context"
     out(f"[dim]GPU memory: {render.size_text(report.engine_bytes)}{more}; times in ms[/]")
@@ -44,7 +44,7 @@ def show(report: GpuReport) -> None:
         ]
         for t in report.times
     ]
-    columns = ["batch", "graph", "H2D", "compute", "D2H", "device", "host, no copies", "host", "TFLOP/s", "of roof"]
+    columns = ["batch", "graph", "H2D", "compute", "D2H", "device", "host, no copies", "host", "TOP/s", "of roof"]
     render.table(columns, rows, left=2)
     rows = [
         [

@@ -195,14 +195,14 @@ def _roof_table(report: BenchReport) -> None:
     """The operations that each row reached, beside the fastest matrix product measured."""
     if not report.roofs:
         return
-    roofs = ", ".join(f"{r.precision} {r.giga_ops:,.0f} ({escape(r.library)})" for r in report.roofs)
-    out.print(f"the roof in GOP/s, {report.roofs[0].threads} threads: {roofs}")
+    roofs = ", ".join(f"{r.precision} {r.tera_ops:,.3f} ({escape(r.library)})" for r in report.roofs)
+    out.print(f"the roof in TOP/s, {report.roofs[0].threads} threads: {roofs}")
     rows = [
-        [escape(r.variant), str(r.batch), f"{r.giga_ops:,.0f}", "–" if r.roof_share is None else f"{r.roof_share:.0%}"]
+        [escape(r.variant), str(r.batch), f"{r.tera_ops:,.3f}", "–" if r.roof_share is None else f"{r.roof_share:.0%}"]
         for r in report.rows
-        if r.giga_ops is not None
+        if r.tera_ops is not None
     ]
-    table(["variant", "batch", "GOP/s", "of the roof"], rows)
+    table(["variant", "batch", "TOP/s", "of the roof"], rows)
 
 
 def _fresh_table(report: BenchReport) -> None:

@@ -236,4 +236,4 @@ def _nvml() -> str:
 def _roof() -> str:
     cuda.find_gpu(Device("cuda"))
     roof = measure_roof(Device("cuda"), Precision.FP16, seconds=0.1)
-    return f"{roof.tera_ops:,.0f} TFLOP/s ({roof.side}³)"
+    return f"{roof.tera_ops:,.0f} TOP/s ({roof.side}³)"

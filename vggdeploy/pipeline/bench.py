@@ -141,9 +141,9 @@ def _under_roof(row: BenchRow, entry: Entry, roofs: Sequence[CpuRoof]) -> BenchR
     if entry.device.kind != "cpu":
         return row
     manifest = entry.bundle.manifest
-    reached = 2 * macs_of(manifest.spec, [o.name for o in manifest.outputs]) * row.images_per_second / 1e9
+    reached = 2 * macs_of(manifest.spec, [o.name for o in manifest.outputs]) * row.images_per_second / 1e12
     return msgspec.structs.replace(
-        row, giga_ops=reached, roof_share=share_of_roof(reached, entry.variant.precision, roofs)
+        row, tera_ops=reached, roof_share=share_of_roof(reached, entry.variant.precision, roofs)
     )
 
 

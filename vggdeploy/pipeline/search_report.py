@@ -64,8 +64,8 @@ def _under_roof(one: Candidate, roofs: Iterable[CpuRoof]) -> Candidate:
     """The candidate with the share of the roof that it reaches."""
     if one.latency_ms is None:
         return one
-    reached = 2 * one.macs / one.latency_ms / 1e6
-    return msgspec.structs.replace(one, giga_ops=reached, roof_share=share_of_roof(reached, one.precision, roofs))
+    reached = 2 * one.macs / one.latency_ms / 1e9
+    return msgspec.structs.replace(one, tera_ops=reached, roof_share=share_of_roof(reached, one.precision, roofs))
 
 
 def _reason(chosen: Candidate | None) -> str:
@@ -80,8 +80,8 @@ def _reason(chosen: Candidate | None) -> str:
     fewer = bool(chosen.threads) and chosen.threads < usable_cores()
     threads = f" with {chosen.threads} thread{'s' * (chosen.threads > 1)}" if fewer else ""
     roof = ""
-    if chosen.giga_ops and chosen.roof_share:
-        reached = f"{chosen.giga_ops:,.0f}·10⁹ operations a second"
+    if chosen.tera_ops and chosen.roof_share:
+        reached = f"{chosen.tera_ops:,.3f} TOP/s"
         roof = f"; {reached}, {chosen.roof_share:.0%} of what these CPUs can in {chosen.precision.upper()}"
     return (
         f"{chosen.variant} of trial {chosen.trial + 1} {best}: {speed}{threads}, "

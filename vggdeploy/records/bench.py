@@ -58,11 +58,11 @@ class FreshStart(Record, frozen=True, kw_only=True):
 class CpuRoof(Record, frozen=True, kw_only=True):
     """The fastest product of two ``side`` × ``side`` matrices of a precision that a library made on this machine's CPUs.
 
-    ``giga_ops``: 10⁹ operations a second, a multiply-add counted as two: 2·side³ a product.
+    ``tera_ops``: 10¹² operations a second, a multiply-add counted as two: 2·side³ a product.
     """
 
     precision: Precision
-    giga_ops: float
+    tera_ops: float
     side: int
     threads: int
     library: str
@@ -102,7 +102,7 @@ class BenchRow(Record, frozen=True, kw_only=True):
     ``cpu_seconds_per_image`` counts all threads of the variant's process. ``joules_per_image`` comes from the counter
     that ``joules_from`` names (RAPL counts the whole machine's CPUs, NVML the GPU), and is None without one.
     ``others_share`` is the share of the cores that other processes used meanwhile, ``mhz_low`` to ``mhz_high`` the clock
-    of the fastest core over the rounds. ``giga_ops`` are the network's operations, 10⁹ a second, and ``roof_share`` is
+    of the fastest core over the rounds. ``tera_ops`` are the network's operations, 10¹² a second, and ``roof_share`` is
     what that is of the roof of the precision that it computes in; None where no roof was measured.
     """
 
@@ -135,7 +135,7 @@ class BenchRow(Record, frozen=True, kw_only=True):
     mhz_low: float | None = None
     mhz_high: float | None = None
     host: HostTimes | None = None
-    giga_ops: float | None = None
+    tera_ops: float | None = None
     roof_share: float | None = None
 
 

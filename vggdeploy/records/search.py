@@ -62,7 +62,7 @@ class Candidate(Record, frozen=True, kw_only=True):
     ``drop`` is its own on the validation split, which decides; ``test_drop`` on the test split, which is only reported,
     and only of what was chosen. ``latency_ms`` is the median of a batch of one, ``ratio`` how many times faster that is
     than the original in FP32 on plain ONNX Runtime, measured in turns with it; both None where it cannot run here.
-    ``giga_ops`` are its operations, 10⁹ a second, and ``roof_share`` is what that is of the roof of its precision.
+    ``tera_ops`` are its operations, 10¹² a second, and ``roof_share`` is what that is of the roof of its precision.
     """
 
     trial: int
@@ -78,7 +78,7 @@ class Candidate(Record, frozen=True, kw_only=True):
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
-    giga_ops: float | None = None
+    tera_ops: float | None = None
     roof_share: float | None = None
     misses: tuple[str, ...] = ()
     test_drop: AccuracyDrop | None = None

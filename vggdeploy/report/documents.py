@@ -133,6 +133,17 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror or error}", _MAKE) from error
 
 
+def _in_tera_ops(value: Any) -> Any:
+    """A document in which ``giga_ops``, as earlier versions wrote them, are ``tera_ops``."""
+    if isinstance(value, list):
+        return [_in_tera_ops(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    old = value.get("giga_ops")
+    rest = {name: _in_tera_ops(part) for name, part in value.items() if name != "giga_ops"}
+    return rest | {"tera_ops": old / 1e3} if isinstance(old, (int, float)) else rest
+
+
 def parse_document(data: bytes, path: Path) -> Result:
     """`read_document`, from bytes."""
     try:
@@ -150,5 +161,7 @@ def parse_document(data: bytes, path: Path) -> Result:
             f"{path} has schema version {version}; this vggdeploy reads up to version {RESULT_VERSION}",
             "update vggdeploy: pip install -U vggdeploy",
         )
+    if b'"giga_ops"' in data:
+        data = msgspec.json.encode(_in_tera_ops(found))
     result: Result = from_json(data, kind, what=str(path))
     return result

@@ -179,13 +179,13 @@ def under_roof(bench: BenchReport, cast: Cast) -> Grid:
             cast.row(r, bench).label,
             run_cell(r.valid),
             number(r.batch, "d"),
-            number(r.giga_ops, ",.0f"),
+            number(r.tera_ops, ",.3f"),
             number(r.roof_share, ".0%"),
         ]
         for r in bench.rows
-        if r.giga_ops is not None
+        if r.tera_ops is not None
     ]
-    return Grid(f"Under the roof: {run_name(bench)}", ("variant", "run", "batch", "GOP/s", "of the roof"), rows, left=2)
+    return Grid(f"Under the roof: {run_name(bench)}", ("variant", "run", "batch", "TOP/s", "of the roof"), rows, left=2)
 
 
 def parity(results: Results, cast: Cast) -> Grid:

@@ -230,10 +230,10 @@ def _roofline(results: Results, cast: Cast) -> Section:
     ]
     under = [b for b in results.bench if b.roofs]
     rows += [
-        {"label": cast.row(r, b).label, "batch": r.batch, "tera_ops": r.giga_ops / 1e3, "share": r.roof_share}
+        {"label": cast.row(r, b).label, "batch": r.batch, "tera_ops": r.tera_ops, "share": r.roof_share}
         for b in under
         for r in b.rows
-        if r.giga_ops is not None
+        if r.tera_ops is not None
     ]
     roofs = [
         {"tera_ops": g.roof.tera_ops, "text": f"measured roof, {g.roof.precision}: {g.roof.tera_ops:,.0f} TOP/s"}
@@ -242,8 +242,8 @@ def _roofline(results: Results, cast: Cast) -> Section:
     ]
     roofs += [
         {
-            "tera_ops": r.giga_ops / 1e3,
-            "text": one_line(f"measured roof, {r.precision}: {r.giga_ops:,.0f} GOP/s ({r.library})"),
+            "tera_ops": r.tera_ops,
+            "text": one_line(f"measured roof, {r.precision}: {r.tera_ops:,.3f} TOP/s ({r.library})"),
         }
         for b in under
         for r in b.roofs
