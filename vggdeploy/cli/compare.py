@@ -10,12 +10,10 @@ import typer
 
 from vggdeploy.cli.options import Json
 from vggdeploy.errors import UsageError
-from vggdeploy.types import SpeedOutcome
 
 if TYPE_CHECKING:
     from vggdeploy.records.comparison import ComparedRow, ComparisonReport
-
-_COLOURS = {SpeedOutcome.FASTER: "green", SpeedOutcome.SLOWER: "yellow", SpeedOutcome.NOT_JUDGED: "yellow"}
+    from vggdeploy.types import SpeedOutcome
 
 
 def compare(
@@ -37,6 +35,7 @@ def compare(
     from vggdeploy.bench.regression import compare_files, failed_outputs
     from vggdeploy.cli import render
     from vggdeploy.cli.invocation import with_command
+    from vggdeploy.types import SpeedOutcome
 
     limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
     report = with_command(compare_files(old, new, limit=limit))
@@ -103,7 +102,10 @@ def show(report: ComparisonReport) -> None:
 
 
 def _mark(outcome: SpeedOutcome) -> str:
-    return f"[{_COLOURS[outcome]}]{outcome}[/]" if outcome in _COLOURS else str(outcome)
+    from vggdeploy.types import SpeedOutcome
+
+    colours = {SpeedOutcome.FASTER: "green", SpeedOutcome.SLOWER: "yellow", SpeedOutcome.NOT_JUDGED: "yellow"}
+    return f"[{colours[outcome]}]{outcome}[/]" if outcome in colours else str(outcome)
 
 
 def _speed(row: ComparedRow) -> str:
