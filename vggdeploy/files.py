@@ -328,6 +328,31 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def lock_file(path: Path, *, on_wait: Callable[[], None] | None) -> Iterator[None]:
+    """Hold the lock of a file, which is made. Where the file system has no locks, nobody waits.
+
+    Args:
+        on_wait: called when another process holds it, before we wait. None: do not wait.
+
+    Raises:
+        BlockingIOError: another process holds it, and nobody is to wait.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+                if on_wait is None:
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
+                on_wait()
+                _lock(fd, fcntl.LOCK_EX)
+            if _is_same(path, fd):  # else its holder removed it while we waited
+                yield
+                return
+        finally:
+            os.close(fd)
+
+
 def _exchange(draft: Path, target: Path) -> None:
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:

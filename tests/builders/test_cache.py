@@ -20,7 +20,6 @@ from vggdeploy.builders.options import BuildOptions
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BuildError
 from vggdeploy.types import BatchRange, Precision
-from vggdeploy.usercache import cache_home
 
 ADA = {"engine": "tensorrt-rtx", "targets": ["ada"]}
 KINDS = {Precision.FP16, Precision.FP32}
@@ -156,16 +155,6 @@ def test_a_copy_is_a_file_of_its_own_name_with_the_same_bytes(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"bytes"
     with pytest.raises(FileExistsError):
         copy_file(tmp_path / "a", tmp_path / "b")
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("VGGDEPLOY_CACHE", "~/mine")
-    assert cache_home() == Path("~/mine").expanduser()
-    monkeypatch.delenv("VGGDEPLOY_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_home() == tmp_path / "vggdeploy"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_home() == Path("~/.cache/vggdeploy").expanduser()
 
 
 # Processes

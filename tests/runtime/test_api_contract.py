@@ -55,7 +55,7 @@ NOT_HERE = {
 # Files of TensorRT for RTX alone, and what TensorRT 11 and RTX have beyond 10.
 ONLY_RTX = {"runtime/tensorrt_rtx.py", "builders/tensorrt_rtx.py"}
 # The floors on which TensorRT's objects are at hand: nothing above them is given one.
-OTHERS = {"dlpack.py", "openvino.py", "openvino_cache.py"}  # what is called tensor or config there is another library's
+OTHERS = {"dlpack.py", "openvino.py"}  # what is called tensor or config there is another library's
 SOURCES = [p for floor in ("builders", "runtime") for p in sorted((ROOT / floor).glob("*.py")) if p.name not in OTHERS]
 
 

@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vggdeploy.runtime import get_backend, openvino_cache, tiny
+from vggdeploy.runtime import get_backend, tiny
 from vggdeploy.runtime.base import Source
 from vggdeploy.types import Device
 
 pytest.importorskip("openvino")
+from vggdeploy.runtime import openvino
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, that keeps models however fast they compiled."""
     monkeypatch.setenv("VGGDEPLOY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(openvino_cache, "WORTHWHILE_SECONDS", 0)
+    monkeypatch.setattr(openvino, "WORTHWHILE_SECONDS", 0)
     return tmp_path / "cache" / "openvino"
 
 
@@ -82,13 +83,13 @@ def test_what_was_not_used_for_longest_goes(source: Source, home: Path, monkeypa
     logits(source)
     (old,) = home.glob("*.model")
     os.utime(old, (1, 1))
-    monkeypatch.setattr(openvino_cache, "LIMIT_BYTES", int(1.5 * old.stat().st_size))
+    monkeypatch.setattr(openvino, "LIMIT_BYTES", int(1.5 * old.stat().st_size))
     logits(replace(source, sha256="4" * 64))
     assert not old.exists()
     assert len(list(home.glob("*.model"))) == 1
 
 
 def test_what_compiles_at_once_is_not_kept(source: Source, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_cache, "WORTHWHILE_SECONDS", 3600)
+    monkeypatch.setattr(openvino, "WORTHWHILE_SECONDS", 3600)
     logits(source)
     assert not home.exists()

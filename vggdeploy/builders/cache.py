@@ -1,16 +1,14 @@
 """Engines that were built before, in the user's cache: found by all that decides their bytes, hashed before each use.
 
-One directory an entry, ``engines/KEY``; ``engines/KEY.lock`` is held (flock) by whoever builds or copies it. So of two
-processes that want the same engine one builds, and the other waits and copies. An entry that was damaged is built anew.
+One directory an entry, ``engines/KEY``. Of two processes that want the same engine one builds, and the other waits and
+copies. An entry that was damaged, or that another user could have written, is built anew.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
+import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,16 +19,15 @@ from vggdeploy.builders.options import parse_size
 from vggdeploy.builders.tensorrt import Built
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.bundle.store import now
+from vggdeploy.cache import Cache, cache_home
 from vggdeploy.errors import BundleError
-from vggdeploy.files import read_regular, sha256_of
 from vggdeploy.records import Record, from_json, to_json
 from vggdeploy.types import TensorSpec
-from vggdeploy.usercache import cache_home
 
 ENGINE, LOG, ENTRY = "model.engine", "build.log", "entry.json"
 DEFAULT_LIMIT = "10GiB"
 SCHEMA_VERSION = 1
-_MAX_ENTRY = 2**20
+_MAX_ENTRY, _MAX_LOG = 2**20, 2**26
 _FICLONE = 0x40049409  # linux/fs.h: share the bytes of another file until one of them is written
 
 Build = Callable[[Path], Built]
@@ -61,20 +58,13 @@ class Made:
     cached: bool
 
 
-class EngineCache:
-    """The cache under ``home``. It needs no care: what is not used is removed once there are more than ``limit`` bytes."""
+class EngineCache(Cache):
+    """The cache of engines. It needs no care: what is not used is removed once there are more than ``limit`` bytes."""
 
-    def __init__(self, home: Path | None = None, *, limit: int | None = None) -> None:
-        self.home = (home or cache_home()) / "engines"
-        self.limit = parse_size(os.environ.get("VGGDEPLOY_CACHE_SIZE") or DEFAULT_LIMIT) if limit is None else limit
-
-    def writable(self) -> bool:
-        """Whether entries can be kept here. The directory is made."""
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-        except OSError:  # a read-only home, or a file in the way
-            return False
-        return os.access(self.home, os.W_OK | os.X_OK)
+    def __init__(self, *, limit: int | None = None) -> None:
+        if limit is None:
+            limit = parse_size(os.environ.get("VGGDEPLOY_CACHE_SIZE") or DEFAULT_LIMIT)
+        super().__init__(cache_home() / "engines", limit=limit)
 
     @contextmanager
     def engine(
@@ -89,64 +79,28 @@ class EngineCache:
         Raises:
             OSError: the cache cannot be written. Errors of ``build``, which leave nothing behind.
         """
-        with _locked(self.home / f"{key}.lock", on_wait):
-            entry = self._read(key)
-            cached = entry is not None
-            if entry is None:
-                entry = self._build(key, about, build)
-            directory = self.home / key
-            os.utime(directory / ENTRY)
-            yield Made(directory / ENGINE, entry, read_regular(directory / LOG, limit=_MAX_ENTRY * 64), cached)
-        self.trim(keep=key)
 
-    def _read(self, key: str) -> Entry | None:
-        """The entry, if it is whole: its engine is hashed. What is not is removed."""
-        directory = self.home / key
-        for draft in self.home.glob(f".{key}.*"):  # we hold the lock: whoever made it was killed
-            shutil.rmtree(draft, ignore_errors=True)
-        if not directory.exists():
+        def make(directory: Path) -> tuple[Entry, bytes]:
+            return build_entry(directory, key, about, build), (directory / LOG).read_bytes()
+
+        with self.entry(key, lambda: self._find(key), make, on_wait=on_wait) as ((entry, log), cached):
+            yield Made(self.path(key) / ENGINE, entry, log, cached)
+
+    def _find(self, key: str) -> tuple[Entry, bytes] | None:
+        """The entry and its log, if they are whole: the engine is hashed."""
+        about, log = self.read(key, ENTRY, limit=_MAX_ENTRY), self.read(key, LOG, limit=_MAX_LOG)
+        engine = self.open(key, ENGINE)
+        if engine is None:
+            return None
+        with engine:
+            sha256 = hashlib.file_digest(engine, "sha256").hexdigest()
+        if about is None or log is None:
             return None
         try:
-            entry = from_json(read_regular(directory / ENTRY, limit=_MAX_ENTRY), Entry, what=str(directory / ENTRY))
-            whole = entry.key == key and sha256_of(directory / ENGINE) == entry.sha256 and (directory / LOG).is_file()
-        except (OSError, BundleError):  # an entry that cannot be read is as good as none
-            whole = False
-        if whole:
-            return entry
-        shutil.rmtree(directory)
-        return None
-
-    def _build(self, key: str, about: dict[str, str], build: Build) -> Entry:
-        draft = self.home / f".{key}.{secrets.token_hex(8)}"
-        draft.mkdir()
-        try:
-            entry = build_entry(draft, key, about, build)
-            draft.rename(self.home / key)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        return entry
-
-    def trim(self, *, keep: str = "") -> None:
-        """Remove the entries that were not used for longest until the rest fits. What is in use, or ``keep``, stays."""
-        found = []
-        for entry in self.home.glob(f"*/{ENTRY}"):
-            with contextlib.suppress(OSError):  # another process removed it meanwhile
-                size = sum(file.stat().st_size for file in entry.parent.iterdir())
-                found.append((entry.stat().st_mtime_ns, size, entry.parent))
-        total = sum(size for _, size, _ in found)
-        for _, size, directory in sorted(found):
-            if total <= self.limit:
-                return
-            if directory.name != keep and self._remove(directory):
-                total -= size
-
-    def _remove(self, directory: Path) -> bool:
-        lock = directory.with_name(f"{directory.name}.lock")
-        with contextlib.suppress(BlockingIOError), _locked(lock, None):
-            shutil.rmtree(directory, ignore_errors=True)
-            lock.unlink(missing_ok=True)
-            return True
-        return False
+            entry = from_json(about, Entry, what=str(self.path(key) / ENTRY))
+        except BundleError:  # an entry that cannot be read is as good as none
+            return None
+        return (entry, log) if (entry.key, entry.sha256) == (key, sha256) else None
 
 
 def build_entry(directory: Path, key: str, about: dict[str, str], build: Build) -> Entry:
@@ -166,46 +120,6 @@ def build_entry(directory: Path, key: str, about: dict[str, str], build: Build) 
     )
     (directory / ENTRY).write_bytes(to_json(entry))
     return entry
-
-
-@contextmanager
-def _locked(path: Path, on_wait: Callable[[], None] | None) -> Iterator[None]:
-    """Hold the lock of a file, which is made. Without ``on_wait`` nobody waits: `BlockingIOError` when it is held."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(fd, on_wait)
-            if _is_same(path, fd):
-                break
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # the entry was evicted, and its lock with it, while we waited
-    try:
-        yield
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int, on_wait: Callable[[], None] | None) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if on_wait is None:
-            raise
-        on_wait()
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError as error:
-        # A file system without locks: two builders may build the same engine, and one of them loses its draft.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-
-
-def _is_same(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -18,6 +16,7 @@ from vggdeploy.builders.progress import OnProgress
 from vggdeploy.builders.tensorrt import Built, build_engine, open_library
 from vggdeploy.builders.tensorrt_rtx import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
+from vggdeploy.cache import key_of
 from vggdeploy.errors import BundleError, UsageError
 from vggdeploy.files import atomic_write
 from vggdeploy.runtime.cuda import Gpu, find_gpu, use
@@ -60,7 +59,7 @@ class BuildRequest:
 
     def key(self) -> str:
         """The name of this build in the cache: SHA-256 of `about`."""
-        return hashlib.sha256(json.dumps(self.about(), sort_keys=True).encode()).hexdigest()
+        return key_of(self.about())
 
     def build(self, source: Path, target: Path, on_progress: OnProgress | None = None) -> Built:
         """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`, and as `inspect_engine`."""

@@ -5,20 +5,16 @@ They never travel with a bundle: that an engine is right on one machine says not
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from vggdeploy.bundle import Bundle, Variant
-from vggdeploy.errors import VggdeployError
-from vggdeploy.files import atomic_write, read_regular
+from vggdeploy.cache import Cache, cache_home, key_of
+from vggdeploy.errors import BundleError
 from vggdeploy.records import ParityRecord, from_json, to_json
 from vggdeploy.types import Verdict
-from vggdeploy.usercache import cache_home
 
 _MAX_BYTES = 2**20
+LIMIT_BYTES = 64 * 2**20  # of all proofs
 
 
 class Proofs:
@@ -38,20 +34,23 @@ class Proofs:
             "thresholds": to_json(manifest.thresholds[variant.precision]).decode(),
             "host": dict(host),
         }
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        self.file: Path = cache_home() / "proofs" / f"{key}.json"
+        self._key = key_of(about)
+        self._cache = Cache(cache_home() / "proofs", suffix=".json", limit=LIMIT_BYTES)
         self._sha256 = sha256
 
     def passed(self) -> bool:
-        """Whether this was proven here before. A file that is damaged, or says anything else, is no proof."""
+        """Whether this was proven here before. A file that is damaged, that another user could have written, or that says
+        anything else, is no proof."""
+        data = self._cache.read(self._key, limit=_MAX_BYTES)
+        if data is None:
+            return False
         try:
-            record = from_json(read_regular(self.file, limit=_MAX_BYTES), ParityRecord, what=str(self.file))
-        except (OSError, VggdeployError):
+            record = from_json(data, ParityRecord, what="a kept proof")
+        except BundleError:
             return False
         return record.verdict is Verdict.PASS and record.sha256 == self._sha256
 
     def keep(self, record: ParityRecord) -> None:
         """Remember a pass. Where the cache cannot be written, the next load proves again."""
         if record.verdict is Verdict.PASS:
-            with contextlib.suppress(OSError, VggdeployError):
-                atomic_write(self.file, to_json(record))
+            self._cache.write(self._key, to_json(record))

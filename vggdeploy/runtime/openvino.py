@@ -1,25 +1,36 @@
-"""The OpenVINO backend, for CPUs. It reads the bundle's ONNX files: OpenVINO's own format would hold the weights twice."""
+"""The OpenVINO backend, for CPUs. It reads the bundle's ONNX files: OpenVINO's own format would hold the weights twice.
+
+What takes long to compile is kept in the user's cache: the exported model, and behind it the SHA-256 of its bytes, since
+OpenVINO itself runs on damaged weights. It is read through a memory map.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import time
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vggdeploy.cache import Cache, cache_home, key_of
 from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import BundleError, VggdeployError
+from vggdeploy.machine import fingerprint
 from vggdeploy.optional import import_silent
 from vggdeploy.runtime.base import Array, Availability, Source
-from vggdeploy.runtime.openvino_cache import ModelCache
 from vggdeploy.types import Device, Precision
 
 ov = import_silent("openvino")  # a plain import sends a report to Intel
 
+WORTHWHILE_SECONDS = 0.3  # a model that compiles faster is not kept
+LIMIT_BYTES = 4 * 2**30  # of all models that are kept
+_DIGEST = hashlib.sha256().digest_size
 _DEVICE = "CPU"
 # What OpenVINO computes in where a graph does not say it. Left alone it takes BF16 for FP32 graphs on CPUs that have it.
 _INFERENCE = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
@@ -128,15 +139,34 @@ def computed_types(compiled: Any) -> dict[str, int]:
 
 def _compile(source: Source, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """The compiled model, from the user's cache or from the file, and the memory that it reads its weights from."""
-    cache = ModelCache.of(source, ov.__version__, config)
-    kept = cache.read()
+    cache = Cache(cache_home() / "openvino", suffix=".model", limit=LIMIT_BYTES)
+    settings = {name: str(value) for name, value in config.items()}
+    key = key_of([source.sha256, ov.__version__, fingerprint(), settings])
+    kept = _kept(cache, key)
     if kept is not None:
         with contextlib.suppress(RuntimeError):  # of another build with the same version: then it is made anew
             return core().import_model(ov.Tensor(kept, shared_memory=True), _DEVICE, dict(config)), kept
-    with cache.timed():
-        compiled = core().compile_model(str(source.path), _DEVICE, dict(config))
-    cache.keep(lambda: compiled.export_model().getbuffer())
+    start = time.perf_counter()
+    compiled = core().compile_model(str(source.path), _DEVICE, dict(config))
+    if time.perf_counter() - start >= WORTHWHILE_SECONDS and cache.writable():
+        data = compiled.export_model().getbuffer()
+        cache.write(key, b"".join((data, hashlib.sha256(data).digest())))
     return compiled, None
+
+
+def _kept(cache: Cache, key: str) -> NDArray[np.uint8] | None:
+    """The exported model of that key, if it is whole."""
+    file = cache.open(key)
+    if file is None:
+        return None
+    with file:
+        try:
+            # Copy on write: OpenVINO takes no read-only arrays, and nothing of it reaches the file.
+            data = np.memmap(file, dtype=np.uint8, mode="c")
+        except (OSError, ValueError):  # ValueError: the file is empty
+            return None
+    model, digest = data[:-_DIGEST], data[-_DIGEST:].tobytes()
+    return model if len(model) and hashlib.sha256(model.data).digest() == digest else None
 
 
 def told(error: RuntimeError) -> str:

@@ -1,17 +1,23 @@
-"""The TensorRT for RTX backend: the session of `vggdeploy.runtime.tensorrt`, with kernels compiled on this machine."""
+"""The TensorRT for RTX backend: the session of `vggdeploy.runtime.tensorrt`, with kernels compiled on this machine.
+
+The kernels are kept for the next start, in the user's cache and never in a bundle: a bundle's files are the manifest's, and
+this one differs from GPU to GPU.
+"""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from vggdeploy.cache import Cache, cache_home, key_of
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.runtime import cuda
 from vggdeploy.runtime.base import Availability, Source
-from vggdeploy.runtime.rtx_cache import RtxCache
 from vggdeploy.runtime.tensorrt import EngineSession
 from vggdeploy.runtime.tensorrt_api import backend_library, title
 from vggdeploy.runtime.tensorrt_engine import LoadedEngine
 from vggdeploy.types import Device
+
+KERNEL_BYTES = 2**30  # of the kernels of all engines
 
 
 class RtxEngine(LoadedEngine):
@@ -24,7 +30,14 @@ class RtxEngine(LoadedEngine):
         super().__init__(library, source)
         self._config: Any = None
         self._kernels: Any = None
-        self._cache: RtxCache | None = None
+        self._cache = Cache(
+            source.gpu.cache or cache_home() / "rtx-kernels",
+            suffix=".cache",
+            limit=KERNEL_BYTES,
+            note=lambda text: self.log.add("WARNING", f"runtime cache: {text}"),
+        )
+        self._key = ""
+        self._known: bytes | None = None
 
     def load(self, unread: list[bytes]) -> None:
         super().load(unread)
@@ -37,17 +50,20 @@ class RtxEngine(LoadedEngine):
             library.DynamicShapesKernelSpecializationStrategy.EAGER
         )
         self._kernels = self._made(self._config.create_runtime_cache, "make a runtime cache")
-        self._cache = RtxCache.of(source, library.__version__, cuda.find_gpu(source.device), self.log)
-        if (known := self._cache.read()) and not self._kernels.deserialize(known):
+        gpu = cuda.find_gpu(source.device)
+        self._key = key_of([source.sha256, library.__version__, gpu.name, gpu.capability, gpu.driver])
+        self._known = self._cache.read(self._key, limit=KERNEL_BYTES)
+        if self._known and not self._kernels.deserialize(self._known):
             self.log.add("INFO", "the runtime cache is another GPU's or driver's: kernels are compiled again")
         if not self._config.set_runtime_cache(self._kernels):
             self.log.add("WARNING", "the library did not take the runtime cache: kernels are compiled at every start")
 
     def drop(self) -> None:
-        if self._cache is not None and self._kernels is not None:
+        if self._key and self._kernels is not None:
             compiled = self._kernels.serialize()
-            self._cache.write(b"" if compiled is None else bytes(compiled))
-        self._cache = None
+            if compiled is not None and (data := bytes(compiled)) not in (b"", self._known):
+                self._cache.write(self._key, data)
+        self._key = ""
         self._config = None
         self._kernels = None
         super().drop()
