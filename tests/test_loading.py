@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorrt_rtx
+from attacks.foreign_cache import ATTACKS
 from builders.small import write_bundle
 from fakes.worker import InlineWorker
 
@@ -141,6 +142,19 @@ def test_whatever_changes_the_machine_or_the_bytes_is_proven_again(
     if change == "proof of another":
         sha256 = Bundle.open(root).sha256(f"variants/{NAME}/model.engine")
         proof.write_text(proof.read_text().replace(sha256, "0" * 64))
+    vggdeploy.load(root, variant=NAME).close()
+    assert machine.runs > before
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_proof_that_another_user_could_have_written_is_none(
+    root: Path, machine: Machine, cache: Path, attack: str, what: str
+) -> None:
+    vggdeploy.load(root, variant=NAME).close()
+    before = machine.runs
+    [proof] = (cache / "proofs").iterdir()
+    ATTACKS[attack](proof.parent if what == "directory" else proof)
     vggdeploy.load(root, variant=NAME).close()
     assert machine.runs > before
 

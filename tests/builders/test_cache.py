@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from attacks.foreign_cache import ATTACKS
 from builders.small import write_bundle
 
 from vggdeploy.builders import request
@@ -109,6 +111,23 @@ def test_a_damaged_entry_is_built_anew(bundle, another, cache, damage):
     assert not again.cached
     assert again.report().sha256 == first.report().sha256
     assert build_into(again.bundle, **ADA, cache=cache).cached
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("what", ["engines", "entry", ENGINE, ENTRY])
+def test_an_altered_engine_of_another_user_is_not_copied(bundle, another, cache, what, attack):
+    """Its entry names the altered bytes: only the owner and the mode tell that somebody else wrote them."""
+    first = build_into(bundle, **ADA, cache=cache)
+    [entry] = entries(cache)
+    data = (entry / ENGINE).read_bytes() + b"altered"
+    (entry / ENGINE).unlink()  # it may be the bundle's own file, linked
+    (entry / ENGINE).write_bytes(data)
+    text = (entry / ENTRY).read_text().replace(first.report().sha256, hashlib.sha256(data).hexdigest())
+    (entry / ENTRY).write_text(text)
+    ATTACKS[attack]({"engines": cache.home, "entry": entry}.get(what, entry / what))
+    again = build_into(another, **ADA, cache=cache)
+    assert not again.cached
+    assert again.report().sha256 == first.report().sha256
 
 
 def test_a_failed_build_leaves_nothing(bundle, cache):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks.foreign_cache import ATTACKS
 
 from vggdeploy.runtime import get_backend, tiny
 from vggdeploy.runtime.base import Source
@@ -65,10 +66,12 @@ def test_a_damaged_model_is_compiled_anew(source: Source, home: Path, damage: st
     np.testing.assert_array_equal(logits(source), first)  # and kept again
 
 
-def test_a_model_that_others_may_write_is_not_read(source: Source, home: Path) -> None:
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_model_that_others_may_write_is_not_read(source: Source, home: Path, attack: str, what: str) -> None:
     first = logits(source)
     (kept,) = home.glob("*.model")
-    kept.chmod(0o666)
+    ATTACKS[attack](home if what == "directory" else kept)
     source.path.write_bytes(tiny.onnx_bytes(tiny.weights(seed=1)))
     assert not np.array_equal(logits(source), first)
 

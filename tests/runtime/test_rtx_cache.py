@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from attacks.foreign_cache import ATTACKS
 from fakes.gpu import Library, expected, pixels
 
 from vggdeploy.runtime import GpuOptions, cuda
@@ -65,12 +66,13 @@ def test_every_engine_release_and_gpu_has_its_own(gpu, source, tmp_path, monkeyp
     assert len(files(tmp_path / "cache")) == 2
 
 
-@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_may_write_is_not_read(gpu, source, tmp_path, mode):
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_kernels_that_others_may_write_are_not_read(gpu, source, tmp_path, attack, what):
     gpu()
     run(source)
     [kept] = files(tmp_path / "cache")
-    kept.chmod(mode)
+    ATTACKS[attack](kept.parent if what == "directory" else kept)
     _, library = gpu()
     run(source)
     assert library.cache_read == []
