@@ -23,7 +23,7 @@ from vggdeploy.bench.scenarios import Load
 from vggdeploy.bench.stats import ratio_interval
 from vggdeploy.bundle import Bundle
 from vggdeploy.parity.spool import Array
-from vggdeploy.pipeline.bench import POOL, bench_bundle
+from vggdeploy.pipeline.bench import POOL, BenchPlan, Rounds, Scenarios, bench_bundle
 from vggdeploy.pipeline.samples import measuring_pool
 from vggdeploy.runtime import open_session
 
@@ -63,10 +63,10 @@ def same_median(bundle: Bundle, images: Array, *, seconds: float, rounds: int) -
     }
 
 
-def own_share(bundle: Bundle, seconds: float, **how: Any) -> dict[str, float]:
+def own_share(bundle: Bundle, seconds: float, method: Rounds | Scenarios) -> dict[str, float]:
     """CPU time of the process that runs `bench`, over the time it took; its workers run the sessions."""
     wall, own = time.monotonic(), time.process_time()
-    bench_bundle(bundle, variants=[VARIANT], batches=[1], seconds=seconds, **how)
+    bench_bundle(bundle, plan=BenchPlan(variants=[VARIANT], batches=[1], seconds=seconds), method=method)
     wall, own = time.monotonic() - wall, time.process_time() - own
     return {"seconds": wall, "cpu_seconds": own, "share_of_a_core": own / wall}
 
@@ -89,8 +89,8 @@ def main() -> int:
         pool = measuring_pool(digits, "", POOL, None).images
         medians["digits"] = same_median(digits, pool, seconds=seconds, rounds=rounds)
         print(f"sessions of {session:g} s …", flush=True)
-        shares["in_rounds"] = own_share(digits, session)
-        shares["under_load"] = own_share(digits, session, scenarios=["single_stream"])
+        shares["in_rounds"] = own_share(digits, session, Rounds())
+        shares["under_load"] = own_share(digits, session, Scenarios(["single_stream"]))
         if not quick:
             print("VGG-16: export …", flush=True)
             make_vgg16(home / "vgg16")

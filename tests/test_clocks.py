@@ -22,7 +22,9 @@ def test_a_wall_clock_that_jumps_by_years_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
 
     async def ask() -> None:
-        async with vggdeploy.AsyncEngine(vggdeploy.load(bundle_dir, variant="onnx-fp32"), max_delay_ms=1) as engine:
+        async with vggdeploy.AsyncEngine(
+            vggdeploy.load(bundle_dir, variant="onnx-fp32"), vggdeploy.AsyncLimits(max_delay_ms=1)
+        ) as engine:
             answers = await asyncio.gather(*(engine.classify(digit_png, top=1, timeout=20) for _ in range(64)))
             assert {answer[0].label for answer in answers} == {digit_png.stem}
             with pytest.raises(DeadlineError):

@@ -22,10 +22,12 @@ from vggdeploy import selection
 from vggdeploy.bench import crew
 from vggdeploy.builders import engines
 from vggdeploy.builders.engines import build_into
+from vggdeploy.builders.options import BuildOptions
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.sign import sign_bundle
 from vggdeploy.bundle.signature import new_key
-from vggdeploy.bundle.trust import demands
+from vggdeploy.bundle.trust import Trust, demands
 from vggdeploy.cli.app import run
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError
 from vggdeploy.loading import VERIFY, rebuild_unfit
@@ -50,7 +52,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def root(tmp_path: Path, onnx_files: dict[Precision, Path]) -> Path:
     """A bundle with an engine for Ada."""
     bundle = write_bundle(tmp_path / "bundle", {p: onnx_files[p] for p in (Precision.FP32, Precision.FP16)})
-    return build_into(bundle, engine="rtx", targets=["ada"]).bundle.root
+    return build_into(bundle, BuildPlan(engine="rtx", targets=["ada"])).bundle.root
 
 
 class Machine:
@@ -136,7 +138,7 @@ def test_whatever_changes_the_machine_or_the_bytes_is_proven_again(
     if change == "version":
         machine.version += ".post1"  # the same release: it loads, and is proven again
     if change == "engine":
-        build_into(Bundle.open(root), engine="rtx", targets=["ada"], options=engines.BuildOptions(workspace=2**31))
+        build_into(Bundle.open(root), BuildPlan(engine="rtx", targets=["ada"], options=BuildOptions(workspace=2**31)))
     if change == "proof damaged":
         proof.write_bytes(proof.read_bytes()[:-9])
     if change == "proof of another":
@@ -205,7 +207,7 @@ def test_an_engine_for_another_gpu_never_reaches_the_library(root: Path, machine
 def test_rebuild_builds_for_this_gpu_proves_and_adds(root: Path, machine: Machine) -> None:
     machine.gpu = BLACKWELL
     told: list[str] = []
-    with vggdeploy.load(root, rebuild=True, on_progress=lambda share, phase: told.append(phase)) as engine:
+    with vggdeploy.load(root, rebuild=lambda share, phase: told.append(phase)) as engine:
         assert engine.variant.name == "tensorrt-rtx-fp16-sm120"
         assert engine.run({"image": np.zeros((1, 32, 32, 3), np.uint8)})["logits"].shape == (1, 10)
     assert told
@@ -256,7 +258,7 @@ def test_of_a_bundle_that_cannot_be_written_the_engine_is_kept_in_the_cache(
     before = (root / "manifest.json").read_bytes()
     phases: list[str] = []
     for _ in range(2):
-        with vggdeploy.load(root, rebuild=True, on_progress=lambda share, phase: phases.append(phase)) as engine:
+        with vggdeploy.load(root, rebuild=lambda share, phase: phases.append(phase)) as engine:
             assert engine.variant.build is not None and engine.variant.build.targets == ("sm120",)
             assert engine.variant.verdict is Verdict.PASS
     assert phases[-1] == "copied from the cache"
@@ -270,12 +272,12 @@ def test_a_bundle_that_has_to_be_signed_stays_as_it_was_signed(root: Path, machi
     sign_bundle(root, tmp_path / "release.pem")
     machine.gpu = BLACKWELL
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    with vggdeploy.load(root, rebuild=True, trusted_keys=[public]) as engine:
+    with vggdeploy.load(root, rebuild=True, trust=Trust([public])) as engine:
         assert engine.variant.build is not None and engine.variant.build.targets == ("sm120",)
         assert engine.variant.verdict is Verdict.PASS
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     with pytest.raises(UsageError, match="has to stay as it was signed"):
-        rebuild_unfit(Bundle.open(root, trust=demands([public])))
+        rebuild_unfit(Bundle.open(root, trust=demands(Trust([public]))))
 
 
 def test_a_full_disk_is_still_an_error(root: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +312,7 @@ def test_bench_rebuild_measures_the_new_engine(
 def test_inspect_explains_the_choice_and_each_refusal(
     root: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build_into(Bundle.open(root), engine="rtx", targets=["sm120"])
+    build_into(Bundle.open(root), BuildPlan(engine="rtx", targets=["sm120"]))
     assert run(["inspect", str(root)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{NAME} taken not run yet" in shown

@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 
 import vggdeploy
-from vggdeploy import AsyncEngine, BundleError, Engine, IntegrityError, ParityError, UsageError, VggdeployError
+from vggdeploy import (
+    AsyncEngine,
+    AsyncLimits,
+    BundleError,
+    Engine,
+    IntegrityError,
+    ParityError,
+    UsageError,
+    VggdeployError,
+)
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.types import BatchRange
 
@@ -146,7 +155,7 @@ def test_a_closed_engine_is_not_reloaded(bundle_dir: Path, other: Path) -> None:
 
 def test_an_async_engine_loses_nothing_either(bundle_dir: Path, other: Path, digit_png: Path) -> None:
     async def main() -> set[bool]:
-        async with AsyncEngine(vggdeploy.load(bundle_dir, variant="onnx-fp32"), max_batch=8) as many:
+        async with AsyncEngine(vggdeploy.load(bundle_dir, variant="onnx-fp32"), AsyncLimits(max_batch=8)) as many:
             seen: set[bool] = set()
             reload = asyncio.create_task(many.reload(other))
             while len(seen) < 2:

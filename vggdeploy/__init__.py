@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy._version import __version__
 
 if TYPE_CHECKING:
-    from vggdeploy.batching import AsyncEngine
+    from vggdeploy.batching import AsyncEngine, AsyncLimits
     from vggdeploy.bundle import Bundle
+    from vggdeploy.bundle.trust import Trust
     from vggdeploy.engine import Engine, Prediction, load
     from vggdeploy.errors import (
         BuildError,
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncEngine": "batching",
+    "AsyncLimits": "batching",
     "Bundle": "bundle",
+    "Trust": "bundle.trust",
     "Engine": "engine",
     "Prediction": "engine",
     "load": "engine",
@@ -71,6 +74,7 @@ _HOMES = {
 
 __all__ = [
     "AsyncEngine",
+    "AsyncLimits",
     "BuildError",
     "Bundle",
     "BundleError",
@@ -92,6 +96,7 @@ __all__ = [
     "SignatureError",
     "TargetError",
     "TrainingError",
+    "Trust",
     "UsageError",
     "VggdeployError",
     "__version__",

@@ -28,6 +28,7 @@ from vggdeploy.runtime.batches import run_batch
 Array = NDArray[Any]
 Outputs = dict[str, Array]
 USUAL_BATCH = 32
+_MAX_DELAY_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,40 @@ class Answer:
     batch: int
 
 
+@dataclass(frozen=True)
+class AsyncLimits:
+    """How many requests are computed together, how long each may wait, and what is refused.
+
+    Attributes:
+        max_batch: images computed together at most. Default: 32, or what the variant takes if that is less.
+        max_delay_ms: a batch that is not full waits this long at most, and only while more images are on their way.
+        queue: requests that wait at most. One more is answered with `Overloaded` at once: memory stays bounded.
+        timeout: seconds for a request from start to end; None for no limit. Each method can be given its own.
+        decode_threads: images decoded at the same time. Default: the cores that this process may use.
+        max_pixels: an image with more is refused before it is decoded.
+
+    Raises:
+        UsageError: a number below its minimum.
+    """
+
+    max_batch: int | None = None
+    max_delay_ms: float = 2.0
+    queue: int = 256
+    timeout: float | None = None
+    decode_threads: int | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        counts = {"max_batch": self.max_batch, "queue": self.queue, "decode_threads": self.decode_threads}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise UsageError(f"{name} is {count}", "give at least 1")
+        if not 0 <= self.max_delay_ms <= _MAX_DELAY_MS:
+            raise UsageError(f"max_delay_ms is {self.max_delay_ms}", f"give 0 to {_MAX_DELAY_MS} milliseconds")
+        if self.timeout is not None and not self.timeout > 0:
+            raise UsageError(f"timeout is {self.timeout}", "give seconds above 0")
+
+
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
     """Powers of two up to ``max_batch``, and ``max_batch``."""
     powers = [2**n for n in range(max_batch.bit_length()) if 2**n < max_batch]
@@ -64,44 +99,32 @@ class AsyncEngine:
 
     Args:
         engine: an open engine.
-        max_batch: images computed together at most. Default: 32, or what the variant takes if that is less.
-        max_delay_ms: a batch that is not full waits this long at most, and only while more images are on their way.
-        queue: requests that wait at most. One more is answered with `Overloaded` at once: memory stays bounded.
-        timeout: seconds for a request from start to end; None for no limit. Each method can be given its own.
-        decode_threads: images decoded at the same time. Default: the cores that this process may use.
-        max_pixels: an image with more is refused before it is decoded.
+        limits: how many images are computed together, how many wait, and for how long.
         warm_up: run the batch sizes once before the first request (`batch_sizes`; on a GPU batches are filled up to
             one of them, so no other size is ever served).
         on_batch: told of each batch, in the thread that ran it; it must not raise.
 
     Raises:
-        UsageError: a number below its minimum, or a ``max_batch`` that the variant does not take.
+        UsageError: a ``max_batch`` that the variant does not take.
     """
 
     def __init__(
         self,
         engine: Engine,
+        limits: AsyncLimits = AsyncLimits(),
         *,
-        max_batch: int | None = None,
-        max_delay_ms: float = 2.0,
-        queue: int = 256,
-        timeout: float | None = None,
-        decode_threads: int | None = None,
-        max_pixels: int = MAX_PIXELS,
         warm_up: bool = True,
         on_batch: Callable[[BatchDone], None] | None = None,
     ) -> None:
-        limit = engine.variant.batch.max
-        self.max_batch = min(USUAL_BATCH, limit) if max_batch is None else max_batch
-        _check(self.max_batch, max_delay_ms, queue, timeout, decode_threads)
-        if self.max_batch > limit:
+        accepted = engine.variant.batch.max
+        self.max_batch = min(USUAL_BATCH, accepted) if limits.max_batch is None else limits.max_batch
+        if self.max_batch > accepted:
             raise UsageError(
-                f"batches of {max_batch}; {engine.variant.name} takes {limit} at most",
+                f"batches of {self.max_batch}; {engine.variant.name} takes {accepted} at most",
                 "ask for less, or export/build with a larger maximum batch",
             )
         self.engine = engine
-        self._timeout = timeout
-        self._max_pixels = max_pixels
+        self._limits = limits
         self._process = os.getpid()
         if warm_up:
             engine.warm_up(batch_sizes(self.max_batch))
@@ -111,12 +134,14 @@ class AsyncEngine:
         self._batcher: MicroBatcher[Array, Outputs] = MicroBatcher(
             self._run,
             max_rows=self.max_batch,
-            max_delay=max_delay_ms / 1000,
-            queue=queue,
+            max_delay=limits.max_delay_ms / 1000,
+            queue=limits.queue,
             runners=2 if on_gpu else 1,  # on a GPU one batch is copied while another computes
             on_batch=on_batch,
         )
-        self._decoders = ThreadPoolExecutor(decode_threads or usable_cores(), thread_name_prefix="vggdeploy-decode")
+        self._decoders = ThreadPoolExecutor(
+            limits.decode_threads or usable_cores(), thread_name_prefix="vggdeploy-decode"
+        )
 
     async def classify(self, image: ImageLike, *, top: int = 5, timeout: float | None = None) -> list[Prediction]:
         """Labels and probabilities of one image, best first; arguments and errors as `Engine.classify`, and:
@@ -247,7 +272,7 @@ class AsyncEngine:
         """In a thread of the pool: the image as the graph takes it, into the queue."""
         manifest: Manifest = ticket.group.opened.bundle.manifest
         try:
-            array = prepare(image, manifest.preprocess, max_pixels=self._max_pixels)
+            array = prepare(image, manifest.preprocess, max_pixels=self._limits.max_pixels)
             self._batcher.submit(ticket, graph_input(manifest, array[None]))
         except BaseException as error:  # it fails alone, and who waits for it is told
             self._batcher.fail(ticket, error)
@@ -271,7 +296,7 @@ class AsyncEngine:
         return found
 
     async def _answer(self, ticket: Ticket[Array, Outputs], timeout: float | None) -> Answer:
-        limit = self._timeout if timeout is None else timeout
+        limit = self._limits.timeout if timeout is None else timeout
         try:
             async with asyncio.timeout(limit):
                 outputs = await asyncio.wrap_future(ticket.future)
@@ -289,12 +314,3 @@ class AsyncEngine:
             compute_ms=(ticket.finished - ticket.started) * 1e3,
             batch=ticket.batch_rows,
         )
-
-
-def _check(max_batch: int, max_delay_ms: float, queue: int, timeout: float | None, decode_threads: int | None) -> None:
-    if max_batch < 1 or queue < 1 or (decode_threads is not None and decode_threads < 1):
-        raise UsageError(
-            f"max_batch {max_batch}, queue {queue}, decode_threads {decode_threads}", "each has to be at least 1"
-        )
-    if not 0 <= max_delay_ms <= 60_000 or (timeout is not None and not timeout > 0):
-        raise UsageError(f"max_delay_ms {max_delay_ms}, timeout {timeout}", "give 0 … 60000 ms, and seconds above 0")

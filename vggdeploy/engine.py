@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from vggdeploy.answers import Prediction, need_scores, predictions, probabilities, softmax
 from vggdeploy.bundle import Bundle, Manifest, Variant
+from vggdeploy.bundle.trust import Trust
 from vggdeploy.errors import UsageError
 from vggdeploy.features import embedding
 from vggdeploy.holding import Health, Held, Holder
-from vggdeploy.loading import Opened, open_best
+from vggdeploy.loading import LoadOptions, OnProgress, Opened, open_best
 from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.batches import run_batch
@@ -32,7 +34,7 @@ class Engine:
     Every method may be called from any number of threads.
     """
 
-    def __init__(self, opened: Opened, **options: Any) -> None:
+    def __init__(self, opened: Opened, options: LoadOptions = LoadOptions()) -> None:
         self._holder = Holder(opened)
         self._options = options
         self._warm: tuple[int, ...] = ()
@@ -105,7 +107,7 @@ class Engine:
             Errors of `load`, and UsageError: the engine was warmed up with batch sizes that the new one does not take.
         """
         target = self.bundle.root if path is None else path
-        opened = open_best(target, **{**self._options, "verify": "always"})
+        opened = open_best(target, replace(self._options, verify="always", rebuild=bool(self._options.rebuild)))
         try:
             _warm_up(opened, self._warm)
         except BaseException:
@@ -232,10 +234,8 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     verify: str = "first-load",
-    rebuild: bool = False,
-    on_progress: Callable[[float, str], None] | None = None,
-    trusted_keys: Sequence[str | os.PathLike[str]] | None = None,
-    policy: str | os.PathLike[str] | None = None,
+    rebuild: bool | OnProgress = False,
+    trust: Trust | None = None,
 ) -> Engine:
     """Open a bundle and the fastest variant of it that is proven and runs here.
 
@@ -252,25 +252,15 @@ def load(
         verify: when to run the golden pair: ``"first-load"`` of an engine on this machine (a pass is remembered in the
             user's cache), ``"always"``, for every variant, or ``"never"``.
         rebuild: when the engines do not fit this machine, build one that does from the bundle's ONNX, prove it, and add
-            it to the bundle (to the user's cache where the bundle cannot be written).
-        on_progress: called during a rebuild with the share that is done, 0 to 1, and the name of the phase.
-        trusted_keys: public keys (PEM files), of which one must have signed the bundle. The signature is checked before
-            anything else is read.
-        policy: a policy file that names such keys. The one that ``VGGDEPLOY_POLICY`` names is heeded in any case, and
-            what is given here comes on top of it.
+            it to the bundle (to the user's cache where the bundle cannot be written). A function does the same, and is
+            called meanwhile with the share that is done, 0 to 1, and the name of the phase.
+        trust: whose signature the bundle must have; it is checked before anything else is read. The policy that
+            ``VGGDEPLOY_POLICY`` names is heeded in any case, and what is given here comes on top of it.
 
     Raises:
         BundleError: no bundle, or a damaged one; SignatureError, when no trusted key signed it.
         IncompatibleError: nothing in it runs here; the cause names what does not fit or is missing.
         ParityError: what was asked for does not compute what was trained.
     """
-    options: dict[str, Any] = {
-        "backend": backend,
-        "variant": variant,
-        "device": device,
-        "threads": threads,
-        "trusted_keys": trusted_keys,
-        "policy": policy,
-    }
-    opened = open_best(path, **options, verify=verify, rebuild=rebuild, on_progress=on_progress)
-    return Engine(opened, **options, rebuild=rebuild)
+    options = LoadOptions(backend, variant, device, threads, verify, rebuild, trust)
+    return Engine(open_best(path, options), options)

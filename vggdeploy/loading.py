@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from vggdeploy.bundle import Bundle, Variant
-from vggdeploy.bundle.trust import demands
+from vggdeploy.bundle.trust import Trust, demands
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
 from vggdeploy.machine import fingerprint
 from vggdeploy.parity import check_golden
@@ -39,40 +39,50 @@ class Opened:
     device: Device
 
 
-def open_best(
-    path: str | os.PathLike[str],
-    *,
-    backend: str = "auto",
-    variant: str | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    verify: str = "first-load",
-    rebuild: bool = False,
-    on_progress: OnProgress | None = None,
-    trusted_keys: Sequence[str | os.PathLike[str]] | None = None,
-    policy: str | os.PathLike[str] | None = None,
-) -> Opened:
-    """What `vggdeploy.load` opens; its arguments and errors."""
-    if verify not in VERIFY:
-        raise unknown_name("time to verify", verify, VERIFY)
-    bundle = Bundle.open(path, trust=demands(trusted_keys, policy))
-    where = Device.parse(device) if device else None
-    if rebuild:
-        opened = _rebuild_first(bundle, backend, variant, where, threads, on_progress)
+@dataclass(frozen=True)
+class LoadOptions:
+    """Which variant of a bundle is opened, where, and what it has to prove first: the arguments of `vggdeploy.load`."""
+
+    backend: str = "auto"
+    variant: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    verify: str = "first-load"
+    rebuild: bool | OnProgress = False
+    trust: Trust | None = None
+
+    @property
+    def where(self) -> Device | None:
+        return Device.parse(self.device) if self.device else None
+
+    @property
+    def on_rebuild(self) -> OnProgress | None:
+        """Who is told how far a rebuild is."""
+        return self.rebuild if callable(self.rebuild) else None
+
+
+def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()) -> Opened:
+    """What `vggdeploy.load` opens; its errors."""
+    if options.verify not in VERIFY:
+        raise unknown_name("time to verify", options.verify, VERIFY)
+    bundle = Bundle.open(path, trust=demands(options.trust))
+    where = options.where
+    if options.rebuild:
+        opened = _rebuild_first(bundle, options)
         if opened is not None:
             return opened
     refused: list[str] = []
-    for candidate in select(bundle, backend=backend, variant=variant, device=where):
+    for candidate in select(bundle, backend=options.backend, variant=options.variant, device=where):
         on = where or default_device(backend_for(candidate))
         try:
-            count = threads if threads is not None else measured_threads(candidate)
-            return _open(bundle, candidate, on, count, verify)
+            count = options.threads if options.threads is not None else measured_threads(candidate)
+            return _open(bundle, candidate, on, count, options.verify)
         except IncompatibleError:  # the library's own objection, to an engine that looked as if it fitted
-            if not rebuild or candidate.build is None:
+            if not options.rebuild or candidate.build is None:
                 raise
-            return rebuild_engine(bundle, candidate, on, threads=threads, on_progress=on_progress)
+            return rebuild_engine(bundle, candidate, on, threads=options.threads, on_progress=options.on_rebuild)
         except ParityError as error:
-            if backend != "auto" or variant:
+            if options.backend != "auto" or options.variant:
                 raise
             refused.append(error.cause)
     raise ParityError(f"no variant of {path} could be proven here: {'; '.join(refused)}", "run: vggdeploy verify")
@@ -119,25 +129,19 @@ def _here(variant: Variant, device: Device) -> dict[str, str]:
     }
 
 
-def _rebuild_first(
-    bundle: Bundle,
-    backend: str,
-    variant: str | None,
-    device: Device | None,
-    threads: int | None,
-    on_progress: OnProgress | None,
-) -> Opened | None:
+def _rebuild_first(bundle: Bundle, options: LoadOptions) -> Opened | None:
     """The engine that was asked for, rebuilt, when those in the bundle do not fit; None when there is nothing to do."""
-    found = unfit(bundle, backend=backend, variants=[variant] if variant else (), device=device)
-    if not found or _has_fitting_engine(bundle, backend, variant, device):
+    named = [options.variant] if options.variant else ()
+    found = unfit(bundle, backend=options.backend, variants=named, device=options.where)
+    if not found or _has_fitting_engine(bundle, options):
         return None
-    where = device or default_device(backend_for(found[0]))
-    return rebuild_engine(bundle, found[0], where, threads=threads, on_progress=on_progress)
+    where = options.where or default_device(backend_for(found[0]))
+    return rebuild_engine(bundle, found[0], where, threads=options.threads, on_progress=options.on_rebuild)
 
 
-def _has_fitting_engine(bundle: Bundle, backend: str, variant: str | None, device: Device | None) -> bool:
+def _has_fitting_engine(bundle: Bundle, options: LoadOptions) -> bool:
     try:
-        chosen = select(bundle, backend=backend, variant=variant, device=device)
+        chosen = select(bundle, backend=options.backend, variant=options.variant, device=options.where)
     except VggdeployError:  # nothing runs here yet: that is why something is rebuilt
         return False
     return any(candidate.build is not None for candidate in chosen)
@@ -189,21 +193,20 @@ def rebuild_engine(
     from vggdeploy.builders.cache import EngineCache  # only here: a load that rebuilds nothing does not pay for it
     from vggdeploy.builders.engines import add_engine, engine_variant, made_engine
     from vggdeploy.builders.options import BuildOptions
-    from vggdeploy.builders.request import make_request
+    from vggdeploy.builders.request import BuildPlan, make_request
 
     old = variant.build
     if old is None:
         raise UsageError(f"{variant.name} is no engine", "only TensorRT engines are rebuilt")
     gpu = host_of(variant, device).gpu
-    request = make_request(
-        bundle,
+    plan = BuildPlan(
         engine=variant.format,
         precision=variant.precision,
         batch=variant.batch,
         targets=[gpu.capability] if gpu and variant.format == "tensorrt-rtx" else None,
         options=BuildOptions.from_record(old.options, old.graph_batches),
-        device=device,
     )
+    request = make_request(bundle, plan, device=device)
     with made_engine(bundle, request, cache=EngineCache(), on_progress=on_progress) as made:
         record = request.record(made.entry.seconds)
         fresh = engine_variant(request, made, record, request.name(bundle.manifest))

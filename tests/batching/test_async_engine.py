@@ -15,7 +15,16 @@ import pytest
 from PIL import Image
 
 import vggdeploy
-from vggdeploy import AsyncEngine, DeadlineError, Engine, InputError, Overloaded, UsageError, VggdeployError
+from vggdeploy import (
+    AsyncEngine,
+    AsyncLimits,
+    DeadlineError,
+    Engine,
+    InputError,
+    Overloaded,
+    UsageError,
+    VggdeployError,
+)
 from vggdeploy.bundle import Bundle
 from vggdeploy.data.loaders import ImageSet
 from vggdeploy.microbatch import BatchDone
@@ -59,7 +68,7 @@ def test_many_at_once_are_answered_as_one_by_one_in_few_batches(bundle_dir: Path
 
     async def main() -> list[list[vggdeploy.Prediction]]:
         engine = vggdeploy.load(bundle_dir, variant="onnx-fp32")
-        async with AsyncEngine(engine, max_batch=16, on_batch=done.append) as many:
+        async with AsyncEngine(engine, AsyncLimits(max_batch=16), on_batch=done.append) as many:
             return await asyncio.gather(*(many.classify(image, top=3) for image in images))
 
     found = asyncio.run(main())
@@ -79,7 +88,7 @@ def test_raw_arrays_of_several_rows_come_back_to_who_sent_them(engine: Engine, b
     expected = [outputs["logits"][start : start + size] for start, size in ((0, 1), (1, 4), (5, 2), (0, 7))]
 
     async def main() -> list[dict[str, np.ndarray]]:
-        many = AsyncEngine(engine, max_batch=8, warm_up=False)
+        many = AsyncEngine(engine, AsyncLimits(max_batch=8), warm_up=False)
         return await asyncio.gather(*(many.run({"image": batch}) for batch in rows))
 
     for found, wanted in zip(asyncio.run(main()), expected, strict=True):
@@ -103,7 +112,7 @@ def test_bad_images_and_bad_arrays_fail_alone(engine: Engine, digits_test: Image
 
 def test_a_nan_fails_alone(float_bundle_dir: Path) -> None:
     async def main() -> list[object]:
-        async with AsyncEngine(vggdeploy.load(float_bundle_dir), max_batch=4) as many:
+        async with AsyncEngine(vggdeploy.load(float_bundle_dir), AsyncLimits(max_batch=4)) as many:
             batches = [np.full((1, 1, 32, 32), value, np.float32) for value in (0.5, np.nan, 0.5)]
             return await asyncio.gather(*(many.run({"image": b}) for b in batches), return_exceptions=True)
 
@@ -148,7 +157,7 @@ def test_overload_is_answered_at_once_and_what_was_taken_is_answered(
     image = pictures(digits_test, 1)[0]
 
     async def main() -> tuple[list[object], float]:
-        many = AsyncEngine(engine, max_batch=2, queue=4, warm_up=False)
+        many = AsyncEngine(engine, AsyncLimits(max_batch=2, queue=4), warm_up=False)
         asked = [asyncio.create_task(many.classify(image, top=1)) for _ in range(50)]
         started = time.perf_counter()
         while sum(task.done() for task in asked) < 50 - 2 - 4:
@@ -174,7 +183,7 @@ def test_a_deadline_passes_in_time_and_what_had_not_started_is_not_computed(
     done: list[BatchDone] = []
 
     async def main() -> float:
-        many = AsyncEngine(engine, max_batch=1, warm_up=False, on_batch=done.append)
+        many = AsyncEngine(engine, AsyncLimits(max_batch=1), warm_up=False, on_batch=done.append)
         first = asyncio.create_task(many.classify(image))
         while many.waiting or not engine.health().active:  # until it is computed
             await asyncio.sleep(0.01)
@@ -201,7 +210,7 @@ def test_a_vector_of_one_image_is_the_engines(features_dir: Path, digits_test: I
 
     async def main() -> None:
         engine = vggdeploy.load(features_dir)
-        async with AsyncEngine(engine, max_batch=4) as many:
+        async with AsyncEngine(engine, AsyncLimits(max_batch=4)) as many:
             assert np.allclose(await many.embed(image), engine.embed(image)[0], atol=TOLERANCE)
             pooled = await many.embed(image, output="relu2_1", pool="max", normalise=True)
             assert np.allclose(
@@ -237,7 +246,7 @@ def test_the_event_loop_stays_free_while_images_are_decoded(engine: Engine) -> N
     on_the_loop = time.perf_counter() - started
 
     async def main() -> float:
-        many = AsyncEngine(engine, warm_up=False, decode_threads=1)
+        many = AsyncEngine(engine, AsyncLimits(decode_threads=1), warm_up=False)
         asked = [asyncio.create_task(many.classify(big)) for _ in range(5)]
         longest, last = 0.0, time.perf_counter()
         while not all(task.done() for task in asked):
@@ -265,18 +274,18 @@ def test_the_time_is_split(engine: Engine, digit_png: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"max_batch": 0}, "max_batch 0"),
+        ({"max_batch": 0}, "max_batch is 0"),
         ({"max_batch": 257}, "takes 256 at most"),
-        ({"queue": 0}, "queue 0"),
-        ({"max_delay_ms": -1}, "max_delay_ms -1"),
-        ({"max_delay_ms": float("nan")}, "max_delay_ms nan"),
-        ({"timeout": 0}, "timeout 0"),
-        ({"decode_threads": 0}, "decode_threads 0"),
+        ({"queue": 0}, "queue is 0"),
+        ({"max_delay_ms": -1}, "max_delay_ms is -1"),
+        ({"max_delay_ms": float("nan")}, "max_delay_ms is nan"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"decode_threads": 0}, "decode_threads is 0"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_refused(engine: Engine, options: dict[str, float], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        AsyncEngine(engine, **options)  # type: ignore[arg-type]
+        AsyncEngine(engine, AsyncLimits(**options))  # type: ignore[arg-type]
 
 
 def test_closed_it_says_so_and_so_does_its_engine(bundle_dir: Path, digit_png: Path) -> None:
@@ -304,7 +313,7 @@ def test_a_variant_for_fixed_batches_is_served_too(slow_engine: tuple[Engine, th
     engine._session.run = lambda feeds: (sizes.append(len(feeds["image"])), real(feeds))[1]  # type: ignore[method-assign]
 
     async def main() -> list[dict[str, np.ndarray]]:
-        many = AsyncEngine(engine, max_batch=6, warm_up=False)
+        many = AsyncEngine(engine, AsyncLimits(max_batch=6), warm_up=False)
         many._sizes = (1, 2, 4, 6)
         return [await many.run({"image": inputs["image"][:n]}) for n in (1, 3, 5, 6)]
 

@@ -57,6 +57,7 @@ def test_the_roof_leaves_the_memory_as_it_was() -> None:
 @pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
 def test_an_engine_is_taken_apart(engine: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     from vggdeploy.builders.engines import build_into
+    from vggdeploy.builders.request import BuildPlan
 
     found = get_backend(engine).probe(CUDA)
     if not found.runs:
@@ -64,7 +65,7 @@ def test_an_engine_is_taken_apart(engine: str, tmp_path_factory: pytest.TempPath
     root = tmp_path_factory.mktemp(engine)
     bundle = write_bundle(root / "bundle", {Precision.FP16: write_onnx(root / "fp16.onnx", Precision.FP16)})
     targets = [cuda.find_gpu(CUDA).capability] if engine == "tensorrt-rtx" else None
-    bundle = build_into(bundle, engine=engine, precision=Precision.FP16, targets=targets).bundle
+    bundle = build_into(bundle, BuildPlan(engine=engine, precision=Precision.FP16, targets=targets)).bundle
     variant = next(v for v in bundle.manifest.variants if v.format == engine)
     spec = bundle.manifest.input
     images = np.random.default_rng(0).integers(0, 256, (64, *spec.item_shape), dtype=np.uint8)

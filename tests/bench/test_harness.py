@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vggdeploy.bench.candidate import Candidate, starts
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, UsageError
-from vggdeploy.pipeline.bench import bench_bundle
+from vggdeploy.pipeline.bench import BenchPlan, Rounds, bench_bundle
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.types import BatchRange, TensorSpec, Verdict
 
@@ -120,7 +120,9 @@ def test_an_answer_that_changed_during_the_measurement_is_found() -> None:
 
 
 def test_every_variant_is_measured_at_every_batch(bundle: Bundle) -> None:
-    report = bench_bundle(bundle, backends=["onnxruntime", "torchscript"], batches=[1, 4], seconds=0.05, rounds=3)
+    report = bench_bundle(
+        bundle, plan=BenchPlan(backends=["onnxruntime", "torchscript"], batches=[1, 4], seconds=0.05), method=Rounds(3)
+    )
     assert [(r.variant, r.batch) for r in report.rows] == [
         (name, batch) for batch in (1, 4) for name in ("onnx-fp32", "onnx-fp16", "torchscript-fp32")
     ]
@@ -152,14 +154,21 @@ def test_a_wrong_output_makes_the_run_invalid(own_bundle: Path) -> None:
     opened = Bundle.open(own_bundle)
     with update_bundle(opened) as draft:
         draft.save_arrays("golden/outputs", {"logits": opened.golden()[1]["logits"] + 9})
-    (row,) = bench_bundle(Bundle.open(own_bundle), variants=["onnx-fp32"], batches=[1], seconds=0.03, rounds=3).rows
+    (row,) = bench_bundle(
+        Bundle.open(own_bundle), plan=BenchPlan(variants=["onnx-fp32"], batches=[1], seconds=0.03), method=Rounds(3)
+    ).rows
     assert not row.valid
     assert row.verdict is Verdict.FAIL
     assert any("wrong output" in reason for reason in row.reasons)
 
 
 def test_record_lets_auto_know(own_bundle: Path) -> None:
-    bench_bundle(Bundle.open(own_bundle), variants=["onnx-fp32"], batches=[1], seconds=0.03, rounds=3, record=True)
+    bench_bundle(
+        Bundle.open(own_bundle),
+        plan=BenchPlan(variants=["onnx-fp32"], batches=[1], seconds=0.03),
+        method=Rounds(3),
+        record=True,
+    )
     row = Bundle.open(own_bundle).manifest.variant("onnx-fp32")
     # A busy test machine may make the run invalid; then nothing may be recorded.
     assert all(m.batch == 1 and m.p50_ms > 0 for m in row.measured)
@@ -168,11 +177,11 @@ def test_record_lets_auto_know(own_bundle: Path) -> None:
 @pytest.mark.parametrize("batch", [0, 257, 100_000])
 def test_a_batch_that_cannot_be_measured_is_refused(bundle: Bundle, batch: int) -> None:
     with pytest.raises(UsageError):
-        bench_bundle(bundle, variants=["onnx-fp32"], batches=[batch], seconds=0.03, rounds=3)
+        bench_bundle(bundle, plan=BenchPlan(variants=["onnx-fp32"], batches=[batch], seconds=0.03), method=Rounds(3))
 
 
 def test_tensorrt_without_a_gpu_is_exit_5_with_what_is_missing(bundle: Bundle) -> None:
     with pytest.raises(IncompatibleError) as caught:
-        bench_bundle(bundle, backends=["tensorrt"], batches=[1])
+        bench_bundle(bundle, plan=BenchPlan(backends=["tensorrt"], batches=[1]))
     assert caught.value.exit_code == 5
     assert "vggdeploy build" in caught.value.hint

@@ -13,7 +13,7 @@ from vggdeploy.bench.scenarios import Load
 from vggdeploy.bench.sut import SystemUnderTest
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.parity.reference import golden_reference
-from vggdeploy.pipeline.bench import bench_bundle
+from vggdeploy.pipeline.bench import BenchPlan, Scenarios, bench_bundle
 from vggdeploy.pipeline.samples import measuring_pool
 from vggdeploy.records import LoadAnswers
 from vggdeploy.runtime import open_session
@@ -105,7 +105,9 @@ def test_a_wrong_golden_answer_is_a_fail(own_bundle: Path) -> None:
     with update_bundle(opened) as draft:
         draft.save_arrays("golden/outputs", {"logits": opened.golden()[1]["logits"] + 9})
     (row,) = bench_bundle(
-        Bundle.open(own_bundle), variants=["onnx-fp32"], batches=[8], seconds=0.2, scenarios=["offline"]
+        Bundle.open(own_bundle),
+        plan=BenchPlan(variants=["onnx-fp32"], batches=[8], seconds=0.2),
+        method=Scenarios(["offline"]),
     ).scenarios
     assert row.verdict is Verdict.FAIL
     assert not row.valid

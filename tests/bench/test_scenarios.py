@@ -15,7 +15,7 @@ from vggdeploy.bench.scenarios import Issued, Load, invalid_reasons, run_scenari
 from vggdeploy.bench.sut import SystemUnderTest
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import UsageError, VggdeployError
-from vggdeploy.pipeline.bench import bench_bundle
+from vggdeploy.pipeline.bench import BenchPlan, Scenarios, bench_bundle
 from vggdeploy.runtime import CheckedSession, open_session
 from vggdeploy.types import BatchRange, TensorSpec, Verdict
 
@@ -245,7 +245,9 @@ def test_the_log_is_read_line_by_line(tmp_path: Path) -> None:
 
 def test_a_bundle_under_load(bundle: Bundle) -> None:
     report = bench_bundle(
-        bundle, variants=["onnx-fp32"], batches=[8], seconds=0.3, scenarios=["single_stream", "offline"]
+        bundle,
+        plan=BenchPlan(variants=["onnx-fp32"], batches=[8], seconds=0.3),
+        method=Scenarios(["single_stream", "offline"]),
     )
     assert [(r.scenario, r.variant) for r in report.scenarios] == [
         ("single_stream", "onnx-fp32"),

@@ -13,7 +13,7 @@ from vggdeploy.bench.entries import bundle_names, check_same_input
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.cli.app import run
 from vggdeploy.errors import UsageError
-from vggdeploy.pipeline.bench import bench_bundle
+from vggdeploy.pipeline.bench import BenchPlan, Rounds, bench_bundle
 from vggdeploy.types import TensorSpec
 
 
@@ -43,14 +43,19 @@ def test_rows_are_named_by_bundle_and_the_first_is_the_baseline(pair: list[Path]
 def test_a_variant_can_be_named_of_one_bundle(pair: list[Path]) -> None:
     old, new = map(Bundle.open, pair)
     report = bench_bundle(
-        old, new, variants=["old:onnx-fp32", "new:torchscript-fp32"], batches=[1], seconds=0.03, rounds=3
+        old,
+        new,
+        plan=BenchPlan(variants=["old:onnx-fp32", "new:torchscript-fp32"], batches=[1], seconds=0.03),
+        method=Rounds(3),
     )
     assert [row.variant for row in report.rows] == ["old:onnx-fp32", "new:torchscript-fp32"]
 
 
 def test_each_bundle_keeps_its_own_medians(pair: list[Path]) -> None:
     old, new = map(Bundle.open, pair)
-    rows = bench_bundle(old, new, variants=["onnx-fp32"], batches=[1], seconds=0.03, rounds=3, record=True).rows
+    rows = bench_bundle(
+        old, new, plan=BenchPlan(variants=["onnx-fp32"], batches=[1], seconds=0.03), method=Rounds(3), record=True
+    ).rows
     for row, path in zip(rows, pair, strict=True):
         kept = Bundle.open(path).manifest.variant("onnx-fp32").measured
         assert [m.p50_ms for m in kept] == ([row.p50_ms] if row.valid else [])
@@ -58,7 +63,7 @@ def test_each_bundle_keeps_its_own_medians(pair: list[Path]) -> None:
 
 def test_a_variant_that_no_bundle_has_is_refused(pair: list[Path]) -> None:
     with pytest.raises(UsageError, match="onnx-fp31"):
-        bench_bundle(*map(Bundle.open, pair), variants=["onnx-fp31"], batches=[1])
+        bench_bundle(*map(Bundle.open, pair), plan=BenchPlan(variants=["onnx-fp31"], batches=[1]))
 
 
 def test_bundles_of_other_inputs_do_not_fit_together(pair: list[Path], capsys) -> None:

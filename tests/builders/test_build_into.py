@@ -12,6 +12,7 @@ from builders.small import BATCH, CONVOLUTIONS, PRODUCTS, write_bundle
 
 from vggdeploy.builders import request
 from vggdeploy.builders.engines import build_into
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import (
     BuildError,
@@ -36,7 +37,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def test_the_engine_and_its_whole_history_are_in_the_bundle(bundle, library):
-    build_into(bundle, engine="tensorrt-rtx", targets=["ada"])
+    build_into(bundle, BuildPlan(engine="tensorrt-rtx", targets=["ada"]))
     opened = Bundle.open(bundle.root)  # every hash is checked
     variant = opened.manifest.variant(NAME)
     source = bundle.manifest.variant("onnx-fp16")
@@ -54,7 +55,7 @@ def test_the_engine_and_its_whole_history_are_in_the_bundle(bundle, library):
 
 
 def test_nothing_was_run_so_nothing_is_proven(bundle):
-    variant = build_into(bundle, engine="tensorrt-rtx").variant
+    variant = build_into(bundle, BuildPlan(engine="tensorrt-rtx")).variant
     assert variant.name == "tensorrt-rtx-fp16"
     assert variant.verdict is Verdict.UNPROVEN
     assert "vggdeploy verify" in " ".join(variant.parity.reasons)
@@ -62,7 +63,7 @@ def test_nothing_was_run_so_nothing_is_proven(bundle):
 
 
 def test_the_returned_bundle_is_the_one_on_disk(bundle):
-    built = build_into(bundle, engine="rtx", targets=["ada"])
+    built = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
     assert built.bundle.manifest == Bundle.open(bundle.root).manifest
     result = built.report()
     data = (bundle.root / ENGINE).read_bytes()
@@ -71,7 +72,7 @@ def test_the_returned_bundle_is_the_one_on_disk(bundle):
 
 def test_other_variants_and_the_golden_pair_stay_untouched(bundle):
     before = snapshot(bundle.root)
-    build_into(bundle, engine="tensorrt-rtx", targets=["ada"])
+    build_into(bundle, BuildPlan(engine="tensorrt-rtx", targets=["ada"]))
     after = snapshot(bundle.root)
     assert {k: v for k, v in after.items() if k in before and k != "manifest.json"} == {
         k: v for k, v in before.items() if k != "manifest.json"
@@ -79,18 +80,18 @@ def test_other_variants_and_the_golden_pair_stay_untouched(bundle):
 
 
 def test_building_again_replaces_the_engine_and_gives_the_same_bytes(bundle):
-    first = build_into(bundle, engine="tensorrt-rtx", targets=["ada"]).bundle
-    again = build_into(first, engine="tensorrt-rtx", targets=["sm89"]).bundle
+    first = build_into(bundle, BuildPlan(engine="tensorrt-rtx", targets=["ada"])).bundle
+    again = build_into(first, BuildPlan(engine="tensorrt-rtx", targets=["sm89"])).bundle
     assert again.sha256(ENGINE) == first.sha256(ENGINE)
     assert [v.name for v in again.manifest.variants].count(NAME) == 1
-    other = build_into(again, engine="tensorrt-rtx", targets=["ada"], batch=BatchRange(2, 2, 2)).bundle
+    other = build_into(again, BuildPlan(engine="tensorrt-rtx", targets=["ada"], batch=BatchRange(2, 2, 2))).bundle
     assert other.manifest.variant(NAME).batch == BatchRange(2, 2, 2)
     assert other.sha256(ENGINE) != first.sha256(ENGINE)
 
 
 def test_fp32_and_fp16_engines_stand_side_by_side(bundle):
-    half = build_into(bundle, engine="rtx", targets=["ada"]).bundle
-    both = build_into(half, engine="rtx", precision=Precision.FP32, targets=["ada"]).bundle
+    half = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"])).bundle
+    both = build_into(half, BuildPlan(engine="rtx", precision=Precision.FP32, targets=["ada"])).bundle
     assert {NAME, "tensorrt-rtx-fp32-sm89"} <= {v.name for v in both.manifest.variants}
     assert both.manifest.variant("tensorrt-rtx-fp32-sm89").proof.layers == {"fp32": CONVOLUTIONS + PRODUCTS}
 
@@ -111,7 +112,7 @@ def test_an_onnx_altered_after_its_export_never_reaches_the_parser(bundle, monke
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     monkeypatch.setattr(request, "build_engine", lambda *a, **k: pytest.fail("the parser saw it"))
     with pytest.raises(IntegrityError, match="altered"):
-        build_into(Bundle.open(bundle.root, only=()), engine="tensorrt-rtx")
+        build_into(Bundle.open(bundle.root, only=()), BuildPlan(engine="tensorrt-rtx"))
 
 
 def test_an_onnx_of_another_model_is_refused(bundle):
@@ -155,7 +156,7 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(bundle):
 
     before = snapshot(bundle.root)
     with pytest.raises(KeyboardInterrupt):
-        build_into(bundle, engine="tensorrt-rtx", on_progress=interrupt)
+        build_into(bundle, BuildPlan(engine="tensorrt-rtx"), on_progress=interrupt)
     assert snapshot(bundle.root) == before
     assert not list(bundle.root.parent.glob(".*.tmp-*"))
 
@@ -164,7 +165,7 @@ def unchanged(bundle: Bundle, kind: type[VggdeployError], match: str, **options:
     """The build fails with that error, on one line each, and no file of the bundle is another or new."""
     before = snapshot(bundle.root)
     with pytest.raises(kind, match=match) as caught:
-        build_into(bundle, **options)
+        build_into(bundle, BuildPlan(**options))
     assert "\n" not in caught.value.cause + caught.value.hint
     assert snapshot(bundle.root) == before
     assert not list(bundle.root.parent.glob(".*.tmp-*"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,12 @@ from vggdeploy.builders import request
 from vggdeploy.builders.cache import ENGINE, ENTRY, EngineCache, copy_file
 from vggdeploy.builders.engines import build_into
 from vggdeploy.builders.options import BuildOptions
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BuildError
 from vggdeploy.types import BatchRange, Precision
 
-ADA = {"engine": "tensorrt-rtx", "targets": ["ada"]}
+ADA = BuildPlan("tensorrt-rtx", targets=["ada"])
 KINDS = {Precision.FP16, Precision.FP32}
 
 
@@ -43,9 +45,9 @@ def entries(cache: EngineCache) -> list[Path]:
 
 
 def test_a_second_identical_build_is_a_copy_in_any_bundle(bundle, another, cache, monkeypatch):
-    first = build_into(bundle, **ADA, cache=cache)
+    first = build_into(bundle, ADA, cache=cache)
     monkeypatch.setattr(request, "build_engine", lambda *a, **k: pytest.fail("it was built again"))
-    second = build_into(another, **ADA, cache=cache)
+    second = build_into(another, ADA, cache=cache)
     assert (first.cached, second.cached) == (False, True)
     assert second.report().sha256 == first.report().sha256
     assert second.variant == first.variant  # proof, options and the time of the build too
@@ -66,13 +68,13 @@ def test_a_second_identical_build_is_a_copy_in_any_bundle(bundle, another, cache
     ids=lambda changed: next(iter(changed)),
 )
 def test_whatever_is_changed_is_a_miss(bundle, cache, changed):
-    first = build_into(bundle, **ADA, cache=cache)
-    assert not build_into(first.bundle, **{**ADA, **changed}, cache=cache).cached
+    first = build_into(bundle, ADA, cache=cache)
+    assert not build_into(first.bundle, replace(ADA, **changed), cache=cache).cached
     assert len(entries(cache)) == 2
 
 
 def test_the_key_holds_library_gpu_driver_and_our_own_recipe(bundle, monkeypatch):
-    asked = request.make_request(bundle, **ADA)
+    asked = request.make_request(bundle, ADA)
     about, key = asked.about(), asked.key()
     assert about.keys() >= {"recipe", "onnx", "library", "version", "precision", "batch", "targets", "gpu"}
     monkeypatch.setattr(request, "RECIPE", request.RECIPE + 1)
@@ -80,20 +82,20 @@ def test_the_key_holds_library_gpu_driver_and_our_own_recipe(bundle, monkeypatch
 
 
 def test_cuda_graph_batches_do_not_change_the_bytes_and_are_no_miss(bundle, cache):
-    first = build_into(bundle, **ADA, cache=cache)
-    again = build_into(first.bundle, **ADA, cache=cache, options=BuildOptions(graph_batches=(1,)))
+    first = build_into(bundle, ADA, cache=cache)
+    again = build_into(first.bundle, replace(ADA, options=BuildOptions(graph_batches=(1,))), cache=cache)
     assert again.cached
     assert again.variant.build.graph_batches == (1,)
 
 
 def test_no_cache_neither_finds_nor_keeps(bundle, cache):
-    build_into(bundle, **ADA)
+    build_into(bundle, ADA)
     assert not cache.home.exists()
 
 
 @pytest.mark.parametrize("damage", ["engine", "engine gone", "entry", "entry of another", "log gone"])
 def test_a_damaged_entry_is_built_anew(bundle, another, cache, damage):
-    first = build_into(bundle, **ADA, cache=cache)
+    first = build_into(bundle, ADA, cache=cache)
     [entry] = entries(cache)
     data = bytearray((entry / ENGINE).read_bytes())
     data[len(data) // 2] ^= 1
@@ -107,10 +109,10 @@ def test_a_damaged_entry_is_built_anew(bundle, another, cache, damage):
         (entry / ENTRY).write_text(text)
     if damage == "log gone":
         (entry / "build.log").unlink()
-    again = build_into(another, **ADA, cache=cache)
+    again = build_into(another, ADA, cache=cache)
     assert not again.cached
     assert again.report().sha256 == first.report().sha256
-    assert build_into(again.bundle, **ADA, cache=cache).cached
+    assert build_into(again.bundle, ADA, cache=cache).cached
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -132,18 +134,18 @@ def test_an_altered_engine_of_another_user_is_not_copied(bundle, another, cache,
 
 def test_a_failed_build_leaves_nothing(bundle, cache):
     with pytest.raises(BuildError):
-        build_into(bundle, **ADA, cache=cache, options=BuildOptions(workspace=70_000))
+        build_into(bundle, replace(ADA, options=BuildOptions(workspace=70_000)), cache=cache)
     assert [path.suffix for path in cache.home.iterdir()] == [".lock"]
 
 
 def test_the_least_recently_used_go_first_and_the_newest_stays(bundle, cache, cache_home):
     targets = ["sm80", "sm86", "sm89"]
     for target in targets:
-        bundle = build_into(bundle, engine="rtx", targets=[target], cache=cache).bundle
-    build_into(bundle, engine="rtx", targets=["sm80"], cache=cache)  # used again: now sm86 is the oldest
+        bundle = build_into(bundle, BuildPlan(engine="rtx", targets=[target]), cache=cache).bundle
+    build_into(bundle, BuildPlan(engine="rtx", targets=["sm80"]), cache=cache)  # used again: now sm86 is the oldest
     size = max(sum(f.stat().st_size for f in e.iterdir()) for e in entries(cache))
     small = EngineCache(limit=2 * size + 1000)
-    build_into(bundle, engine="rtx", targets=["sm120"], cache=small)
+    build_into(bundle, BuildPlan(engine="rtx", targets=["sm120"]), cache=small)
     kept = {json.loads((entry / ENTRY).read_text())["about"]["targets"] for entry in entries(cache)}
     assert kept == {"sm80", "sm120"}
     assert len(list(cache.home.glob("*.lock"))) == 2
@@ -152,7 +154,7 @@ def test_the_least_recently_used_go_first_and_the_newest_stays(bundle, cache, ca
 
 
 def test_an_entry_in_use_is_not_evicted(bundle, cache):
-    build_into(bundle, **ADA, cache=cache)
+    build_into(bundle, ADA, cache=cache)
     [entry] = entries(cache)
     with cache.engine(entry.name, {}, lambda target: pytest.fail("it is there")) as made:
         subprocess.run(
@@ -165,7 +167,7 @@ def test_an_entry_in_use_is_not_evicted(bundle, cache):
 def test_a_cache_that_cannot_be_written_is_no_reason_not_to_build(bundle, monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("VGGDEPLOY_CACHE", str(tmp_path / "file"))
-    assert not build_into(bundle, **ADA, cache=EngineCache()).cached
+    assert not build_into(bundle, ADA, cache=EngineCache()).cached
 
 
 def test_a_copy_is_a_file_of_its_own_name_with_the_same_bytes(tmp_path):
@@ -183,11 +185,12 @@ import sys
 from pathlib import Path
 from vggdeploy.builders.cache import EngineCache
 from vggdeploy.builders.engines import build_into
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.bundle import Bundle
 Path(sys.argv[2]).touch()
 while not Path(sys.argv[3]).exists():
     pass
-added = build_into(Bundle.open(sys.argv[1]), engine="rtx", targets=["ada"], cache=EngineCache())
+added = build_into(Bundle.open(sys.argv[1]), BuildPlan("rtx", targets=["ada"]), cache=EngineCache())
 print(added.cached, added.report().sha256)
 """
 

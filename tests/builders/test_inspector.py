@@ -10,6 +10,7 @@ import pytest
 from vggdeploy.builders import request
 from vggdeploy.builders.engines import build_into
 from vggdeploy.builders.inspector import check_layers, inspect_engine, layers_by_type
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.errors import BuildError, ParityError
 from vggdeploy.runtime import tensorrt_rtx as backend
 from vggdeploy.runtime.base import Availability
@@ -71,7 +72,7 @@ def test_fp32_in_an_fp16_engine_is_exit_code_3():
 
 def test_an_engine_that_does_not_load_is_told_with_the_library_s_cause(library, bundle):
     """Here, without a GPU, the real library refuses even its own engine."""
-    built = build_into(bundle, engine="rtx", targets=["ada"])
+    built = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
     file = built.bundle.path(built.variant.path)
     runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda data: None)
     fake = types.SimpleNamespace(
@@ -86,14 +87,16 @@ def test_where_the_gpu_is_the_engine_s_own_answer_is_in_the_manifest(bundle, mon
     monkeypatch.setattr(backend, "probe", lambda device: Availability(True, "cuda:0", version=library.__version__))
     monkeypatch.setattr(request, "find_gpu", lambda device: gpu)
     monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
-    built = build_into(bundle, engine="rtx", targets=["ada"])
+    built = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
     assert built.variant.proof.engine == {"fp16": 11}
-    other = build_into(built.bundle, engine="rtx", targets=["sm120"])  # not for this GPU: it cannot be loaded
+    other = build_into(
+        built.bundle, BuildPlan(engine="rtx", targets=["sm120"])
+    )  # not for this GPU: it cannot be loaded
     assert other.variant.proof.engine == {}
     monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp32": 11})
     before = (bundle.root / "manifest.json").read_bytes()
     with pytest.raises(ParityError, match="11 convolutions or matrix products in fp32"):
-        build_into(other.bundle, engine="rtx", targets=["ada"])
+        build_into(other.bundle, BuildPlan(engine="rtx", targets=["ada"]))
     assert (bundle.root / "manifest.json").read_bytes() == before
 
 
@@ -106,5 +109,5 @@ def test_a_real_engine_is_inspected_on_a_real_gpu(bundle):
     name = next((n for n in ("tensorrt-rtx", "tensorrt") if get_backend(n).probe(Device("cuda")).runs), None)
     if name is None:
         pytest.skip("no TensorRT runs here")
-    variant = build_into(bundle, engine=name).variant
+    variant = build_into(bundle, BuildPlan(engine=name)).variant
     assert "fp32" not in variant.proof.engine

@@ -9,6 +9,7 @@ import pytest
 
 import vggdeploy
 from vggdeploy.builders.engines import build_into
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.bundle import MANIFEST_NAME, Bundle, update_bundle
 from vggdeploy.errors import BundleError, IntegrityError
 from vggdeploy.runtime import preflight, sessions
@@ -47,7 +48,7 @@ def seen(monkeypatch, library) -> list[Path]:
 
 @pytest.fixture
 def root(bundle) -> Path:
-    return build_into(bundle, engine="rtx", targets=["ada"]).bundle.root
+    return build_into(bundle, BuildPlan(engine="rtx", targets=["ada"])).bundle.root
 
 
 NAME = "tensorrt-rtx-fp16-sm89"

@@ -10,6 +10,7 @@ from builders.small import BATCH
 
 from vggdeploy.builders.engines import build_into
 from vggdeploy.builders.options import BuildOptions, parse_size
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.builders.tensorrt import build_engine
 from vggdeploy.builders.tensorrt_rtx import set_targets
 from vggdeploy.bundle import Bundle
@@ -68,7 +69,7 @@ def test_values_that_mean_nothing_are_refused_at_once(options, match):
 def test_what_rtx_lacks_is_refused_by_name_and_changes_nothing(bundle, options, named, instead):
     before = (bundle.root / "manifest.json").read_bytes()
     with pytest.raises(IncompatibleError, match=f"TensorRT for RTX .* has no {named}") as caught:
-        build_into(bundle, engine="tensorrt-rtx", options=BuildOptions(**options))
+        build_into(bundle, BuildPlan(engine="tensorrt-rtx", options=BuildOptions(**options)))
     assert caught.value.exit_code == 5
     assert instead in caught.value.hint
     assert (bundle.root / "manifest.json").read_bytes() == before
@@ -109,9 +110,9 @@ def test_a_level_that_only_one_library_version_has_is_looked_for_too(library):
 
 
 def test_options_reach_the_real_builder_and_stand_in_the_manifest(bundle):
-    plain = build_into(bundle, engine="rtx", targets=["ada"])
+    plain = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
     options = BuildOptions(workspace=2**31, opt_level=5, sparse=True, graph_batches=(1, 4))
-    tuned = build_into(plain.bundle, engine="rtx", targets=["ada"], options=options)
+    tuned = build_into(plain.bundle, BuildPlan(engine="rtx", targets=["ada"], options=options))
     record = Bundle.open(bundle.root).manifest.variant(tuned.variant.name).build
     assert record.options == {"batch": "1:4:16", "workspace": str(2**31), "opt_level": "5", "sparse": "yes"}
     assert record.graph_batches == (1, 4)
@@ -121,12 +122,12 @@ def test_options_reach_the_real_builder_and_stand_in_the_manifest(bundle):
 
 def test_too_small_a_workspace_is_the_library_s_own_cause(bundle):
     with pytest.raises(BuildError, match="within workspace limit"):
-        build_into(bundle, engine="rtx", targets=["ada"], options=BuildOptions(workspace=70_000))
+        build_into(bundle, BuildPlan(engine="rtx", targets=["ada"], options=BuildOptions(workspace=70_000)))
 
 
 def test_a_graph_for_a_batch_that_the_engine_does_not_take_is_refused(bundle):
     with pytest.raises(UsageError, match="batches of 32: the engine takes 1 to 16"):
-        build_into(bundle, engine="rtx", options=BuildOptions(graph_batches=(1, 32)))
+        build_into(bundle, BuildPlan(engine="rtx", options=BuildOptions(graph_batches=(1, 32))))
 
 
 class Config:

@@ -11,7 +11,7 @@ from builders.small import write_bundle
 
 from vggdeploy.builders.engines import build_into
 from vggdeploy.builders.options import BuildOptions
-from vggdeploy.builders.request import BuildRequest
+from vggdeploy.builders.request import BuildPlan, BuildRequest
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.runtime import sessions
@@ -41,16 +41,16 @@ def of_another_release(bundle: Bundle, name: str, version: str) -> Bundle:
 
 def test_engines_for_other_gpus_stand_beside_each_other(bundle):
     for targets in (None, ["ada"], ["sm120", "sm86"], ["ada"]):
-        bundle = build_into(bundle, engine="rtx", targets=targets).bundle
+        bundle = build_into(bundle, BuildPlan(engine="rtx", targets=targets)).bundle
     assert names(bundle) == ["tensorrt-rtx-fp16", "tensorrt-rtx-fp16-sm89", "tensorrt-rtx-fp16-sm86-sm120"]
 
 
 def test_an_engine_of_another_release_is_not_replaced_and_one_of_this_release_is(bundle, library):
-    first = build_into(bundle, engine="rtx").bundle
+    first = build_into(bundle, BuildPlan(engine="rtx")).bundle
     bundle = of_another_release(first, "tensorrt-rtx-fp16", "1.6.0.2")
     release = ".".join(library.__version__.split(".")[:3])
     for _ in range(2):
-        added = build_into(bundle, engine="rtx")
+        added = build_into(bundle, BuildPlan(engine="rtx"))
         bundle = added.bundle
         assert added.variant.name == f"tensorrt-rtx-fp16-{release}"
     assert names(bundle) == ["tensorrt-rtx-fp16", f"tensorrt-rtx-fp16-{release}"]
@@ -108,7 +108,7 @@ def three(tmp_path_factory, onnx_files) -> Bundle:
     root = tmp_path_factory.mktemp("three") / "bundle"
     bundle = write_bundle(root, {Precision.FP16: onnx_files[Precision.FP16]})
     for targets in (None, ["ada"], ["turing"]):
-        bundle = build_into(bundle, engine="rtx", targets=targets).bundle
+        bundle = build_into(bundle, BuildPlan(engine="rtx", targets=targets)).bundle
     return bundle
 
 

@@ -177,10 +177,13 @@ def test_a_tensorrt_engine_is_built_with_the_same_outputs(
     which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     from vggdeploy.builders.engines import build_into
+    from vggdeploy.builders.request import BuildPlan
 
     source: Bundle = request.getfixturevalue(which)
     shutil.copytree(source.root, tmp_path / "bundle")
-    build_into(Bundle.open(tmp_path / "bundle"), engine="tensorrt-rtx", targets=["sm86"])  # checks the outputs
+    build_into(
+        Bundle.open(tmp_path / "bundle"), BuildPlan(engine="tensorrt-rtx", targets=["sm86"])
+    )  # checks the outputs
     (variant,) = (v for v in Bundle.open(tmp_path / "bundle").manifest.variants if v.format == "tensorrt-rtx")
     assert variant.proof is not None
     layers = source.manifest.variant("onnx-fp16").proof.layers

@@ -139,9 +139,10 @@ def test_class_scores_are_not_rounded_to_256_steps(quantised: Bundle) -> None:
 def test_a_build_takes_the_symmetric_file(quantised: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx")
     from vggdeploy.builders.engines import build_into
+    from vggdeploy.builders.request import BuildPlan
     from vggdeploy.types import Precision
 
-    added = build_into(quantised, engine="tensorrt-rtx", precision=Precision.INT8, targets=["sm89"])
+    added = build_into(quantised, BuildPlan(engine="tensorrt-rtx", precision=Precision.INT8, targets=["sm89"]))
     assert added.variant.build is not None
     assert added.variant.build.source == "onnx-int8-symmetric"
     assert added.variant.proof is not None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vggdeploy.builders.engines import build_into
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from vggdeploy.errors import CheckpointError, DataError, TargetError, UsageError
 from vggdeploy.model.summary import summarise
@@ -116,7 +117,7 @@ def test_a_small_network_is_exported_built_and_proven_like_any_other(
     assert names[-3:] == ["fc6", "fc7", "logits"]
     assert len(names) == 1 + 8 + 8 + 5 + 3  # each layer once, whether it is a product or not
     if installed("tensorrt_rtx"):
-        engine = build_into(bundle, engine="tensorrt-rtx").variant
+        engine = build_into(bundle, BuildPlan(engine="tensorrt-rtx")).variant
         assert engine.proof is not None
         assert engine.proof.layers == {"fp16": 10 + 5}  # two of eight convolutions are two; so are fc6 and fc7
 

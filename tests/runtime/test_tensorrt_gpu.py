@@ -31,6 +31,7 @@ def gpu() -> cuda.Gpu:
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, str]:
     """A bundle with an FP16 and an FP32 engine, built for the GPU of this machine."""
     from vggdeploy.builders.engines import build_into
+    from vggdeploy.builders.request import BuildPlan
 
     found = get_backend(request.param).probe(CUDA)
     if not found.runs:
@@ -40,7 +41,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     bundle = write_bundle(root / "bundle", {p: write_onnx(root / f"{p}.onnx", p) for p in precisions})
     targets = [cuda.find_gpu(CUDA).capability] if request.param == "tensorrt-rtx" else None
     for precision in precisions:
-        bundle = build_into(bundle, engine=request.param, precision=precision, targets=targets).bundle
+        bundle = build_into(bundle, BuildPlan(engine=request.param, precision=precision, targets=targets)).bundle
     return Bundle.open(bundle.root), request.param
 
 
@@ -188,6 +189,7 @@ def test_memory_that_the_gpu_does_not_have_is_a_typed_error():
 
 def test_an_engine_for_another_gpu_is_refused_in_words(tmp_path: Path):
     from vggdeploy.builders.engines import build_into
+    from vggdeploy.builders.request import BuildPlan
 
     here = cuda.find_gpu(CUDA).capability
     if not get_backend("tensorrt-rtx").probe(CUDA).runs:
@@ -195,6 +197,6 @@ def test_an_engine_for_another_gpu_is_refused_in_words(tmp_path: Path):
     source = write_onnx(tmp_path / "fp16.onnx", Precision.FP16)
     bundle = write_bundle(tmp_path / "bundle", {Precision.FP16: source})
     other = "sm75" if here != "sm75" else "sm89"
-    built = build_into(bundle, engine="tensorrt-rtx", targets=[other], batch=BatchRange(1, 1, 1))
+    built = build_into(bundle, BuildPlan(engine="tensorrt-rtx", targets=[other], batch=BatchRange(1, 1, 1)))
     with pytest.raises(IncompatibleError, match=f"built by .* for {other}; here: .*holds no code for {here}"):
         open_session(built.bundle, built.variant)

@@ -21,7 +21,7 @@ import pytest
 import uvicorn
 
 import vggdeploy
-from vggdeploy.batching import AsyncEngine
+from vggdeploy.batching import AsyncEngine, AsyncLimits
 from vggdeploy.engine import Engine
 from vggdeploy.serve.app import create_app
 from vggdeploy.serve.metrics import Metrics
@@ -46,8 +46,8 @@ class Live:
 @contextmanager
 def live_server(settings: Settings, engine: Engine | None = None) -> Iterator[Live]:
     metrics = Metrics()
-    options = {"max_batch": settings.max_batch, "queue": settings.queue, "max_pixels": settings.max_pixels}
-    many = AsyncEngine(engine, **options, on_batch=metrics.batch) if engine else None  # type: ignore[arg-type]
+    limits = AsyncLimits(max_batch=settings.max_batch, queue=settings.queue, max_pixels=settings.max_pixels)
+    many = AsyncEngine(engine, limits, on_batch=metrics.batch) if engine else None
     app = create_app(settings, many, metrics=metrics)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(_config(settings, app))

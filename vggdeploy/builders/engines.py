@@ -11,17 +11,16 @@ from typing import Any
 import msgspec
 
 from vggdeploy.builders.cache import ENGINE, LOG, EngineCache, Made, build_entry, copy_file
-from vggdeploy.builders.options import BuildOptions
 from vggdeploy.builders.progress import OnProgress
 from vggdeploy.builders.rebuilds import spread
-from vggdeploy.builders.request import BuildRequest, make_request
+from vggdeploy.builders.request import BuildPlan, BuildRequest, make_request
 from vggdeploy.builders.tensorrt import Built
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant, update_bundle
 from vggdeploy.errors import BuildError, BundleError, UsageError
 from vggdeploy.files import scratch_directory
 from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
 from vggdeploy.runtime import runnable
-from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
+from vggdeploy.types import TensorSpec, Verdict
 
 
 class BuildReport(Record, frozen=True, kw_only=True):
@@ -55,12 +54,8 @@ class Added:
 
 def build_into(
     bundle: Bundle,
+    plan: BuildPlan,
     *,
-    engine: str,
-    precision: Precision = Precision.FP16,
-    batch: BatchRange | None = None,
-    targets: Sequence[str] | None = None,
-    options: BuildOptions | None = None,
     rebuilds: int = 1,
     cache: EngineCache | None = None,
     on_progress: OnProgress | None = None,
@@ -71,9 +66,6 @@ def build_into(
     stay beside it. The result is `Verdict.UNPROVEN` until ``verify`` ran it.
 
     Args:
-        engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
-        batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
-        targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
         rebuilds: build that often, without the cache, and record how the builds differ. The first one is kept.
         cache: where an engine of the same ONNX, library, GPU and options is looked for, and kept. Default: nowhere.
         on_progress: called with the share that is done, from 0 to 1, and the name of the phase.
@@ -84,7 +76,7 @@ def build_into(
         IncompatibleError: the library, an option of it or the GPU that it needs is missing.
         BuildError: the library refused the model; ParityError: the built precision is not the asked one.
     """
-    request = make_request(bundle, engine=engine, precision=precision, batch=batch, targets=targets, options=options)
+    request = make_request(bundle, plan)
     if rebuilds < 1:
         raise UsageError(f"{rebuilds} rebuilds", "give at least 1")
     if rebuilds > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -144,32 +144,42 @@ def identity(record: BuildRecord, precision: Precision) -> tuple[object, ...]:
     return record.library, release(record.version), targets, gpu, compatible, precision
 
 
-def make_request(
-    bundle: Bundle,
-    *,
-    engine: str,
-    precision: Precision = Precision.FP16,
-    batch: BatchRange | None = None,
-    targets: Sequence[str] | None = None,
-    options: BuildOptions | None = None,
-    device: Device | None = None,
-) -> BuildRequest:
-    """Check what was asked for, before anything is built. Arguments and errors are those of `build_into`."""
-    backend = get_engine(engine)
+@dataclass(frozen=True)
+class BuildPlan:
+    """The engine that is to be built.
+
+    Attributes:
+        engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
+        precision: of the ONNX that it is built from, and of the engine.
+        batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
+        targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
+        options: those of the library.
+    """
+
+    engine: str
+    precision: Precision = Precision.FP16
+    batch: BatchRange | None = None
+    targets: Sequence[str] | None = None
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = None) -> BuildRequest:
+    """Check what was asked for, before anything is built. Errors are those of `build_into`."""
+    backend, targets, options = get_engine(plan.engine), plan.targets, plan.options
     needs_gpu = "cpu" not in backend.builds_on
     if targets is not None and needs_gpu:
         raise UsageError(
             f"{backend.name} builds for the GPU of this machine, not for '{','.join(targets)}'",
             "leave --target out, or use --engine tensorrt-rtx",
         )
-    source = source_variant(bundle, precision)
+    source = source_variant(bundle, plan.precision)
     library = open_library(backend)
-    chosen, options = batch or source.batch, options or BuildOptions()
+    batch = plan.batch or source.batch
     gpu = find_gpu(device or Device("cuda")) if needs_gpu else None
     sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
-    options.check(library, chosen)
+    options.check(library, batch)
     sha256 = bundle.sha256(source.path)
-    return BuildRequest(backend, library, source, sha256, precision, chosen, sms, gpu, options)
+    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options)
 
 
 def source_variant(bundle: Bundle, precision: Precision) -> Variant:

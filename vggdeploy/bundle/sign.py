@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vggdeploy.bundle.manifest import MANIFEST_NAME
 from vggdeploy.bundle.store import Bundle
-from vggdeploy.bundle.trust import SIGNATURE_NAME, Trust, key_named_in, read_signature
+from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, key_named_in, read_signature
 from vggdeploy.errors import SignatureError
 from vggdeploy.files import atomic_write, read_regular
 from vggdeploy.optional import require
@@ -54,7 +54,7 @@ def sign_bundle(
     return _report(bundle, signature, str(public_key or ""))
 
 
-def check_bundle(path: Path, asked: tuple[Trust, ...]) -> SignatureReport:
+def check_bundle(path: Path, asked: tuple[Demand, ...]) -> SignatureReport:
     """Open a bundle as `Bundle.open` does with these demands, and say who signed it.
 
     Raises:

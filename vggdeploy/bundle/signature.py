@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing, signing, verifying
 
 from vggdeploy.bundle.manifest import MANIFEST_NAME
-from vggdeploy.bundle.trust import SIGNATURE_NAME, Trust, key_named_in, read_signature
+from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, key_named_in, read_signature
 from vggdeploy.errors import SignatureError, UsageError
 from vggdeploy.files import read_regular
 from vggdeploy.optional import first_line
@@ -31,7 +31,7 @@ _MAX_KEY = 2**20
 _SOURCE = "do not use this bundle; get it again from its source"
 
 
-def verify_signature(root: Path, manifest: bytes, trust: Trust) -> str:
+def verify_signature(root: Path, manifest: bytes, demand: Demand) -> str:
     """Check that one of the trusted keys signed exactly the files that lie in ``root``; returns its fingerprint.
 
     ``manifest`` are the bytes of ``manifest.json`` as the caller read them. As the manifest holds the hash of every file,
@@ -42,11 +42,11 @@ def verify_signature(root: Path, manifest: bytes, trust: Trust) -> str:
     """
     signature = read_signature(root)
     named = key_named_in(signature)
-    keys = {fingerprint(_public_key(path)): path for path in trust.keys}
+    keys = {fingerprint(_public_key(path)): path for path in demand.keys}
     if named not in keys:
         asked = ", ".join(f"{path.name} ({print_[:12]}…)" for print_, path in keys.items())
         raise SignatureError(
-            f"{root} is signed by the key {named[:12]}…, which {trust.source} does not name (only {asked})",
+            f"{root} is signed by the key {named[:12]}…, which {demand.source} does not name (only {asked})",
             "get the bundle from its source, or trust that key too",
         )
     _refuse_links(root)

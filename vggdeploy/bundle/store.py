@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle.arrays import array_bytes, read_array
 from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest, seal
-from vggdeploy.bundle.trust import SIGNATURE_NAME, Trust, check_trust, demands
+from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, check_trust, demands
 from vggdeploy.errors import BundleError, IntegrityError
 from vggdeploy.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
 from vggdeploy.types import TensorSpec
@@ -51,7 +51,7 @@ class Bundle:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, only: Iterable[str] | None = None, trust: Sequence[Trust] | None = None
+        cls, path: str | os.PathLike[str], *, only: Iterable[str] | None = None, trust: Sequence[Demand] | None = None
     ) -> Bundle:
         """Open a bundle and verify its files.
 

@@ -29,6 +29,32 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Trust:
+    """Whose bundles the caller opens: those signed with one of its keys, and with one of its policy's keys.
+
+        vggdeploy.load("artifacts/digits", trust=Trust(["release.pub"]))
+
+    Attributes:
+        keys: public keys (PEM files), of which one must have signed the bundle. Default: only the policy's.
+        policy: a policy file that names such keys, see `read_policy`.
+
+    Raises:
+        UsageError: neither is given, or an empty list of keys, which nothing could satisfy.
+    """
+
+    keys: Sequence[StrPath] | None = None
+    policy: StrPath | None = None
+
+    def __post_init__(self) -> None:
+        if self.keys is None and self.policy is None:
+            raise UsageError(
+                "Trust() names neither keys nor a policy", "give a list of public keys: keys=['release.pub']"
+            )
+        if self.keys is not None and (isinstance(self.keys, (str, os.PathLike)) or not self.keys):
+            raise UsageError("keys names no key", "give a list of public keys: keys=['release.pub']")
+
+
+@dataclass(frozen=True)
+class Demand:
     """Public keys, PEM files, of which one must have signed a bundle. ``source`` says in an error who asks for it."""
 
     keys: tuple[Path, ...]
@@ -40,28 +66,25 @@ class _Policy(Record, frozen=True, kw_only=True):
     trusted_keys: tuple[str, ...]
 
 
-def demands(trusted_keys: Sequence[StrPath] | None = None, policy: StrPath | None = None) -> tuple[Trust, ...]:
+def demands(trust: Trust | None = None) -> tuple[Demand, ...]:
     """All that a bundle has to satisfy: the keys given, the policy given, and the policy of the environment.
 
     They add up: a caller cannot loosen what ``VGGDEPLOY_POLICY`` asks for.
 
     Raises:
-        UsageError: an empty list of keys, which nothing could satisfy.
         SignatureError: a policy that cannot be read.
     """
     found = []
-    if trusted_keys is not None:
-        if isinstance(trusted_keys, (str, os.PathLike)) or not trusted_keys:
-            raise UsageError("trusted_keys names no key", "give a list of public keys: trusted_keys=['release.pub']")
-        found.append(Trust(tuple(map(Path, trusted_keys)), "trusted_keys"))
-    if policy is not None:
-        found.append(read_policy(policy))
+    if trust is not None and trust.keys is not None:
+        found.append(Demand(tuple(map(Path, trust.keys)), "the list of trusted keys"))
+    if trust is not None and trust.policy is not None:
+        found.append(read_policy(trust.policy))
     if given := os.environ.get(POLICY_VARIABLE):
         found.append(read_policy(given))
     return tuple(found)
 
 
-def read_policy(path: StrPath) -> Trust:
+def read_policy(path: StrPath) -> Demand:
     """A policy file: TOML with ``schema_version = 1`` and ``trusted_keys``, paths relative to the file.
 
     Raises:
@@ -79,10 +102,10 @@ def read_policy(path: StrPath) -> Trust:
         raise SignatureError(f"the policy {file} has schema version {policy.schema_version}", fix)
     if not policy.trusted_keys:
         raise SignatureError(f"the policy {file} names no key", fix)
-    return Trust(tuple(file.parent / key for key in policy.trusted_keys), f"the policy {file}")
+    return Demand(tuple(file.parent / key for key in policy.trusted_keys), f"the policy {file}")
 
 
-def check_trust(root: Path, manifest: bytes, asked: Sequence[Trust]) -> str:
+def check_trust(root: Path, manifest: bytes, asked: Sequence[Demand]) -> str:
     """Check the signature of the bundle at ``root`` for every demand; returns the fingerprint of the key that signed it.
 
     Args:
@@ -95,7 +118,7 @@ def check_trust(root: Path, manifest: bytes, asked: Sequence[Trust]) -> str:
     require("model_signing", to="check a bundle's signature", extra="sign")
     from vggdeploy.bundle.signature import verify_signature
 
-    return [verify_signature(root, manifest, trust) for trust in asked][-1]
+    return [verify_signature(root, manifest, demand) for demand in asked][-1]
 
 
 def read_signature(root: Path) -> bytes:

@@ -92,7 +92,7 @@ def bench(
     from vggdeploy.cli.options import cpu_list, split_names, split_numbers
     from vggdeploy.cli.rebuild import rebuilt
     from vggdeploy.errors import UsageError
-    from vggdeploy.pipeline.bench import bench_bundle
+    from vggdeploy.pipeline.bench import BenchPlan, Rounds, Scenarios, bench_bundle
     from vggdeploy.types import Device
 
     check_modes(context, MODES)
@@ -102,44 +102,32 @@ def bench(
     opened = [Bundle.open(path) for path in bundles]
     if rebuild:
         opened = [rebuilt(b, backends=backend or (), variants=variant or (), device=device) for b in opened]
+    plan = BenchPlan(
+        backends=backend or (),
+        variants=variant or (),
+        device=Device.parse(device) if device else None,
+        batches=batches,
+        seconds=seconds,
+        data=data,
+        data_dir=data_dir,
+    )
     if gpu_detail:
         from vggdeploy.cli import bench_gpu
 
         if len(opened) > 1:
             raise UsageError("--gpu-detail takes one engine apart", "give one bundle")
-        return bench_gpu.run(
-            opened[0],
-            json=json,
-            require_valid=require_valid,
-            backends=backend or (),
-            variants=variant or (),
-            batches=batches,
-            device=Device.parse(device) if device else None,
-            seconds=seconds,
-            data=data,
-            data_dir=data_dir,
-        )
+        return bench_gpu.run(opened[0], plan, json=json, require_valid=require_valid)
+    method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof)
+    if scenarios:
+        method = Scenarios(scenarios, target_qps, latency_bound, find_qps)
     with render.progress(refresh_per_second=2) as bar:  # a step takes its time, and each look costs some of it
         task = bar.add_task("measuring", total=None)
         report = bench_bundle(
             *opened,
-            backends=backend or (),
-            variants=variant or (),
-            batches=batches,
-            device=Device.parse(device) if device else None,
-            seconds=seconds,
-            rounds=rounds,
-            roof=roof,
+            plan=plan,
+            method=method,
             threads=threads,
-            pin=cpus,
-            percentile=percentile,
-            data=data,
-            data_dir=data_dir,
             record=record,
-            scenarios=scenarios,
-            target_qps=target_qps,
-            latency_bound_ms=latency_bound,
-            find_qps=find_qps,
             on_start=lambda steps: bar.update(task, total=steps),
             on_progress=lambda steps: bar.advance(task, steps),
             on_say=lambda text: render.note(f"[dim]{escape(text)}[/]"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -11,15 +11,16 @@ from vggdeploy.cli import render
 if TYPE_CHECKING:
     from vggdeploy.bench.gpu_records import GpuReport
     from vggdeploy.bundle import Bundle
+    from vggdeploy.pipeline.bench import BenchPlan
 
 
-def run(bundle: Bundle, *, json: bool, require_valid: bool, **how: Any) -> int:
+def run(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool) -> int:
     """Measure, print, and return the exit code."""
     from vggdeploy.pipeline.bench_gpu import bench_gpu
 
     with render.progress() as bar:
         task = bar.add_task("measuring", total=None)
-        report = bench_gpu(bundle, on_progress=lambda step: bar.update(task, description=step), **how)
+        report = bench_gpu(bundle, plan, on_progress=lambda step: bar.update(task, description=step))
     if json:
         render.emit_json(report)
     else:

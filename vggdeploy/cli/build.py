@@ -123,6 +123,8 @@ def run_build(
     """Build with a progress bar; the arguments are the command's, as text."""
     from vggdeploy.builders.cache import EngineCache
     from vggdeploy.builders.engines import build_into
+    from vggdeploy.builders.options import BuildOptions
+    from vggdeploy.builders.request import BuildPlan
     from vggdeploy.cli import render
     from vggdeploy.errors import unknown_name
     from vggdeploy.runtime.registry import get_engine
@@ -132,16 +134,18 @@ def run_build(
     wanted = precision.strip().lower()
     if wanted not in list(Precision):
         raise unknown_name("precision", precision, list(Precision))
-    sizes = BatchRange.parse(batch) if batch is not None else None
+    plan = BuildPlan(
+        engine=name,
+        precision=Precision(wanted),
+        batch=BatchRange.parse(batch) if batch is not None else None,
+        targets=targets,
+        options=options or BuildOptions(),
+    )
     with render.progress() as bar:
         task = bar.add_task(f"building {name}-{wanted}", total=100)
         added: Added = build_into(
             bundle,
-            engine=name,
-            precision=Precision(wanted),
-            batch=sizes,
-            targets=targets,
-            options=options,
+            plan,
             rebuilds=rebuilds,
             cache=EngineCache() if use_cache else None,
             on_progress=lambda share, phase: bar.update(task, completed=round(100 * share), description=phase),

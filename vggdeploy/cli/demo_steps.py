@@ -95,13 +95,13 @@ def _verify(bundle: Bundle, threads: int | None) -> int:
 
 
 def _bench(bundle: Bundle, *, seconds: float, threads: int | None) -> Bundle:
-    from vggdeploy.pipeline.bench import bench_bundle
+    from vggdeploy.pipeline.bench import BenchPlan, bench_bundle
 
     with render.progress() as bar:
         task = bar.add_task("measuring", total=None)
         report = bench_bundle(
             bundle,
-            seconds=seconds,
+            plan=BenchPlan(seconds=seconds),
             threads=threads,
             record=True,
             on_start=lambda steps: bar.update(task, total=steps),

@@ -78,8 +78,7 @@ def embed(
             variant=variant,
             device=device,
             threads=threads or usable_cores(),
-            rebuild=rebuild,
-            on_progress=tell,
+            rebuild=rebuild and tell,
         )
     with opened as engine, render.progress() as bar:
         task = bar.add_task("embedding", total=None)

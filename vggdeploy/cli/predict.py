@@ -50,7 +50,7 @@ def predict(
     answers: list[dict[str, object]] = []
     with rebuild_bar() as tell:
         opened = load(
-            bundle, backend=backend, variant=variant, device=device, threads=threads, rebuild=rebuild, on_progress=tell
+            bundle, backend=backend, variant=variant, device=device, threads=threads, rebuild=rebuild and tell
         )
     with opened as engine:
         for path in paths:

@@ -67,10 +67,10 @@ def verify_signature(
     from rich.markup import escape
 
     from vggdeploy.bundle.sign import check_bundle
-    from vggdeploy.bundle.trust import demands
+    from vggdeploy.bundle.trust import Trust, demands
     from vggdeploy.cli import render
 
-    asked = demands(key or None, policy)
+    asked = demands(Trust(key or None, policy) if key or policy else None)
     if not asked:
         raise UsageError("no key is trusted", "give --key PUBLIC_KEY or --policy FILE, or set VGGDEPLOY_POLICY")
     report = check_bundle(bundle, asked)

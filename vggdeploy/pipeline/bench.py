@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,94 +29,137 @@ from vggdeploy.runtime.registry import default_device
 from vggdeploy.selection import select
 from vggdeploy.types import Device
 
+if TYPE_CHECKING:
+    from vggdeploy.bench.scenarios import Load
+
 POOL = 512  # distinct images to walk through
 DEFAULT_ROUNDS = 7
 
 
+@dataclass(frozen=True)
+class BenchPlan:
+    """Which variants are measured, on which inputs, and for how long.
+
+    Attributes:
+        backends: take every variant of these backends. Default: every variant that runs here.
+        variants: take these variants.
+        device: where they run; default each backend's first.
+        batches: batch sizes.
+        seconds: measuring time of a variant and batch size.
+        data: the data set of the inputs; default the one that the model was trained on, else the golden inputs.
+        data_dir: where the data set is; default as `vggdeploy.data.loaders.open_split`.
+    """
+
+    backends: Sequence[str] = ()
+    variants: Sequence[str] = ()
+    device: Device | None = None
+    batches: Sequence[int] = (1, 8)
+    seconds: float = 2.0
+    data: str = ""
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The variants take turns and are compared by ratio.
+
+    Attributes:
+        count: how often they take turns.
+        pin: CPUs to run on, and nowhere else.
+        percentile: the one that has to be believable: a row with too few calls for it is invalid.
+        roof: measure the fastest matrix product of each precision on these CPUs, and what share of it each row reaches.
+    """
+
+    count: int = DEFAULT_ROUNDS
+    pin: Sequence[int] = ()
+    percentile: int = 90
+    roof: bool = False
+
+
+@dataclass(frozen=True)
+class Scenarios:
+    """MLPerf LoadGen issues the load.
+
+    Attributes:
+        names: of ``single_stream``, ``multi_stream``, ``server``, ``offline``.
+        target_qps: queries a second that ``server`` gets, Poisson-distributed.
+        latency_bound_ms: the bound of the p99 of ``server``.
+        find_qps: search the highest rate of ``server`` that keeps the bound, from ``target_qps`` on where it is given.
+    """
+
+    names: Sequence[str]
+    target_qps: float | None = None
+    latency_bound_ms: float | None = None
+    find_qps: bool = False
+
+    def loads(self, plan: BenchPlan) -> list[Load]:
+        """What is issued to each variant; only ``server`` and ``offline`` take batches of several sizes."""
+        from vggdeploy.bench.scenarios import Load
+
+        return [
+            Load(
+                name,
+                seconds=plan.seconds,
+                batch=batch,
+                target_qps=self.target_qps,
+                latency_bound_ms=self.latency_bound_ms,
+                find_qps=self.find_qps,
+            )
+            for name in self.names
+            for batch in (plan.batches if name in ("server", "offline") else plan.batches[:1])
+        ]
+
+
 def bench_bundle(
-    bundle: Bundle,
-    *more: Bundle,
-    backends: Sequence[str] = (),
-    variants: Sequence[str] = (),
-    batches: Sequence[int] = (1, 8),
-    device: Device | None = None,
-    seconds: float = 2.0,
-    rounds: int = DEFAULT_ROUNDS,
+    *bundles: Bundle,
+    plan: BenchPlan = BenchPlan(),
+    method: Rounds | Scenarios = Rounds(),
     threads: int | None = None,
-    pin: Sequence[int] = (),
-    percentile: int = 90,
-    data: str = "",
-    data_dir: Path | None = None,
     record: bool = False,
-    scenarios: Sequence[str] = (),
-    target_qps: float | None = None,
-    latency_bound_ms: float | None = None,
-    find_qps: bool = False,
-    roof: bool = False,
     on_start: Callable[[int], None] = lambda steps: None,
     on_progress: Callable[[int], None] = lambda steps: None,
     on_say: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
     """Measure variants interleaved in one run, of one bundle or of several. The first one is the baseline of the ratios.
 
-    With ``scenarios``, MLPerf LoadGen issues the load instead, for ``seconds`` a variant, scenario and batch size.
-
     Args:
-        backends: take every variant of these backends. Default: every variant that runs here.
-        variants: take these variants.
-        pin: CPUs to run on, and nowhere else.
-        percentile: the one that has to be believable: a row with too few calls for it is invalid.
+        method: how they are measured: in rounds beside each other, or one after the other under LoadGen's load.
+        threads: CPU threads of each session; default every core that this process may use.
         record: write the medians to the manifest, where ``backend="auto"`` finds them.
-        scenarios: of ``single_stream``, ``multi_stream``, ``server``, ``offline``.
-        target_qps: queries a second that ``server`` gets, Poisson-distributed; ``latency_bound_ms``: its p99 bound.
-        find_qps: search the highest rate of ``server`` that keeps the bound, from ``target_qps`` on where it is given.
-        roof: measure the fastest matrix product of each precision on these CPUs, and what share of it each row reaches.
         on_say: gets a line for people before something that takes long.
 
     Raises:
         UsageError: bundles that do not take the same input.
         IncompatibleError: something asked for cannot run here.
     """
-    bundles = (bundle, *more)
     if record:
         for each in bundles:
             check_writable(each.root)
-    chosen = _choose(bundles, backends, variants, device)
-    pool = measuring_pool(bundle, data, POOL, data_dir)
+    chosen = _choose(bundles, plan)
+    pool = measuring_pool(bundles[0], plan.data, POOL, plan.data_dir)
     found: Comparison | None = None
     loads: list[ScenarioRow] = []
-    if scenarios:
+    roofs: tuple[CpuRoof, ...] = ()
+    if isinstance(method, Scenarios):
         require("mlperf_loadgen", to="run LoadGen's scenarios", extra="bench")
-        from vggdeploy.bench.scenarios import Load
         from vggdeploy.pipeline.bench_loads import run_loads
 
-        wanted = [
-            Load(
-                scenario,
-                seconds=seconds,
-                batch=batch,
-                target_qps=target_qps,
-                latency_bound_ms=latency_bound_ms,
-                find_qps=find_qps,
-            )
-            for scenario in scenarios
-            for batch in (batches if scenario in ("server", "offline") else batches[:1])
-        ]
+        wanted = method.loads(plan)
         on_start(len(chosen) * len(wanted))
         loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress, on_say=on_say)
     else:
-        plan = Plan(batches, seconds, rounds, threads, pin, percentile)
-        on_start(len(chosen) * len(batches) * rounds)
-        found = measure(chosen, pool.images, plan, on_progress=on_progress)
+        on_start(len(chosen) * len(plan.batches) * method.count)
+        turns = Plan(plan.batches, plan.seconds, method.count, threads, method.pin, method.percentile)
+        found = measure(chosen, pool.images, turns, on_progress=on_progress)
+        if method.roof:
+            on_say("measuring the roof of the CPUs")
+            roofs = measure_roofs(found.threads)
     rows = found.rows if found else ()
-    roofs: tuple[CpuRoof, ...] = ()
-    if roof and found:
-        on_say("measuring the roof of the CPUs")
-        roofs = measure_roofs(found.threads)
+    if roofs:
         rows = tuple(_under_roof(row, entry, roofs) for row in rows for entry in chosen if entry.name == row.variant)
     report = BenchReport(
-        bundle=str(bundle.root),
-        bundles=tuple(str(each.root) for each in bundles) if more else (),
+        bundle=str(bundles[0].root),
+        bundles=tuple(str(each.root) for each in bundles) if len(bundles) > 1 else (),
         created=now(),
         machine=machine(),
         threads=found.threads if found else threads or machine().cores,
@@ -124,7 +169,7 @@ def bench_bundle(
         scenarios=tuple(loads),
         tools=tool_versions(),
         summary=sentences(rows),
-        percentile=percentile,
+        percentile=method.percentile if isinstance(method, Rounds) else Rounds().percentile,
         fresh=found.fresh if found else (),
         conditions=found.conditions if found else conditions(),
         harness_cpu_share=found.harness_cpu_share if found else None,
@@ -147,13 +192,12 @@ def _under_roof(row: BenchRow, entry: Entry, roofs: Sequence[CpuRoof]) -> BenchR
     )
 
 
-def _choose(
-    bundles: Sequence[Bundle], backends: Sequence[str], variants: Sequence[str], device: Device | None
-) -> list[Entry]:
+def _choose(bundles: Sequence[Bundle], plan: BenchPlan) -> list[Entry]:
     """What is asked for, bundle by bundle. Of several, a variant is named as it is (then of every bundle that has it), or
     as ``bundle:variant``.
     """
     check_same_input(bundles)
+    backends, variants, device = plan.backends, plan.variants, plan.device
     found: list[Entry] = []
     unknown = set(variants)
     for bundle, short in zip(bundles, bundle_names(bundles), strict=True):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from vggdeploy.bench.gpu import measure_gpu
 from vggdeploy.bench.gpu_records import GpuReport
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import IncompatibleError, UsageError
-from vggdeploy.pipeline.bench import POOL
+from vggdeploy.pipeline.bench import POOL, BenchPlan
 from vggdeploy.pipeline.samples import measuring_pool
 from vggdeploy.runtime.registry import ENGINES
 from vggdeploy.selection import select
@@ -18,15 +17,9 @@ from vggdeploy.types import Device
 
 def bench_gpu(
     bundle: Bundle,
+    plan: BenchPlan = BenchPlan(),
     *,
-    backends: Sequence[str] = (),
-    variants: Sequence[str] = (),
-    batches: Sequence[int] = (1, 8),
     streams: Sequence[int] = (1, 2, 4),
-    device: Device | None = None,
-    seconds: float = 2.0,
-    data: str = "",
-    data_dir: Path | None = None,
     on_progress: Callable[[str], None] = lambda step: None,
 ) -> GpuReport:
     """Measure one engine: the one that is named, else the best of the named backends, else the best there is.
@@ -35,19 +28,19 @@ def bench_gpu(
         UsageError: several variants.
         IncompatibleError: no engine of the bundle runs here.
     """
-    if len(variants) > 1:
-        raise UsageError(f"{len(variants)} variants", "one engine at a time is taken apart: give one --variant")
-    where = device or Device("cuda")
-    chosen = _choose(bundle, backends or [engine.name for engine in ENGINES], variants, where)
-    pool = measuring_pool(bundle, data, POOL, data_dir)
+    if len(plan.variants) > 1:
+        raise UsageError(f"{len(plan.variants)} variants", "one engine at a time is taken apart: give one --variant")
+    where = plan.device or Device("cuda")
+    chosen = _choose(bundle, plan.backends or [engine.name for engine in ENGINES], plan.variants, where)
+    pool = measuring_pool(bundle, plan.data, POOL, plan.data_dir)
     return measure_gpu(
         bundle,
         chosen,
         pool.images,
         device=where,
-        batches=batches,
+        batches=plan.batches,
         streams=streams,
-        seconds=seconds,
+        seconds=plan.seconds,
         on_progress=on_progress,
     )
 

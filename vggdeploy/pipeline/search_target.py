@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vggdeploy.builders.engines import build_into
+from vggdeploy.builders.request import BuildPlan
 from vggdeploy.builders.tensorrt import open_library
 from vggdeploy.builders.tensorrt_rtx import resolve_targets
 from vggdeploy.bundle import Bundle, Variant
@@ -68,4 +69,4 @@ class Target:
         """Add the engine of the winner to its bundle. Errors: those of `build_into`."""
         if self.engine is not None:
             precision = bundle.manifest.variant(chosen).precision
-            build_into(bundle, engine=self.engine.name, precision=precision, targets=self.gpus or None)
+            build_into(bundle, BuildPlan(self.engine.name, precision, targets=self.gpus or None))

@@ -16,7 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from vggdeploy._version import __version__
-from vggdeploy.batching import AsyncEngine
+from vggdeploy.batching import AsyncEngine, AsyncLimits
+from vggdeploy.bundle.trust import Trust
 from vggdeploy.cgroups import usable_cores
 from vggdeploy.engine import load
 from vggdeploy.errors import Overloaded, VggdeployError
@@ -39,15 +40,17 @@ def open_engine(settings: Settings, metrics: Metrics | None = None) -> AsyncEngi
         variant=settings.variant,
         device=settings.device,
         threads=settings.threads or usable_cores(),  # it runs batches: what one image is fastest with is not asked
-        trusted_keys=settings.trusted_keys or None,
+        trust=Trust(settings.trusted_keys) if settings.trusted_keys else None,
     )
     try:
         return AsyncEngine(
             engine,
-            max_batch=settings.max_batch,
-            max_delay_ms=settings.max_delay_ms,
-            queue=settings.queue,
-            max_pixels=settings.max_pixels,
+            AsyncLimits(
+                max_batch=settings.max_batch,
+                max_delay_ms=settings.max_delay_ms,
+                queue=settings.queue,
+                max_pixels=settings.max_pixels,
+            ),
             on_batch=metrics.batch if metrics else None,
         )
     except BaseException:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from vggdeploy.bundle.trust import Trust
 from vggdeploy.engine import load
 from vggdeploy.errors import UsageError, VggdeployError
 from vggdeploy.optional import first_line
@@ -44,7 +45,7 @@ def serve_on_ray(settings: Settings, address: str, *, on_start: Callable[[str], 
     # Opened here for its errors; a replica has its own.
     with load(
         settings.bundle, backend=settings.backend, variant=settings.variant, device=settings.device, threads=threads,
-        trusted_keys=settings.trusted_keys or None,
+        trust=Trust(settings.trusted_keys) if settings.trusted_keys else None,
     ) as engine:  # fmt: skip
         batch = settings.max_batch or min(_BATCH, engine.variant.batch.max)
 
