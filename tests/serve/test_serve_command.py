@@ -105,7 +105,7 @@ def test_sighup_takes_the_bundle_that_now_stands_there_and_keeps_the_old_one_whe
         (["{bundle}", "--timeout", "nan"], 2, "a timeout of nan"),
         (["{bundle}", "--max-batch", "1000"], 2, "takes 256 at most"),
         (["{bundle}", "--max-batch", "0"], 2, "max_batch is 0"),
-        (["{bundle}", "--max-delay-ms", "-1"], 2, "max_delay_ms -1"),
+        (["{bundle}", "--max-delay-ms", "-1"], 2, "max_delay_ms is -1"),
         (["{bundle}", "--max-body", "16"], 2, "16"),
         (["{bundle}", "--host", "256.256.256.256"], 1, "cannot listen"),
         (["{bundle}", "--host", "203.0.113.7"], 1, "cannot listen"),
