@@ -329,13 +329,13 @@ def _commands(bundles: Bundles, directory: Path) -> dict[str, Case]:
     good, failed, other = str(bundles.good), str(bundles.failed), str(bundles.wrong)
     golden = ["--data", "golden", "--backend", "onnxruntime"]
     lines = {
-        "compare: the same": ["bench", "--compare", first, first, *limit],
-        "compare: slower": ["bench", "--compare", first, slower, *limit],
-        "compare: slower, without a limit": ["bench", "--compare", first, slower],
-        "compare: invalid": ["bench", "--compare", first, invalid, *limit],
-        "compare: a wrong output": ["bench", "--compare", first, wrong],
-        "compare: no rounds": ["bench", "--compare", first, short, *limit],
-        "compare: one file": ["bench", "--compare", first],
+        "compare: the same": ["compare", first, first, *limit],
+        "compare: slower": ["compare", first, slower, *limit],
+        "compare: slower, without a limit": ["compare", first, slower],
+        "compare: invalid": ["compare", first, invalid, *limit],
+        "compare: a wrong output": ["compare", first, wrong],
+        "compare: no rounds": ["compare", first, short, *limit],
+        "compare: one file": ["compare", first],
         "verify: pass": ["verify", good, *golden],
         "verify: fail": ["verify", other, *golden],
         "verify: no GPU": ["verify", good, *golden, "--device", "cuda"],
