@@ -9,8 +9,9 @@ import pytest
 
 from vggdeploy.builders import request
 from vggdeploy.builders.engines import build_into
-from vggdeploy.builders.inspector import check_layers, inspect_engine, layers_by_type
+from vggdeploy.builders.inspector import inspect_engine, layers_by_type
 from vggdeploy.builders.request import BuildPlan
+from vggdeploy.bundle.precision import check_engine
 from vggdeploy.errors import BuildError, ParityError
 from vggdeploy.runtime import tensorrt_rtx as backend
 from vggdeploy.runtime.base import Availability
@@ -54,7 +55,7 @@ def test_products_are_counted_and_what_moves_data_is_not(layer, half, full):
 
 def test_an_engine_without_details_proves_nothing_and_refuses_nothing():
     assert layers_by_type(json.dumps({"Layers": ["node_conv2d", "node_linear"]})) == {}
-    check_layers({}, Precision.FP16, source="m.onnx")
+    check_engine({}, Precision.FP16, source="m.onnx")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"Layers"'])
@@ -65,9 +66,9 @@ def test_an_answer_that_is_none_is_one_clear_line(text):
 
 def test_fp32_in_an_fp16_engine_is_exit_code_3():
     with pytest.raises(ParityError, match="1 convolutions or matrix products in fp32") as caught:
-        check_layers({"fp16": 15, "fp32": 1}, Precision.FP16, source="m.onnx")
+        check_engine({"fp16": 15, "fp32": 1}, Precision.FP16, source="m.onnx")
     assert caught.value.exit_code == 3
-    check_layers({"fp32": 16}, Precision.FP32, source="m.onnx")
+    check_engine({"fp32": 16}, Precision.FP32, source="m.onnx")
 
 
 def test_an_engine_that_does_not_load_is_told_with_the_library_s_cause(library, bundle):

@@ -11,9 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vggdeploy.errors import BuildError, ParityError
+from vggdeploy.errors import BuildError
 from vggdeploy.runtime.tensorrt_api import Log, logger_for, no_collection, title
-from vggdeploy.types import Precision
 
 # Kernels of convolutions and matrix products, by what the libraries call them; and what only moves their data.
 _PRODUCT = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected", re.IGNORECASE)
@@ -80,16 +79,3 @@ def _computes_in(layer: dict[str, Any]) -> str | None:
 def _type_of(tensor: dict[str, Any]) -> str | None:
     text = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
     return next((name for name, pattern in _TYPES if pattern.search(text)), None)
-
-
-def check_layers(layers: dict[str, int], asked: Precision, *, source: str) -> None:
-    """An FP32 product in an engine that was asked for in less is a failure.
-
-    Raises:
-        ParityError: there is one.
-    """
-    if asked is not Precision.FP32 and layers.get("fp32"):
-        raise ParityError(
-            f"{asked} was asked, and the engine of {source} has {layers['fp32']} convolutions or matrix products in fp32",
-            f"this ONNX is not {asked}: export the bundle again (vggdeploy export CHECKPOINT -o BUNDLE --force)",
-        )

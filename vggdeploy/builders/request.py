@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
-from vggdeploy.builders.inspector import check_layers, inspect_engine
+from vggdeploy.builders.inspector import inspect_engine
 from vggdeploy.builders.options import BuildOptions
 from vggdeploy.builders.progress import OnProgress
 from vggdeploy.builders.tensorrt import Built, build_engine, open_library
 from vggdeploy.builders.tensorrt_rtx import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
+from vggdeploy.bundle.precision import check_engine
 from vggdeploy.cache import key_of
 from vggdeploy.errors import BundleError, UsageError
 from vggdeploy.files import atomic_write
@@ -79,7 +80,7 @@ class BuildRequest:
             return built
         # The network said what was asked for; where there is a GPU, the engine says what it became.
         layers = inspect_engine(self.library, target)
-        check_layers(layers, self.precision, source=source.name)
+        check_engine(layers, self.precision, source=source.name)
         return replace(built, proof=msgspec.structs.replace(built.proof, engine=layers))
 
     def _runs_here(self) -> bool:

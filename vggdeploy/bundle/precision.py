@@ -7,13 +7,14 @@ asked, is here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vggdeploy.bundle.manifest import PrecisionProof
 from vggdeploy.errors import ParityError
 from vggdeploy.types import Precision
 
+_TYPE_NAMES = {"float": "fp32", "float32": "fp32", "half": "fp16", "float16": "fp16", "bfloat16": "bf16"}
 _NAMED = 3  # layers that an error lists
 
 
@@ -29,6 +30,32 @@ def by_type(products: Sequence[Product]) -> dict[str, int]:
     return dict(sorted(Counter(product.type for product in products).items()))
 
 
+def type_name(text: str) -> str:
+    """A type as `Precision` names it, of what a file or a library calls it: ``float16`` and ``HALF`` are ``fp16``."""
+    name = text.lower()
+    return _TYPE_NAMES.get(name, name)
+
+
+def computes_in(layers: Mapping[str, int], asked: Precision) -> bool:
+    """Whether a file with so many products of each type is of that precision: all compute in it; in INT8, some."""
+    right = layers.get(asked, 0)
+    return bool(right) and (right == sum(layers.values()) or asked is Precision.INT8)
+
+
+def check_engine(layers: Mapping[str, int], asked: Precision, *, source: str) -> None:
+    """As `check`, of what an engine's library says about it: it fuses layers, and names other types beside the asked.
+
+    Raises:
+        ParityError: a product computes in FP32, and less was asked.
+    """
+    if asked is not Precision.FP32 and layers.get(Precision.FP32):
+        raise ParityError(
+            f"{asked} was asked, and the engine of {source} has {layers[Precision.FP32]} convolutions or matrix products "
+            "in fp32",
+            f"this ONNX is not {asked}: export the bundle again (vggdeploy export CHECKPOINT -o BUNDLE --force)",
+        )
+
+
 def check(proof: PrecisionProof, asked: Precision, *, source: str, products: Sequence[Product] = ()) -> None:
     """FP16 that was asked and FP32 that was built is a failure.
 
@@ -38,10 +65,9 @@ def check(proof: PrecisionProof, asked: Precision, *, source: str, products: Seq
     Raises:
         ParityError: a convolution or matrix product computes in another type than asked (for INT8: none in INT8).
     """
-    total = sum(proof.layers.values())
-    right = proof.layers.get(asked, 0)
-    if right and (right == total or asked is Precision.INT8):
+    if computes_in(proof.layers, asked):
         return
+    total = sum(proof.layers.values())
     found = ", ".join(f"{count} in {name}" for name, count in proof.layers.items() if name != asked) or "none at all"
     wrong = [product.layer for product in products if product.type != asked]
     more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""

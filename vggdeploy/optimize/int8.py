@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData, create_calibrator
 
 from vggdeploy.bundle import PrecisionProof
+from vggdeploy.bundle.precision import computes_in
 from vggdeploy.errors import BuildError, ParityError, unknown_name
 from vggdeploy.optional import first_line
 from vggdeploy.types import Precision
@@ -218,7 +219,7 @@ def check(found: PrecisionProof) -> None:
     Raises:
         ParityError: no layer computes in INT8.
     """
-    if not found.layers.get(Precision.INT8):
+    if not computes_in(found.layers, Precision.INT8):
         raise ParityError("int8 was asked for and no layer computes in it", "ask for a smaller drop, or leave INT8 out")
 
 

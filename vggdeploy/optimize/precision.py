@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from vggdeploy.bundle import PrecisionProof, Variant
+from vggdeploy.bundle.precision import computes_in
 from vggdeploy.errors import ParityError
 from vggdeploy.types import Precision
 
@@ -22,22 +23,21 @@ def openvino_variant(source: Variant, precision: Precision) -> Variant:
     )
 
 
-def with_types(variant: Variant, computes_in: dict[str, int], source: Variant) -> Variant:
+def with_types(variant: Variant, layers: dict[str, int], source: Variant) -> Variant:
     """The variant with its proof of precision: how many convolutions and matrix products compute in which type.
 
     Args:
-        computes_in: what the compiled model says.
+        layers: what the compiled model says.
         source: the variant that holds the weights.
 
     Raises:
         ParityError: none computes in the precision that was asked for, or in FP32 and BF16 not all do.
     """
-    right, total = computes_in.get(variant.precision, 0), sum(computes_in.values())
-    if not right or (variant.precision is not Precision.INT8 and right != total):
+    if not computes_in(layers, variant.precision):
         raise ParityError(
-            f"{variant.name} was asked for, and OpenVINO computes in {computes_in or 'nothing'}",
+            f"{variant.name} was asked for, and OpenVINO computes in {layers or 'nothing'}",
             "leave it out on this machine: vggdeploy doctor",
         )
     weights = source.proof.weight_bytes if source.proof else {}
-    proof = PrecisionProof(layers=dict(computes_in), weight_bytes=weights)
+    proof = PrecisionProof(layers=dict(layers), weight_bytes=weights)
     return msgspec.structs.replace(variant, proof=proof)

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from vggdeploy.bundle.precision import Product
+from vggdeploy.bundle.precision import Product, type_name
 from vggdeploy.errors import BundleError
 from vggdeploy.parity.order import sorted_nodes
 from vggdeploy.runtime.onnx_bytes import varint
@@ -27,7 +27,6 @@ _NUMBERS = frozenset(
     onnx.TensorProto.DESCRIPTOR.fields_by_name[name].number
     for name in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 )
-_NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 _INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 # They hand values on as they are.
@@ -100,10 +99,10 @@ def _layer_name(node: onnx.NodeProto, weight: str, layers: dict[str, str], index
 
 def _name(data_type: int) -> str:
     try:
-        text: str = onnx.TensorProto.DataType.Name(data_type).lower()
+        text: str = onnx.TensorProto.DataType.Name(data_type)
     except ValueError:
         return f"type {data_type}"
-    return _NAMES.get(text, text)
+    return type_name(text)
 
 
 def skeleton(path: Path) -> onnx.ModelProto:

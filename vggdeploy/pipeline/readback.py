@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from vggdeploy.builders.inspector import check_layers
 from vggdeploy.bundle import Bundle, PrecisionProof, Variant
-from vggdeploy.bundle.precision import Product, by_type, check
+from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ParityError
 from vggdeploy.model.layers import layers_of
 from vggdeploy.optional import installed
@@ -57,7 +56,7 @@ def check_precision(variant: Variant, products: tuple[Product, ...] | None) -> N
         check(proof, variant.precision, source=variant.path, products=products)
     elif variant.proof is not None:
         check(variant.proof, variant.precision, source=variant.name)
-        check_layers(variant.proof.engine, variant.precision, source=variant.name)
+        check_engine(variant.proof.engine, variant.precision, source=variant.name)
 
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:

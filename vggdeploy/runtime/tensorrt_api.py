@@ -14,13 +14,12 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
+from vggdeploy.bundle.precision import type_name
 from vggdeploy.runtime.registry import get_engine, library_title
 from vggdeploy.types import TensorSpec
 
 # DataType members → NumPy's names; bfloat16 and the 8- and 4-bit floats have none there, and keep their own.
 _NUMPY = {"FLOAT": "float32", "HALF": "float16"}
-# DataType members → the names of `vggdeploy.types.Precision`.
-_PRECISION = {"FLOAT": "fp32", "HALF": "fp16"}
 _KEPT_LINES = 5000
 
 # In front "[file.cpp::f::12] Error Code 4: " or "IBuilder::build: Error Code 4: "; behind "In f at /src/x.cpp:12".
@@ -49,8 +48,7 @@ def numpy_name(dtype: Any) -> str:
 
 def precision_name(dtype: Any) -> str:
     """A library's ``DataType`` as `Precision` names it: ``fp16``."""
-    name: str = dtype.name
-    return _PRECISION.get(name, name.lower())
+    return type_name(dtype.name)
 
 
 def tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:
