@@ -17,7 +17,7 @@ from PIL import Image
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.data.loaders import ImageSet, load_split
-from vggdeploy.data.specs import default_preprocess
+from vggdeploy.data.sources import default_preprocess
 from vggdeploy.types import Precision
 
 # A shell gives what it runs in the background an ignored SIGINT, which every child inherits: tests press Ctrl-C.

@@ -18,7 +18,8 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from vggdeploy.data.loaders import load_split
-from vggdeploy.data.specs import DATASETS, Split, default_preprocess, get_dataset
+from vggdeploy.data.sources import default_preprocess, get_dataset
+from vggdeploy.data.specs import DATASETS, Split
 from vggdeploy.errors import DataError
 
 PER_FILE = 20

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vggdeploy.data.loaders import load_split
-from vggdeploy.data.specs import default_preprocess
+from vggdeploy.data.sources import default_preprocess
 from vggdeploy.data.torchvision_source import DEBIAN
 
 PACKAGE, DIRECTORY = DEBIAN["fashion-mnist"]

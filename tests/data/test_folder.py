@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vggdeploy.data.loaders import ImageStream, load_split, open_split, per_class
-from vggdeploy.data.specs import SPLITS, default_preprocess, get_dataset
+from vggdeploy.data.sources import default_preprocess, get_dataset
+from vggdeploy.data.specs import SPLITS
 from vggdeploy.errors import DataError, InputError
 from vggdeploy.preprocess import prepare
 

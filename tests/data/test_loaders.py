@@ -11,8 +11,8 @@ import pytest
 
 from vggdeploy.data import sources
 from vggdeploy.data.loaders import load_split
-from vggdeploy.data.sources import read_source, user_cache
-from vggdeploy.data.specs import DATASETS, default_preprocess, get_dataset
+from vggdeploy.data.sources import default_preprocess, get_dataset, read_source
+from vggdeploy.data.specs import DATASETS, user_cache
 from vggdeploy.errors import DataError, UsageError
 from vggdeploy.preprocess import prepare
 
@@ -54,7 +54,7 @@ def test_loading_digits_needs_neither_torch_nor_pickle() -> None:
     script = (
         "import sys, numpy as np\n"
         "from vggdeploy.data.loaders import load_split\n"
-        "from vggdeploy.data.specs import default_preprocess\n"
+        "from vggdeploy.data.sources import default_preprocess\n"
         "sys.modules['pickle'] = None\n"
         "print(len(load_split('digits', 'train', default_preprocess('digits', 32))))\n"
         "assert not {'torch', 'torchvision', 'safetensors'} & set(sys.modules)"

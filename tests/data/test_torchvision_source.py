@@ -20,8 +20,8 @@ from torchvision.datasets import MNIST, FashionMNIST
 
 from vggdeploy.data import torchvision_source
 from vggdeploy.data.loaders import load_split
-from vggdeploy.data.sources import RawImages, read_source
-from vggdeploy.data.specs import DATASETS, Split, default_preprocess
+from vggdeploy.data.sources import default_preprocess, read_source
+from vggdeploy.data.specs import DATASETS, RawImages, Split
 from vggdeploy.errors import DataError, MissingDependencyError
 
 TRAIN, TEST = 60, 20

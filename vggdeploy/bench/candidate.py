@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import cycle
 from math import gcd
 
 import numpy as np
 
 from vggdeploy.bench.energy import Rapl
-from vggdeploy.bench.entries import Entry
 from vggdeploy.bench.load import CpuWatch, megahertz
 from vggdeploy.bench.messages import Turned
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.parity import check_golden
 from vggdeploy.parity.spool import Array
-from vggdeploy.runtime import CheckedSession, open_session
+from vggdeploy.runtime import CheckedSession
 from vggdeploy.types import Device, Verdict
 
 MIN_CALLS = 5  # a turn
 WARMUP_CALLS = 2  # a turn: the caches belong to whoever ran before
 SETTLE_SECONDS = 0.02  # idle threads of the backend before go on spinning for some milliseconds
-
-
-@dataclass(frozen=True)
-class OpenEntry:
-    """An entry whose session is entered, and what the golden pair said of it."""
-
-    session: CheckedSession
-    load_ms: float
-    verdict: Verdict
-    reasons: tuple[str, ...]
-
-
-def open_checked(stack: ExitStack, entry: Entry, threads: int | None) -> OpenEntry:
-    """Open an entry in this process until ``stack`` ends, and run the golden pair through it."""
-    start = time.perf_counter_ns()
-    session = stack.enter_context(open_session(entry.bundle, entry.variant, device=entry.device, threads=threads))
-    load_ms = (time.perf_counter_ns() - start) / 1e6
-    verdict, reasons = judge_golden(session, entry.bundle, entry.variant, entry.device)
-    return OpenEntry(session, load_ms, verdict, reasons)
 
 
 def judge_golden(

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle.arrays import array_bytes, read_array
 from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest, seal
-from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, check_trust, demands
+from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, demands
 from vggdeploy.errors import BundleError, IntegrityError
 from vggdeploy.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
+from vggdeploy.optional import require
 from vggdeploy.types import TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -70,7 +71,7 @@ class Bundle:
         root = Path(path)
         asked = demands() if trust is None else trust
         data = _read_manifest(root)
-        signer = check_trust(root, data, asked) if asked else ""
+        signer = _signer(root, data, asked) if asked else ""
         bundle = cls(root, parse_manifest(data, where=str(root)), signer)
         bundle.check_files(only=only)
         return bundle
@@ -274,6 +275,17 @@ def _need_records(manifest: Manifest, paths: Iterable[str], *, where: str) -> No
     for path in paths:
         if not any(_is_in(record, path) for record in records):
             raise IntegrityError(f"{where}: the manifest has no hash for {path!r}", "export the bundle again")
+
+
+def _signer(root: Path, manifest: bytes, asked: Sequence[Demand]) -> str:
+    """Check the signature of the bundle for every demand; returns the fingerprint of the key that signed it.
+
+    ``manifest`` are the bytes that the caller goes on with: they have to be the signed ones.
+    """
+    require("model_signing", to="check a bundle's signature", extra="sign")
+    from vggdeploy.bundle.signature import verify_signature  # the extra `sign`, where a key is demanded
+
+    return [verify_signature(root, manifest, trust) for trust in asked][-1]
 
 
 def _read_manifest(root: Path) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 
 from vggdeploy.errors import SignatureError, UsageError
 from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line, require
+from vggdeploy.optional import first_line
 from vggdeploy.records import Record
 
 SIGNATURE_NAME = "model.sig"
@@ -103,22 +103,6 @@ def read_policy(path: StrPath) -> Demand:
     if not policy.trusted_keys:
         raise SignatureError(f"the policy {file} names no key", fix)
     return Demand(tuple(file.parent / key for key in policy.trusted_keys), f"the policy {file}")
-
-
-def check_trust(root: Path, manifest: bytes, asked: Sequence[Demand]) -> str:
-    """Check the signature of the bundle at ``root`` for every demand; returns the fingerprint of the key that signed it.
-
-    Args:
-        manifest: the bytes of ``manifest.json`` that the caller goes on with: they have to be the signed ones.
-
-    Raises:
-        SignatureError: not signed, signed by another key, or not what was signed.
-        MissingDependencyError: the extra ``sign`` is not installed.
-    """
-    require("model_signing", to="check a bundle's signature", extra="sign")
-    from vggdeploy.bundle.signature import verify_signature
-
-    return [verify_signature(root, manifest, demand) for demand in asked][-1]
 
 
 def read_signature(root: Path) -> bytes:

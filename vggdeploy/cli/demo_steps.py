@@ -116,7 +116,7 @@ def _predict(bundle: Bundle, directory: Path) -> Path:
     from PIL import Image
 
     from vggdeploy.data.loaders import load_split
-    from vggdeploy.data.specs import get_dataset
+    from vggdeploy.data.sources import get_dataset
     from vggdeploy.engine import load
     from vggdeploy.spec import PreprocessSpec
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CIFAR10
 
-from vggdeploy.data.sources import RawImages, user_cache
-from vggdeploy.data.specs import DatasetSpec, Split
+from vggdeploy.data.specs import DatasetSpec, RawImages, Split, user_cache
 from vggdeploy.data.torchvision_source import DOWNLOAD_ERRORS, connection_timeout, reason
 from vggdeploy.errors import DataError
 from vggdeploy.optional import first_line

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vggdeploy.data.sources import RawImages
-from vggdeploy.data.specs import DatasetSpec, Split
+from vggdeploy.data.specs import DatasetSpec, RawImages, Split
 from vggdeploy.errors import DataError, UsageError
 from vggdeploy.preprocess import describe, walk_images
 

@@ -11,8 +11,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.data.sources import RawImages, read_source
-from vggdeploy.data.specs import Split, check_split, get_dataset
+from vggdeploy.data.sources import get_dataset, read_source
+from vggdeploy.data.specs import RawImages, Split, check_split
 from vggdeploy.data.splits import split_indices
 from vggdeploy.errors import DataError, UsageError
 from vggdeploy.preprocess import ImageLike, prepare_batch

@@ -1,38 +1,42 @@
-"""Where the images come from, before any preprocessing."""
+"""Data sets by name: which there is, how its images are read, and the preprocessing that fits them."""
 
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vggdeploy.data.specs import DatasetSpec, Split
-from vggdeploy.errors import DataError
+from vggdeploy.data.folder import folder_spec, is_folder
+from vggdeploy.data.specs import DATASETS, DatasetSpec, RawImages, Split
+from vggdeploy.errors import DataError, UsageError, unknown_name
 from vggdeploy.optional import first_line, require
+from vggdeploy.spec import PreprocessSpec
 
-
-@dataclass(frozen=True)
-class RawImages:
-    """Images as the source has them: ``uint8 [N, H, W]`` or ``[N, H, W, C]``, or paths, and one label each.
-
-    ``part`` says which of the source's own divisions this is: ``"train"``, ``"validation"``, ``"test"``, or ``"all"``
-    without one. ``keys`` name the images where positions do not (see `vggdeploy.data.splits.split_indices`).
-    """
-
-    part: str
-    images: NDArray[np.uint8] | Sequence[Path]
-    labels: NDArray[np.int64]
-    keys: Sequence[str] | None = None
-
+_ALIASES = {"fashionmnist": "fashion-mnist", "fashion": "fashion-mnist", "cifar": "cifar10"}
+# Of red, green and blue in grey (ITU-R BT.601), as `vggdeploy.preprocess` mixes them.
+_LUMA = (0.299, 0.587, 0.114)
 
 Reader = Callable[[DatasetSpec, Split, Path | None], RawImages]
+
+
+def get_dataset(name: str) -> DatasetSpec:
+    """The data set of that name; case and the usual separators do not matter. ``folder:PATH`` is one's own images.
+
+    Raises:
+        UsageError: there is none; the closest name is offered.
+        DataError: there is no such folder, or it holds no classes.
+    """
+    if is_folder(name):
+        return folder_spec(name)
+    wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
+    wanted = _ALIASES.get(wanted.replace("-", ""), wanted.replace("cifar-10", "cifar10"))
+    if wanted not in DATASETS:
+        raise unknown_name("data set", name, (*DATASETS, "folder:PATH"))
+    return DATASETS[wanted]
 
 
 def read_source(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> RawImages:
@@ -79,7 +83,32 @@ def read_digits(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Ra
     return RawImages("all", scaled.astype(np.uint8), labels.astype(np.int64))
 
 
-def user_cache() -> Path:
-    """Where data sets are kept when no ``--data-dir`` is given."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vggdeploy" / "data"
+def default_preprocess(name: str, image_size: int, *, channels: int = 0) -> PreprocessSpec:
+    """The preprocessing for training on a data set at ``image_size`` pixels: resized whole, its own mean and std.
+
+    ``channels`` 1 or 3 makes grey or RGB of whatever the data set has; 0 leaves it.
+
+    Raises:
+        UsageError: an unknown data set, or a size below 1.
+        DataError: as `get_dataset`.
+    """
+    dataset = get_dataset(name)
+    if image_size < 1:
+        raise UsageError(f"image size {image_size}", "give the height and width in pixels, for example 32")
+    mean, std = dataset.mean, dataset.std
+    if channels == 3 and dataset.channels == 1:
+        mean, std = mean * 3, std * 3
+    elif channels == 1 and dataset.channels == 3:
+        # Colours of a photograph rise and fall together: the mixture varies about as much as they do.
+        mean, std = (_mix(mean),), (_mix(std),)
+    return PreprocessSpec(
+        mode="L" if (channels or dataset.channels) == 1 else "RGB",
+        resize=image_size,
+        crop=image_size,
+        mean=mean,
+        std=std,
+    )
+
+
+def _mix(values: tuple[float, ...]) -> float:
+    return round(sum(share * value for share, value in zip(_LUMA, values, strict=True)), 4)

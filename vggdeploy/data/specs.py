@@ -1,12 +1,18 @@
-"""The data sets by name: classes, channels, split sizes, and the preprocessing that fits them. Data, not code."""
+"""The data sets by name: classes, channels, split sizes, and what their readers give."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
-from vggdeploy.errors import UsageError, unknown_name
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdeploy.errors import unknown_name
 from vggdeploy.records import Record
-from vggdeploy.spec import PreprocessSpec
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -33,6 +39,20 @@ class DatasetSpec(Record, frozen=True, kw_only=True):
     source: str
     requires: str = ""
     license: str
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """Images as the source has them: ``uint8 [N, H, W]`` or ``[N, H, W, C]``, or paths, and one label each.
+
+    ``part`` says which of the source's own divisions this is: ``"train"``, ``"validation"``, ``"test"``, or ``"all"``
+    without one. ``keys`` name the images where positions do not (see `vggdeploy.data.splits.split_indices`).
+    """
+
+    part: str
+    images: NDArray[np.uint8] | Sequence[Path]
+    labels: NDArray[np.int64]
+    keys: Sequence[str] | None = None
 
 
 _DIGITS = tuple("0123456789")
@@ -105,28 +125,6 @@ DATASETS: dict[str, DatasetSpec] = {
     )
 }  # fmt: skip
 
-_ALIASES = {"fashionmnist": "fashion-mnist", "fashion": "fashion-mnist", "cifar": "cifar10"}
-# Of red, green and blue in grey (ITU-R BT.601), as `vggdeploy.preprocess` mixes them.
-_LUMA = (0.299, 0.587, 0.114)
-
-
-def get_dataset(name: str) -> DatasetSpec:
-    """The data set of that name; case and the usual separators do not matter. ``folder:PATH`` is one's own images.
-
-    Raises:
-        UsageError: there is none; the closest name is offered.
-        DataError: there is no such folder, or it holds no classes.
-    """
-    from vggdeploy.data.folder import folder_spec, is_folder  # it is made of this module's records
-
-    if is_folder(name):
-        return folder_spec(name)
-    wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
-    wanted = _ALIASES.get(wanted.replace("-", ""), wanted.replace("cifar-10", "cifar10"))
-    if wanted not in DATASETS:
-        raise unknown_name("data set", name, (*DATASETS, "folder:PATH"))
-    return DATASETS[wanted]
-
 
 def check_split(split: str) -> Split:
     """``split`` itself, if it is one.
@@ -140,32 +138,7 @@ def check_split(split: str) -> Split:
     raise unknown_name("split", split, SPLITS)
 
 
-def default_preprocess(name: str, image_size: int, *, channels: int = 0) -> PreprocessSpec:
-    """The preprocessing for training on a data set at ``image_size`` pixels: resized whole, its own mean and std.
-
-    ``channels`` 1 or 3 makes grey or RGB of whatever the data set has; 0 leaves it.
-
-    Raises:
-        UsageError: an unknown data set, or a size below 1.
-        DataError: as `get_dataset`.
-    """
-    dataset = get_dataset(name)
-    if image_size < 1:
-        raise UsageError(f"image size {image_size}", "give the height and width in pixels, for example 32")
-    mean, std = dataset.mean, dataset.std
-    if channels == 3 and dataset.channels == 1:
-        mean, std = mean * 3, std * 3
-    elif channels == 1 and dataset.channels == 3:
-        # Colours of a photograph rise and fall together: the mixture varies about as much as they do.
-        mean, std = (_mix(mean),), (_mix(std),)
-    return PreprocessSpec(
-        mode="L" if (channels or dataset.channels) == 1 else "RGB",
-        resize=image_size,
-        crop=image_size,
-        mean=mean,
-        std=std,
-    )
-
-
-def _mix(values: tuple[float, ...]) -> float:
-    return round(sum(share * value for share, value in zip(_LUMA, values, strict=True)), 4)
+def user_cache() -> Path:
+    """Where data sets are kept when no ``--data-dir`` is given."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vggdeploy" / "data"

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from torchvision.datasets import MNIST, FashionMNIST
 
-from vggdeploy.data.sources import RawImages, user_cache
-from vggdeploy.data.specs import DatasetSpec, Split
+from vggdeploy.data.specs import DatasetSpec, RawImages, Split, user_cache
 from vggdeploy.errors import DataError
 from vggdeploy.files import atomic_write
 from vggdeploy.optional import first_line

@@ -65,7 +65,7 @@ def load_calibration(dataset: str, manifest: Manifest, *, images: int, data_dir:
         InputError: an image that cannot be read; it is named.
     """
     from vggdeploy.data.loaders import load_split
-    from vggdeploy.data.specs import get_dataset
+    from vggdeploy.data.sources import get_dataset
 
     if images < MIN_IMAGES:
         raise UsageError(f"{images} calibration images", f"give at least {MIN_IMAGES}")

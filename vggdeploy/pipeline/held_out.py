@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, Checkpoint
 from vggdeploy.data.loaders import Images, load_split, open_split
-from vggdeploy.data.specs import get_dataset
+from vggdeploy.data.sources import get_dataset
 from vggdeploy.errors import CheckpointError, DataError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.summary import summarise

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
-from vggdeploy.data.specs import get_dataset
+from vggdeploy.data.sources import get_dataset
 from vggdeploy.errors import TargetError, TrainingError
 from vggdeploy.files import (
     atomic_directory,

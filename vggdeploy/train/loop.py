@@ -14,7 +14,7 @@ import torch
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from vggdeploy.bundle.store import now
 from vggdeploy.data.loaders import MEMORY, Images, open_split, per_class
-from vggdeploy.data.specs import get_dataset
+from vggdeploy.data.sources import get_dataset
 from vggdeploy.errors import UsageError
 from vggdeploy.files import atomic_directory, check_replaceable, check_writable
 from vggdeploy.model.deployable import Deployable

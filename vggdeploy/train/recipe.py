@@ -11,7 +11,8 @@ import msgspec
 
 from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
 from vggdeploy.data.folder import is_folder
-from vggdeploy.data.specs import DatasetSpec, default_preprocess, get_dataset
+from vggdeploy.data.sources import default_preprocess, get_dataset
+from vggdeploy.data.specs import DatasetSpec
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.model.foreign.blocks import parse_blocks
 from vggdeploy.records import Record
