@@ -16,7 +16,7 @@ from measuring import write_result
 
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe_file import BUILT_IN, resolve_recipe
-from vggdeploy.train.record import Progress
+from vggdeploy.train.record import TrainingStep
 
 # Dive into Deep Learning, section 8.2, the PyTorch notebook: VGG-11 at quarter width, 224 px, lr 0.05, batch 128.
 D2L = {
@@ -25,7 +25,7 @@ D2L = {
 }  # fmt: skip
 
 
-def show(now: Progress) -> None:
+def show(now: TrainingStep) -> None:
     if now.validation is not None:
         print(
             f"  epoch {now.epoch}/{now.epochs}: loss {now.loss:.3f}, train {now.accuracy:.4f}, test {now.test:.4f}, "
@@ -38,7 +38,7 @@ def measure(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     recipe = resolve_recipe(name, changes)
     print(f"{name} at {recipe.image_size} px, {recipe.epochs} epochs", flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        done = train(recipe, output=Path(directory) / "ckpt", on_progress=show).training
+        done = train(recipe, output=Path(directory) / "ckpt", on_step=show).training
     return {
         "recipe": name,
         "image_size": recipe.image_size,

@@ -22,6 +22,15 @@ def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.name, sum(name not in ("self", "cls") for name in named)
 
 
+def told(tree: ast.AST) -> Iterator[str]:
+    """The annotation of each parameter and field that is called ``on_progress``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg) and node.arg == "on_progress":
+            yield ast.unparse(node.annotation) if node.annotation else ""
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "on_progress":
+            yield ast.unparse(node.annotation)
+
+
 def commands() -> set[tuple[str, str]]:
     """File and name of each function that the command line calls."""
     called = [command.callback for command in app.registered_commands if command.callback]
@@ -37,3 +46,17 @@ def test_no_function_but_a_command_takes_more_than_eight_parameters() -> None:
     }
     assert not over - commands()
     assert over & commands()  # else the commands were not found, and the line above says nothing
+
+
+def test_every_long_function_tells_its_progress_in_the_one_form() -> None:
+    files = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
+    forms = {name: found for name, tree in files.items() if (found := set(told(tree)))}
+    assert {name: found for name, found in forms.items() if found != {"OnProgress"}} == {}
+    assert len(forms) > 10  # else they were not found, and the line above says nothing
+    defined = [
+        name
+        for name, tree in files.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OnProgress"
+    ]
+    assert defined == ["types.py"]

@@ -18,11 +18,11 @@ from vggdeploy.bundle.trust import Trust
 from vggdeploy.errors import UsageError
 from vggdeploy.features import embedding
 from vggdeploy.holding import Health, Held, Holder
-from vggdeploy.loading import LoadOptions, OnProgress, Opened, open_best
+from vggdeploy.loading import LoadOptions, Opened, open_best
 from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.batches import run_batch
-from vggdeploy.types import Device
+from vggdeploy.types import Device, OnProgress
 
 Array = NDArray[Any]
 __all__ = ["Engine", "Health", "Prediction", "load", "softmax"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -21,10 +21,9 @@ from vggdeploy.runtime import CheckedSession, backend_for, open_session, runnabl
 from vggdeploy.runtime.preflight import host_of
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.selection import measured_threads, select, unfit
-from vggdeploy.types import Device, Verdict
+from vggdeploy.types import Device, OnProgress, Verdict, silent
 
 VERIFY = ("first-load", "always", "never")
-OnProgress = Callable[[float, str], None]
 # With these a file system says that a bundle, or the directory that it lies in, cannot be written.
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -56,9 +55,9 @@ class LoadOptions:
         return Device.parse(self.device) if self.device else None
 
     @property
-    def on_rebuild(self) -> OnProgress | None:
+    def on_rebuild(self) -> OnProgress:
         """Who is told how far a rebuild is."""
-        return self.rebuild if callable(self.rebuild) else None
+        return self.rebuild if callable(self.rebuild) else silent
 
 
 def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()) -> Opened:
@@ -153,7 +152,7 @@ def rebuild_unfit(
     backend: str = "auto",
     variants: Sequence[str] = (),
     device: Device | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> Bundle:
     """Rebuild every engine that does not fit this machine, and prove it; returns the bundle as it stands then.
 
@@ -180,7 +179,7 @@ def rebuild_engine(
     device: Device,
     *,
     threads: int | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> Opened:
     """Build an engine for this machine from the bundle's ONNX, prove it on the golden pair, and add it to the bundle.
 

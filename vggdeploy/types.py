@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
 
 from vggdeploy.errors import UsageError
+
+# Called by a function that takes long: the share that is done (0 to 1, None where it is unknown), and the phase in words.
+OnProgress = Callable[[float | None, str], None]
+
+
+def silent(share: float | None, phase: str) -> None:
+    """The `OnProgress` of a caller who does not want to be told."""
+
+
+@dataclass
+class Steps:
+    """The equal steps of one phase: counts them, and tells the share that is done."""
+
+    on_progress: OnProgress
+    total: int
+    phase: str
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.advance(0)
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        self.on_progress(min(self.done / max(self.total, 1), 1.0), self.phase)
 
 
 class Precision(StrEnum):

@@ -25,6 +25,7 @@ from vggdeploy.pipeline import vectors
 from vggdeploy.pipeline.embed import EmbedOptions, embed_files
 from vggdeploy.preprocess import find_images
 from vggdeploy.runtime.ahead import in_order
+from vggdeploy.types import OnProgress
 
 MANY = 1100  # more than a row group of 16 × 16 × 16 maps
 KINDS = ["npy", pytest.param("parquet", marks=pytest.mark.skipif(not installed("pyarrow"), reason="pyarrow"))]
@@ -225,30 +226,31 @@ def test_a_directory_that_goes_away_meanwhile_is_one_skipped_image(
     engine: Engine, folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "images")
+
+    def remove(path: Path) -> OnProgress:
+        return lambda share, phase: None if share else shutil.rmtree(path)
+
     report = embed_files(
-        engine, [tmp_path / "images"], tmp_path / "v.npy", on_start=lambda _: shutil.rmtree(tmp_path / "images/inner")
+        engine, [tmp_path / "images"], tmp_path / "v.npy", on_progress=remove(tmp_path / "images/inner")
     )
     assert (report.images, report.skipped) == (7, 0)
     with pytest.raises(vggdeploy.InputError, match="none of the 1 images"):
-        embed_files(
-            engine, [tmp_path / "images"], tmp_path / "w.npy", on_start=lambda _: shutil.rmtree(tmp_path / "images")
-        )
+        embed_files(engine, [tmp_path / "images"], tmp_path / "w.npy", on_progress=remove(tmp_path / "images"))
 
 
 def test_progress_ends_at_the_total(engine: Engine, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "images")
     (tmp_path / "images/bad.png").write_text("x")
-    totals: list[int] = []
-    done: list[int] = []
+    told: list[tuple[float | None, str]] = []
     embed_files(
         engine,
         [tmp_path / "images"],
         tmp_path / "v.npy",
         EmbedOptions(batch=5),
-        on_start=totals.append,
-        on_progress=done.append,
+        on_progress=lambda share, phase: told.append((share, phase)),
     )
-    assert totals == [22] == [sum(done)]
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == ((0, "embedding 22 images"), (1, "embedding 22 images"))
 
 
 def test_results_come_in_order_and_only_so_many_are_made_ahead() -> None:

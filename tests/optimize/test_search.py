@@ -179,7 +179,7 @@ class Clock:
     def monotonic(self) -> float:
         return time.monotonic() + self.later
 
-    def hear(self, stage: str) -> None:
+    def hear(self, share: float | None, stage: str) -> None:
         self.told.append(stage)
         self.later = 1e6 if stage == "fine-tuning" else self.later
 
@@ -192,7 +192,7 @@ def test_a_training_that_outlasts_the_budget_is_left_where_the_goal_is_held_with
     monkeypatch.setattr(module, "time", clock)
     if int8_misses:
         monkeypatch.setattr(module, "_int8_holds", lambda found, goal: False)
-    report = search(checkpoint, tmp_path / "b", LOOSE, Budget(seconds=3600), replace(QUICK, on_stage=clock.hear))
+    report = search(checkpoint, tmp_path / "b", LOOSE, Budget(seconds=3600), replace(QUICK, on_progress=clock.hear))
     assert clock.told.count("fine-tuning") == 1
     left = "fine-tuning with INT8's rounding is left out: the budget is spent" if int8_misses else ""
     assert (left or "the budget is spent: trial 2 is left out") in clock.told
@@ -206,7 +206,7 @@ def test_the_first_that_may_hold_the_goal_is_trained_to_its_end(
 ) -> None:
     clock, goal = Clock(), Goal(accuracy_drop=1, size_mb=0.1)  # the network as it is, is too large
     monkeypatch.setattr(module, "time", clock)
-    report = search(checkpoint, tmp_path / "b", goal, Budget(seconds=3600), replace(QUICK, on_stage=clock.hear))
+    report = search(checkpoint, tmp_path / "b", goal, Budget(seconds=3600), replace(QUICK, on_progress=clock.hear))
     assert clock.told.count("fine-tuning") == 1
     assert len(report.trials) == 2
     assert report.winner == 1

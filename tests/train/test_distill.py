@@ -20,7 +20,7 @@ from vggdeploy.train import state
 from vggdeploy.train.distill import Teacher, soft_losses
 from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.train.record import Progress, TrainingRecord
+from vggdeploy.train.record import TrainingRecord, TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def test_a_killed_student_goes_on_to_the_same_bits(
     )
     assert other.checkpoint.weights_sha256 != whole
 
-    def stop(now: Progress) -> None:
+    def stop(now: TrainingStep) -> None:
         if now.step == 6:
             raise InterruptedError
 
@@ -139,7 +139,7 @@ def test_a_killed_student_goes_on_to_the_same_bits(
     shutil.copytree(recipe.distill, moved)
     own = msgspec.structs.replace(recipe, distill=str(moved))
     with pytest.raises(InterruptedError):
-        train(own, output=tmp_path / "broken", options=TrainOptions(threads=1), on_progress=stop)
+        train(own, output=tmp_path / "broken", options=TrainOptions(threads=1), on_step=stop)
     shutil.move(moved, tmp_path / "aside")
     shutil.copytree(tmp_path / "labels", moved)  # another network in its place
     with pytest.raises(UsageError, match="learned from another teacher"):

@@ -19,7 +19,7 @@ from vggdeploy.model.weights import load_model
 from vggdeploy.train import state, step
 from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.train.record import Progress, TrainingRecord
+from vggdeploy.train.record import TrainingRecord, TrainingStep
 from vggdeploy.train.state import RESUME_NAME, STATE_NAME
 
 pytestmark = pytest.mark.late
@@ -61,7 +61,7 @@ elif moment == "save":  # the draft is written and does not stand in its place y
 elif moment == "remove":
     deadly(vggdeploy.train.state.shutil, "rmtree", int(when))
 recipe = msgspec.json.decode(recipe, type=Recipe)
-train(recipe, output=output, options=TrainOptions(resume=resume == "resume", threads=1), on_progress=step)
+train(recipe, output=output, options=TrainOptions(resume=resume == "resume", threads=1), on_step=step)
 """
 
 
@@ -98,12 +98,12 @@ class Killed(Exception):
 
 
 def interrupt(recipe: Recipe, output: Path, last: int, *, overwrite: bool = False) -> None:
-    def at(now: Progress) -> None:
+    def at(now: TrainingStep) -> None:
         if now.step == last:
             raise Killed
 
     with pytest.raises(Killed):
-        train(recipe, output=output, options=TrainOptions(overwrite=overwrite, threads=1), on_progress=at)
+        train(recipe, output=output, options=TrainOptions(overwrite=overwrite, threads=1), on_step=at)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from vggdeploy.train.batches import epoch_batches
 from vggdeploy.train.evaluate import Score, evaluate
 from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.train.record import HISTORY_NAME, CurvePoint, Progress, TrainingRecord
+from vggdeploy.train.record import HISTORY_NAME, CurvePoint, TrainingRecord, TrainingStep
 from vggdeploy.types import Device, Precision
 
 # Narrow, and few steps: what is claimed here holds at any width.
@@ -136,8 +136,8 @@ def test_the_best_epoch_is_kept_or_the_last(
 
 
 def test_progress_counts_every_step_and_ends_each_epoch_with_validation(tmp_path: Path) -> None:
-    events: list[Progress] = []
-    train(QUICK, output=tmp_path / "ckpt", on_progress=events.append)
+    events: list[TrainingStep] = []
+    train(QUICK, output=tmp_path / "ckpt", on_step=events.append)
     steps = [e.step for e in events if e.validation is None]
     ends = [e for e in events if e.validation is not None]
     assert steps == list(range(1, 2 * 6 + 1))  # 1,295 images in batches of at most 256
@@ -212,12 +212,12 @@ def test_an_interrupt_leaves_the_old_checkpoint_and_what_to_resume_from(tmp_path
     train(msgspec.structs.replace(QUICK, epochs=1), output=target)
     before = {p.name: p.read_bytes() for p in target.iterdir()}
 
-    def interrupt(now: Progress) -> None:
+    def interrupt(now: TrainingStep) -> None:
         if now.step == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(QUICK, output=target, options=TrainOptions(overwrite=True), on_progress=interrupt)
+        train(QUICK, output=target, options=TrainOptions(overwrite=True), on_step=interrupt)
     assert {p.name: p.read_bytes() for p in target.iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "ckpt.resume"]
 

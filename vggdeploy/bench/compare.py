@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -18,6 +18,7 @@ from vggdeploy.bench.rows import Measured, row_of
 from vggdeploy.errors import UsageError
 from vggdeploy.parity.spool import Array
 from vggdeploy.records import BenchRow, Conditions, FreshStart
+from vggdeploy.types import OnProgress, Steps, silent
 
 HOST_SECONDS = 0.3  # for taking a call of the engine apart
 PERCENTILES = (50, 90, 99)
@@ -64,7 +65,7 @@ def measure(
     images: Array,
     plan: Plan,
     *,
-    on_progress: Callable[[int], None] = lambda steps: None,
+    on_progress: OnProgress = silent,
 ) -> Comparison:
     """Latency and throughput of each entry at each batch size; the first entry is the baseline.
 
@@ -83,6 +84,7 @@ def measure(
     before, clock = Counters.read(), megahertz()
     began, own = time.monotonic(), time.process_time()
     rows: list[BenchRow] = []
+    steps = Steps(on_progress, len(entries) * len(plan.batches) * plan.rounds, "measuring")
     with Crew(images, batches=plan.batches, threads=plan.threads, pin=plan.pin) as crew:
         opened = [crew.open(entry) for entry in entries]
         checked = [crew.check(entry) for entry in entries]
@@ -90,7 +92,7 @@ def measure(
             candidates = [
                 Measured(entry, batch, o, c) for entry, (o, _), c in zip(entries, opened, checked, strict=True)
             ]
-            rows += _rounds(crew, candidates, plan, on_progress)
+            rows += _rounds(crew, candidates, plan, steps)
     share = (time.process_time() - own) / (time.monotonic() - began)
     after = Counters.read()
     return Comparison(
@@ -110,15 +112,13 @@ def measure(
     )
 
 
-def _rounds(
-    crew: Crew, candidates: Sequence[Measured], plan: Plan, on_progress: Callable[[int], None]
-) -> list[BenchRow]:
+def _rounds(crew: Crew, candidates: Sequence[Measured], plan: Plan, steps: Steps) -> list[BenchRow]:
     """Candidates at one batch size, in turns; then their outputs once more."""
     before = Counters.read()
     for _ in range(plan.rounds):
         for one in candidates:
             one.turns.append(crew.turn(one.entry, one.batch, plan.seconds / plan.rounds))
-            on_progress(1)
+            steps.advance()
     doubts, unchecked = Counters.read().doubts(before)
     for one in candidates:
         finished = crew.finish(one.entry, one.batch, min(HOST_SECONDS, plan.seconds))

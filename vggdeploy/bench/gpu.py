@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from vggdeploy.parity.spool import Array
 from vggdeploy.runtime import CheckedSession, GpuOptions, backend_for, cuda, open_session
 from vggdeploy.runtime.lane import Lane
 from vggdeploy.runtime.tensorrt import EngineSession
-from vggdeploy.types import Device, Precision
+from vggdeploy.types import Device, OnProgress, Precision, silent
 
 WARMUP_CALLS = 5  # a graph is captured at the second, and RTX's kernels are compiled at the first
 MIN_CALLS = 10
@@ -61,7 +61,7 @@ def measure_gpu(
     batches: Sequence[int] = (1, 8, 32),
     streams: Sequence[int] = (1, 2, 4),
     seconds: float = 1.0,
-    on_progress: Callable[[str], None] = lambda step: None,
+    on_progress: OnProgress = silent,
 ) -> GpuReport:
     """Measure an engine of the TensorRT backends: every batch size with and without CUDA graphs, every number of streams.
 
@@ -84,21 +84,21 @@ def measure_gpu(
         seconds,
         macs_of(bundle.manifest.spec, [o.name for o in bundle.manifest.outputs]),
     )
-    on_progress("roof")
+    on_progress(0.0, "roof")
     roof, missing = _roof(where, variant.precision)
     times: list[GpuTimes] = []
     loads: list[GpuLoad] = []
     with ExitStack() as stack:
         session, engine_bytes = _opened(stack, subject, contexts=max(streams))
         context_bytes = _context_bytes(_engine(session), max(streams))
-        for batch in batches:
-            on_progress(f"batch {batch}")
+        for number, batch in enumerate(batches):
+            on_progress(number / len(batches) / 2, f"batch {batch}")
             times.append(_times(subject, session, batch, graphs=True, roof=roof))
             loads += [_load(subject, session, batch, n, graphs=True) for n in streams]
     with ExitStack() as stack:
         session = subject.open(stack, graphs=False, contexts=1)
-        for batch in batches:
-            on_progress(f"batch {batch} without graphs")
+        for number, batch in enumerate(batches):
+            on_progress((1 + number / len(batches)) / 2, f"batch {batch} without graphs")
             times.append(_times(subject, session, batch, graphs=False, roof=roof))
             loads.append(_load(subject, session, batch, 1, graphs=False))
     return GpuReport(

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from vggdeploy.builders.cache import ENGINE, LOG, EngineCache, Made, build_entry, copy_file
-from vggdeploy.builders.progress import OnProgress
 from vggdeploy.builders.rebuilds import spread
 from vggdeploy.builders.request import BuildPlan, BuildRequest, make_request
 from vggdeploy.builders.tensorrt import Built
@@ -20,7 +19,7 @@ from vggdeploy.errors import BuildError, BundleError, UsageError
 from vggdeploy.files import scratch_directory
 from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
 from vggdeploy.runtime import runnable
-from vggdeploy.types import TensorSpec, Verdict
+from vggdeploy.types import OnProgress, TensorSpec, Verdict, silent
 
 
 class BuildReport(Record, frozen=True, kw_only=True):
@@ -58,7 +57,7 @@ def build_into(
     *,
     rebuilds: int = 1,
     cache: EngineCache | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> Added:
     """Build an engine from the bundle's ONNX of that precision, and add it to the bundle in one step.
 
@@ -92,24 +91,23 @@ def build_into(
 
 @contextmanager
 def made_engine(
-    bundle: Bundle, request: BuildRequest, *, cache: EngineCache | None, on_progress: OnProgress | None = None
+    bundle: Bundle, request: BuildRequest, *, cache: EngineCache | None, on_progress: OnProgress = silent
 ) -> Iterator[Made]:
     """The engine of a request, built or found in the cache; its graph is the bundle's. It is gone with the block."""
     source = bundle.path(request.source.path)  # its hash is checked here
-    tell = on_progress or (lambda share, phase: None)
     key, about = request.key(), request.about()
 
     def build(target: Path) -> Built:
         return request.build(source, target, on_progress)
 
     def wait() -> None:
-        tell(0.0, "waiting for another process that builds it")
+        on_progress(0.0, "waiting for another process that builds it")
 
     # A cache that cannot be written is no reason not to build.
     if cache is not None and cache.writable():
         with cache.engine(key, about, build, on_wait=wait) as made:
             if made.cached:
-                tell(1.0, "copied from the cache")
+                on_progress(1.0, "copied from the cache")
             _check_graph(made, bundle.manifest, request.source)
             yield made
         return

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
-# Called with the share that is done (0 to 1, never falling) and the name of the phase.
-OnProgress = Callable[[float, str], None]
+from vggdeploy.types import OnProgress
 
 
 @dataclass
@@ -27,9 +26,9 @@ class _Phase:
 
 
 class PhaseTracker:
-    """TensorRT reports nested phases; a phase takes the room of its parent's current step."""
+    """TensorRT reports nested phases; a phase takes the room of its parent's current step. The share never falls."""
 
-    def __init__(self, on_progress: OnProgress | None, cancelled: Event) -> None:
+    def __init__(self, on_progress: OnProgress, cancelled: Event) -> None:
         self._report = on_progress
         self._cancelled = cancelled
         self._phases: dict[str, _Phase] = {}
@@ -56,7 +55,7 @@ class PhaseTracker:
 
     def _tell(self, share: float, name: str) -> None:
         self._share = max(self._share, min(share, 1.0))
-        if self._report is None or self._cancelled.is_set():
+        if self._cancelled.is_set():
             return
         try:
             self._report(self._share, name)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from vggdeploy.builders.cache import ENGINE, Made
-from vggdeploy.builders.progress import OnProgress
 from vggdeploy.builders.request import BuildRequest
 from vggdeploy.bundle import Bundle, RebuildSpread, Variant
 from vggdeploy.files import scratch_directory
 from vggdeploy.runtime import open_session, runnable
 from vggdeploy.runtime.batches import run_batch
+from vggdeploy.types import OnProgress, silent
 
 WARM_UP = 10
 CALLS = 100
@@ -25,7 +25,7 @@ def spread(
     variant: Variant,
     first: Made,
     builds: int,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> RebuildSpread:
     """Build ``builds`` − 1 times more, and compare with the ``first``. Each engine is gone before the next is built."""
     source = bundle.path(request.source.path)
@@ -49,11 +49,8 @@ def spread(
     )
 
 
-def _numbered(on_progress: OnProgress | None, number: int, builds: int) -> OnProgress | None:
-    if on_progress is None:
-        return None
-    tell = on_progress
-    return lambda share, phase: tell(share, f"build {number} of {builds}: {phase}")
+def _numbered(on_progress: OnProgress, number: int, builds: int) -> OnProgress:
+    return lambda share, phase: on_progress(share, f"build {number} of {builds}: {phase}")
 
 
 def _p50(bundle: Bundle, variant: Variant, engine: Path, sha256: str) -> float:

@@ -12,7 +12,6 @@ import msgspec
 
 from vggdeploy.builders.inspector import inspect_engine
 from vggdeploy.builders.options import BuildOptions
-from vggdeploy.builders.progress import OnProgress
 from vggdeploy.builders.tensorrt import Built, build_engine, open_library
 from vggdeploy.builders.tensorrt_rtx import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
@@ -23,7 +22,7 @@ from vggdeploy.files import atomic_write
 from vggdeploy.runtime.cuda import Gpu, find_gpu, use
 from vggdeploy.runtime.preflight import release
 from vggdeploy.runtime.registry import Backend, get_engine
-from vggdeploy.types import BatchRange, Device, Precision
+from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
 
 # Raise it when `vggdeploy.builders.tensorrt` sets up a build in another way: older cache entries are then no hits.
 RECIPE = 1
@@ -62,7 +61,7 @@ class BuildRequest:
         """The name of this build in the cache: SHA-256 of `about`."""
         return key_of(self.about())
 
-    def build(self, source: Path, target: Path, on_progress: OnProgress | None = None) -> Built:
+    def build(self, source: Path, target: Path, on_progress: OnProgress = silent) -> Built:
         """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`, and as `inspect_engine`."""
         if self.gpu is not None:
             use(Device("cuda", self.gpu.index))

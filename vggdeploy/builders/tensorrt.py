@@ -19,14 +19,14 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from vggdeploy.builders import precision as precisions
-from vggdeploy.builders.progress import OnProgress, PhaseTracker, interruptible, monitor_for
+from vggdeploy.builders.progress import PhaseTracker, interruptible, monitor_for
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.bundle.precision import check
 from vggdeploy.errors import BuildError, IncompatibleError, MissingDependencyError, UsageError
 from vggdeploy.optional import installed
 from vggdeploy.runtime.registry import Backend
 from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, no_collection, tensor_spec, title
-from vggdeploy.types import BatchRange, Precision, TensorSpec
+from vggdeploy.types import BatchRange, OnProgress, Precision, TensorSpec, silent
 
 # Sets what was asked for (GPU targets, workspace) on an IBuilderConfig, or takes from it what the build left there.
 Configure = Callable[[Any], None]
@@ -73,7 +73,7 @@ def build_engine(
     batch: BatchRange,
     configure: Configure | None = None,
     after: Configure | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> Built:
     """Build the engine of an ONNX file and write it to ``target``, raw: the bytes are the library's own.
 

@@ -84,7 +84,6 @@ def bench(
     json: Json = False,
 ) -> int:
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
-    from rich.markup import escape
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
@@ -120,17 +119,16 @@ def bench(
     method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof)
     if scenarios:
         method = Scenarios(scenarios, target_qps, latency_bound, find_qps)
-    with render.progress(refresh_per_second=2) as bar:  # a step takes its time, and each look costs some of it
-        task = bar.add_task("measuring", total=None)
+    with render.progress(
+        "measuring", refresh_per_second=2
+    ) as tell:  # a step takes its time, and each look costs some of it
         report = bench_bundle(
             *opened,
             plan=plan,
             method=method,
             threads=threads,
             record=record,
-            on_start=lambda steps: bar.update(task, total=steps),
-            on_progress=lambda steps: bar.advance(task, steps),
-            on_say=lambda text: render.note(f"[dim]{escape(text)}[/]"),
+            on_progress=tell,
         )
     report = with_command(report)
     if json:

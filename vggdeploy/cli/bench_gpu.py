@@ -18,9 +18,8 @@ def run(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool) -> 
     """Measure, print, and return the exit code."""
     from vggdeploy.pipeline.bench_gpu import bench_gpu
 
-    with render.progress() as bar:
-        task = bar.add_task("measuring", total=None)
-        report = bench_gpu(bundle, plan, on_progress=lambda step: bar.update(task, description=step))
+    with render.progress("measuring") as tell:
+        report = bench_gpu(bundle, plan, on_progress=tell)
     if json:
         render.emit_json(report)
     else:

@@ -141,14 +141,13 @@ def run_build(
         targets=targets,
         options=options or BuildOptions(),
     )
-    with render.progress() as bar:
-        task = bar.add_task(f"building {name}-{wanted}", total=100)
+    with render.progress(f"building {name}-{wanted}") as tell:
         added: Added = build_into(
             bundle,
             plan,
             rebuilds=rebuilds,
             cache=EngineCache() if use_cache else None,
-            on_progress=lambda share, phase: bar.update(task, completed=round(100 * share), description=phase),
+            on_progress=tell,
         )
     return added.report()
 

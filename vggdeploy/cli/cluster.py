@@ -55,15 +55,13 @@ def run(
     opened = Bundle.open(bundle)
     wanted = Task(kind=kind, bundle=str(bundle.resolve()), digest=opened.manifest.digest, **task)  # type: ignore[arg-type]
     wanted.check(opened)
-    with render.progress() as bar:
-        shown = bar.add_task(f"{kind} on Ray", total=None)
+    with render.progress(f"{kind} on Ray") as tell:
         report = run_on_ray(
             wanted,
             sources,
             directory,
             options,
-            on_start=lambda total: bar.update(shown, total=total),
-            on_progress=lambda count: bar.advance(shown, count),
+            on_progress=tell,
         )
     if json:
         render.emit_json(report)

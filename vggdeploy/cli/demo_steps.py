@@ -69,8 +69,8 @@ def _train(checkpoint: Path, *, epochs: int, seed: int, threads: int | None) -> 
 def _export(checkpoint: Path, target: Path, threads: int | None) -> Bundle:
     from vggdeploy.pipeline.export import ExportOptions, export_bundle
 
-    with render.stages() as stage:
-        bundle = export_bundle(checkpoint, target, ExportOptions(overwrite=True, threads=threads), on_stage=stage)
+    with render.progress("starting") as tell:
+        bundle = export_bundle(checkpoint, target, ExportOptions(overwrite=True, threads=threads), on_progress=tell)
     tables.bundle_table(bundle)
     return bundle
 
@@ -88,8 +88,8 @@ def _build(bundle: Bundle) -> Bundle:
 def _verify(bundle: Bundle, threads: int | None) -> int:
     from vggdeploy.pipeline.verify import VerifyOptions, exit_code, verify_bundle
 
-    with render.stages() as stage:
-        report = verify_bundle(bundle, VerifyOptions(threads=threads), on_stage=stage)
+    with render.progress("starting") as tell:
+        report = verify_bundle(bundle, VerifyOptions(threads=threads), on_progress=tell)
     tables.parity_table(report)
     return exit_code(report)
 
@@ -97,15 +97,13 @@ def _verify(bundle: Bundle, threads: int | None) -> int:
 def _bench(bundle: Bundle, *, seconds: float, threads: int | None) -> Bundle:
     from vggdeploy.pipeline.bench import BenchPlan, bench_bundle
 
-    with render.progress() as bar:
-        task = bar.add_task("measuring", total=None)
+    with render.progress("measuring") as tell:
         report = bench_bundle(
             bundle,
             plan=BenchPlan(seconds=seconds),
             threads=threads,
             record=True,
-            on_start=lambda steps: bar.update(task, total=steps),
-            on_progress=lambda steps: bar.advance(task, steps),
+            on_progress=tell,
         )
     tables.bench_table(report)
     return Bundle.open(bundle.root)

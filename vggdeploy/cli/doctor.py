@@ -36,9 +36,8 @@ def _prove(json: bool) -> int:
     from vggdeploy.cli import render
     from vggdeploy.diagnosis.selftest import self_test
 
-    with render.progress() as bar:
-        task = bar.add_task("self-test", total=None)
-        result = self_test(lambda what: bar.update(task, description=what))
+    with render.progress("self-test") as tell:
+        result = self_test(tell)
     if json:
         render.emit_json(result)
     else:

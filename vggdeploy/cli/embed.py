@@ -55,7 +55,6 @@ def embed(
 
     from vggdeploy.cgroups import usable_cores
     from vggdeploy.cli import cluster, render
-    from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
     from vggdeploy.pipeline.embed import EmbedOptions, embed_files
     from vggdeploy.pipeline.vectors import check_target
@@ -71,7 +70,7 @@ def embed(
         )  # fmt: skip
     file = _file(target, output)
     check_target(file, overwrite=force)  # before the bundle's hundreds of megabytes are hashed
-    with rebuild_bar() as tell:
+    with render.progress() as tell:
         opened = load(
             bundle,
             backend=backend,
@@ -80,15 +79,13 @@ def embed(
             threads=threads or usable_cores(),
             rebuild=rebuild and tell,
         )
-    with opened as engine, render.progress() as bar:
-        task = bar.add_task("embedding", total=None)
+    with opened as engine, render.progress("embedding") as tell:
         report = embed_files(
             engine,
             images,
             file,
             EmbedOptions(output=output, pool=pool, normalise=normalise, batch=batch, strict=strict, overwrite=force),
-            on_start=lambda total: bar.update(task, total=total),
-            on_progress=lambda count: bar.advance(task, count),
+            on_progress=tell,
             on_skip=lambda error: render.error_line(f"skipped: {error.cause}", error.hint),
         )
     if json:

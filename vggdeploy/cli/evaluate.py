@@ -52,8 +52,7 @@ def evaluate(
         check_replaceable(output, marker=REPORT_NAME, overwrite=force)
     count = samples_from(samples)
     where = Device.parse(device) if device else None
-    with render.progress() as bar:
-        task = bar.add_task("opening", total=None)
+    with render.progress("opening") as tell:
         report = run(
             target,
             EvaluateOptions(
@@ -66,9 +65,7 @@ def evaluate(
                 device=where,
                 threads=threads,
             ),
-            on_stage=lambda text: bar.update(task, description=escape(text)),
-            on_start=lambda images: bar.update(task, description="evaluating", total=images),
-            on_progress=lambda images: bar.advance(task, images),
+            on_progress=tell,
         )
     report = with_command(report)
     if output is not None:

@@ -94,7 +94,10 @@ def export(
         resize=resize,
         interpolation=interpolation,
     )
-    with checkpoint_of(source, output, about, overwrite=force) as (checkpoint, report), render.stages() as stage:
+    with (
+        checkpoint_of(source, output, about, overwrite=force) as (checkpoint, report),
+        render.progress("starting") as tell,
+    ):
         for line in report.lines() if report else ():
             render.note(escape(line))
         bundle = export_bundle(
@@ -110,7 +113,7 @@ def export(
                 threads=threads,
                 overwrite=force,
             ),
-            on_stage=stage,
+            on_progress=tell,
         )
     if json:
         render.emit_json(bundle.manifest)

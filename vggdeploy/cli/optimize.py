@@ -11,6 +11,7 @@ from vggdeploy.cli.options import DataDir, Force, Json, Modes, Threads, check_mo
 
 if TYPE_CHECKING:
     from vggdeploy.pipeline.tuning import Structure
+    from vggdeploy.types import OnProgress
 
 STRUCTURE: Any = {"rich_help_panel": "Steps prune, low-rank and qat"}
 INT8: Any = {"rich_help_panel": "Step int8"}
@@ -158,13 +159,13 @@ def optimize(
         max_drop=limit if "int8" in steps else None,
     )
     return_large_blocks_at_once()
-    with render.stages() as stage:
+    with render.progress("starting") as tell:
         work = Work(
             samples=samples,
             data_dir=data_dir,
             threads=threads,
-            on_stage=stage,
-            structure=_reporting(structure, stage),
+            on_progress=tell,
+            structure=_reporting(structure, tell),
             int8=int8,
         )
         result = run(source, steps, output=output, work=work, overwrite=force)
@@ -202,12 +203,15 @@ def _by_layer(text: str, kind: type[float] | type[int], example: str) -> Any:
         raise UsageError(f"'{text}' is not {what}, nor some by layer", example) from None
 
 
-def _reporting(structure: Structure, stage: Any) -> Structure:
+def _reporting(structure: Structure, tell: OnProgress) -> Structure:
     """The same, saying what is going on."""
     from dataclasses import replace
 
     def show(now: Any) -> None:
         if now.validation is not None:
-            stage(f"fine-tuning: epoch {now.epoch}/{now.epochs}, loss {now.loss:.3f}, validation {now.validation:.2%}")
+            tell(
+                None,
+                f"fine-tuning: epoch {now.epoch}/{now.epochs}, loss {now.loss:.3f}, validation {now.validation:.2%}",
+            )
 
-    return replace(structure, job=replace(structure.job, on_stage=stage, on_progress=show))
+    return replace(structure, job=replace(structure.job, on_progress=tell, on_step=show))

@@ -32,7 +32,6 @@ def predict(
 ) -> int:
     """Classify images. An image that cannot be used is reported; the others are answered, and the exit code is 1."""
     from vggdeploy.cli import cluster, render, tables
-    from vggdeploy.cli.rebuild import rebuild_bar
     from vggdeploy.engine import load
     from vggdeploy.errors import InputError
     from vggdeploy.preprocess import find_images
@@ -48,7 +47,7 @@ def predict(
     paths = find_images(images)
     bad = 0
     answers: list[dict[str, object]] = []
-    with rebuild_bar() as tell:
+    with render.progress() as tell:
         opened = load(
             bundle, backend=backend, variant=variant, device=device, threads=threads, rebuild=rebuild and tell
         )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vggdeploy.cli import render
 
 if TYPE_CHECKING:
-    from vggdeploy.builders.progress import OnProgress
     from vggdeploy.bundle import Bundle
 
 
@@ -21,15 +19,7 @@ def rebuilt(
     from vggdeploy.types import Device
 
     where = Device.parse(device) if device else None
-    with rebuild_bar() as tell:
+    with render.progress() as tell:
         for backend in backends or ("auto",):
             bundle = rebuild_unfit(bundle, backend=backend, variants=variants, device=where, on_progress=tell)
     return bundle
-
-
-@contextmanager
-def rebuild_bar() -> Iterator[OnProgress]:
-    """A progress bar that appears with the first sign of a build."""
-    with render.progress() as bar:
-        task = bar.add_task("building", total=100, visible=False)
-        yield lambda share, phase: bar.update(task, completed=round(100 * share), description=phase, visible=True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import to_json
-from vggdeploy.types import Verdict
+from vggdeploy.types import OnProgress, Verdict
 
 # soft_wrap: paths and commands stay on one line, so that they can be copied.
 out = Console(highlight=False, soft_wrap=True)
@@ -62,22 +62,24 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
     out.print(grid, soft_wrap=False) if out.is_terminal else Console(width=200, highlight=False).print(grid)
 
 
-def progress(*, refresh_per_second: float = 10) -> Progress:
-    """A progress bar on stderr; it shows only where stderr is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(
-        *columns, console=err, transient=True, disable=not err.is_terminal, refresh_per_second=refresh_per_second
-    )
-
-
 @contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is being done: a spinner on a terminal, a line each in a log."""
+def progress(start: str = "", *, refresh_per_second: float = 10) -> Iterator[OnProgress]:
+    """Show on stderr how far a long function is: on a terminal a bar, in a log a line for each phase of unknown length.
+
+    The bar says ``start`` until the first call; without it, it appears with that call.
+    """
     if not err.is_terminal:
-        yield lambda text: note(f"[dim]{escape(text)}[/]")
+        yield lambda share, phase: note(f"[dim]{escape(phase)}[/]") if share is None else None
         return
-    with err.status("starting") as status:
-        yield lambda text: status.update(escape(text))
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, refresh_per_second=refresh_per_second) as bar:
+        shown = bar.add_task(escape(start), total=None, visible=bool(start))
+
+        def draw(share: float | None, phase: str) -> None:
+            bar.tasks[0].total = None if share is None else 1.0  # update() cannot take a total back
+            bar.update(shown, completed=share or 0.0, description=escape(phase), visible=True)
+
+        yield draw
 
 
 def size_text(count: int) -> str:

@@ -61,7 +61,7 @@ def search(
 
     goal = Goal(accuracy_drop=max_accuracy_drop / 100, latency_ms=max_latency_ms, size_mb=max_size_mb, target=target)
     spent = Budget.parse(budget)
-    with render.stages() as stage:
+    with render.progress("starting") as tell:
 
         def note(trial: Trial, front: list[Candidate]) -> None:
             best = next((c for c in front if not c.misses), None)
@@ -75,7 +75,7 @@ def search(
             threads=threads,
             samples=samples,
             command=command_line(),
-            on_stage=stage,
+            on_progress=tell,
             on_trial=note,
         )
         report = run(source, output, goal, spent, settings, resume=resume, overwrite=force)

@@ -15,7 +15,7 @@ from vggdeploy.optional import require
 
 if TYPE_CHECKING:
     from vggdeploy.train.recipe import Recipe
-    from vggdeploy.train.record import OnProgress, Progress, TrainingReport, TrainingResult
+    from vggdeploy.train.record import OnStep, TrainingReport, TrainingResult, TrainingStep
     from vggdeploy.types import Device
 
 
@@ -42,7 +42,7 @@ def run(
 
     with ExitStack() as stack:
         stack.enter_context(memory_kept())  # it changes the whole process: here it is ours
-        shown: list[OnProgress] = []
+        shown: list[OnStep] = []
         if speaks():
             if tensorboard is not None:
                 from vggdeploy.train.tensorboard import events
@@ -50,7 +50,7 @@ def run(
                 shown.append(stack.enter_context(events(tensorboard)))
             shown.append(stack.enter_context(_bar(recipe)))
 
-        def show(now: Progress) -> None:
+        def show(now: TrainingStep) -> None:
             for each in shown:
                 each(now)
 
@@ -58,20 +58,19 @@ def run(
             recipe,
             output=output,
             options=TrainOptions(overwrite=overwrite, resume=resume, data_dir=data_dir, device=device, threads=threads),
-            on_progress=show,
+            on_step=show,
             on_note=(lambda text: render.note(f"[dim]{escape(text)}[/]")) if speaks() else None,
         )
 
 
 @contextmanager
-def _bar(recipe: Recipe) -> Iterator[OnProgress]:
+def _bar(recipe: Recipe) -> Iterator[OnStep]:
     """A bar with loss, accuracy and images/s on a terminal; in a log a line for each epoch."""
-    with render.progress() as bar:
-        task = bar.add_task(f"reading {escape(recipe.dataset)}", total=None)
+    with render.progress(f"reading {recipe.dataset}") as tell:
 
-        def show(now: Progress) -> None:
+        def show(now: TrainingStep) -> None:
             text = f"loss {now.loss:.3f}  accuracy {now.accuracy:.1%}  {now.images_per_second:,.0f} images/s"
-            bar.update(task, description=f"epoch {now.epoch}/{now.epochs}  {text}", total=now.steps, completed=now.step)
+            tell(now.step / now.steps, f"epoch {now.epoch}/{now.epochs}  {text}")
             if now.validation is not None and now.test is not None:
                 scores = f"validation {now.validation:.1%}  test {now.test:.1%}"
                 render.note(f"[dim]epoch {now.epoch}/{now.epochs}  {text}  {scores}[/]")

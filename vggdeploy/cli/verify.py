@@ -91,7 +91,7 @@ def verify(
     opened = Bundle.open(bundle)
     if rebuild:
         opened = rebuilt(opened, backends=backend or (), variants=variant or (), device=device)
-    with render.stages() as stage:
+    with render.progress("starting") as tell:
         report = verify_bundle(
             opened,
             VerifyOptions(
@@ -107,7 +107,7 @@ def verify(
                 layers=layers,
                 strict_preprocess=strict_preprocess,
             ),
-            on_stage=stage,
+            on_progress=tell,
         )
     report = with_command(report)
     if output is not None:

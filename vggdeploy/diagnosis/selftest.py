@@ -29,7 +29,7 @@ from vggdeploy.optional import first_line, require
 from vggdeploy.records import Record
 from vggdeploy.runtime import cuda, tiny
 from vggdeploy.runtime.registry import BACKENDS, ENGINES, Backend
-from vggdeploy.types import BatchRange, Device, Precision
+from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
 
 TOLERANCE = 1e-3  # of answers near one; FP32 differs by 1e-6, and TF32, which nobody asked for, by 1e-3
 _BATCHES = (1, 3, 4, 3, 3)  # a size that comes again gets a CUDA graph
@@ -70,16 +70,16 @@ class SelfTest(Record, frozen=True, kw_only=True):
         return any(proof.outcome is Outcome.FAILED for proof in self.proofs)
 
 
-def self_test(on_start: Callable[[str], None] = lambda what: None) -> SelfTest:
+def self_test(on_progress: OnProgress = silent) -> SelfTest:
     """Try everything. Nothing is kept: files lie in a directory that is removed.
 
     Args:
-        on_start: called with the name of each proof before it starts.
+        on_progress: called with the name of each proof before it starts.
     """
     with tempfile.TemporaryDirectory(prefix="vggdeploy-self-test-") as name:
-        proofs = []
-        for what, device, work in _plan(Path(name)):
-            on_start(f"{what} on {device}")
+        plan, proofs = list(_plan(Path(name))), list[Proof]()
+        for what, device, work in plan:
+            on_progress(len(proofs) / len(plan), f"{what} on {device}")
             proofs.append(_prove(what, device, work))
     return SelfTest(diagnosis=diagnose(), proofs=tuple(proofs))
 

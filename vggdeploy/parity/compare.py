@@ -9,7 +9,7 @@ from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
 from vggdeploy.parity.judge import judge
 from vggdeploy.parity.metrics import ClassCounts, OutputStats
-from vggdeploy.parity.reference import Progress, Reference, golden_reference, run_all
+from vggdeploy.parity.reference import Reference, golden_reference, run_all
 from vggdeploy.parity.spool import Array
 from vggdeploy.records import ParityRecord, Thresholds
 from vggdeploy.runtime import CheckedSession, backend_for
@@ -31,7 +31,6 @@ def compare(
     device: Device,
     *,
     thresholds: Thresholds | None = None,
-    on_progress: Progress | None = None,
 ) -> ParityRecord:
     """Compare an open session with the reference on all its images; the record carries the verdict.
 
@@ -50,7 +49,7 @@ def compare(
     classes = ClassCounts()
     done = 0
     try:
-        for found in run_all(session, reference.images, on_progress):
+        for found in run_all(session, reference.images):
             batch = slice(done, done + len(next(iter(found.values()))))
             wanted = {name: rows[batch] for name, rows in reference.outputs.items()}
             for name, stat in stats.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +17,6 @@ from vggdeploy.runtime.ahead import in_order
 from vggdeploy.runtime.batches import run_batch
 from vggdeploy.types import ImageSource, TensorSpec
 
-Progress = Callable[[int], None]
 GOLDEN = "golden pair"
 # A feature map of one image can have more values than the class scores of ten thousand: what is kept is bounded.
 KEPT_BYTES = 2**30  # of the reference's outputs, on disk but for the first of them (see `Spool`)
@@ -39,17 +38,14 @@ class Reference:
     source: ImageSource = ImageSource.REAL
 
 
-def run_all(session: CheckedSession, images: Rows, on_progress: Progress | None = None) -> Iterator[dict[str, Array]]:
+def run_all(session: CheckedSession, images: Rows) -> Iterator[dict[str, Array]]:
     """The session's outputs for ``images``, a batch at a time. Only a few batches of images are in memory at once."""
     fitting = BATCH_BYTES // sum(map(sample_bytes, session.outputs))
     size = max(session.batch.min, min(session.batch.opt, fitting))
     batches = (slice(start, min(start + size, len(images))) for start in range(0, len(images), size))
     with closing(in_order(images.__getitem__, batches, ahead=_AHEAD)) as prepared:
         for _, batch in prepared:
-            found = run_batch(session, batch.result())
-            yield found
-            if on_progress:
-                on_progress(len(batch.result()))
+            yield run_batch(session, batch.result())
 
 
 def reference_outputs(
@@ -59,7 +55,6 @@ def reference_outputs(
     data: str,
     labels: NDArray[np.int64] | None = None,
     source: ImageSource = ImageSource.REAL,
-    on_progress: Progress | None = None,
 ) -> Reference:
     """Run the reference once; its outputs serve every variant. Of each output `kept_rows` are kept."""
     rows = kept_rows(session.outputs, len(images))
@@ -67,7 +62,7 @@ def reference_outputs(
     if count < len(images):
         images, data = FirstRows(images, count), f"{data}, the first {count}"
     outputs = {s.name: Spool(s.item_shape, s.dtype) for s in session.outputs}
-    for found in run_all(session, images, on_progress):
+    for found in run_all(session, images):
         for name, kept in outputs.items():
             kept.append(found[name][: rows[name] - len(kept)])
     kept_labels = None if labels is None else labels[:count]

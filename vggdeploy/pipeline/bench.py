@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from vggdeploy.records import BenchReport, BenchRow, CpuRoof, ScenarioRow
 from vggdeploy.runtime import backend_for, runnable
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.selection import select
-from vggdeploy.types import Device
+from vggdeploy.types import Device, OnProgress, silent
 
 if TYPE_CHECKING:
     from vggdeploy.bench.scenarios import Load
@@ -116,9 +116,7 @@ def bench_bundle(
     method: Rounds | Scenarios = Rounds(),
     threads: int | None = None,
     record: bool = False,
-    on_start: Callable[[int], None] = lambda steps: None,
-    on_progress: Callable[[int], None] = lambda steps: None,
-    on_say: Callable[[str], None] = lambda text: None,
+    on_progress: OnProgress = silent,
 ) -> BenchReport:
     """Measure variants interleaved in one run, of one bundle or of several. The first one is the baseline of the ratios.
 
@@ -126,7 +124,7 @@ def bench_bundle(
         method: how they are measured: in rounds beside each other, or one after the other under LoadGen's load.
         threads: CPU threads of each session; default every core that this process may use.
         record: write the medians to the manifest, where ``backend="auto"`` finds them.
-        on_say: gets a line for people before something that takes long.
+        on_progress: called with the share that is measured; without one before something that takes long.
 
     Raises:
         UsageError: bundles that do not take the same input.
@@ -145,14 +143,12 @@ def bench_bundle(
         from vggdeploy.pipeline.bench_loads import run_loads
 
         wanted = method.loads(plan)
-        on_start(len(chosen) * len(wanted))
-        loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress, on_say=on_say)
+        loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress)
     else:
-        on_start(len(chosen) * len(plan.batches) * method.count)
         turns = Plan(plan.batches, plan.seconds, method.count, threads, method.pin, method.percentile)
         found = measure(chosen, pool.images, turns, on_progress=on_progress)
         if method.roof:
-            on_say("measuring the roof of the CPUs")
+            on_progress(None, "measuring the roof of the CPUs")
             roofs = measure_roofs(found.threads)
     rows = found.rows if found else ()
     if roofs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vggdeploy.bench.gpu import measure_gpu
 from vggdeploy.bench.gpu_records import GpuReport
@@ -12,7 +12,7 @@ from vggdeploy.pipeline.bench import POOL, BenchPlan
 from vggdeploy.pipeline.samples import measuring_pool
 from vggdeploy.runtime.registry import ENGINES
 from vggdeploy.selection import select
-from vggdeploy.types import Device
+from vggdeploy.types import Device, OnProgress, silent
 
 
 def bench_gpu(
@@ -20,7 +20,7 @@ def bench_gpu(
     plan: BenchPlan = BenchPlan(),
     *,
     streams: Sequence[int] = (1, 2, 4),
-    on_progress: Callable[[str], None] = lambda step: None,
+    on_progress: OnProgress = silent,
 ) -> GpuReport:
     """Measure one engine: the one that is named, else the best of the named backends, else the best there is.
 

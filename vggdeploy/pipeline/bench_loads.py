@@ -5,7 +5,7 @@ LoadGen is C++ that calls back into Python, and cannot be stopped; a process can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,8 +20,7 @@ from vggdeploy.bench.scenarios import Issued, Load, run_scenario, scenario_row
 from vggdeploy.errors import UsageError
 from vggdeploy.records import LoadAnswers, ScenarioRow
 from vggdeploy.runtime import backend_for
-
-Say = Callable[[str], None]
+from vggdeploy.types import OnProgress, Steps, silent
 
 
 def run_loads(
@@ -30,8 +29,7 @@ def run_loads(
     loads: Sequence[Load],
     *,
     threads: int | None = None,
-    on_progress: Callable[[int], None] = lambda steps: None,
-    on_say: Say = lambda text: None,
+    on_progress: OnProgress = silent,
 ) -> list[ScenarioRow]:
     """Each entry under each load, with its golden pair checked before and its answers under the same load.
 
@@ -49,13 +47,14 @@ def run_loads(
                     f"{load.scenario} makes batches of {load.largest_batch}, {entry.name} takes {entry.variant.batch.max}",
                     "measure a smaller --batch, or export/build with a larger maximum",
                 )
+    steps = Steps(on_progress, len(entries) * len(loads), "measuring")
     found: list[list[ScenarioRow]] = [[] for _ in loads]
     with shared(images) as descriptor:
         for entry in entries:
             with _open(entry, descriptor, loads, threads) as opened:
                 for load, rows in zip(loads, found, strict=True):
-                    rows.append(_run(opened, load, on_say))
-                    on_progress(1)
+                    rows.append(_run(opened, load, on_progress))
+                    steps.advance()
     return [row for rows in found for row in rows]
 
 
@@ -98,7 +97,7 @@ def _open(entry: Entry, descriptor: int, loads: Sequence[Load], threads: int | N
     worker.close()
 
 
-def _run(opened: _Opened, load: Load, say: Say) -> ScenarioRow:
+def _run(opened: _Opened, load: Load, on_progress: OnProgress) -> ScenarioRow:
     entry, checked = opened.entry, opened.checked
     about: dict[str, Any] = {
         "variant": entry.name,
@@ -109,7 +108,7 @@ def _run(opened: _Opened, load: Load, say: Say) -> ScenarioRow:
     }
     if load.find_qps and load.scenario == "server":
         search = Search(opened.issue, load, load.target_qps or opened.capacity(load.batch) / 2)
-        say(f"{entry.name}: {search.plan()}")
+        on_progress(None, f"{entry.name}: {search.plan()}")
         found, load, issued = search.run()
         row = msgspec.structs.replace(scenario_row(load, issued, None, opened.answers(load), **about), search=found)
         if found.qps is None:

@@ -8,7 +8,7 @@ not at all: so a job that is started again does what is missing, and no row is t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from vggdeploy.pipeline.shards import JOB_NAME, SHARD_SIZE, Shard, Task, inputs_
 from vggdeploy.preprocess import count_images, walk_images
 from vggdeploy.raycluster import LOCAL, cluster, ray_module
 from vggdeploy.records import SCHEMA_VERSION, Record, from_json, to_json
+from vggdeploy.types import OnProgress, Steps, silent
 
 _LIMIT = 64 * 2**20
 
@@ -77,8 +78,7 @@ def run_on_ray(
     directory: Path,
     options: RayOptions | None = None,
     *,
-    on_start: Callable[[int], None] = lambda images: None,
-    on_progress: Callable[[int], None] = lambda images: None,
+    on_progress: OnProgress = silent,
 ) -> ClusterReport:
     """Embed or classify images on a Ray cluster, into ``directory``: ``part-000000.parquet`` and so on.
 
@@ -89,7 +89,7 @@ def run_on_ray(
         sources: image files, and directories that are searched for them; or Parquet files, whose column ``image`` (bytes,
             or a struct with ``bytes``) or ``path`` is read.
         options: which cluster, and how much of it.
-        on_start, on_progress: called with the number of images that are to be done, and of those that are.
+        on_progress: called with the share of the missing images that are done.
 
     Raises:
         UsageError: the directory holds something else, or the run of another job.
@@ -107,11 +107,11 @@ def run_on_ray(
     asked = sum(Shard.read(directory, n).count for n in missing)
     images = skipped = nodes = 0
     if missing:
-        on_start(asked)
+        steps = Steps(on_progress, asked, f"{task.kind} of {asked:,} images on Ray")
         with cluster(options.address) as ray:
             nodes = sum(node["Alive"] for node in ray.nodes())
             for row in _results(ray, task, directory, missing, options):
-                on_progress(int(row["images"]) + int(row["skipped"]))
+                steps.advance(int(row["images"]) + int(row["skipped"]))
     for number in range(job.shards):
         rows, bad = Shard.outcome(directory, number)
         images, skipped = images + rows, skipped + bad

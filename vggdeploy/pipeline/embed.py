@@ -20,6 +20,7 @@ from vggdeploy.pipeline.vectors import check_target, vector_file
 from vggdeploy.preprocess import count_images, describe, prepare, walk_images
 from vggdeploy.records import SCHEMA_VERSION, Record
 from vggdeploy.runtime.ahead import in_order
+from vggdeploy.types import OnProgress, Steps, silent
 
 LISTED = 1000  # skipped images that a report names; it counts the others
 
@@ -75,8 +76,7 @@ def embed_files(
     target: Path,
     options: EmbedOptions = EmbedOptions(),
     *,
-    on_start: Callable[[int], None] = lambda images: None,
-    on_progress: Callable[[int], None] = lambda images: None,
+    on_progress: OnProgress = silent,
     on_skip: Callable[[InputError], None] = lambda error: None,
 ) -> EmbedReport:
     """Embed image files and write one row each, in the order of `walk_images`.
@@ -87,7 +87,7 @@ def embed_files(
     Args:
         sources: image files, and directories that are searched for them.
         target: ``.parquet`` or ``.npy``, see `vggdeploy.pipeline.vectors`. It appears when it is complete.
-        on_start, on_progress: called with the number of images that there are, and of those that are done.
+        on_progress: called with the share of the images that are done, before the first one with 0.
         on_skip: called with the error of each image that is skipped.
 
     Raises:
@@ -100,7 +100,8 @@ def embed_files(
     vectors = chosen_embedding(manifest, options.output, pool=options.pool, normalise=options.normalise)
     size = _batch_size(engine, options.batch)
     check_target(target, overwrite=options.overwrite)
-    on_start(count_images(sources))
+    total = count_images(sources)
+    steps = Steps(on_progress, total, f"embedding {total:,} images")
     written = skipped = 0
     listed: list[Skipped] = []
     names: list[str] = []
@@ -112,7 +113,7 @@ def embed_files(
             nonlocal written
             add(names, vectors(engine.run_prepared(np.stack(images))))
             written += len(names)
-            on_progress(len(names))
+            steps.advance(len(names))
             names.clear()
             images.clear()
 
@@ -128,7 +129,7 @@ def embed_files(
                     if len(listed) < LISTED:
                         listed.append(Skipped(image=describe(path), cause=error.cause))
                     on_skip(error)
-                    on_progress(1)
+                    steps.advance()
                     continue
                 names.append(str(path))
                 if len(names) == size:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from vggdeploy.data.specs import check_split
 from vggdeploy.errors import DataError, UsageError
 from vggdeploy.evaluation import EvaluationReport
 from vggdeploy.pipeline.classes import match_classes
-from vggdeploy.pipeline.prove import Stage, tool_versions
+from vggdeploy.pipeline.prove import tool_versions
 from vggdeploy.pipeline.scores import Scores, macro
 from vggdeploy.pipeline.targets import open_target
 from vggdeploy.runtime.ahead import in_order
-from vggdeploy.types import Device
+from vggdeploy.types import Device, OnProgress, Steps, silent
 
 _AHEAD = 2  # batches that are prepared while the session runs one
 
@@ -54,15 +53,13 @@ def evaluate(
     path: str | os.PathLike[str],
     options: EvaluateOptions = EvaluateOptions(),
     *,
-    on_stage: Stage = lambda text: None,
-    on_start: Callable[[int], None] = lambda images: None,
-    on_progress: Callable[[int], None] = lambda images: None,
+    on_progress: OnProgress = silent,
 ) -> EvaluationReport:
     """Classify a split, a batch at a time, and count. Prepared images of a few batches are in memory, never all.
 
     Args:
         path: a checkpoint, or a bundle.
-        on_stage, on_start, on_progress: called with what is being done, the number of images, and of those done.
+        on_progress: called with the share of the images that are classified, and what is being done.
 
     Raises:
         UsageError: the data set's classes are not as many as the model's; a bundle without class scores; no samples.
@@ -79,7 +76,7 @@ def evaluate(
         name = options.dataset or target.dataset
         if not name:
             raise DataError("no data set is known for this model", "name one: --dataset digits")
-        on_stage(f"reading {name} ({split})")
+        on_progress(0.0, f"reading {name} ({split})")
         data: Images = open_split(name, split, target.preprocess, data_dir=options.data_dir, memory=0)
         data = data.take(np.arange(len(data))[: options.samples])
         if not len(data):
@@ -88,13 +85,13 @@ def evaluate(
             data.labels, data.classes, target.labels, target.spec.classes, data=data.name, option="--dataset"
         )
         scores = Scores(target.spec.classes)
-        on_start(len(labels))
+        steps = Steps(on_progress, len(labels), f"classifying {len(labels):,} images")
         started = time.perf_counter()
         positions = (range(len(labels))[start : start + target.batch] for start in range(0, len(labels), target.batch))
         with closing(in_order(data.batch, map(np.array, positions), ahead=_AHEAD)) as prepared:
             for part, images in prepared:
                 scores.update(target.run(images.result()), labels[part])
-                on_progress(len(part))
+                steps.advance(len(part))
         seconds = time.perf_counter() - started
     classes = scores.class_scores(target.labels or data.classes)
     return EvaluationReport(

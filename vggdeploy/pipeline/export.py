@@ -21,11 +21,11 @@ from vggdeploy.optimize.precision import OPENVINO, openvino_variant
 from vggdeploy.optional import require
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.reference import golden_pair
-from vggdeploy.pipeline.prove import Stage, prove, tool_versions, with_parity
+from vggdeploy.pipeline.prove import prove, tool_versions, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic
 from vggdeploy.pipeline.variants import read_back, refuse_failures
 from vggdeploy.runtime import open_session
-from vggdeploy.types import BatchRange, Precision
+from vggdeploy.types import BatchRange, OnProgress, Precision, silent
 
 FORMATS = ("onnx-fp32", "onnx-fp16", "torchscript-fp32")  # without being asked
 KNOWN = (*FORMATS, "openvino-fp32", "openvino-bf16")
@@ -62,7 +62,7 @@ def export_bundle(
     output: Path,
     options: ExportOptions = ExportOptions(),
     *,
-    on_stage: Stage = lambda text: None,
+    on_progress: OnProgress = silent,
 ) -> Bundle:
     """Export a checkpoint, prove every variant from its written bytes, and write the bundle, in one step.
 
@@ -85,19 +85,19 @@ def export_bundle(
         raise UsageError(f"{options.samples} samples", "give at least 1")
     threads = options.threads
     with create_bundle(output, overwrite=options.overwrite) as draft:
-        on_stage("copying the checkpoint")
+        on_progress(None, "copying the checkpoint")
         for file in (CHECKPOINT_NAME, WEIGHTS_NAME):
             _copy(root / file, draft.path(f"checkpoint/{file}"))
         chosen, note = samples_or_synthetic(checkpoint, options.samples, options.data_dir, dtype=options.input_dtype)
         draft.manifest = _manifest(output.name, checkpoint, options)
-        reference, golden = _run_reference(draft, chosen, threads, on_stage)
+        reference, golden = _run_reference(draft, chosen, threads, on_progress)
         _save_golden(draft, golden)
-        variants = _export(draft, options, on_stage)
+        variants = _export(draft, options, on_progress)
         draft.manifest = draft.manifest.with_variants(*variants)
         bundle = draft.finish()
         variants = [read_back(bundle, variant) for variant in variants]
         draft.manifest = bundle.manifest.with_variants(*variants)
-        records = [r for v in variants for r in prove(bundle, v, [golden, reference], threads, on_stage)]
+        records = [r for v in variants for r in prove(bundle, v, [golden, reference], threads, on_progress)]
         refuse_failures(records, "nothing was written; run with --debug and report it")
         draft.manifest = with_parity(draft.manifest, records, note)
     return Bundle(output, draft.manifest)
@@ -131,12 +131,14 @@ def _manifest(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Mani
     )
 
 
-def _run_reference(draft: Draft, chosen: Samples, threads: int | None, on_stage: Stage) -> tuple[Reference, Reference]:
+def _run_reference(
+    draft: Draft, chosen: Samples, threads: int | None, on_progress: OnProgress
+) -> tuple[Reference, Reference]:
     """The reference's outputs for all samples, and the first few of them as the golden pair."""
     bundle = draft.finish()
     manifest = bundle.manifest
     variant = manifest.variant(REFERENCE)
-    on_stage(f"running the FP32 reference on {len(chosen.images)} images")
+    on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
     with open_session(bundle, variant, threads=threads) as session:
         everything = reference_outputs(
             session, chosen.images, data=chosen.data, labels=chosen.labels, source=chosen.source
@@ -159,7 +161,7 @@ def _save_golden(draft: Draft, golden: Reference) -> None:
     draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
 
 
-def _export(draft: Draft, options: ExportOptions, on_stage: Stage) -> list[Variant]:
+def _export(draft: Draft, options: ExportOptions, on_progress: OnProgress) -> list[Variant]:
     """Write each format. FP16 comes last: it halves the model's weights in place."""
     from vggdeploy.export.onnx import export_onnx
     from vggdeploy.export.torchscript import export_torchscript
@@ -178,7 +180,7 @@ def _export(draft: Draft, options: ExportOptions, on_stage: Stage) -> list[Varia
         written.append("onnx-fp32")
     variants = []
     for name in sorted(written, key=lambda f: f.endswith("fp16")):
-        on_stage(f"exporting {name}")
+        on_progress(None, f"exporting {name}")
         kind, precision = name.rsplit("-", 1)
         path = f"variants/{name}/model.{'pt' if kind == 'torchscript' else 'onnx'}"
         if precision == "fp16":

@@ -53,7 +53,7 @@ def add_int8(bundle: Bundle, work: Work) -> Bundle:
     data = load_calibration(options.data, bundle.manifest, images=options.images, data_dir=work.data_dir)
     path = bundle.path(source.path)
     with scratch_directory(bundle.root) as scratch:
-        work.on_stage(f"measuring ranges on {data.ranges.data}")
+        work.on_progress(None, f"measuring ranges on {data.ranges.data}")
         ranges = calibrate(
             path,
             _batches(bundle, data.ranges),
@@ -61,7 +61,7 @@ def add_int8(bundle: Bundle, work: Work) -> Bundle:
             percentile=options.percentile or DEFAULT_PERCENTILE,
             scratch=scratch,
         )
-        work.on_stage(f"running FP32 on {data.judged.data}")
+        work.on_progress(None, f"running FP32 on {data.judged.data}")
         with open_session(bundle, source, threads=work.threads) as session:
             reference = reference_outputs(session, data.judged.images, data=data.judged.data, labels=data.judged.labels)
         before = _trained_hits(bundle, options.data, len(data.judged.images))
@@ -123,7 +123,7 @@ class _Judge:
         self._measure_shifts(flavour, data)
         kept: list[str] = []
         while True:
-            self.work.on_stage(f"quantising for {target}" + (f", {len(kept)} layers in FP32" if kept else ""))
+            self.work.on_progress(None, f"quantising for {target}" + (f", {len(kept)} layers in FP32" if kept else ""))
             variant, file = self._quantised(NAMES[target], flavour, kept)
             record = self._compare(variant, file, self.reference)
             if self._holds(record) and self._keeps_what_was_trained(variant, file):
@@ -172,7 +172,7 @@ class _Judge:
         from vggdeploy.optimize.bias import shifts
         from vggdeploy.optimize.int8 import quantise
 
-        self.work.on_stage("measuring what rounding does to the means")
+        self.work.on_progress(None, "measuring what rounding does to the means")
         quantised = quantise(onnx.load(self.path), self.ranges, flavour)
         few = replace(data.ranges, images=data.ranges.images[:_SHIFT_IMAGES])
         self._shifts = shifts(onnx.load(self.path), quantised, _batches(self.bundle, few))
@@ -237,7 +237,7 @@ class _Judge:
         )
         errors = {}
         for index, name in enumerate(names):
-            self.work.on_stage(f"sensitivity of layer {index + 1} of {len(names)}")
+            self.work.on_progress(None, f"sensitivity of layer {index + 1} of {len(names)}")
             record = self._compare(*self._quantised("alone", flavour, (), only=(name,)), few)
             errors[name] = max((o.relative_l2 for o in record.outputs), default=np.inf)
         return sorted(names, key=lambda name: -errors[name])

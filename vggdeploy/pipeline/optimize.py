@@ -173,7 +173,7 @@ def _with_variants(source: Path, target: Path, steps: Sequence[str], work: Work)
             source,
             target,
             ExportOptions(formats=("onnx-fp32",), samples=work.samples, data_dir=work.data_dir, threads=work.threads),
-            on_stage=work.on_stage,
+            on_progress=work.on_progress,
         )
     bundle = Bundle.open(target)
     for name in steps:

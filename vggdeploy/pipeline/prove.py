@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -18,14 +18,12 @@ from vggdeploy.pipeline.readback import check_precision, read_products
 from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import default_device
-from vggdeploy.types import Device, ImageSource, Verdict
+from vggdeploy.types import Device, ImageSource, OnProgress, Verdict
 
 _TOOLS = (
     *("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow", "safetensors"),
     *("onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-rtx", "mlcommons-loadgen"),
 )
-
-Stage = Callable[[str], None]
 
 
 def tool_versions() -> dict[str, str]:
@@ -39,7 +37,7 @@ def prove(
     variant: Variant,
     references: Iterable[Reference],
     threads: int | None,
-    on_stage: Stage,
+    on_progress: OnProgress,
     limits: Limits | None = None,
     device: Device | None = None,
 ) -> list[ParityRecord]:
@@ -48,7 +46,7 @@ def prove(
     Its precision is read back from the file first. One that is not what was asked for fails every record.
     """
     where = device or default_device(backend_for(variant))
-    on_stage(f"proving {variant.name}")
+    on_progress(None, f"proving {variant.name}")
     products = read_products(bundle, variant)
     try:
         check_precision(variant, products)

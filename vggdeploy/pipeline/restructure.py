@@ -71,7 +71,7 @@ def restructure(
         check_teacher(job.tuning.distill, get_dataset(data.name).classes, before.preprocess)
     with thread_count(job.threads), scratch_directory(target) as scratch:
         model = load_model(root, check_weights=False)
-        job.on_stage("measuring the accuracy of the original")
+        job.on_progress(None, "measuring the accuracy of the original")
         origin = origin_of(before, root, data, model)
         changed = change(model, data)
         untuned = data.hits(changed.model)
@@ -141,14 +141,14 @@ def tuning_recipe(begun: Checkpoint, path: Path, source: str, tuning: Tuning) ->
 
 def _tune(recipe: Recipe, output: Path, job: Job) -> tuple[Path, str]:
     """The fine-tuned checkpoint, and the SHA-256 of the teacher's weights."""
-    job.on_stage("fine-tuning")
+    job.on_progress(None, "fine-tuning")
     try:
         done = train(
             recipe,
             output=output,
             options=TrainOptions(data_dir=job.data_dir, device=job.device, threads=job.threads),
             teacher=job.teacher,
-            on_progress=job.on_progress,
+            on_step=job.on_step,
         )
     except TrainingError as error:  # its state is in the scratch directory, which goes with the step
         raise TrainingError(error.cause, f"fine-tune with a lower learning rate: --lr {recipe.lr / 10:g}") from error

@@ -28,7 +28,6 @@ from vggdeploy.optimize.goals import Budget, check_goal, choose_widths, cost, fr
 from vggdeploy.optional import require
 from vggdeploy.pipeline.calibration import Int8Options
 from vggdeploy.pipeline.optimize import checkpoint_in
-from vggdeploy.pipeline.prove import Stage
 from vggdeploy.pipeline.search_report import nothing_holds, report_of, write_winner
 from vggdeploy.pipeline.search_state import Question, State
 from vggdeploy.pipeline.search_target import Target
@@ -38,8 +37,8 @@ from vggdeploy.pipeline.tuning import Job, Tuning
 from vggdeploy.pipeline.variants import Work
 from vggdeploy.records import Candidate, Goal, Point, SearchReport, Trial
 from vggdeploy.train.environment import thread_count
-from vggdeploy.train.record import OnProgress, Progress
-from vggdeploy.types import Precision
+from vggdeploy.train.record import OnStep, TrainingStep
+from vggdeploy.types import OnProgress, Precision, silent
 
 # What every search looks at first: the network as it is, and a few that people would try.
 # Small ones before large ones: where a small one is accurate enough, no larger one has to be trained.
@@ -62,7 +61,7 @@ class Settings:
     threads: int | None = None
     samples: int | None = 1000
     command: str = ""
-    on_stage: Stage = lambda text: None
+    on_progress: OnProgress = silent
     on_trial: Callable[[Trial, list[Candidate]], None] = lambda trial, front: None
 
 
@@ -113,7 +112,7 @@ def search(
         samples=settings.samples,
         data_dir=settings.data_dir,
         threads=settings.threads,
-        on_stage=settings.on_stage,
+        on_progress=settings.on_progress,
         int8=Int8Options(data=settings.dataset, targets=(target.int8,)),
     )
     with ExitStack() as stack:
@@ -125,14 +124,14 @@ def search(
             dataset=settings.dataset,
             data_dir=settings.data_dir,
             work=work,
-            on_stage=settings.on_stage,
+            on_progress=settings.on_progress,
         )
         interrupted = _run(bench, state, goal, target, budget, settings, work)
         report = report_of(root, output, bench, state, target, interrupted=interrupted)
         report = msgspec.structs.replace(report, command=settings.command)
         if report.winner is None:
             raise nothing_holds(state, report)
-        settings.on_stage("the winner on the test split, which has decided nothing")
+        settings.on_progress(None, "the winner on the test split, which has decided nothing")
         report = write_winner(output, bench, state, report, target, work, overwrite=overwrite)
     if not interrupted:
         state.remove()
@@ -160,7 +159,7 @@ def _run(
             state.drop_files({c.trial for c in best if not c.misses})
             settings.on_trial(trial, best)
     except _BudgetSpentError as error:
-        settings.on_stage(f"{error.cause}: trial {len(state.standing.trials) + 1} is left out")
+        settings.on_progress(None, f"{error.cause}: trial {len(state.standing.trials) + 1} is left out")
     except KeyboardInterrupt:
         if not state.holds:
             raise
@@ -174,10 +173,10 @@ class _BudgetSpentError(Exception):
     cause = "the budget is spent"
 
 
-def _until(end: float, enough: Callable[[], bool]) -> OnProgress:
+def _until(end: float, enough: Callable[[], bool]) -> OnStep:
     """Ends a training when the time is over, and what there is, is ``enough``."""
 
-    def check(progress: Progress) -> None:
+    def check(step: TrainingStep) -> None:
         if time.monotonic() > end and enough():
             raise _BudgetSpentError
 
@@ -229,7 +228,9 @@ def _trial(
     if trial.skipped:
         return trial, []
     number = trial.number
-    settings.on_stage(f"trial {number + 1}: {trial.macs / macs_of(bench.spec):.0%} of the multiply-accumulates")
+    settings.on_progress(
+        None, f"trial {number + 1}: {trial.macs / macs_of(bench.spec):.0%} of the multiply-accumulates"
+    )
     teaches = point.teacher > 0
     job = Job(
         tuning=Tuning(
@@ -237,12 +238,12 @@ def _trial(
             distill=str(bench.checkpoint) if teaches else "",
         ),
         teacher=bench.teacher if teaches else None, dataset=settings.dataset, data_dir=settings.data_dir,
-        threads=settings.threads, overwrite=True, on_stage=settings.on_stage,
-        on_progress=_until(end, lambda: state.holds),
+        threads=settings.threads, overwrite=True, on_progress=settings.on_progress,
+        on_step=_until(end, lambda: state.holds),
     )  # fmt: skip
 
     def variants(checkpoint: Path, place: Path) -> list[Candidate]:
-        return candidates(bench, checkpoint, place, goal, target, number, work, settings.on_stage)
+        return candidates(bench, checkpoint, place, goal, target, number, work, settings.on_progress)
 
     made, place = state.checkpoint(number), state.bundle(number)
     if trial.widths:
@@ -258,13 +259,13 @@ def _trial(
     found = variants(made, place) if drop.lower <= goal.accuracy_drop else []
     aware = False
     if drop.upper <= goal.accuracy_drop and settings.epochs and not _int8_holds(found, goal):
-        settings.on_stage("INT8 misses the goal: fine-tuning with its rounding")
+        settings.on_progress(None, "INT8 misses the goal: fine-tuning with its rounding")
         again, other = state.aware(state.checkpoint(number)), state.aware(place)
         enough = state.holds or any(not c.misses for c in found)
         try:
-            step = quantisation_aware_checkpoint(made, again, job=replace(job, on_progress=_until(end, lambda: enough)))
+            step = quantisation_aware_checkpoint(made, again, job=replace(job, on_step=_until(end, lambda: enough)))
         except (TrainingError, _BudgetSpentError) as error:
-            settings.on_stage(f"fine-tuning with INT8's rounding is left out: {error.cause}")
+            settings.on_progress(None, f"fine-tuning with INT8's rounding is left out: {error.cause}")
         else:
             better = variants(again, other)
             if aware := _int8_holds(better, goal):

@@ -28,7 +28,6 @@ from vggdeploy.pipeline.export import ExportOptions, export_bundle
 from vggdeploy.pipeline.held_out import HeldOut, origin_of
 from vggdeploy.pipeline.optimize import BUNDLE_STEPS
 from vggdeploy.pipeline.origin import Hits, hits_of, unpack
-from vggdeploy.pipeline.prove import Stage
 from vggdeploy.pipeline.restructure import Changed, restructure
 from vggdeploy.pipeline.samples import to_input
 from vggdeploy.pipeline.search_target import Target
@@ -41,6 +40,7 @@ from vggdeploy.runtime.registry import default_device
 from vggdeploy.spec import ModelSpec
 from vggdeploy.train.distill import Teacher
 from vggdeploy.train.environment import pick_device
+from vggdeploy.types import OnProgress
 
 ORIGINAL = "onnx-fp32"  # of the network as it was trained: what every candidate is measured beside
 _BATCH = 64
@@ -72,7 +72,9 @@ class Bench:
         return found
 
 
-def prepare(source: Path, home: Path, *, dataset: str, data_dir: Path | None, work: Work, on_stage: Stage) -> Bench:
+def prepare(
+    source: Path, home: Path, *, dataset: str, data_dir: Path | None, work: Work, on_progress: OnProgress
+) -> Bench:
     """What a search needs of the network it starts from, in ``home``.
 
     Raises:
@@ -86,15 +88,15 @@ def prepare(source: Path, home: Path, *, dataset: str, data_dir: Path | None, wo
     model = load_model(source, check_weights=False)
     root = home / "original"
     if not root.exists():
-        on_stage("measuring the accuracy of the original")
+        on_progress(None, "measuring the accuracy of the original")
         origin = origin_of(checkpoint, source, data, model)
         link_tree(source, root)
         atomic_write(root / CHECKPOINT_NAME, to_json(msgspec.structs.replace(checkpoint, origin=origin)))
-    on_stage("scoring channels")
+    on_progress(None, "scoring channels")
     scores = taylor_scores(model, data.batches("train", SCORED))
-    on_stage("measuring how sensitive each layer is")
+    on_progress(None, "measuring how sensitive each layer is")
     sensitivity = measure_sensitivity(model, scores, data.batches("validation", SENSED))
-    bundle = _bundle(root, home / "original-bundle", work, on_stage)
+    bundle = _bundle(root, home / "original-bundle", work, on_progress)
     teacher = Teacher(str(root), labels=checkpoint.labels, preprocess=checkpoint.preprocess, device=pick_device(None))
     return Bench(root, data, bundle, scores, sensitivity, teacher)
 
@@ -117,17 +119,17 @@ def candidates(
     target: Target,
     number: int,
     work: Work,
-    on_stage: Stage,
+    on_progress: OnProgress,
 ) -> list[Candidate]:
     """The variants of a checkpoint, as a bundle at ``output``: their accuracy against the original's, their size, and, where
     the target is this machine, their speed in turns with the original. A step that this machine cannot make, or that fails
     its proof, gives none."""
-    bundle = _bundle(checkpoint, output, work, on_stage, target)
+    bundle = _bundle(checkpoint, output, work, on_progress, target)
     summary = summarise(bundle.manifest.spec)
     found = []
-    speeds = _speeds(bench, bundle, work.threads, on_stage) if target.measured else {}
+    speeds = _speeds(bench, bundle, work.threads, on_progress) if target.measured else {}
     for variant in filter(target.stands_for, _runnable(bundle)):
-        on_stage(f"accuracy of {variant.name} on the validation split")
+        on_progress(None, f"accuracy of {variant.name} on the validation split")
         row = speeds.get(variant.name)
         one = Candidate(
             trial=number,
@@ -166,10 +168,10 @@ class Speed:
     high: float
 
 
-def _speeds(bench: Bench, bundle: Bundle, threads: int | None, on_stage: Stage) -> dict[str, Speed]:
+def _speeds(bench: Bench, bundle: Bundle, threads: int | None, on_progress: OnProgress) -> dict[str, Speed]:
     """Variant → its speed at a batch of one, in turns with the original, which has all threads; the variants have all, and
     each power of two below."""
-    on_stage("measuring the variants in turns with the original")
+    on_progress(None, "measuring the variants in turns with the original")
     original, most = bench.bundle.manifest.variant(ORIGINAL), threads or usable_cores()
     entries = [Entry(bench.bundle, original, default_device(backend_for(original)), "original")]
     counts = {f"{v.name} {count or most}": (v, count) for v in _runnable(bundle) for count in (None, *fewer(most))}
@@ -199,7 +201,9 @@ def _runnable(bundle: Bundle) -> Sequence[Variant]:
     return [v for v in bundle.manifest.variants if v.name != REFERENCE and runnable(v).runs]
 
 
-def _bundle(checkpoint: Path, output: Path, work: Work, on_stage: Stage, target: Target | None = None) -> Bundle:
+def _bundle(
+    checkpoint: Path, output: Path, work: Work, on_progress: OnProgress, target: Target | None = None
+) -> Bundle:
     """The bundle of a checkpoint: with every variant for ``target`` that can be made and proven here."""
     if output.exists():
         shutil.rmtree(output)
@@ -209,12 +213,12 @@ def _bundle(checkpoint: Path, output: Path, work: Work, on_stage: Stage, target:
         data_dir=work.data_dir,
         threads=work.threads,
     )
-    bundle = export_bundle(checkpoint, output, options, on_stage=on_stage)
+    bundle = export_bundle(checkpoint, output, options, on_progress=on_progress)
     for name in target.steps if target else ():
         try:
             bundle = BUNDLE_STEPS[name](bundle, work)
         except MissingDependencyError:
             raise
         except (IncompatibleError, ParityError, TargetError) as error:
-            on_stage(f"{name} is left out: {error.cause}")
+            on_progress(None, f"{name} is left out: {error.cause}")
     return bundle

@@ -64,10 +64,10 @@ def prune_checkpoint(
         own = widths_of(model.spec)
         sensitivity: dict[str, dict[int, float]] = {}
         widths = _named_widths(own, keep) if isinstance(keep, Mapping) else own
-        job.on_stage("scoring channels")
+        job.on_progress(None, "scoring channels")
         scores = taylor_scores(model, data.batches("train", SCORED))
         if not isinstance(keep, Mapping):
-            job.on_stage("measuring how sensitive each layer is")
+            job.on_progress(None, "measuring how sensitive each layer is")
             sensitivity = measure_sensitivity(model, scores, data.batches(DECIDES, SENSED))
             widths = allocate(model.spec, sensitivity, keep, floor=floor)
         changed = {name: width for name, width in widths.items() if width != own[name]}
@@ -107,11 +107,11 @@ def low_rank_checkpoint(
     def change(model: VGG, data: HeldOut) -> Changed:
         layers = product_layers(model)
         chosen = {} if ranks is None else _ranks(layers, ranks)
-        job.on_stage("measuring what the layers answer")
+        job.on_progress(None, "measuring what the layers answer")
         count = max(ANSWERED, 2 * max(chosen.values(), default=0))
         patches = PATCH_IMAGES if keep is not None or any(layers[name].kind == "conv" for name in chosen) else 0
         answers = measure_answers(model, (images for images, _ in data.batches("train", count)), patches=patches)
-        job.on_stage("factorising")
+        job.on_progress(None, "factorising")
         if keep is not None:
             spectra = {name: torch.linalg.eigvalsh(found.spread).numpy() for name, found in answers.items()}
             chosen = choose_ranks(model.spec, spectra, keep)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from vggdeploy.errors import UsageError
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.types import Device
+from vggdeploy.types import Device, OnProgress, silent
 
 if TYPE_CHECKING:
-    from vggdeploy.pipeline.prove import Stage
     from vggdeploy.train.distill import Teacher
-    from vggdeploy.train.record import OnProgress
+    from vggdeploy.train.record import OnStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,8 @@ class Job:
     device: Device | None = None
     threads: int | None = None
     overwrite: bool = False
-    on_stage: Stage = lambda text: None
-    on_progress: OnProgress | None = None
+    on_progress: OnProgress = silent
+    on_step: OnStep | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:

@@ -16,12 +16,12 @@ from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.reference import golden_reference
 from vggdeploy.pipeline.calibration import Int8Options
 from vggdeploy.pipeline.limits import Limits
-from vggdeploy.pipeline.prove import Stage, prove, with_parity
+from vggdeploy.pipeline.prove import prove, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, open_samples
 from vggdeploy.pipeline.tuning import Structure
 from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import open_session, runnable
-from vggdeploy.types import Precision, Verdict
+from vggdeploy.types import OnProgress, Precision, Verdict, silent
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Work:
     samples: int | None = DEFAULT_SAMPLES
     data_dir: Path | None = None
     threads: int | None = None
-    on_stage: Stage = lambda text: None
+    on_progress: OnProgress = silent
     structure: Structure = field(default_factory=Structure)
     int8: Int8Options = field(default_factory=Int8Options)
     _references: dict[str, list[Reference]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Work:
                 chosen = open_samples(
                     manifest.dataset, manifest, limit=self.samples, data_dir=self.data_dir, dtype=dtype
                 )
-                self.on_stage(f"running the FP32 reference on {len(chosen.images)} images")
+                self.on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
                 with open_session(bundle, reference, threads=self.threads) as session:
                     found.append(reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels))
             self._references[key] = found
@@ -103,7 +103,7 @@ def add_variants(
         draft.manifest = drafted.manifest.with_variants(*(read_back(drafted, variant) for variant in variants))
         drafted = draft.finish()
         proven = [drafted.manifest.variant(variant.name) for variant in variants]
-        records = [r for v in proven for r in prove(drafted, v, references, work.threads, work.on_stage, limits)]
+        records = [r for v in proven for r in prove(drafted, v, references, work.threads, work.on_progress, limits)]
         refuse_failures(records, "the bundle is as it was; look for the layer: vggdeploy verify BUNDLE --layers")
         draft.manifest = with_parity(drafted.manifest, records)
     return Bundle.open(bundle.root, only=())

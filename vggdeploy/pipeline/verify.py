@@ -18,12 +18,12 @@ from vggdeploy.parity.reference import GOLDEN, golden_reference
 from vggdeploy.pipeline.consistency import check_manifest, check_preprocessing
 from vggdeploy.pipeline.layers import localise
 from vggdeploy.pipeline.limits import Limits
-from vggdeploy.pipeline.prove import Stage, prove, with_parity
+from vggdeploy.pipeline.prove import prove, with_parity
 from vggdeploy.pipeline.samples import DEFAULT_SAMPLES, Samples, open_samples
 from vggdeploy.records import Check, LayerReport, ParityRecord, ParityReport
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import get_backend
-from vggdeploy.types import Device, Verdict
+from vggdeploy.types import Device, OnProgress, Verdict, silent
 
 ONLY_GOLDEN = "golden"  # in place of a data set's name
 _SLIM = "this slim bundle has no FP32 reference here: only its answers to the golden pair are compared with"
@@ -61,7 +61,7 @@ class VerifyOptions:
 
 
 def verify_bundle(
-    bundle: Bundle, options: VerifyOptions = VerifyOptions(), *, on_stage: Stage = lambda text: None
+    bundle: Bundle, options: VerifyOptions = VerifyOptions(), *, on_progress: OnProgress = silent
 ) -> ParityReport:
     """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
 
@@ -94,18 +94,18 @@ def verify_bundle(
     references = [golden_reference(bundle)]
     chosen, notes = _choose_samples(bundle, options)
     if chosen is not None:
-        references.append(_run_reference(bundle, chosen, threads, on_stage))
+        references.append(_run_reference(bundle, chosen, threads, on_progress))
     records: list[ParityRecord] = []
     for variant in wanted:
         against = references[:1] if variant.name == REFERENCE else references
-        records += prove(bundle, variant, against, threads, on_stage, options.limits, options.device)
+        records += prove(bundle, variant, against, threads, on_progress, options.limits, options.device)
     if bundle.manifest.origin is not None:
         records = [msgspec.structs.replace(r, reasons=(*r.reasons, _SLIM)) for r in records]
     if options.record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(bundle.manifest, records)
-    checks = _check_bundle(bundle, chosen, options.strict_preprocess, on_stage)
-    found, untaken = _take_apart(bundle, records, threads, on_stage) if options.layers else ((), ())
+    checks = _check_bundle(bundle, chosen, options.strict_preprocess, on_progress)
+    found, untaken = _take_apart(bundle, records, threads, on_progress) if options.layers else ((), ())
     return ParityReport(
         bundle=str(bundle.root),
         created=now(),
@@ -155,28 +155,28 @@ def _choose_samples(bundle: Bundle, options: VerifyOptions) -> tuple[Samples | N
     return chosen, (chosen.note,) if chosen.note else ()
 
 
-def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_stage: Stage) -> Reference:
-    on_stage(f"running the FP32 reference on {len(chosen.images)} images")
+def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_progress: OnProgress) -> Reference:
+    on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
     with open_session(bundle, bundle.manifest.reference(), threads=threads) as session:
         return reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
 
 
-def _check_bundle(bundle: Bundle, chosen: Samples | None, strict: bool, on_stage: Stage) -> tuple[Check, ...]:
+def _check_bundle(bundle: Bundle, chosen: Samples | None, strict: bool, on_progress: OnProgress) -> tuple[Check, ...]:
     slim = bundle.manifest.origin is not None
     checks = () if slim else check_manifest(bundle, chosen)
     if strict:
-        on_stage("preparing the golden images")
+        on_progress(None, "preparing the golden images")
         checks += check_preprocessing(bundle)
     return checks
 
 
 def _take_apart(
-    bundle: Bundle, records: Sequence[ParityRecord], threads: int | None, on_stage: Stage
+    bundle: Bundle, records: Sequence[ParityRecord], threads: int | None, on_progress: OnProgress
 ) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
     """Every variant that failed, once; and a note for each that cannot be taken apart: its verdict stands all the same."""
     found, notes = [], []
     for name in dict.fromkeys(r.variant for r in records if r.verdict is Verdict.FAIL):
-        on_stage(f"looking for the layer at which {name} leaves the reference")
+        on_progress(None, f"looking for the layer at which {name} leaves the reference")
         try:
             found.append(localise(bundle, name, threads=threads))
         except (UsageError, BuildError) as error:

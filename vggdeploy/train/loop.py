@@ -25,7 +25,7 @@ from vggdeploy.train.distill import Teacher
 from vggdeploy.train.environment import pick_device, pick_precision, repeatable, thread_count
 from vggdeploy.train.processes import Processes, join_processes, share_batch_norms
 from vggdeploy.train.recipe import LIKE_INIT, Recipe
-from vggdeploy.train.record import HISTORY_NAME, OnNote, OnProgress, TrainingRecord, TrainingResult, history_lines
+from vggdeploy.train.record import HISTORY_NAME, OnNote, OnStep, TrainingRecord, TrainingResult, history_lines
 from vggdeploy.train.run import Data, Run, Setup
 from vggdeploy.train.simulated import simulate_int8
 from vggdeploy.train.start import preprocess_like, start_from
@@ -60,7 +60,7 @@ def train(
     output: str | os.PathLike[str],
     options: TrainOptions = TrainOptions(),
     teacher: Teacher | None = None,
-    on_progress: OnProgress | None = None,
+    on_step: OnStep | None = None,
     on_note: OnNote | None = None,
 ) -> TrainingResult:
     """Train a network and write its checkpoint, in one step, at the end.
@@ -74,7 +74,7 @@ def train(
         output: the checkpoint's directory.
         options: where it computes, and whether it goes on with what stands there.
         teacher: of ``recipe.distill``, opened already: it keeps the answers that it has given.
-        on_progress: called after every step and every epoch.
+        on_step: called after every step and every epoch.
         on_note: called with sentences that a user should read, before the first step.
 
     Raises:
@@ -116,7 +116,7 @@ def train(
         def write(run: Run, path: Path, *, replace: bool = False) -> Checkpoint:
             return _write(setup, run, record(run), path, overwrite=replace)
 
-        run = Run(setup, saver=saver, overwrite=overwrite, write_best=write, on_progress=on_progress)
+        run = Run(setup, saver=saver, overwrite=overwrite, write_best=write, on_step=on_step)
         if resume:
             run.resume()
         processes.wait()  # before the first one may replace the state that the others read

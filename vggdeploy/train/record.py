@@ -43,7 +43,7 @@ def history_lines(curve: Iterable[CurvePoint]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingStep:
     """After one step. ``step`` counts from 1 over the whole run; loss and accuracy are the running epoch's means.
 
     ``validation`` and ``test`` are the accuracies on these splits, once an epoch is over; until then None. ``points``
@@ -63,7 +63,7 @@ class Progress:
     points: tuple[CurvePoint, ...] = ()
 
 
-OnProgress = Callable[[Progress], None]
+OnStep = Callable[[TrainingStep], None]
 OnNote = Callable[[str], None]
 
 

@@ -28,7 +28,7 @@ from vggdeploy.train.feed import Batch, Feed
 from vggdeploy.train.optimizer import freeze, frozen_layers, moments, set_moments
 from vggdeploy.train.processes import Processes
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.train.record import CurvePoint, EpochRecord, OnProgress, Progress
+from vggdeploy.train.record import CurvePoint, EpochRecord, OnStep, TrainingStep
 from vggdeploy.train.state import BEST_NAME, Saver, Standing, Tally
 from vggdeploy.train.step import Stepper
 from vggdeploy.types import Precision
@@ -75,7 +75,7 @@ class Run:
     """One run of a recipe. `all_epochs` trains; afterwards ``model`` holds the weights that are kept."""
 
     def __init__(
-        self, setup: Setup, *, saver: Saver, overwrite: bool, write_best: WriteBest, on_progress: OnProgress | None
+        self, setup: Setup, *, saver: Saver, overwrite: bool, write_best: WriteBest, on_step: OnStep | None
     ) -> None:
         self.recipe = recipe = setup.recipe
         self.model = setup.model
@@ -86,7 +86,7 @@ class Run:
         self.whole = Tally()
         self._network, self._data = setup.network, setup.data
         self._device, self._processes = setup.device, setup.processes
-        self._saver, self._write_best, self._on_progress = saver, write_best, on_progress
+        self._saver, self._write_best, self._on_step = saver, write_best, on_step
         self._overwrite = overwrite
         self._teacher = setup.teacher.record.sha256 if setup.teacher else ""
         self._per_epoch = batches_per_epoch(len(setup.data.train), recipe.batch_size)
@@ -280,10 +280,10 @@ class Run:
     def _report(self, epoch: int, validation: float | None = None, test: float | None = None) -> None:
         points = tuple(self.curve[self._reported :])
         self._reported = len(self.curve)
-        if self._on_progress is None:
+        if self._on_step is None:
             return
-        self._on_progress(
-            Progress(
+        self._on_step(
+            TrainingStep(
                 epoch=epoch + 1,
                 epochs=self.recipe.epochs,
                 step=self._step,

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vggdeploy.optional import require
-from vggdeploy.train.record import OnProgress, Progress
+from vggdeploy.train.record import OnStep, TrainingStep
 
 
 @contextmanager
-def events(directory: Path) -> Iterator[OnProgress]:
+def events(directory: Path) -> Iterator[OnStep]:
     """Writes every point of the curve as ``loss/SPLIT`` and ``accuracy/SPLIT``, and the learning rate beside it.
 
     Raises:
@@ -22,7 +22,7 @@ def events(directory: Path) -> Iterator[OnProgress]:
 
     with SummaryWriter(str(directory)) as writer:
 
-        def write(now: Progress) -> None:
+        def write(now: TrainingStep) -> None:
             for point in now.points:
                 writer.add_scalar(f"loss/{point.split}", point.loss, point.step)
                 writer.add_scalar(f"accuracy/{point.split}", point.accuracy, point.step)
