@@ -119,9 +119,8 @@ def bench(
     method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof)
     if scenarios:
         method = Scenarios(scenarios, target_qps, latency_bound, find_qps)
-    with render.progress(
-        "measuring", refresh_per_second=2
-    ) as tell:  # a step takes its time, and each look costs some of it
+    # Twice a second: a step takes its time, and each look costs some of it.
+    with render.progress("measuring", refresh_per_second=2) as tell:
         report = bench_bundle(
             *opened,
             plan=plan,
