@@ -21,7 +21,7 @@ import numpy as np
 from measuring import ROOT, Process, run_process, target, write_result
 
 from vggdeploy.bundle import Bundle
-from vggdeploy.files import link_tree
+from vggdeploy.system.files import link_tree
 
 BATCH = "1:8:256"
 TARGETS = "sm80,sm86,sm89,sm120,sm121"  # what ampere,ada,blackwell means

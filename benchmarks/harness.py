@@ -17,15 +17,15 @@ import numpy as np
 from main_job import make_vgg16
 from measuring import run_process, target, write_result
 
-from vggdeploy.bench.candidate import Candidate
-from vggdeploy.bench.loadgen import issue
-from vggdeploy.bench.scenarios import Load
+from vggdeploy.bench.candidates import Candidate
+from vggdeploy.bench.loadgen.drive import issue
+from vggdeploy.bench.loadgen.scenarios import Load
+from vggdeploy.bench.run import POOL, BenchPlan, Rounds, Scenarios, bench_bundle
 from vggdeploy.bench.stats import ratio_interval
 from vggdeploy.bundle import Bundle
-from vggdeploy.parity.spool import Array
-from vggdeploy.pipeline.bench import POOL, BenchPlan, Rounds, Scenarios, bench_bundle
-from vggdeploy.pipeline.samples import measuring_pool
+from vggdeploy.parity.reference import Array
 from vggdeploy.runtime import open_session
+from vggdeploy.verify.samples import measuring_pool
 
 VARIANT = "onnx-fp32"
 MARGIN = 0.02

@@ -39,9 +39,9 @@ from turns import ratio, take_turns
 from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.data.loaders import load_split
-from vggdeploy.files import sha256_of
-from vggdeploy.optional import version
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.files import sha256_of
+from vggdeploy.system.optional import version
 
 OURS = ("vggdeploy onnx-int8", "vggdeploy openvino-int8")
 OUR_FILE = "ours.onnx"
@@ -75,7 +75,7 @@ def quantise_all(job: Job, images: np.ndarray[Any, Any]) -> None:
     """The FP32 file by every recipe, ours too."""
     import onnx
 
-    from vggdeploy.optimize.int8 import CPU, calibrate, quantise
+    from vggdeploy.optimize.steps.quantiser import CPU, calibrate, quantise
 
     np.save(job.path("calibration.npy"), images)
     batches = ({"image": images[at : at + 4]} for at in range(0, len(images), 4))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from vggdeploy.bundle.store import now
-from vggdeploy.machine import machine
-from vggdeploy.pipeline.prove import tool_versions
 from vggdeploy.records import to_json
+from vggdeploy.system.machine import machine
+from vggdeploy.verify.prove import tool_versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -31,10 +31,10 @@ from turns import ratio, take_turns
 import vggdeploy
 from vggdeploy.bundle import REFERENCE, Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
-from vggdeploy.machine import machine
-from vggdeploy.optional import installed, version
 from vggdeploy.preprocess import normalise
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.machine import machine
+from vggdeploy.system.optional import installed, version
 
 IMAGES = 16
 BASELINE = "onnxruntime"

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from vggdeploy.bundle import Bundle
-from vggdeploy.optional import import_silent, installed
 from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.preprocess import normalise
+from vggdeploy.system.optional import import_silent, installed
 
 BASELINE = "onnxruntime FP32"
 NNCF, STATIC, OLIVE, TORCHAO = (

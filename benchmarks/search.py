@@ -43,9 +43,9 @@ import vggdeploy
 from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.data.loaders import load_split
-from vggdeploy.optional import version
-from vggdeploy.pipeline.search_report import REPORT_NAME
 from vggdeploy.records import SearchReport, from_json
+from vggdeploy.search.report import REPORT_NAME
+from vggdeploy.system.optional import version
 
 OURS = "vggdeploy"
 DROP = 0.5  # points

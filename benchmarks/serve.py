@@ -23,7 +23,7 @@ from main_job import make_vgg16
 from measuring import run_process, target, write_result
 
 import vggdeploy
-from vggdeploy.engine import Engine
+from vggdeploy.engine.engine import Engine
 
 BATCH = 8  # images of a batch, offline and served
 SECONDS = 20.0  # of each measurement

@@ -28,7 +28,7 @@ from measuring import run_process, target, write_result
 import vggdeploy
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IntegrityError, VggdeployError
-from vggdeploy.memory import release_memory
+from vggdeploy.system.machine import release_memory
 
 BACKEND = "onnxruntime"  # without torch: what a service has
 CONCURRENT = 32

@@ -25,15 +25,13 @@ from onnx import helper
 from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
-from vggdeploy.optimize.answers import blind_answers, measure_answers
-from vggdeploy.optimize.channels import Widths, allocate, macs_of, widths_of, with_widths
-from vggdeploy.optimize.low_rank import factorise
-from vggdeploy.optimize.norms import recalibrate
-from vggdeploy.optimize.prune import measure_sensitivity, prune, taylor_scores
-from vggdeploy.optimize.ranks import choose_ranks
-from vggdeploy.pipeline.held_out import HeldOut
-from vggdeploy.pipeline.structure import SCORED, SENSED, low_rank_checkpoint, prune_checkpoint
-from vggdeploy.pipeline.tuning import Job, Tuning
+from vggdeploy.optimize.held_out import HeldOut
+from vggdeploy.optimize.steps.activations import blind_answers, measure_answers, recalibrate
+from vggdeploy.optimize.steps.low_rank import choose_ranks, factorise
+from vggdeploy.optimize.steps.prune import measure_sensitivity, prune, taylor_scores
+from vggdeploy.optimize.steps.structure import SCORED, SENSED, low_rank_checkpoint, prune_checkpoint
+from vggdeploy.optimize.steps.widths import Widths, allocate, macs_of, widths_of, with_widths
+from vggdeploy.optimize.tuning import Job, Tuning
 from vggdeploy.records import StepRecord
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import Recipe

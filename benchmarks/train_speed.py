@@ -27,18 +27,15 @@ from torch import nn
 from turns import ratio, take_turns
 
 from vggdeploy.data.loaders import ImageSet, ImageStream, open_split, per_class
-from vggdeploy.machine import machine
-from vggdeploy.memory import memory_kept
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.vgg import new_vgg
 from vggdeploy.preprocess import normalise
-from vggdeploy.train.batches import epoch_batches
-from vggdeploy.train.evaluate import evaluate
-from vggdeploy.train.feed import Batch, Feed
+from vggdeploy.system.machine import machine, memory_kept
+from vggdeploy.train.feed import Batch, Feed, epoch_batches
 from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.recipe_file import resolve_recipe
-from vggdeploy.train.step import Stepper
+from vggdeploy.train.step import Stepper, evaluate
 from vggdeploy.types import Precision
 
 CPU = torch.device("cpu")

@@ -64,7 +64,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of that checkpoint: ONNX FP32 and FP16, TorchScript. Treat it as read-only."""
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.export.bundle import export_bundle
 
     path = tmp_path_factory.mktemp("shared") / "bundle"
     export_bundle(checkpoint, path)
@@ -79,7 +79,7 @@ def bundle(bundle_dir: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def float_bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose graph takes normalised float32 images. Treat it as read-only."""
-    from vggdeploy.pipeline.export import ExportOptions, export_bundle
+    from vggdeploy.export.bundle import ExportOptions, export_bundle
 
     path = tmp_path_factory.mktemp("float") / "bundle"
     export_bundle(checkpoint, path, ExportOptions(formats=["onnx-fp32"], input_dtype="float32"))
@@ -89,7 +89,7 @@ def float_bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def features_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with class scores, a vector and a feature map. Treat it as read-only."""
-    from vggdeploy.pipeline.export import ExportOptions, export_bundle
+    from vggdeploy.export.bundle import ExportOptions, export_bundle
 
     path = tmp_path_factory.mktemp("features") / "bundle"
     export_bundle(
@@ -101,7 +101,7 @@ def features_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
     """FP32, FP16, BF16 and INT8 exports of one tiny VGG-11 with random weights. Treat them as read-only."""
-    from builders.small import quantised, write_onnx
+    from fixtures.small import quantised, write_onnx
 
     root = tmp_path_factory.mktemp("onnx")
     files = {p: write_onnx(root / f"{p}.onnx", p) for p in (Precision.FP32, Precision.FP16, Precision.BF16)}

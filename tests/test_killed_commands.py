@@ -12,7 +12,7 @@ import pytest
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
-from vggdeploy.optional import installed
+from vggdeploy.system.optional import installed
 
 # Counts what changes the file system below a directory, and kills its process at one of them. `open` tells of its flags.
 _KILLER = """

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy._version import __version__
 
 if TYPE_CHECKING:
-    from vggdeploy.batching import AsyncEngine, AsyncLimits
     from vggdeploy.bundle import Bundle
     from vggdeploy.bundle.trust import Trust
-    from vggdeploy.engine import Engine, Prediction, load
+    from vggdeploy.engine.async_engine import AsyncEngine, AsyncLimits
+    from vggdeploy.engine.engine import Engine, Prediction, load
     from vggdeploy.errors import (
         BuildError,
         BundleError,
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 _HOMES = {
-    "AsyncEngine": "batching",
-    "AsyncLimits": "batching",
+    "AsyncEngine": "engine.async_engine",
+    "AsyncLimits": "engine.async_engine",
     "Bundle": "bundle",
     "Trust": "bundle.trust",
-    "Engine": "engine",
-    "Prediction": "engine",
-    "load": "engine",
+    "Engine": "engine.engine",
+    "Prediction": "engine.predictions",
+    "load": "engine.engine",
     "ModelSpec": "spec",
     "PreprocessSpec": "spec",
     "BuildError": "errors",

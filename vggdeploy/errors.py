@@ -134,3 +134,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     close = swapped or get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     offer = f"did you mean '{close[0]}'? " if close else ""
     return UsageError(f"unknown {kind} '{name}'", f"{offer}known: {', '.join(names) or 'none'}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: what fits on the one line that a user gets."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()

@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-from vggdeploy.errors import InputError
-from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import InputError, first_line
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.system.files import read_regular
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 

@@ -3,7 +3,7 @@
     python tests/attacks/kill_at_every_line.py SCENARIO DIRECTORY [STEP]
 
 One process for all the kills: it forks a child for each, so that a thousand deaths take seconds. A child is killed
-before its n-th line in `vggdeploy.files`, `vggdeploy.bundle.store` or `shutil`, for n = 1, 1 + STEP … until it ends
+before its n-th line in `vggdeploy.system.files`, `vggdeploy.bundle.store` or `shutil`, for n = 1, 1 + STEP … until it ends
 alive.
 Prints one JSON object: how many were killed, the states seen after the kills, and after the write that follows each.
 """
@@ -21,11 +21,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import vggdeploy.files
+import vggdeploy.system.files
 from vggdeploy.bundle import Bundle, store, update_bundle
 from vggdeploy.errors import VggdeployError
 
-TRACED = {vggdeploy.files.__file__, store.__file__, shutil.__file__}
+TRACED = {vggdeploy.system.files.__file__, store.__file__, shutil.__file__}
 OLD = {"marker": b"old", "weights/a": b"old a" * 999, "weights/b": b"old b"}
 NEW = {"marker": b"new", "weights/a": b"new a" * 777, "other": b"new"}
 
@@ -50,7 +50,7 @@ class File:
         self.target.write_bytes(b"old" * 5000)
 
     def write(self) -> None:
-        vggdeploy.files.atomic_write(self.target, b"new" * 4000)
+        vggdeploy.system.files.atomic_write(self.target, b"new" * 4000)
 
     def state(self) -> str:
         if not self.target.exists():
@@ -68,7 +68,7 @@ class Directory:
         put(self.target, OLD)
 
     def write(self) -> None:
-        with vggdeploy.files.atomic_directory(self.target, marker="marker", overwrite=True) as draft:
+        with vggdeploy.system.files.atomic_directory(self.target, marker="marker", overwrite=True) as draft:
             put(draft, NEW)
 
     def state(self) -> str:
@@ -90,7 +90,7 @@ class NoExchange(Directory):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        vggdeploy.files.ctypes.CDLL = lambda *_, **__: object()  # type: ignore[assignment,misc]
+        vggdeploy.system.files.ctypes.CDLL = lambda *_, **__: object()  # type: ignore[assignment,misc]
 
 
 class Update:

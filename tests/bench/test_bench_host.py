@@ -14,13 +14,13 @@ from fakes.nvml import Nvml
 from PIL import Image
 
 from vggdeploy import load
-from vggdeploy.bench.conditions import conditions, git_commit
-from vggdeploy.bench.gpu_turn import gpu_turn
+from vggdeploy.bench.gpu.nvml import gpu_turn
 from vggdeploy.bench.host import encoded, host_times
+from vggdeploy.bench.interference import conditions, git_commit
 from vggdeploy.bench.messages import Turned
 from vggdeploy.bundle import Bundle
 from vggdeploy.preprocess import denormalise, normalise, prepare_batch
-from vggdeploy.runtime import cuda
+from vggdeploy.runtime.gpu import cuda
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.types import Device
 

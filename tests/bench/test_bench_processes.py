@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.crew import Crew
-from vggdeploy.bench.entries import Entry
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, InputError, IntegrityError, VggdeployError
 from vggdeploy.types import Device

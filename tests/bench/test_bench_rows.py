@@ -5,11 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from vggdeploy.bench.entries import Entry
+from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.messages import Checked, Opened, Turned
-from vggdeploy.bench.rows import Measured, row_of
+from vggdeploy.bench.rows import Measured, row_of, sentences
 from vggdeploy.bench.stats import compared
-from vggdeploy.bench.summary import sentences
 from vggdeploy.bundle import Bundle
 from vggdeploy.records import BenchRow
 from vggdeploy.types import Device, SpeedOutcome, Verdict

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vggdeploy.bench import cpu_roof
-from vggdeploy.bench.cpu_roof import SIDE, measure_roofs
+from vggdeploy.bench import roof as cpu_roof
+from vggdeploy.bench.roof import SIDE, measure_roofs
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
 from vggdeploy.errors import IncompatibleError, VggdeployError
+from vggdeploy.model.layers import summarise
 from vggdeploy.model.outputs import macs_of
-from vggdeploy.model.summary import summarise
 from vggdeploy.records import BenchReport, from_json
 from vggdeploy.spec import ModelSpec
 from vggdeploy.types import Precision

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vggdeploy.bench.candidate import Candidate, starts
+from vggdeploy.bench.candidates import Candidate, starts
+from vggdeploy.bench.run import BenchPlan, Rounds, bench_bundle
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, UsageError
-from vggdeploy.pipeline.bench import BenchPlan, Rounds, bench_bundle
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.types import BatchRange, TensorSpec, Verdict
 

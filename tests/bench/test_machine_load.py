@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vggdeploy.bench.energy import Rapl
-from vggdeploy.bench.load import (
+from vggdeploy.bench.interference import (
     Counters,
     CpuWatch,
+    Rapl,
     governor,
     megahertz,
     peak_rss,
@@ -105,7 +105,7 @@ def test_the_clock_is_the_fastest_cores_of_those_we_may_use(tmp_path: Path, monk
 
 def test_the_peak_of_memory_is_that_of_the_program_and_not_of_its_parent() -> None:
     held = bytearray(200 * 2**20)
-    code = "from vggdeploy.bench.load import peak_rss; print(peak_rss())"
+    code = "from vggdeploy.bench.interference import peak_rss; print(peak_rss())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 2**20 < int(done.stdout) < 150 * 2**20
     assert peak_rss() > len(held)

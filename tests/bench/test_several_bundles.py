@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vggdeploy.bench.entries import bundle_names, check_same_input
+from vggdeploy.bench.candidates import bundle_names, check_same_input
+from vggdeploy.bench.run import BenchPlan, Rounds, bench_bundle
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.cli.app import run
 from vggdeploy.errors import UsageError
-from vggdeploy.pipeline.bench import BenchPlan, Rounds, bench_bundle
 from vggdeploy.types import TensorSpec
 
 

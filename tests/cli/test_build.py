@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from builders.small import CONVOLUTIONS, PRODUCTS, write_bundle
+from fixtures.small import CONVOLUTIONS, PRODUCTS, write_bundle
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
-from vggdeploy.optional import installed
+from vggdeploy.system.optional import installed
 from vggdeploy.types import Precision
 
 LAYERS = CONVOLUTIONS + PRODUCTS

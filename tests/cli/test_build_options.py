@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from builders.small import write_bundle
+from fixtures.small import write_bundle
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run

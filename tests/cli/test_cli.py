@@ -215,7 +215,7 @@ def test_of_a_copy_that_finds_no_room_the_copy_is_named(
     def to_a_full_disk(*_: object, **__: object) -> None:  # as shutil names both files
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the source", None, "the copy")
 
-    monkeypatch.setattr("vggdeploy.pipeline.export.export_bundle", to_a_full_disk)
+    monkeypatch.setattr("vggdeploy.export.bundle.export_bundle", to_a_full_disk)
     assert run(["export", str(checkpoint), "-o", str(tmp_path / "b")]) == 1
     assert "error: the copy: No space left on device" in capsys.readouterr().err
 

@@ -23,14 +23,14 @@ import vggdeploy
 from vggdeploy.bundle import MANIFEST_NAME, Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.cli.app import run
-from vggdeploy.files import atomic_directory
+from vggdeploy.export.source import read_labels
 from vggdeploy.model.vgg import new_vgg
 from vggdeploy.model.weights import save_checkpoint
 from vggdeploy.parity.pixels import IMAGES
-from vggdeploy.parity.synthetic import synthetic_images
-from vggdeploy.pipeline import samples
-from vggdeploy.pipeline.adopt import read_labels
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.files import atomic_directory
+from vggdeploy.verify import samples
+from vggdeploy.verify.samples import synthetic_images
 
 pytestmark = pytest.mark.late
 
@@ -334,14 +334,14 @@ def test_an_interrupted_export_leaves_nothing(
         assert (checkpoint / "model.safetensors").is_file()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vggdeploy.pipeline.export.export_bundle", interrupted)
+    monkeypatch.setattr("vggdeploy.export.bundle.export_bundle", interrupted)
     assert run(["export", str(small), "-o", str(tmp_path / "bundle"), "--image-size", "32"]) == 130
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_leaves_the_next_writer_removes(small: Path, tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from vggdeploy.cli.app import main; import vggdeploy.pipeline.export as export\n"
+        "import os, signal, sys; from vggdeploy.cli.app import main; import vggdeploy.export.bundle as export\n"
         "export.export_bundle = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         "main(sys.argv[1:])"
     )

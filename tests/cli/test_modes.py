@@ -106,12 +106,12 @@ def test_a_search_has_a_goal_and_an_output(missing: str, capsys: pytest.CaptureF
 
 
 def test_defaults_of_the_command_line_are_those_of_the_records() -> None:
-    from vggdeploy.pipeline.bench import DEFAULT_ROUNDS
-    from vggdeploy.pipeline.calibration import Int8Options
-    from vggdeploy.pipeline.cluster import RayOptions
-    from vggdeploy.pipeline.samples import DEFAULT_SAMPLES
-    from vggdeploy.pipeline.search import Settings
-    from vggdeploy.pipeline.tuning import Tuning
+    from vggdeploy.bench.run import DEFAULT_ROUNDS
+    from vggdeploy.embed.cluster import RayOptions
+    from vggdeploy.optimize.steps.calibration import Int8Options
+    from vggdeploy.optimize.tuning import Tuning
+    from vggdeploy.search.search import Settings
+    from vggdeploy.verify.samples import DEFAULT_SAMPLES
 
     def defaults(command: Any) -> dict[str, Any]:
         return {name: p.default for name, p in signature(command).parameters.items()}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.cli.app import run
-from vggdeploy.optional import installed
+from vggdeploy.system.optional import installed
 
 QUICK = "train --width 0.05 --hidden 16 --epochs 1 --batch-size 64 --per-class 8"
 

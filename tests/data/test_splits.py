@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vggdeploy.data.loaders import load_split
+from vggdeploy.data.loaders import load_split, split_indices
 from vggdeploy.data.sources import get_dataset, read_source
 from vggdeploy.data.specs import DATASETS, SPLITS
-from vggdeploy.data.splits import split_indices
 from vggdeploy.spec import PreprocessSpec
 
 DIGITS = get_dataset("digits")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vggdeploy
-from vggdeploy.engine import Engine
+from vggdeploy.engine.engine import Engine
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from PIL import Image
 from vggdeploy import InputError, UsageError
 from vggdeploy.bundle import Bundle
 from vggdeploy.data.loaders import ImageSet
-from vggdeploy.engine import Engine
-from vggdeploy.features import embedding, gram_matrix, unit_length
+from vggdeploy.engine.embedding import embedding, gram_matrix, unit_length
+from vggdeploy.engine.engine import Engine
 from vggdeploy.runtime import open_session
-from vggdeploy.runtime.batches import run_batch
+from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.types import BatchRange, TensorSpec
 
 

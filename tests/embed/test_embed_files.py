@@ -19,12 +19,12 @@ from PIL import Image
 import vggdeploy
 from vggdeploy.cli.app import run
 from vggdeploy.data.loaders import ImageSet
-from vggdeploy.engine import Engine
-from vggdeploy.optional import installed
-from vggdeploy.pipeline import vectors
-from vggdeploy.pipeline.embed import EmbedOptions, embed_files
+from vggdeploy.embed import vectors
+from vggdeploy.embed.embed import EmbedOptions, embed_files
+from vggdeploy.engine.engine import Engine
 from vggdeploy.preprocess import find_images
-from vggdeploy.runtime.ahead import in_order
+from vggdeploy.runtime.sessions import in_order
+from vggdeploy.system.optional import installed
 from vggdeploy.types import OnProgress
 
 MANY = 1100  # more than a row group of 16 × 16 × 16 maps
@@ -274,7 +274,7 @@ def test_memory_does_not_grow_with_the_images(features_dir: Path, many: Path, tm
     """RSS of a process of its own: 2,200 more images with 36 MB of vectors may not cost a third of that."""
     script = (
         "import sys, resource, vggdeploy; from pathlib import Path\n"
-        "from vggdeploy.pipeline.embed import EmbedOptions, embed_files\n"
+        "from vggdeploy.embed.embed import EmbedOptions, embed_files\n"
         "bundle, images, times, target = sys.argv[1:]\n"
         "with vggdeploy.load(bundle, variant='onnx-fp32', threads=1) as engine:\n"
         "    sources = [Path(images)] * int(times)\n"
@@ -372,7 +372,7 @@ def test_new_vectors_never_stand_beside_old_paths(
 def test_only_so_many_skipped_images_are_listed_and_all_are_counted(
     engine: Engine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vggdeploy.pipeline.embed.LISTED", 2)
+    monkeypatch.setattr("vggdeploy.embed.embed.LISTED", 2)
     bad = [tmp_path / f"{number}.png" for number in range(5)]
     for path in bad:
         path.touch()

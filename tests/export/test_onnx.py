@@ -13,9 +13,9 @@ from onnx import numpy_helper
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BuildError
-from vggdeploy.export.example import input_spec
 from vggdeploy.export.onnx import export_onnx
 from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.outputs import input_spec
 from vggdeploy.model.vgg import VGG, fold_batch_norm, new_vgg
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import ModelSpec, PreprocessSpec

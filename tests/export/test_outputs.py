@@ -19,18 +19,18 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.cli.app import run
 from vggdeploy.errors import UsageError
+from vggdeploy.export.bundle import ExportOptions, export_bundle
 from vggdeploy.model.outputs import output_layers, output_specs
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import load_model, save_checkpoint
-from vggdeploy.optional import installed
 from vggdeploy.parity import reference as parity
-from vggdeploy.pipeline import samples
-from vggdeploy.pipeline.export import ExportOptions, export_bundle
-from vggdeploy.pipeline.verify import VerifyOptions, verify_bundle
 from vggdeploy.preprocess import normalise
 from vggdeploy.runtime import open_session
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.optional import installed
 from vggdeploy.types import TensorSpec, Verdict
+from vggdeploy.verify import samples
+from vggdeploy.verify.verify import VerifyOptions, verify_bundle
 
 ASKED = ["fc7", "relu4_2", "pool3", "conv5_1", "probabilities"]
 FILES = {"onnx-fp32": "model.onnx", "onnx-fp16": "model.onnx", "torchscript-fp32": "model.pt"}
@@ -176,8 +176,8 @@ def test_probabilities_alone_classify(asked: Bundle, digit_png: Path) -> None:
 def test_a_tensorrt_engine_is_built_with_the_same_outputs(
     which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    from vggdeploy.builders.engines import build_into
-    from vggdeploy.builders.request import BuildPlan
+    from vggdeploy.build.engines import build_into
+    from vggdeploy.build.request import BuildPlan
 
     source: Bundle = request.getfixturevalue(which)
     shutil.copytree(source.root, tmp_path / "bundle")
@@ -258,7 +258,7 @@ def test_golden_maps_are_few_and_golden_vectors_many() -> None:
 
 def make_manifest(spec: ModelSpec, names: tuple[str, ...]):
     from vggdeploy.bundle import GoldenFiles, Manifest
-    from vggdeploy.export.example import input_spec
+    from vggdeploy.model.outputs import input_spec
 
     return Manifest(
         name="x", created="", spec=spec, preprocess=PreprocessSpec(), labels=(), input=input_spec(spec),

@@ -166,7 +166,7 @@ def boxes(count: int) -> Tensor:
 
 
 def test_a_bundle_exports_the_same_levels(checkpoint: Path, tmp_path: Path) -> None:
-    from vggdeploy.pipeline.export import ExportOptions, export_bundle
+    from vggdeploy.export.bundle import ExportOptions, export_bundle
     from vggdeploy.runtime import open_session
 
     names = ["relu3_2", "relu4_2", "relu5_2"]  # a VGG-11's last of each block

@@ -21,8 +21,8 @@ from foreign_nets import textbook_net, torchvision_net
 from torch import Tensor, nn
 
 from vggdeploy.errors import CheckpointError
-from vggdeploy.files import sha256_of
 from vggdeploy.model.foreign.files import read_state_file
+from vggdeploy.system.files import sha256_of
 
 STATE = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.tensor([1.0, -1.0])}
 

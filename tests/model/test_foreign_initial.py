@@ -14,13 +14,13 @@ from torch import Tensor
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint
 from vggdeploy.errors import CheckpointError, UsageError
-from vggdeploy.files import sha256_of
 from vggdeploy.model.foreign.initial import load_initial_weights
 from vggdeploy.model.foreign.report import InitReport
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import save_checkpoint
 from vggdeploy.records import from_json, to_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.files import sha256_of
 
 HEAD = ("classifier.6.weight", "classifier.6.bias")
 CLASSIFIER = tuple(f"classifier.{i}.{leaf}" for i in (0, 3, 6) for leaf in ("weight", "bias"))

@@ -10,14 +10,13 @@ from foreign_nets import CLASSES, OTHER, VGG11, TimmVGG, filled, textbook_net, t
 from torch import Tensor, nn
 
 from vggdeploy.errors import CheckpointError, UsageError
-from vggdeploy.model.foreign.blocks import parse_blocks
 from vggdeploy.model.foreign.convert import convert, fold_pool
 from vggdeploy.model.foreign.files import StateFile
 from vggdeploy.model.foreign.infer import spec_from_state
 from vggdeploy.model.foreign.layouts import recognise
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import new_with_state
-from vggdeploy.spec import ModelSpec, architecture_names
+from vggdeploy.spec import ModelSpec, architecture_names, parse_blocks
 
 
 def adopted(state: Mapping[str, Tensor], **about: object) -> VGG:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vggdeploy.model.layers import layers_of
-from vggdeploy.model.summary import summarise
+from vggdeploy.model.layers import layers_of, summarise
 from vggdeploy.spec import ModelSpec
 
 # torchvision's table of its pre-trained models: parameters exact, GFLOPS (multiply-accumulates) as printed there.

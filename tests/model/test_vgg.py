@@ -6,8 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from vggdeploy.model.layers import layers_of
-from vggdeploy.model.summary import summarise
+from vggdeploy.model.layers import layers_of, summarise
 from vggdeploy.model.vgg import VGG, fold_batch_norm, new_vgg, plain_spec
 from vggdeploy.model.weights import load_state
 from vggdeploy.spec import CUSTOM, ModelSpec, architecture_names

@@ -16,10 +16,10 @@ import torch
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
 from vggdeploy.errors import CheckpointError, UsageError
-from vggdeploy.files import sha256_of
 from vggdeploy.model.vgg import new_vgg
 from vggdeploy.model.weights import load_model, load_state, save_checkpoint
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.files import sha256_of
 
 SPEC = ModelSpec.named("vgg11_bn", width=0.125, in_channels=1, classes=4, image_size=32, hidden=8)
 CHECKPOINT = Checkpoint(

@@ -11,25 +11,25 @@ import msgspec
 import numpy as np
 import pytest
 
-from vggdeploy.builders.engines import build_into
-from vggdeploy.builders.request import BuildPlan
+from vggdeploy.build.engines import build_into
+from vggdeploy.build.request import BuildPlan
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from vggdeploy.errors import CheckpointError, DataError, TargetError, UsageError
-from vggdeploy.model.summary import summarise
+from vggdeploy.evaluate.evaluate import evaluate
+from vggdeploy.export.bundle import ExportOptions, export_bundle
+from vggdeploy.model.layers import summarise
 from vggdeploy.model.weights import load_model
-from vggdeploy.optimize.channels import macs_of
-from vggdeploy.optional import installed
-from vggdeploy.pipeline import restructure
-from vggdeploy.pipeline.evaluate import evaluate
-from vggdeploy.pipeline.export import ExportOptions, export_bundle
-from vggdeploy.pipeline.held_out import HeldOut, unpack
-from vggdeploy.pipeline.layers import localise
-from vggdeploy.pipeline.structure import low_rank_checkpoint, prune_checkpoint, quantisation_aware_checkpoint
-from vggdeploy.pipeline.tuning import Job, Tuning
+from vggdeploy.optimize import fine_tune as restructure
+from vggdeploy.optimize.held_out import HeldOut, unpack
+from vggdeploy.optimize.steps.structure import low_rank_checkpoint, prune_checkpoint, quantisation_aware_checkpoint
+from vggdeploy.optimize.steps.widths import macs_of
+from vggdeploy.optimize.tuning import Job, Tuning
 from vggdeploy.records import StepRecord, to_json
+from vggdeploy.system.optional import installed
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.types import Verdict
+from vggdeploy.verify.localise import localise
 
 pytestmark = pytest.mark.late
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from vggdeploy.cli.app import run
-from vggdeploy.package.base import MARKER
-from vggdeploy.package.targets import TARGETS
+from vggdeploy.package.base import MARKER, TARGETS
 
 
 def test_json_is_one_document_with_the_path_and_the_record(

@@ -29,8 +29,7 @@ import pytest
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
 from vggdeploy.package.base import Order
-from vggdeploy.package.oci import BASE, BUNDLE, EVERYWHERE, PORT, RUNTIMES, SERVER, package_oci
-from vggdeploy.package.wheel import write_wheel
+from vggdeploy.package.oci import BASE, BUNDLE, EVERYWHERE, PORT, RUNTIMES, SERVER, package_oci, write_wheel
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,7 +121,7 @@ def test_the_wheel_is_this_code_and_the_same_every_time(tmp_path: Path) -> None:
         wheels.append(write_wheel(tmp_path / name))
     assert hashlib.sha256(wheels[0].read_bytes()).digest() == hashlib.sha256(wheels[1].read_bytes()).digest()
     with zipfile.ZipFile(wheels[0]) as archive:
-        assert archive.read("vggdeploy/engine.py") == (ROOT / "vggdeploy/engine.py").read_bytes()
+        assert archive.read("vggdeploy/engine/engine.py") == (ROOT / "vggdeploy/engine/engine.py").read_bytes()
         assert not [name for name in archive.namelist() if "__pycache__" in name]
         (record,) = [name for name in archive.namelist() if name.endswith("/RECORD")]
         listed = {line.split(",")[0] for line in archive.read(record).decode().splitlines()}

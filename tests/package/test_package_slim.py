@@ -19,8 +19,8 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.errors import BundleError, IntegrityError, ParityError, UsageError
 from vggdeploy.package.base import Order
 from vggdeploy.package.slim import package_slim
-from vggdeploy.pipeline.verify import VerifyOptions, verify_bundle
 from vggdeploy.types import Verdict
+from vggdeploy.verify.verify import VerifyOptions, verify_bundle
 
 
 @pytest.fixture(scope="module")

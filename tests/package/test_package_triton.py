@@ -21,8 +21,7 @@ from vggdeploy.bundle import BuildRecord, Bundle, Variant, update_bundle
 from vggdeploy.cli.app import run
 from vggdeploy.errors import IntegrityError, UsageError
 from vggdeploy.package.base import MARKER, Order
-from vggdeploy.package.prototext import Word, map_field, to_text
-from vggdeploy.package.triton import package_triton
+from vggdeploy.package.triton import Word, map_field, package_triton, to_text
 from vggdeploy.types import BatchRange, Precision
 
 

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.errors import ParityError
-from vggdeploy.pipeline.verify import VerifyOptions, exit_code, verify_bundle
 from vggdeploy.records import ParityReport
 from vggdeploy.types import Verdict
+from vggdeploy.verify.verify import VerifyOptions, exit_code, verify_bundle
 
 
 def replace_weights(root: Path, name: str, change) -> None:
@@ -98,7 +98,7 @@ def test_record_writes_the_verdicts_down(own_bundle: Path) -> None:
 def test_export_refuses_to_write_what_fails(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong file from the exporter: nothing is written, and the exit code is parity's."""
     from vggdeploy.export import onnx as exporter
-    from vggdeploy.pipeline.export import ExportOptions, export_bundle
+    from vggdeploy.export.bundle import ExportOptions, export_bundle
 
     real = exporter.write_model
 
@@ -121,7 +121,7 @@ def test_without_a_data_set_synthetic_images_prove_and_the_bundle_says_so(checkp
     import shutil
 
     from vggdeploy.bundle.checkpoint import read_checkpoint
-    from vggdeploy.pipeline.export import export_bundle
+    from vggdeploy.export.bundle import export_bundle
     from vggdeploy.records import to_json
 
     unknown = tmp_path / "checkpoint"

@@ -11,19 +11,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from attacks.planting import convolution_in_fp32, rewrite_onnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from parity.planting import convolution_in_fp32, rewrite_onnx
 
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.bundle.precision import Product, by_type, check
 from vggdeploy.cli.app import run
 from vggdeploy.errors import BundleError, ParityError
-from vggdeploy.parity.order import sorted_nodes
-from vggdeploy.parity.products import read_onnx, skeleton
-from vggdeploy.pipeline.readback import layer_names, read_products
+from vggdeploy.parity.products import read_onnx, skeleton, sorted_nodes
 from vggdeploy.types import Precision
+from vggdeploy.verify.readback import layer_names, read_products
 
 CONVOLUTIONS = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv5_2"]
 DENSE = ["fc6", "fc7", "logits"]
@@ -119,7 +118,7 @@ def test_what_an_engine_was_built_in_is_held_against_its_record(own_bundle: Path
     import msgspec
 
     from vggdeploy.bundle import PrecisionProof
-    from vggdeploy.pipeline.readback import check_precision
+    from vggdeploy.verify.readback import check_precision
 
     variant = Bundle.open(own_bundle).manifest.variant("onnx-fp16")
     engine = msgspec.structs.replace(variant, proof=PrecisionProof(layers={"fp16": 10, "fp32": 1}, weight_bytes={}))

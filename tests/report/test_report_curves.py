@@ -106,7 +106,7 @@ def test_a_bundles_files_are_fixed(own_bundle: Path) -> None:
 
 
 def test_without_the_extra_it_is_named(own_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vggdeploy.optional.find_spec", lambda name: None)
+    monkeypatch.setattr("vggdeploy.system.optional.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError) as caught:
         write_curves(own_checkpoint, tmp_path)
     assert "vggdeploy[plots]" in caught.value.hint

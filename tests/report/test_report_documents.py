@@ -11,8 +11,8 @@ from report_samples import bench, parity, proof, row, whole, write
 
 from vggdeploy.cli.app import run
 from vggdeploy.errors import InputError, VggdeployError
-from vggdeploy.evaluation import EvaluationReport
 from vggdeploy.records import BenchReport, CpuRoof, ParityReport, to_json
+from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.report.documents import read_document, read_results
 from vggdeploy.report.write import write_report
 from vggdeploy.types import Precision
@@ -141,7 +141,7 @@ def test_odd_numbers_do_not_stop_a_report(tmp_path: Path, odd: dict[str, Any], s
 
 def test_the_html_needs_its_extra_and_the_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = write(tmp_path, *whole())
-    monkeypatch.setattr("vggdeploy.optional.find_spec", lambda name: None)
+    monkeypatch.setattr("vggdeploy.system.optional.find_spec", lambda name: None)
     write_report(sources, tmp_path / "report.md")
     write_report(sources, tmp_path / "report.csv")
     with pytest.raises(VggdeployError) as caught:

@@ -11,12 +11,11 @@ import pytest
 from report_samples import bench, layers, parity, proof, row, whole, write
 
 from vggdeploy.cli.app import run
-from vggdeploy.records.schema import schema_text
-from vggdeploy.report.schemas import RESULTS, result_schema
+from vggdeploy.records.schema import RESULTS, result_schema, schema_text
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 V1 = Path(__file__).parents[1] / "fixtures" / "results-v1"
-HOW = "run: python -m vggdeploy.report.schemas docs/reference"
+HOW = "run: python docs/reference/make_schemas.py"
 
 
 def published(name: str) -> Any:

@@ -103,12 +103,10 @@ def _bench_rows(bundles: Bundles) -> dict[str, Case]:
     import numpy as np
     from report_samples import bench
 
-    from vggdeploy.bench.candidate import Candidate, judge_golden
-    from vggdeploy.bench.entries import Entry
-    from vggdeploy.bench.load import Counters
+    from vggdeploy.bench.candidates import Candidate, Entry, judge_golden
+    from vggdeploy.bench.interference import Counters
     from vggdeploy.bench.messages import Checked, Opened, Turned
-    from vggdeploy.bench.rows import Measured, row_of
-    from vggdeploy.bench.summary import sentences
+    from vggdeploy.bench.rows import Measured, row_of, sentences
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.bench import _exit_code
     from vggdeploy.runtime import open_session
@@ -147,8 +145,8 @@ def _bench_rows(bundles: Bundles) -> dict[str, Case]:
 
 def _selection(bundles: Bundles) -> dict[str, Case]:
     from vggdeploy.bundle import Bundle
+    from vggdeploy.engine.selection import choices, select
     from vggdeploy.errors import VggdeployError
-    from vggdeploy.selection import choices, select
     from vggdeploy.types import Device
 
     def chosen(path: Path, **asked: Any) -> Any:
@@ -178,12 +176,11 @@ def _proofs(bundles: Bundles) -> dict[str, Case]:
     from vggdeploy.bundle import Bundle
     from vggdeploy.parity import Reference
     from vggdeploy.parity.reference import golden_reference
-    from vggdeploy.pipeline.limits import Limits
-    from vggdeploy.pipeline.prove import prove
-    from vggdeploy.pipeline.samples import samples_or_synthetic
-    from vggdeploy.pipeline.verify import exit_code
     from vggdeploy.records import ParityReport
     from vggdeploy.types import Device, Precision
+    from vggdeploy.verify.prove import Limits, prove
+    from vggdeploy.verify.samples import samples_or_synthetic
+    from vggdeploy.verify.verify import exit_code
 
     def proven(
         path: Path, limits: Limits | None = None, *, claims: Precision = Precision.FP32, gpu: bool = False
@@ -215,8 +212,8 @@ def _proofs(bundles: Bundles) -> dict[str, Case]:
 
 
 def _loads() -> dict[str, Case]:
-    from vggdeploy.bench.qps import Search, no_rate
-    from vggdeploy.bench.scenarios import Issued, Load, scenario_row
+    from vggdeploy.bench.loadgen.rates import Search, no_rate
+    from vggdeploy.bench.loadgen.scenarios import Issued, Load, scenario_row
     from vggdeploy.records import LoadAnswers
     from vggdeploy.types import Verdict
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vggdeploy.runtime import cuda
-from vggdeploy.runtime import tensorrt as backend
 from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.gpu import cuda
+from vggdeploy.runtime.tensorrt import session as backend
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Device, TensorSpec
 

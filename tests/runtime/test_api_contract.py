@@ -22,7 +22,7 @@ from fakes.gpu import Cudart
 
 import vggdeploy
 from vggdeploy.errors import IncompatibleError
-from vggdeploy.runtime.cuda import check_driver
+from vggdeploy.runtime.gpu.cuda import check_driver
 
 ROOT = Path(vggdeploy.__file__).parent
 TENSORRT_10 = json.loads((Path(__file__).parents[1] / "golden" / "tensorrt_10_api.json").read_text())
@@ -45,18 +45,14 @@ OWNERS = {
     "layer": ("ILayer", "IConvolutionLayer", "IConstantLayer"),
     "tensor": ("ITensor",),
 }
-# Names of the table that mean something else in a file: the parts of an inspector's JSON, a class of ours.
-NOT_HERE = {
-    ("builders/inspector.py", "layer"),
-    ("builders/inspector.py", "tensor"),
-    ("builders/inspector.py", "engine"),
-    ("runtime/tensorrt.py", "loaded"),
-}
+# Names of the table that mean something else in a file: a class of ours.
+NOT_HERE = {("runtime/tensorrt/session.py", "loaded")}
 # Files of TensorRT for RTX alone, and what TensorRT 11 and RTX have beyond 10.
-ONLY_RTX = {"runtime/tensorrt_rtx.py", "builders/tensorrt_rtx.py"}
+ONLY_RTX = {"runtime/tensorrt/rtx.py", "build/targets.py"}
 # The floors on which TensorRT's objects are at hand: nothing above them is given one.
-OTHERS = {"dlpack.py", "openvino.py"}  # what is called tensor or config there is another library's
-SOURCES = [p for floor in ("builders", "runtime") for p in sorted((ROOT / floor).glob("*.py")) if p.name not in OTHERS]
+FLOORS = ("build", "runtime/tensorrt", "runtime/gpu")
+OTHERS = {"dlpack.py"}  # what is called tensor there is another library's
+SOURCES = [p for floor in FLOORS for p in sorted((ROOT / floor).glob("*.py")) if p.name not in OTHERS]
 
 
 @dataclass(frozen=True)
@@ -281,7 +277,7 @@ def test_the_bindings_take_the_very_arguments_of_a_session(gpu: Callable[..., An
     not for the type of an argument."""
     from test_gpu_faults import life
 
-    from vggdeploy.runtime.tensorrt import EngineSession
+    from vggdeploy.runtime.tensorrt.session import EngineSession
 
     fake: Cudart
     fake, _ = gpu()

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 from vggdeploy.errors import CudaError, GpuMemoryError, IncompatibleError, InputError
-from vggdeploy.runtime import cuda, dlpack, get_backend, tiny
-from vggdeploy.runtime.device_arrays import DeviceArray, borrow
-from vggdeploy.runtime.graphs import Graphs, Held
+from vggdeploy.runtime import get_backend
+from vggdeploy.runtime import tiny_onnx as tiny
+from vggdeploy.runtime.gpu import cuda, dlpack
+from vggdeploy.runtime.gpu.device_arrays import DeviceArray, borrow
+from vggdeploy.runtime.gpu.graphs import Graphs, Held
 from vggdeploy.types import Device, TensorSpec
 
 pytestmark = pytest.mark.gpu
@@ -274,7 +276,7 @@ def test_an_fp32_session_is_fp32_and_not_tf32(tmp_path: Path) -> None:
 
 def test_torch_on_cuda_is_exact_fp32() -> None:
     torch = pytest.importorskip("torch")
-    from vggdeploy.diagnosis.selftest import torch_logits
+    from vggdeploy.doctor.doctor import torch_logits
 
     logits = torch_logits(torch, tiny.images(3), tiny.weights(), "cuda:0")
     np.testing.assert_allclose(logits, tiny.reference(tiny.images(3), tiny.weights()), atol=2e-5)
@@ -283,7 +285,7 @@ def test_torch_on_cuda_is_exact_fp32() -> None:
 def test_nvml_watches_a_busy_gpu() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("pynvml")
-    from vggdeploy.bench.nvml import GpuWatch
+    from vggdeploy.bench.gpu.nvml import GpuWatch
 
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
     with GpuWatch(CUDA, seconds=0.05) as watch:

@@ -12,9 +12,9 @@ from fakes.gpu import OUT_OF_MEMORY, Cudart, Library, expected, pixels
 
 from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime import GpuOptions
-from vggdeploy.runtime.graphs import MAX_GRAPHS
-from vggdeploy.runtime.tensorrt import EngineSession
-from vggdeploy.runtime.tensorrt_rtx import RtxSession
+from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
+from vggdeploy.runtime.tensorrt.rtx import RtxSession
+from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.types import BatchRange
 
 

@@ -15,9 +15,9 @@ import pytest
 from fakes.gpu import CLASSES, OUT_OF_MEMORY, C, H, W, expected, pixels, view
 
 from vggdeploy.errors import CudaError, GpuMemoryError, InputError
-from vggdeploy.runtime import cuda, dlpack
-from vggdeploy.runtime.device_arrays import DeviceArray, borrow
-from vggdeploy.runtime.tensorrt import EngineSession
+from vggdeploy.runtime.gpu import cuda, dlpack
+from vggdeploy.runtime.gpu.device_arrays import DeviceArray, borrow
+from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.types import Device, TensorSpec
 
 CUDA = Device("cuda")

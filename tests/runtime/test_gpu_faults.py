@@ -13,10 +13,10 @@ import pytest
 from fakes.gpu import CLASSES, ILLEGAL_ADDRESS, ITEM, OUT_OF_MEMORY, C, Cudart, H, W, expected, pixels, view
 
 from vggdeploy.errors import CudaError, GpuMemoryError, VggdeployError
-from vggdeploy.runtime import cuda
-from vggdeploy.runtime.device_arrays import DeviceArray
-from vggdeploy.runtime.tensorrt import EngineSession
-from vggdeploy.runtime.tensorrt_rtx import RtxSession
+from vggdeploy.runtime.gpu import cuda
+from vggdeploy.runtime.gpu.device_arrays import DeviceArray
+from vggdeploy.runtime.tensorrt.rtx import RtxSession
+from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.types import Device
 
 CUDA = Device("cuda")

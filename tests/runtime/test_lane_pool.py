@@ -13,7 +13,7 @@ from fakes.gpu import OUT_OF_MEMORY, Cudart, expected, pixels
 
 from vggdeploy.errors import InputError, VggdeployError
 from vggdeploy.runtime import CheckedSession, GpuOptions
-from vggdeploy.runtime.tensorrt import EngineSession
+from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.types import BatchRange
 
 
@@ -216,7 +216,7 @@ def test_an_answer_that_is_not_finite_is_refused_at_the_handle(gpu, source, monk
     with checked(source) as session:
         handle = session.run_async({"image": pixels(2)})
         answer = {"logits": np.full((2, 4), np.nan, np.float32)}
-        monkeypatch.setattr("vggdeploy.runtime.pool.Pending.result", lambda self: answer)
+        monkeypatch.setattr("vggdeploy.runtime.gpu.pool.Pending.result", lambda self: answer)
         with pytest.raises(VggdeployError, match="NaN"):
             handle.result()
 

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from builders.small import write_bundle, write_onnx
+from fixtures.small import write_bundle, write_onnx
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BundleError, IncompatibleError, UsageError, VggdeployError
-from vggdeploy.runtime import GpuOptions, get_backend, onnxruntime_providers, open_session, tiny
-from vggdeploy.runtime import onnxruntime as backend
+from vggdeploy.runtime import GpuOptions, get_backend, open_session
+from vggdeploy.runtime import tiny_onnx as tiny
 from vggdeploy.runtime.base import Source
-from vggdeploy.runtime.onnxruntime import OnnxRuntimeSession
-from vggdeploy.runtime.onnxruntime_graphs import GraphRunner
+from vggdeploy.runtime.onnxruntime import providers as onnxruntime_providers
+from vggdeploy.runtime.onnxruntime import session as backend
+from vggdeploy.runtime.onnxruntime.session import GraphRunner, OnnxRuntimeSession
 from vggdeploy.types import BatchRange, Device, Precision
 
 ON_GPU = ["cuda", "cuda+tensorrt", "cuda+rtx"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from attacks.foreign_cache import ATTACKS
 
-from vggdeploy.runtime import get_backend, tiny
+from vggdeploy.runtime import get_backend
+from vggdeploy.runtime import tiny_onnx as tiny
 from vggdeploy.runtime.base import Source
 from vggdeploy.types import Device
 

@@ -10,8 +10,9 @@ import pytest
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import BundleError, IncompatibleError, UsageError, VggdeployError
-from vggdeploy.optimize.precision import openvino_variant
-from vggdeploy.runtime import get_backend, open_session, runnable, tiny
+from vggdeploy.export.openvino import openvino_variant
+from vggdeploy.runtime import get_backend, open_session, runnable
+from vggdeploy.runtime import tiny_onnx as tiny
 from vggdeploy.runtime.base import Source
 from vggdeploy.types import Device, Precision
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import tensorrt_rtx
-from builders.small import BATCH
+from fixtures.small import BATCH
 
-from vggdeploy.builders.tensorrt import build_engine
-from vggdeploy.builders.tensorrt_rtx import set_targets
+from vggdeploy.build.targets import set_targets
+from vggdeploy.build.tensorrt import build_engine
 from vggdeploy.bundle import BuildRecord, Variant
 from vggdeploy.errors import IntegrityError
-from vggdeploy.runtime.cuda import Gpu
+from vggdeploy.runtime.gpu.cuda import Gpu
 from vggdeploy.runtime.preflight import Host, check_file, head_error, mismatch, release
 from vggdeploy.types import Precision
 

@@ -10,9 +10,9 @@ from PIL import Image
 import vggdeploy
 from vggdeploy.cli.app import run
 from vggdeploy.errors import IncompatibleError, MissingDependencyError, UsageError
-from vggdeploy.pipeline.search_target import Target
 from vggdeploy.records import Goal
 from vggdeploy.runtime.registry import BACKENDS, ENGINES, Backend, get_backend, get_engine, library_title
+from vggdeploy.search.trial import Target
 
 NAMES = [(name, b) for b in BACKENDS for name in (b.name, *b.aliases, b.name.upper(), b.name.replace("-", "_"))]
 ENGINE_NAMES = [(name, b) for name, b in NAMES if b in ENGINES]

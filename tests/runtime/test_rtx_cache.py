@@ -9,8 +9,9 @@ import pytest
 from attacks.foreign_cache import ATTACKS
 from fakes.gpu import Library, expected, pixels
 
-from vggdeploy.runtime import GpuOptions, cuda
-from vggdeploy.runtime.tensorrt_rtx import RtxSession
+from vggdeploy.runtime import GpuOptions
+from vggdeploy.runtime.gpu import cuda
+from vggdeploy.runtime.tensorrt.rtx import RtxSession
 
 
 def run(source):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.small import BATCH, write_bundle, write_onnx
+from fixtures.small import BATCH, write_bundle, write_onnx
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import IncompatibleError, InputError
-from vggdeploy.runtime import GpuOptions, cuda, get_backend, open_session
+from vggdeploy.runtime import GpuOptions, get_backend, open_session
+from vggdeploy.runtime.gpu import cuda
 from vggdeploy.types import BatchRange, Device, Precision
 
 pytestmark = pytest.mark.gpu
@@ -30,8 +31,8 @@ def gpu() -> cuda.Gpu:
 @pytest.fixture(scope="module", params=["tensorrt-rtx", "tensorrt"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, str]:
     """A bundle with an FP16 and an FP32 engine, built for the GPU of this machine."""
-    from vggdeploy.builders.engines import build_into
-    from vggdeploy.builders.request import BuildPlan
+    from vggdeploy.build.engines import build_into
+    from vggdeploy.build.request import BuildPlan
 
     found = get_backend(request.param).probe(CUDA)
     if not found.runs:
@@ -188,8 +189,8 @@ def test_memory_that_the_gpu_does_not_have_is_a_typed_error():
 
 
 def test_an_engine_for_another_gpu_is_refused_in_words(tmp_path: Path):
-    from vggdeploy.builders.engines import build_into
-    from vggdeploy.builders.request import BuildPlan
+    from vggdeploy.build.engines import build_into
+    from vggdeploy.build.request import BuildPlan
 
     here = cuda.find_gpu(CUDA).capability
     if not get_backend("tensorrt-rtx").probe(CUDA).runs:

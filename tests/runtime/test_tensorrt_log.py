@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tensorrt_rtx
 
-from vggdeploy.runtime.tensorrt_api import Log, in_words, logger_for, numpy_name, precision_name, tensor_spec, title
+from vggdeploy.runtime.tensorrt.api import Log, in_words, logger_for, numpy_name, precision_name, tensor_spec, title
 
 
 @pytest.mark.parametrize(

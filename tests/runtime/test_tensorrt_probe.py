@@ -9,8 +9,10 @@ import pytest
 from cuda.bindings import runtime as cudart
 
 from vggdeploy.errors import MissingDependencyError
-from vggdeploy.optional import installed
-from vggdeploy.runtime import cuda, get_backend, tensorrt_rtx
+from vggdeploy.runtime import get_backend
+from vggdeploy.runtime.gpu import cuda
+from vggdeploy.runtime.tensorrt import rtx as tensorrt_rtx
+from vggdeploy.system.optional import installed
 from vggdeploy.types import Device
 
 ERRORS = cudart.cudaError_t

@@ -15,8 +15,8 @@ from fakes import gpu as fake_gpu
 from fakes.gpu import ILLEGAL_ADDRESS, Library, expected, pixels
 
 from vggdeploy.errors import BundleError, IncompatibleError, IntegrityError, VggdeployError
-from vggdeploy.runtime.tensorrt import EngineSession
-from vggdeploy.runtime.tensorrt_rtx import RtxSession
+from vggdeploy.runtime.tensorrt.rtx import RtxSession
+from vggdeploy.runtime.tensorrt.session import EngineSession
 
 ENGINE_BYTES = b"vtrt and what follows"  # of the `source` fixture
 

@@ -21,12 +21,12 @@ import pytest
 import uvicorn
 
 import vggdeploy
-from vggdeploy.batching import AsyncEngine, AsyncLimits
-from vggdeploy.engine import Engine
+from vggdeploy.engine.async_engine import AsyncEngine, AsyncLimits
+from vggdeploy.engine.engine import Engine
 from vggdeploy.serve.app import create_app
-from vggdeploy.serve.metrics import Metrics
 from vggdeploy.serve.server import _config
 from vggdeploy.serve.settings import Settings
+from vggdeploy.serve.telemetry import Metrics
 
 
 @dataclass

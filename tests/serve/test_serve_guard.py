@@ -13,9 +13,9 @@ import httpx
 import pytest
 from serve.conftest import Live, live_server
 
-from vggdeploy.engine import Engine
+from vggdeploy.engine.engine import Engine
 from vggdeploy.errors import UsageError
-from vggdeploy.serve import connections
+from vggdeploy.serve import server as connections
 from vggdeploy.serve.settings import TOKEN_VARIABLE, Settings
 
 TOKEN = "correct-horse-battery-staple"  # noqa: S105

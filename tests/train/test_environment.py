@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vggdeploy.errors import IncompatibleError
-from vggdeploy.machine import machine
+from vggdeploy.system.machine import machine
 from vggdeploy.train import environment
 from vggdeploy.train.environment import pick_precision
 from vggdeploy.train.recipe import Recipe
@@ -57,7 +57,7 @@ def test_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
     code = """
 import resource, torch
 from pathlib import Path
-from vggdeploy.memory import memory_kept
+from vggdeploy.system.machine import memory_kept
 
 def use():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

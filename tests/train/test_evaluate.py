@@ -12,7 +12,7 @@ from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.data.loaders import ImageSet
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
-from vggdeploy.train.evaluate import evaluate
+from vggdeploy.train.step import evaluate
 
 CPU = torch.device("cpu")
 

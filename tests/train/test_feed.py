@@ -14,8 +14,7 @@ from torch import Tensor
 
 from vggdeploy.data.loaders import ImageSet, load_split
 from vggdeploy.train.augment import augment
-from vggdeploy.train.batches import epoch_batches
-from vggdeploy.train.feed import Feed, ahead
+from vggdeploy.train.feed import Feed, ahead, epoch_batches
 from vggdeploy.train.recipe import AUGMENTATIONS, Recipe
 
 CPU = torch.device("cpu")

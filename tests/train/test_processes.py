@@ -14,7 +14,7 @@ import safetensors.torch
 from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, read_checkpoint
 from vggdeploy.cli.app import run
 from vggdeploy.model.vgg import new_vgg
-from vggdeploy.train.batches import epoch_batches
+from vggdeploy.train.feed import epoch_batches
 
 pytestmark = pytest.mark.late
 
@@ -62,7 +62,7 @@ def test_two_processes_match_one_with_the_same_batch(
 SCRIPT = """
 import sys, torch
 from vggdeploy.model.vgg import new_vgg
-from vggdeploy.train.processes import SharedBatchNorm, join_processes
+from vggdeploy.train.environment import SharedBatchNorm, join_processes
 torch.manual_seed(0)
 x, up = torch.randn(9, 3, 4, 4) * 3 + 50, torch.randn(9, 3, 4, 4)
 plain, shared = torch.nn.BatchNorm2d(3), SharedBatchNorm(3)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vggdeploy.errors import DataError, UsageError
-from vggdeploy.train.batches import AUGMENT, DROPOUT, batches_per_epoch, epoch_batches, step_seed
+from vggdeploy.train.feed import AUGMENT, DROPOUT, batches_per_epoch, epoch_batches, step_seed
 from vggdeploy.train.recipe import Recipe
 
 

@@ -33,7 +33,7 @@ QUICK = Recipe(
 PROCESS = """
 import os, signal, sys
 import msgspec
-import vggdeploy.files, vggdeploy.train.run, vggdeploy.train.state
+import vggdeploy.system.files, vggdeploy.train.run, vggdeploy.train.state
 from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 
@@ -57,7 +57,7 @@ def step(now):
 if moment == "evaluate":
     deadly(vggdeploy.train.run, "evaluate", int(when))
 elif moment == "save":  # the draft is written and does not stand in its place yet
-    deadly(vggdeploy.files, "_place", int(when))
+    deadly(vggdeploy.system.files, "_place", int(when))
 elif moment == "remove":
     deadly(vggdeploy.train.state.shutil, "rmtree", int(when))
 recipe = msgspec.json.decode(recipe, type=Recipe)

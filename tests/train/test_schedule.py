@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, StepLR
 
+from vggdeploy.train.optimizer import learning_rate
 from vggdeploy.train.recipe import Recipe, Schedule
-from vggdeploy.train.schedule import learning_rate
 
 STEPS, EPOCHS = 60, 6
 

@@ -15,8 +15,8 @@ from vggdeploy.model.vgg import new_vgg
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import ModelSpec
 from vggdeploy.train.loop import train
+from vggdeploy.train.quantisation import rounded_activations, rounded_weights, simulate_int8
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.train.simulated import rounded_activations, rounded_weights, simulate_int8
 
 
 @settings(max_examples=100, deadline=None)

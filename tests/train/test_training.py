@@ -19,11 +19,11 @@ from vggdeploy.errors import IncompatibleError, TrainingError, UsageError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
 from vggdeploy.train import loop, run
-from vggdeploy.train.batches import epoch_batches
-from vggdeploy.train.evaluate import Score, evaluate
+from vggdeploy.train.feed import epoch_batches
 from vggdeploy.train.loop import TrainOptions, train
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import HISTORY_NAME, CurvePoint, TrainingRecord, TrainingStep
+from vggdeploy.train.step import Score, evaluate
 from vggdeploy.types import Device, Precision
 
 # Narrow, and few steps: what is claimed here holds at any width.

@@ -1,0 +1,1 @@
+"""``vggdeploy bench`` and ``compare``: latency and throughput, measured beside each other."""

@@ -1,139 +1,171 @@
-"""Variants measured against each other: interleaved in rounds, on distinct real inputs, with checked outputs."""
+"""Has it become slower? Two benches of the same variants, taken apart from each other, row by row."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
-from vggdeploy.bench.conditions import conditions
-from vggdeploy.bench.crew import Crew
-from vggdeploy.bench.entries import Entry
-from vggdeploy.bench.load import Counters, megahertz
-from vggdeploy.bench.rows import Measured, row_of
-from vggdeploy.errors import UsageError
-from vggdeploy.parity.spool import Array
-from vggdeploy.records import BenchRow, Conditions, FreshStart
-from vggdeploy.types import OnProgress, Steps, silent
+from vggdeploy.bench.stats import compared, unpaired_ratio_interval
+from vggdeploy.errors import InputError, UsageError, one_line
+from vggdeploy.records import BenchReport, BenchRow, ScenarioRow
+from vggdeploy.records.conclusions import ComparedRow, ComparisonReport
+from vggdeploy.report.documents import read_document
+from vggdeploy.types import SpeedOutcome, Verdict
 
-HOST_SECONDS = 0.3  # for taking a call of the engine apart
-PERCENTILES = (50, 90, 99)
+MIN_ROUNDS = 3
+_SAME_MACHINE = "measure both on one machine with the same threads, or compare without --fail-if-slower"
+NOT_INTERLEAVED = (
+    "the two benches were not interleaved: what the machine did otherwise on the other day is in the ratios, and not in "
+    "their intervals"
+)
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How to measure: ``seconds`` a variant and batch size, over all ``rounds``; on ``pin``'s CPUs, where there are any."""
-
-    batches: Sequence[int] = (1, 8)
-    seconds: float = 2.0
-    rounds: int = 7
-    threads: int | None = None
-    pin: Sequence[int] = ()
-    percentile: int = 90
-
-    def __post_init__(self) -> None:
-        if not 0 < self.seconds < inf or self.rounds < 3:
-            raise UsageError(
-                f"{self.seconds} seconds in {self.rounds} rounds", "give a time above 0 and at least 3 rounds"
-            )
-        if self.percentile not in PERCENTILES:
-            raise UsageError(f"percentile {self.percentile}", f"give one of {', '.join(map(str, PERCENTILES))}")
-        if foreign := set(self.pin) - os.sched_getaffinity(0):
-            raise UsageError(
-                f"this process may not run on CPU {', '.join(map(str, sorted(foreign)))}",
-                f"choose among {', '.join(map(str, sorted(os.sched_getaffinity(0))))}",
-            )
+Key = tuple[str, str, str, int, str, float | None]
+Row = BenchRow | ScenarioRow
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All that was measured in one run."""
-
-    rows: tuple[BenchRow, ...]
-    fresh: tuple[FreshStart, ...]
-    conditions: Conditions
-    threads: int
-    harness_cpu_share: float
-
-
-def measure(
-    entries: Sequence[Entry],
-    images: Array,
-    plan: Plan,
-    *,
-    on_progress: OnProgress = silent,
-) -> Comparison:
-    """Latency and throughput of each entry at each batch size; the first entry is the baseline.
-
-    Each backend has a process of its own. They take turns, and who has none sleeps.
+def compare_files(old: Path, new: Path, *, limit: float | None = None) -> ComparisonReport:
+    """Compare two results of ``bench --json``.
 
     Args:
-        images: the pool of distinct inputs, as the graph wants them. Batches walk through it.
+        limit: how much longer a batch may take than before, as a fraction.
 
     Raises:
-        UsageError: a batch outside a variant's range, or one larger than the pool.
-        VggdeployError: a variant that cannot be opened or run, or a process that was killed.
+        UsageError: a limit is given, and the two were taken on different machines or with different threads; or the two
+            have no row in common.
+        InputError, BundleError: a file is no result of ``bench``.
     """
-    for batch in plan.batches:
-        _check_batch(batch, entries, len(images))
-    about = conditions(plan.pin)
-    before, clock = Counters.read(), megahertz()
-    began, own = time.monotonic(), time.process_time()
-    rows: list[BenchRow] = []
-    steps = Steps(on_progress, len(entries) * len(plan.batches) * plan.rounds, "measuring")
-    with Crew(images, batches=plan.batches, threads=plan.threads, pin=plan.pin) as crew:
-        opened = [crew.open(entry) for entry in entries]
-        checked = [crew.check(entry) for entry in entries]
-        for batch in plan.batches:
-            candidates = [
-                Measured(entry, batch, o, c) for entry, (o, _), c in zip(entries, opened, checked, strict=True)
-            ]
-            rows += _rounds(crew, candidates, plan, steps)
-    share = (time.process_time() - own) / (time.monotonic() - began)
-    after = Counters.read()
-    return Comparison(
-        rows=tuple(rows),
-        fresh=tuple(fresh for _, fresh in opened),
-        conditions=msgspec.structs.replace(
-            about,
-            swapped_before=before.swapped,
-            swapped_after=after.swapped,
-            throttled_before=before.throttled,
-            throttled_after=after.throttled,
-            mhz_before=clock,
-            mhz_after=megahertz(),
-        ),
-        threads=opened[0][0].threads,
-        harness_cpu_share=share,
+    before, after = _read(old), _read(new)
+    differences = list(_machine_differences(before, after))
+    if differences and limit is not None:
+        raise UsageError(f"the two benches cannot be held against a limit: {differences[0]}", _SAME_MACHINE)
+    ours, theirs = _by_key(before), _by_key(after)
+    if not ours.keys() & theirs.keys():
+        raise UsageError(
+            f"{old} and {new} have no variant, backend, device and batch in common", "compare two benches of one bundle"
+        )
+    rows = tuple(_compared(key, ours.get(key), theirs.get(key), limit) for key in dict.fromkeys([*ours, *theirs]))
+    wrong = any(row.too_slow or (row.outcome is SpeedOutcome.NOT_JUDGED and _counts(row)) for row in rows)
+    return ComparisonReport(
+        old=str(old),
+        new=str(new),
+        old_created=before.created,
+        new_created=after.created,
+        limit=limit,
+        rows=rows,
+        warnings=(*differences, *_other_differences(before, after), NOT_INTERLEAVED),
+        passed=limit is None or not wrong,
     )
 
 
-def _rounds(crew: Crew, candidates: Sequence[Measured], plan: Plan, steps: Steps) -> list[BenchRow]:
-    """Candidates at one batch size, in turns; then their outputs once more."""
-    before = Counters.read()
-    for _ in range(plan.rounds):
-        for one in candidates:
-            one.turns.append(crew.turn(one.entry, one.batch, plan.seconds / plan.rounds))
-            steps.advance()
-    doubts, unchecked = Counters.read().doubts(before)
-    for one in candidates:
-        finished = crew.finish(one.entry, one.batch, min(HOST_SECONDS, plan.seconds))
-        one.wrong, one.reasons, one.not_checked = finished.wrong, doubts, unchecked
-        one.host = finished.host
-    return [row_of(one, candidates[0], plan.percentile) for one in candidates]
+def _counts(row: ComparedRow) -> bool:
+    """A variant that only the new bench has cannot have become slower."""
+    return row.old_ms is not None
 
 
-def _check_batch(batch: int, entries: Sequence[Entry], pool: int) -> None:
-    for entry in entries:
-        takes = entry.variant.batch
-        if not takes.min <= batch <= takes.max:
-            raise UsageError(
-                f"batch {batch} is outside {takes.min}…{takes.max} of {entry.name}",
-                "measure a smaller batch, or export/build with a larger maximum",
-            )
-    if batch > pool:
-        raise UsageError(f"batch {batch} needs more distinct images than the {pool} there are", "use a smaller batch")
+def failed_outputs(new: Path) -> bool:
+    """Whether the new bench has a variant that computes something else than the reference."""
+    report = _read(new)
+    return any(row.verdict is Verdict.FAIL for row in _rows(report))
+
+
+def _read(path: Path) -> BenchReport:
+    found = read_document(path)
+    if not isinstance(found, BenchReport):
+        raise InputError(f"{path} is not a result of bench", "make one: vggdeploy bench BUNDLE --json > bench.json")
+    return found
+
+
+def _by_key(report: BenchReport) -> dict[Key, Row]:
+    return {_key(row): row for row in _rows(report)}
+
+
+def _rows(report: BenchReport) -> list[Row]:
+    return [*report.rows, *report.scenarios]
+
+
+def _key(row: Row) -> Key:
+    if isinstance(row, ScenarioRow):
+        # A rate that was searched for is the result, not the question.
+        asked = None if row.search is not None else row.target_qps
+        return row.variant, row.backend, row.device, row.batch, row.scenario, asked
+    return row.variant, row.backend, row.device, row.batch, "", None
+
+
+def _compared(key: Key, old: Row | None, new: Row | None, limit: float | None) -> ComparedRow:
+    variant, backend, device, batch, scenario, _ = key
+    row = ComparedRow(
+        variant=variant,
+        backend=backend,
+        device=device,
+        batch=batch,
+        scenario=scenario,
+        old_ms=old.p50_ms if old else None,
+        new_ms=new.p50_ms if new else None,
+        ratio=None,
+        ratio_low=None,
+        ratio_high=None,
+        outcome=SpeedOutcome.NOT_JUDGED,
+    )
+    if old is None or new is None:
+        return msgspec.structs.replace(row, reasons=(f"only the {'new' if old is None else 'old'} bench has it",))
+    if old.sha256 and new.sha256:
+        row = msgspec.structs.replace(row, same_bytes=old.sha256 == new.sha256)
+    reasons = [
+        f"{side}: {one_line(reason)}"
+        for side, measured in (("old", old), ("new", new))
+        if not measured.valid
+        for reason in measured.reasons or ("invalid",)
+    ]
+    found = _interval(old, new)
+    if found is None:
+        if old.p50_ms and new.p50_ms:
+            row = msgspec.structs.replace(row, ratio=old.p50_ms / new.p50_ms)
+        return msgspec.structs.replace(row, reasons=(*reasons, _no_rounds(scenario)))
+    ratio, low, high = found
+    row = msgspec.structs.replace(row, ratio=ratio, ratio_low=low, ratio_high=high)
+    if reasons:
+        return msgspec.structs.replace(row, reasons=tuple(reasons))
+    allowed = None if limit is None else 1 / (1 + limit)
+    too_slow = allowed is not None and high < allowed
+    cannot_rule_out = allowed is not None and low < allowed <= high
+    return msgspec.structs.replace(row, outcome=compared(low, high), too_slow=too_slow, cannot_rule_out=cannot_rule_out)
+
+
+def _interval(old: Row, new: Row) -> tuple[float, float, float] | None:
+    if not isinstance(old, BenchRow) or not isinstance(new, BenchRow):
+        return None
+    if min(len(old.round_medians_ms), len(new.round_medians_ms)) < MIN_ROUNDS:
+        return None
+    return unpaired_ratio_interval(old.round_medians_ms, new.round_medians_ms)
+
+
+def _no_rounds(scenario: str) -> str:
+    if scenario:
+        return "a scenario of LoadGen is one run without rounds: there is no interval"
+    return f"fewer than {MIN_ROUNDS} rounds are recorded, as before schema version 2: there is no interval"
+
+
+def _machine_differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
+    """What makes a latency mean something else."""
+    for name in ("cpu", "cores", "gpu"):
+        before, after = getattr(old.machine, name), getattr(new.machine, name)
+        if before != after:
+            yield one_line(f"another machine: {name} {before or 'none'}, then {after or 'none'}")
+    if old.threads != new.threads:
+        yield f"other threads: {old.threads}, then {new.threads}"
+
+
+def _other_differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
+    """What may well be what is asked about: versions, the system, the images."""
+    for name in sorted({*old.tools, *new.tools}):
+        before, after = old.tools.get(name, "none"), new.tools.get(name, "none")
+        if before != after:
+            yield one_line(f"another {name}: {before}, then {after}")
+    for name in ("system", "python"):
+        before, after = getattr(old.machine, name), getattr(new.machine, name)
+        if before != after:
+            yield one_line(f"another {name}: {before}, then {after}")
+    if old.data != new.data:
+        yield one_line(f"other images: {old.data}, then {new.data}")

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from vggdeploy import errors
-from vggdeploy.bench.entries import Entry
+from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.messages import (
     Answer,
     Check,
@@ -36,7 +36,7 @@ from vggdeploy.bench.messages import (
     Turned,
 )
 from vggdeploy.errors import VggdeployError, one_line
-from vggdeploy.parity.spool import Array
+from vggdeploy.parity.reference import Array
 from vggdeploy.records import FreshStart
 from vggdeploy.runtime import backend_for
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggdeploy.answers import predictions, probabilities
-from vggdeploy.engine import Engine
-from vggdeploy.parity.spool import Array
+from vggdeploy.engine.engine import Engine
+from vggdeploy.engine.predictions import predictions, probabilities
+from vggdeploy.parity.reference import Array
 from vggdeploy.preprocess import denormalise, prepare_batch
 from vggdeploy.records import HostTimes
 from vggdeploy.spec import PreprocessSpec

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from vggdeploy.bench.scenarios import Issued, Load
+from vggdeploy.bench.loadgen.scenarios import Issued, Load
 from vggdeploy.records import HostTimes, LoadAnswers
 from vggdeploy.types import Verdict
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from vggdeploy.bench.load import peak_rss
+from vggdeploy.bench.interference import peak_rss
 from vggdeploy.bench.messages import (
     AllAsked,
     Answer,
@@ -39,9 +39,9 @@ from vggdeploy.bench.messages import (
     Turned,
 )
 from vggdeploy.bundle import Bundle, Variant
-from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime import CheckedSession, open_session, runnable
+from vggdeploy.system.machine import usable_cores
 from vggdeploy.types import Device
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -113,7 +113,7 @@ class Desk:
         )
 
     def _check(self, request: Check) -> Checked:
-        from vggdeploy.bench.candidate import Candidate, judge_golden  # here: it is no part of a cold start
+        from vggdeploy.bench.candidates import Candidate, judge_golden  # here: it is no part of a cold start
 
         one = self._opened[request.name]
         verdict, reasons = judge_golden(one.session, one.bundle, one.variant, one.device)
@@ -127,14 +127,14 @@ class Desk:
         if device.kind == "cpu":
             turned: Turned = candidate.turn(request.seconds)
             return turned
-        from vggdeploy.bench.gpu_turn import gpu_turn  # here: a CPU needs neither NVML nor CUDA
+        from vggdeploy.bench.gpu.nvml import gpu_turn  # here: a CPU needs neither NVML nor CUDA
 
         return gpu_turn(candidate, request.seconds, device, request.ours)
 
     def _finish(self, request: Finish) -> Finished:
         from vggdeploy.bench.host import MAX_IMAGES, encoded, host_times
-        from vggdeploy.engine import Engine
-        from vggdeploy.loading import Opened as Loaded
+        from vggdeploy.engine.engine import Engine
+        from vggdeploy.engine.loading import Opened as Loaded
 
         wrong = self._candidates[request.name, request.batch].repeat()
         one = self._opened[request.name]
@@ -143,15 +143,15 @@ class Desk:
         return Finished(wrong=wrong, host=host_times(engine, files, request.batch, request.seconds))
 
     def _load(self, request: Gauge | RunLoad | AskAll) -> Answer:
-        from vggdeploy.bench import answers, loadgen  # here: only scenarios need LoadGen
+        from vggdeploy.bench.loadgen import answers, drive  # here: only scenarios need LoadGen
         from vggdeploy.parity.reference import golden_reference
 
         one, images = self._opened[request.name], np.asarray(self._images)
         match request:
             case Gauge():
-                return Gauged(qps=loadgen.capacity(one.session, images, request.batch))
+                return Gauged(qps=drive.capacity(one.session, images, request.batch))
             case RunLoad():
-                return loadgen.issue(one.session, images, request.load, request.samples)
+                return drive.issue(one.session, images, request.load, request.samples)
             case AskAll():
                 thresholds = one.bundle.manifest.thresholds[one.variant.precision]
                 golden = golden_reference(one.bundle)

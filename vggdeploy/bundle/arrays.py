@@ -11,9 +11,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from vggdeploy.errors import BundleError
-from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import BundleError, first_line
+from vggdeploy.system.files import read_regular
 from vggdeploy.types import TensorSpec
 
 MAX_BYTES = 2**30  # a golden pair is a few megabytes: what is larger than this is none

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from vggdeploy.errors import BundleError, CheckpointError
-from vggdeploy.files import read_regular, sha256_of
 from vggdeploy.records import Origin, Record, StepRecord, from_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.files import read_regular, sha256_of
 
 CHECKPOINT_NAME = "checkpoint.json"
 WEIGHTS_NAME = "model.safetensors"

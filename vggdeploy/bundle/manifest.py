@@ -12,6 +12,7 @@ import msgspec
 
 from vggdeploy.errors import BundleError, IntegrityError, unknown_name
 from vggdeploy.records import DEFAULT_THRESHOLDS, ParityRecord, Record, Thresholds, from_json, to_json
+from vggdeploy.records.schema import json_schema
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
 
@@ -291,3 +292,8 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise KeyError(next(key for key in keys if keys.count(key) > 1))
     return found
+
+
+def manifest_schema() -> dict[str, Any]:
+    """What no schema can say (that labels fit classes, …) `parse_manifest` checks."""
+    return json_schema(Manifest, f"manifest.json of a vggdeploy bundle, schema version {SCHEMA_VERSION}")

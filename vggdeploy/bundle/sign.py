@@ -9,9 +9,9 @@ from vggdeploy.bundle.manifest import MANIFEST_NAME
 from vggdeploy.bundle.store import Bundle
 from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, key_named_in, read_signature
 from vggdeploy.errors import SignatureError
-from vggdeploy.files import atomic_write, read_regular
-from vggdeploy.optional import require
 from vggdeploy.records import SCHEMA_VERSION, Record
+from vggdeploy.system.files import atomic_write, read_regular
+from vggdeploy.system.optional import require
 
 
 class SignatureReport(Record, frozen=True, kw_only=True):

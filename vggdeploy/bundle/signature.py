@@ -22,9 +22,8 @@ from model_signing import hashing, signing, verifying
 
 from vggdeploy.bundle.manifest import MANIFEST_NAME
 from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, key_named_in, read_signature
-from vggdeploy.errors import SignatureError, UsageError
-from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import SignatureError, UsageError, first_line
+from vggdeploy.system.files import read_regular
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those that model-signing takes
 _MAX_KEY = 2**20

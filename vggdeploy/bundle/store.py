@@ -21,8 +21,8 @@ from vggdeploy.bundle.arrays import array_bytes, read_array
 from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest, seal
 from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, demands
 from vggdeploy.errors import BundleError, IntegrityError
-from vggdeploy.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
-from vggdeploy.optional import require
+from vggdeploy.system.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
+from vggdeploy.system.optional import require
 from vggdeploy.types import TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]

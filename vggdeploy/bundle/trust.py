@@ -14,10 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from vggdeploy.errors import SignatureError, UsageError
-from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import SignatureError, UsageError, first_line
 from vggdeploy.records import Record
+from vggdeploy.system.files import read_regular
 
 SIGNATURE_NAME = "model.sig"
 POLICY_VARIABLE = "VGGDEPLOY_POLICY"

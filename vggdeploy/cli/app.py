@@ -37,8 +37,7 @@ from vggdeploy.cli import (
     train,
     verify,
 )
-from vggdeploy.cli.invocation import invoked
-from vggdeploy.cli.options import HABITS
+from vggdeploy.cli.options import HABITS, invoked
 from vggdeploy.errors import EXIT_INTERRUPTED, UsageError, VggdeployError
 
 app = typer.Typer(

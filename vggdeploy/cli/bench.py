@@ -6,11 +6,16 @@ from math import inf
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from vggdeploy.cli import render
 from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Modes, Rebuild, Threads, check_modes
 
 if TYPE_CHECKING:
+    from vggdeploy.bench.run import BenchPlan
+    from vggdeploy.bundle import Bundle
     from vggdeploy.records import BenchReport
+    from vggdeploy.records.gpu import GpuReport
 
 MODES: Modes = {
     **dict.fromkeys(("--rounds", "--pin", "--percentile", "--roof"), ("without --scenario", "without --gpu-detail")),
@@ -85,13 +90,11 @@ def bench(
 ) -> int:
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
 
+    from vggdeploy.bench.run import BenchPlan, Rounds, Scenarios, bench_bundle
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render, tables
-    from vggdeploy.cli.invocation import with_command
-    from vggdeploy.cli.options import cpu_list, split_names, split_numbers
-    from vggdeploy.cli.rebuild import rebuilt
+    from vggdeploy.cli.options import cpu_list, rebuilt, split_names, split_numbers, with_command
     from vggdeploy.errors import UsageError
-    from vggdeploy.pipeline.bench import BenchPlan, Rounds, Scenarios, bench_bundle
     from vggdeploy.types import Device
 
     check_modes(context, MODES)
@@ -111,11 +114,9 @@ def bench(
         data_dir=data_dir,
     )
     if gpu_detail:
-        from vggdeploy.cli import bench_gpu
-
         if len(opened) > 1:
             raise UsageError("--gpu-detail takes one engine apart", "give one bundle")
-        return bench_gpu.run(opened[0], plan, json=json, require_valid=require_valid)
+        return run_gpu(opened[0], plan, json=json, require_valid=require_valid)
     method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof)
     if scenarios:
         method = Scenarios(scenarios, target_qps, latency_bound, find_qps)
@@ -150,3 +151,57 @@ def _exit_code(report: BenchReport, *, require_valid: bool) -> int:
         return 4
     valid = all(row.valid for row in report.rows) and all(row.valid for row in report.scenarios)
     return 4 if require_valid and not valid else 0
+
+
+def run_gpu(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool) -> int:
+    """Measure, print, and return the exit code."""
+    from vggdeploy.bench.gpu.measure import bench_gpu
+
+    with render.progress("measuring") as tell:
+        report = bench_gpu(bundle, plan, on_progress=tell)
+    if json:
+        render.emit_json(report)
+    else:
+        show_gpu(report)
+    return 4 if require_valid and not all(load.valid for load in report.loads) else 0
+
+
+def show_gpu(report: GpuReport) -> None:
+    """Where the time of a batch goes, then what several streams reach, with the reasons of what does not count."""
+    out = render.out.print
+    roof = f"roof {report.roof.tera_ops:,.0f} TOP/s" if report.roof else f"no roof: {report.roof_missing}"
+    out(f"[bold]{escape(report.variant)}[/] on {escape(report.gpu)} ({report.capability}), {escape(roof)}")
+    more = "" if report.context_bytes is None else f", {render.size_text(report.context_bytes)} a further context"
+    out(f"[dim]GPU memory: {render.size_text(report.engine_bytes)}{more}; times in ms[/]")
+    rows = [
+        [
+            str(t.batch),
+            t.graph or "no",
+            *(f"{ms:.3f}" for ms in (t.h2d_ms, t.compute_ms, t.d2h_ms, t.device_ms, t.host_compute_ms, t.host_ms)),
+            f"{t.tera_ops:,.1f}",
+            "–" if t.roof_share is None else f"{t.roof_share:.0%}",
+        ]
+        for t in report.times
+    ]
+    columns = ["batch", "graph", "H2D", "compute", "D2H", "device", "host, no copies", "host", "TOP/s", "of roof"]
+    render.table(columns, rows, left=2)
+    rows = [
+        [
+            str(x.batch),
+            str(x.streams),
+            "yes" if x.graph else "no",
+            "[green]valid[/]" if x.valid else "[yellow]invalid[/]",
+            f"{x.images_per_second:,.0f}",
+            "–" if x.joules_per_image is None else f"{x.joules_per_image:.4f}",
+            "–" if x.seen.power_watts_mean is None else f"{x.seen.power_watts_mean:.0f}",
+            "–" if x.seen.sm_clock_mhz_min is None else f"{x.seen.sm_clock_mhz_min}–{x.seen.sm_clock_mhz_max}",
+            "–" if x.seen.temperature_c_max is None else str(x.seen.temperature_c_max),
+        ]
+        for x in report.loads
+    ]
+    render.table(["batch", "streams", "graph", "", "images/s", "J/image", "W", "SM MHz", "°C"], rows, left=4)
+    for text in dict.fromkeys(
+        [f"no graph for batch {t.batch}: {t.graph_refused}" for t in report.times if t.graph_refused]
+        + [reason for x in report.loads for reason in x.reasons]
+    ):
+        out(f"[yellow]·[/] {escape(text)}")

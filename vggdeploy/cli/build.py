@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from vggdeploy.cli import render
 from vggdeploy.cli.options import BundlePath, Json
 
 if TYPE_CHECKING:
-    from vggdeploy.builders.engines import Added, BuildReport
-    from vggdeploy.builders.options import BuildOptions
-    from vggdeploy.bundle import Bundle
+    from vggdeploy.build.engines import Added, BuildReport
+    from vggdeploy.build.options import BuildOptions
+    from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, Variant
 
 
 def build(
@@ -74,11 +76,11 @@ def build(
     json: Json = False,
 ) -> None:
     """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
-    from vggdeploy.builders.options import BuildOptions, parse_size
+    from vggdeploy.build.options import BuildOptions, parse_size
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
     from vggdeploy.cli.options import split_numbers
-    from vggdeploy.memory import memory_kept
+    from vggdeploy.system.machine import memory_kept
 
     targets = [name for name in target.split(",") if name.strip()] if target is not None else None
     options = BuildOptions(
@@ -121,10 +123,10 @@ def run_build(
     use_cache: bool = True,
 ) -> BuildReport:
     """Build with a progress bar; the arguments are the command's, as text."""
-    from vggdeploy.builders.cache import EngineCache
-    from vggdeploy.builders.engines import build_into
-    from vggdeploy.builders.options import BuildOptions
-    from vggdeploy.builders.request import BuildPlan
+    from vggdeploy.build.cache import EngineCache
+    from vggdeploy.build.engines import build_into
+    from vggdeploy.build.options import BuildOptions
+    from vggdeploy.build.request import BuildPlan
     from vggdeploy.cli import render
     from vggdeploy.errors import unknown_name
     from vggdeploy.runtime.registry import get_engine
@@ -157,7 +159,6 @@ def show_engine(result: BuildReport) -> None:
     from rich.markup import escape
 
     from vggdeploy.cli import render
-    from vggdeploy.cli.engine_text import facts, library_text
 
     variant, record = result.variant, result.variant.build
     assert record is not None and variant.parity is not None  # noqa: S101  # build_into sets them
@@ -170,3 +171,62 @@ def show_engine(result: BuildReport) -> None:
     for name, text in facts(variant):
         out(f"  {name:<10} {escape(text)}")
     out(f"  parity     {render.LIGHTS[variant.verdict]}: {escape('; '.join(variant.parity.reasons))}")
+
+
+def print_engine(variant: Variant) -> None:
+    """What ``inspect`` says about an engine; nothing for other variants."""
+    if variant.build is None:
+        return
+    render.out.print(f"\n[bold]{escape(variant.name)}[/]: {escape(library_text(variant.build))}, batch {variant.batch}")
+    for name, text in facts(variant):
+        render.out.print(f"  {name:<10} {escape(text)}")
+
+
+def library_text(record: BuildRecord) -> str:
+    """``TensorRT for RTX 1.7.1.116``."""
+    from vggdeploy.runtime.registry import library_title
+
+    return f"{library_title(record.library)} {record.version}"
+
+
+def facts(variant: Variant) -> Iterator[tuple[str, str]]:
+    """Names and values of what is known about an engine's build."""
+    record = variant.build
+    if record is None:
+        return
+    tuned = f" ({record.gpu}, driver for CUDA {record.driver})" if record.gpu else ""
+    yield "targets", ", ".join(record.targets) + tuned
+    asked = [f"{name} {text}" for name, text in record.options.items() if name != "batch"]
+    if record.graph_batches:
+        asked.append(f"CUDA graphs for batches of {', '.join(map(str, record.graph_batches))}")
+    if asked:
+        yield "options", ", ".join(asked)
+    if variant.proof is not None:
+        yield "precision", precision_text(variant.proof)
+    if record.rebuilds is not None:
+        yield "rebuilds", spread_text(record.rebuilds)
+
+
+def precision_text(proof: PrecisionProof) -> str:
+    """Layers and weights by type, as they were read back."""
+    layers = ", ".join(f"{count} in {name}" for name, count in proof.layers.items())
+    weights = ", ".join(f"{render.size_text(size)} {name}" for name, size in proof.weight_bytes.items())
+    inside = ", ".join(f"{count} in {name}" for name, count in proof.engine.items())
+    seen = f"; in the engine: {inside}" if inside else ""
+    return f"convolutions and matrix products: {layers}; weights: {weights}{seen}"
+
+
+def spread_text(found: RebuildSpread) -> str:
+    """How much rebuilds differ."""
+    same = "byte for byte the same" if found.distinct == 1 else f"{found.distinct} different files"
+    low, high = (render.size_text(size) for size in (min(found.sizes), max(found.sizes)))
+    parts = [
+        f"{found.builds} builds, {same}",
+        low if low == high else f"{low}–{high}",
+        f"{min(found.seconds):.2f}–{max(found.seconds):.2f} s",
+    ]
+    if found.p50_ms:
+        parts.append(f"p50 {min(found.p50_ms):.3f}–{max(found.p50_ms):.3f} ms")
+    else:
+        parts.append("latency not measured, since it cannot run here")
+    return ", ".join(parts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from vggdeploy.pipeline.cluster import RayOptions
+    from vggdeploy.embed.cluster import RayOptions
 
 RayAddress = Annotated[
     str | None,
@@ -46,9 +46,9 @@ def run(
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
+    from vggdeploy.embed.cluster import run_on_ray
+    from vggdeploy.embed.shards import Task
     from vggdeploy.errors import UsageError
-    from vggdeploy.pipeline.cluster import run_on_ray
-    from vggdeploy.pipeline.shards import Task
 
     if directory is None:
         raise UsageError("no directory to write is given", "add -o DIR")

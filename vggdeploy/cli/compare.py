@@ -12,7 +12,7 @@ from vggdeploy.cli.options import Json
 from vggdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from vggdeploy.records.comparison import ComparedRow, ComparisonReport
+    from vggdeploy.records.conclusions import ComparedRow, ComparisonReport
     from vggdeploy.types import SpeedOutcome
 
 
@@ -32,9 +32,9 @@ def compare(
     json: Json = False,
 ) -> int:
     """Compare two results of bench, variant by variant; nothing is measured."""
-    from vggdeploy.bench.regression import compare_files, failed_outputs
+    from vggdeploy.bench.compare import compare_files, failed_outputs
     from vggdeploy.cli import render
-    from vggdeploy.cli.invocation import with_command
+    from vggdeploy.cli.options import with_command
     from vggdeploy.types import SpeedOutcome
 
     limit = None if fail_if_slower is None else parse_limit(fail_if_slower)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from vggdeploy.cli import render
 from vggdeploy.cli.options import Threads
+from vggdeploy.errors import IncompatibleError, TargetError
+
+if TYPE_CHECKING:
+    from vggdeploy.bundle import Bundle
 
 
 def demo(
@@ -20,6 +27,134 @@ def demo(
     threads: Threads = None,
 ) -> int:
     """Train on the digits, export, build an FP16 engine, prove, measure, and classify: two minutes, no GPU, no network."""
-    from vggdeploy.cli import demo_steps
+    return run(output, epochs=epochs, seconds=seconds, seed=seed, threads=threads)
 
-    return demo_steps.run(output, epochs=epochs, seconds=seconds, seed=seed, threads=threads)
+
+DATASET = "digits"
+IMAGE_SIZE = 32
+TARGET_ACCURACY = 0.97
+IMAGES = 10
+
+
+def run(output: Path, *, epochs: int, seconds: float, seed: int, threads: int | None) -> int:
+    """Run the demo into ``output``: ``checkpoint``, ``bundle`` and ``images``. Returns the exit code.
+
+    Raises:
+        TargetError: the model learned less than it should.
+    """
+    from vggdeploy.cli import tables
+
+    start = time.monotonic()
+    checkpoint, target = output / "checkpoint", output / "bundle"
+    _heading(1, f"train vgg11_bn, quarter width, on {DATASET}")
+    accuracy = _train(checkpoint, epochs=epochs, seed=seed, threads=threads)
+    _heading(2, "export ONNX and TorchScript, each proven against the FP32 model")
+    bundle = _export(checkpoint, target, threads)
+    _heading(3, "build an FP16 TensorRT engine")
+    bundle = _build(bundle)
+    _heading(4, "verify: every variant, from its shipped bytes")
+    code = _verify(bundle, threads)
+    _heading(5, "bench: the variants beside each other")
+    bundle = _bench(bundle, seconds=seconds, threads=threads)
+    _heading(6, "predict: an engine without torch")
+    image = _predict(bundle, output / "images")
+    render.out.print(f"\n[bold]bundle:[/] {escape(str(target))}   [dim]{time.monotonic() - start:.0f} s in all[/]")
+    tables.bundle_table(bundle)
+    render.next_steps(
+        f"vggdeploy inspect {target}",
+        f"vggdeploy predict {target} {image}",
+        "vggdeploy train --arch vgg16_bn --width 0.25 --dataset fashion-mnist --image-size 64 -o artifacts/fashion",
+        "vggdeploy doctor",
+    )
+    if accuracy < TARGET_ACCURACY:
+        raise TargetError(
+            f"test accuracy {accuracy:.2%} is below {TARGET_ACCURACY:.0%}", "train longer: vggdeploy demo --epochs 12"
+        )
+    return code
+
+
+def _heading(step: int, text: str) -> None:
+    render.out.print(f"\n[bold cyan]{step}/6[/] [bold]{text}[/]")
+
+
+def _train(checkpoint: Path, *, epochs: int, seed: int, threads: int | None) -> float:
+    from vggdeploy.cli.train import run_training
+    from vggdeploy.train.recipe import Recipe
+
+    recipe = Recipe(
+        arch="vgg11_bn", width=0.25, hidden=512, dataset=DATASET, image_size=IMAGE_SIZE, epochs=epochs, seed=seed
+    )
+    return run_training(recipe, output=checkpoint, overwrite=True, threads=threads).test_accuracy
+
+
+def _export(checkpoint: Path, target: Path, threads: int | None) -> Bundle:
+    from vggdeploy.cli import tables
+    from vggdeploy.export.bundle import ExportOptions, export_bundle
+
+    with render.progress("starting") as tell:
+        bundle = export_bundle(checkpoint, target, ExportOptions(overwrite=True, threads=threads), on_progress=tell)
+    tables.bundle_table(bundle)
+    return bundle
+
+
+def _build(bundle: Bundle) -> Bundle:
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.cli.build import run_build, show_engine
+
+    try:
+        show_engine(run_build(bundle, engine="tensorrt-rtx"))
+    except IncompatibleError as error:  # installed without the extra: everything else still works
+        render.out.print(f"[yellow]skipped:[/] {escape(error.cause)}\n  [dim]{escape(error.hint)}[/]")
+    return Bundle.open(bundle.root)
+
+
+def _verify(bundle: Bundle, threads: int | None) -> int:
+    from vggdeploy.cli import tables
+    from vggdeploy.verify.verify import VerifyOptions, exit_code, verify_bundle
+
+    with render.progress("starting") as tell:
+        report = verify_bundle(bundle, VerifyOptions(threads=threads), on_progress=tell)
+    tables.parity_table(report)
+    return exit_code(report)
+
+
+def _bench(bundle: Bundle, *, seconds: float, threads: int | None) -> Bundle:
+    from vggdeploy.bench.run import BenchPlan, bench_bundle
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.cli import tables
+
+    with render.progress("measuring") as tell:
+        report = bench_bundle(
+            bundle,
+            plan=BenchPlan(seconds=seconds),
+            threads=threads,
+            record=True,
+            on_progress=tell,
+        )
+    tables.bench_table(report)
+    return Bundle.open(bundle.root)
+
+
+def _predict(bundle: Bundle, directory: Path) -> Path:
+    """Classify real test images from files; returns the first one's path."""
+    from PIL import Image
+
+    from vggdeploy.cli import tables
+    from vggdeploy.data.loaders import load_split
+    from vggdeploy.data.sources import get_dataset
+    from vggdeploy.engine.engine import load
+    from vggdeploy.spec import PreprocessSpec
+
+    size = get_dataset(DATASET).size
+    raw = load_split(
+        DATASET, "test", PreprocessSpec(mode="L", resize=size, crop=size, mean=(0.0,), std=(1.0,)), limit=IMAGES
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{index:02d}-is-{label}.png" for index, label in enumerate(raw.labels)]
+    with load(bundle.root) as engine:
+        render.out.print(f"[dim]{escape(engine.variant.name)} on {engine.device}, the fastest proven variant here[/]")
+        for path, pixels in zip(paths, raw.images, strict=True):
+            Image.fromarray(pixels[..., 0]).save(path)
+        for path in paths[:3]:
+            tables.prediction_line(str(path), engine.classify(path, top=3))
+    return paths[0]

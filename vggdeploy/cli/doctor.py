@@ -9,7 +9,7 @@ import typer
 from vggdeploy.cli.options import Json
 
 if TYPE_CHECKING:
-    from vggdeploy.diagnosis.selftest import SelfTest
+    from vggdeploy.doctor.doctor import SelfTest
 
 
 def doctor(
@@ -20,7 +20,7 @@ def doctor(
 ) -> int:
     """Say which backends run here, which can only build, and why not for the rest."""
     from vggdeploy.cli import render, tables
-    from vggdeploy.diagnosis import diagnose
+    from vggdeploy.doctor.doctor import diagnose
 
     if self_test:
         return _prove(json)
@@ -34,7 +34,7 @@ def doctor(
 
 def _prove(json: bool) -> int:
     from vggdeploy.cli import render
-    from vggdeploy.diagnosis.selftest import self_test
+    from vggdeploy.doctor.doctor import self_test
 
     with render.progress("self-test") as tell:
         result = self_test(tell)
@@ -50,7 +50,7 @@ def _show(result: SelfTest) -> None:
     from rich.markup import escape
 
     from vggdeploy.cli import render
-    from vggdeploy.diagnosis.selftest import Outcome
+    from vggdeploy.doctor.doctor import Outcome
 
     lights = {
         Outcome.PASSED: "[green]passed[/]",

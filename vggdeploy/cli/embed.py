@@ -53,15 +53,15 @@ def embed(
     """Embed any number of images in constant memory. An image that cannot be used is reported and skipped."""
     from rich.markup import escape
 
-    from vggdeploy.cgroups import usable_cores
     from vggdeploy.cli import cluster, render
-    from vggdeploy.engine import load
-    from vggdeploy.pipeline.embed import EmbedOptions, embed_files
-    from vggdeploy.pipeline.vectors import check_target
+    from vggdeploy.embed.embed import EmbedOptions, embed_files
+    from vggdeploy.embed.vectors import check_target
+    from vggdeploy.engine.engine import load
+    from vggdeploy.system.machine import usable_cores
 
     check_modes(context, MODES)
     if ray is not None:
-        from vggdeploy.pipeline.cluster import RayOptions
+        from vggdeploy.embed.cluster import RayOptions
 
         options = RayOptions(address=ray, workers=ray_workers, threads=threads or 1, size=shard)
         return cluster.run(
@@ -102,8 +102,8 @@ def embed(
 
 def _file(target: Path | None, output: str | None) -> Path:
     """The file to write. Other commands have --output for it; here that names a graph output."""
+    from vggdeploy.embed.vectors import SUFFIXES
     from vggdeploy.errors import UsageError
-    from vggdeploy.pipeline.vectors import SUFFIXES
 
     if output and output.lower().endswith(SUFFIXES):
         raise UsageError("--output names a graph output here", f"the file is given with -o: -o {output}")

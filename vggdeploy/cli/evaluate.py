@@ -10,7 +10,7 @@ import typer
 from vggdeploy.cli.options import DataDir, DeviceName, Json, Threads, samples_from
 
 if TYPE_CHECKING:
-    from vggdeploy.evaluation import EvaluationReport
+    from vggdeploy.records.evaluation import EvaluationReport
 
 REPORT_NAME = "evaluation.json"
 
@@ -40,11 +40,11 @@ def evaluate(
     from rich.markup import escape
 
     from vggdeploy.cli import evaluation_tables, render
-    from vggdeploy.cli.invocation import with_command
-    from vggdeploy.files import check_replaceable
-    from vggdeploy.pipeline.evaluate import EvaluateOptions
-    from vggdeploy.pipeline.evaluate import evaluate as run
+    from vggdeploy.cli.options import with_command
+    from vggdeploy.evaluate.evaluate import EvaluateOptions
+    from vggdeploy.evaluate.evaluate import evaluate as run
     from vggdeploy.report.curves import need_plots
+    from vggdeploy.system.files import check_replaceable
     from vggdeploy.types import Device
 
     if output is not None:  # before the work
@@ -82,9 +82,9 @@ def evaluate(
 
 def _write(report: EvaluationReport, output: Path, *, overwrite: bool) -> None:
     """The report and its pictures, all of them or none."""
-    from vggdeploy.files import atomic_directory
     from vggdeploy.records import to_json
     from vggdeploy.report.evaluation import write_confusion
+    from vggdeploy.system.files import atomic_directory
 
     with atomic_directory(output, marker=REPORT_NAME, overwrite=overwrite) as draft:
         write_confusion(report, draft)

@@ -6,7 +6,7 @@ from rich.markup import escape
 
 from vggdeploy.cli.render import note, out, table
 from vggdeploy.errors import one_line
-from vggdeploy.evaluation import EvaluationReport, Rate
+from vggdeploy.records.evaluation import EvaluationReport, Rate
 
 MATRIX_CLASSES = 20
 _LISTED = 50  # classes in the table; of more, those with the lowest F1

@@ -75,9 +75,9 @@ def export(
 
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
-    from vggdeploy.memory import return_large_blocks_at_once
-    from vggdeploy.pipeline.adopt import About, checkpoint_of
-    from vggdeploy.pipeline.export import ExportOptions, export_bundle
+    from vggdeploy.export.bundle import ExportOptions, export_bundle
+    from vggdeploy.export.source import About, checkpoint_of
+    from vggdeploy.system.machine import return_large_blocks_at_once
     from vggdeploy.types import MAX_BATCH, BatchRange
 
     if not 1 <= max_batch <= MAX_BATCH:

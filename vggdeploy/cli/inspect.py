@@ -8,10 +8,10 @@ from vggdeploy.cli.options import BundlePath, Json
 def inspect(bundle: BundlePath, json: Json = False) -> int:
     """Verify a bundle's files, read their precision back, and say which variant 'auto' takes here and why."""
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import engine_text, render, tables
+    from vggdeploy.cli import build, render, tables
+    from vggdeploy.engine.selection import choices
     from vggdeploy.errors import ParityError
-    from vggdeploy.pipeline.readback import wrong_precisions
-    from vggdeploy.selection import choices
+    from vggdeploy.verify.readback import wrong_precisions
 
     opened = Bundle.open(bundle)
     wrong = wrong_precisions(opened)
@@ -23,6 +23,6 @@ def inspect(bundle: BundlePath, json: Json = False) -> int:
     for name, reason in wrong.items():
         tables.print_wrong(name, reason)
     for variant in opened.manifest.variants:
-        engine_text.print_engine(variant)
+        build.print_engine(variant)
     tables.choice_table(choices(opened))
     return ParityError.exit_code if wrong else 0

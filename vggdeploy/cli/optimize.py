@@ -10,7 +10,7 @@ import typer
 from vggdeploy.cli.options import DataDir, Force, Json, Modes, Threads, check_modes, split_names
 
 if TYPE_CHECKING:
-    from vggdeploy.pipeline.tuning import Structure
+    from vggdeploy.optimize.tuning import Structure
     from vggdeploy.types import OnProgress
 
 STRUCTURE: Any = {"rich_help_panel": "Steps prune, low-rank and qat"}
@@ -125,12 +125,12 @@ def optimize(
     from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.structure_table import steps_table
-    from vggdeploy.memory import return_large_blocks_at_once
-    from vggdeploy.pipeline.calibration import Int8Options
-    from vggdeploy.pipeline.optimize import CHECKPOINT_STEPS, ordered
-    from vggdeploy.pipeline.optimize import optimize as run
-    from vggdeploy.pipeline.tuning import Job, Structure, Tuning
-    from vggdeploy.pipeline.variants import Work
+    from vggdeploy.optimize.optimize import CHECKPOINT_STEPS, ordered
+    from vggdeploy.optimize.optimize import optimize as run
+    from vggdeploy.optimize.steps.calibration import Int8Options
+    from vggdeploy.optimize.tuning import Job, Structure, Tuning
+    from vggdeploy.optimize.variants import Work
+    from vggdeploy.system.machine import return_large_blocks_at_once
     from vggdeploy.types import Device
 
     steps = split_names(step)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from vggdeploy.cli import render
 from vggdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.records import Record
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output directory.")]
@@ -128,3 +136,45 @@ def samples_from(text: str) -> int | None:
     if not text.strip().isdecimal() or len(text.strip()) > 12 or int(text) < 1:
         raise UsageError(f"--samples {text}", "give a number of images, at least 1, or all")
     return int(text)
+
+
+R = TypeVar("R", bound="Record")
+_arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
+
+
+@contextmanager
+def invoked(arguments: Sequence[str]) -> Iterator[None]:
+    """Within it, `with_command` writes these arguments."""
+    token = _arguments.set(tuple(arguments))
+    try:
+        yield
+    finally:
+        _arguments.reset(token)
+
+
+def command_line() -> str:
+    """The line that is running; "" where none is."""
+    arguments = _arguments.get()
+    return shlex.join(["vggdeploy", *arguments]) if arguments else ""
+
+
+def with_command(record: R) -> R:
+    """The record with the line that made it in its ``command``; as it is where no command line is running."""
+    from msgspec.structs import replace
+
+    line = command_line()
+    return replace(record, command=line) if line else record
+
+
+def rebuilt(
+    bundle: Bundle, *, backends: Sequence[str] = (), variants: Sequence[str] = (), device: str | None = None
+) -> Bundle:
+    """The bundle, with an engine for this machine in place of each that does not fit."""
+    from vggdeploy.engine.loading import rebuild_unfit
+    from vggdeploy.types import Device
+
+    where = Device.parse(device) if device else None
+    with render.progress() as tell:
+        for backend in backends or ("auto",):
+            bundle = rebuild_unfit(bundle, backend=backend, variants=variants, device=where, on_progress=tell)
+    return bundle

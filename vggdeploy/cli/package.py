@@ -45,9 +45,8 @@ def package(
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
-    from vggdeploy.files import check_replaceable
-    from vggdeploy.package.base import Order, PackageReport
-    from vggdeploy.package.targets import get_target
+    from vggdeploy.package.base import Order, PackageReport, get_target
+    from vggdeploy.system.files import check_replaceable
 
     chosen = get_target(target)
     check_replaceable(output, marker=chosen.marker, overwrite=force)

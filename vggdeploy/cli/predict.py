@@ -32,13 +32,13 @@ def predict(
 ) -> int:
     """Classify images. An image that cannot be used is reported; the others are answered, and the exit code is 1."""
     from vggdeploy.cli import cluster, render, tables
-    from vggdeploy.engine import load
+    from vggdeploy.engine.engine import load
     from vggdeploy.errors import InputError
     from vggdeploy.preprocess import find_images
 
     check_modes(context, MODES)
     if ray is not None:
-        from vggdeploy.pipeline.cluster import RayOptions
+        from vggdeploy.embed.cluster import RayOptions
 
         options = RayOptions(address=ray, workers=ray_workers, threads=threads or 1, size=shard)
         return cluster.run(

@@ -5,26 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import to_json
-from vggdeploy.types import OnProgress, Verdict
+
+if TYPE_CHECKING:
+    from vggdeploy.types import OnProgress
 
 # soft_wrap: paths and commands stay on one line, so that they can be copied.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+# By the value of a `Verdict`: `--help` must not pay for what `types` imports.
 LIGHTS = {
-    Verdict.PASS: "[green]✔ pass[/]",
-    Verdict.FAIL: "[red]✘ fail[/]",
-    Verdict.INCONCLUSIVE: "[yellow]? inconclusive[/]",
-    Verdict.UNPROVEN: "[yellow]– unproven here[/]",
+    "pass": "[green]✔ pass[/]",
+    "fail": "[red]✘ fail[/]",
+    "inconclusive": "[yellow]? inconclusive[/]",
+    "unproven": "[yellow]– unproven here[/]",
 }
 
 
@@ -37,6 +37,8 @@ def error_line(cause: str, hint: str) -> None:
 
 def emit_json(record: Any) -> None:
     """One document on stdout."""
+    from vggdeploy.records import to_json
+
     sys.stdout.write(to_json(record).decode())
     sys.stdout.flush()
 
@@ -54,6 +56,8 @@ def next_steps(*commands: str) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
     """A table on stdout; the first ``left`` columns are text, the others numbers. Cells are markup."""
+    from rich.table import Table
+
     grid = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index < left else "right", no_wrap=True)
@@ -68,6 +72,8 @@ def progress(start: str = "", *, refresh_per_second: float = 10) -> Iterator[OnP
 
     The bar says ``start`` until the first call; without it, it appears with that call.
     """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     if not err.is_terminal:
         yield lambda share, phase: note(f"[dim]{escape(phase)}[/]") if share is None else None
         return

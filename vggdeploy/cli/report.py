@@ -25,7 +25,7 @@ def report(
     from rich.markup import escape
 
     from vggdeploy.cli import render
-    from vggdeploy.cli.invocation import with_command
+    from vggdeploy.cli.options import with_command
     from vggdeploy.report.write import write_report
 
     summary = with_command(write_report(results, output, title=title))

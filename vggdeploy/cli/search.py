@@ -52,12 +52,12 @@ def search(
     from rich.markup import escape
 
     from vggdeploy.cli import render
-    from vggdeploy.cli.invocation import command_line
+    from vggdeploy.cli.options import command_line
     from vggdeploy.errors import EXIT_INTERRUPTED
-    from vggdeploy.optimize.goals import Budget
-    from vggdeploy.pipeline.search import Settings
-    from vggdeploy.pipeline.search import search as run
     from vggdeploy.records import Goal
+    from vggdeploy.search.goals import Budget
+    from vggdeploy.search.search import Settings
+    from vggdeploy.search.search import search as run
 
     goal = Goal(accuracy_drop=max_accuracy_drop / 100, latency_ms=max_latency_ms, size_mb=max_size_mb, target=target)
     spent = Budget.parse(budget)
@@ -96,7 +96,7 @@ def _going_on(report: SearchReport) -> list[str]:
 
 
 def _best(one: Candidate | None) -> str:
-    from vggdeploy.optimize.goals import MEGABYTE
+    from vggdeploy.search.goals import MEGABYTE
 
     if one is None:
         return "none"
@@ -115,7 +115,7 @@ def search_table(report: SearchReport) -> None:
     from rich.markup import escape
 
     from vggdeploy.cli import render
-    from vggdeploy.optimize.goals import MEGABYTE
+    from vggdeploy.search.goals import MEGABYTE
 
     render.out.print(f"[bold green]{escape(report.reason)}[/]")
     won = next((one for one in report.front if report.chose(one)), None)
@@ -144,7 +144,7 @@ def search_table(report: SearchReport) -> None:
 def _row(one: Candidate, report: SearchReport) -> Sequence[str]:
     from rich.markup import escape
 
-    from vggdeploy.optimize.goals import MEGABYTE
+    from vggdeploy.search.goals import MEGABYTE
 
     return [
         "[green]✔[/]" if report.chose(one) else "",

@@ -59,10 +59,10 @@ def serve(
     ] = None,
 ) -> int:
     """Serve a bundle over HTTP: the Open Inference Protocol v2, /classify, /embed, /metrics, and a page."""
-    from vggdeploy.builders.options import parse_size
+    from vggdeploy.build.options import parse_size
     from vggdeploy.cli import render
-    from vggdeploy.engine import Engine
-    from vggdeploy.optional import require
+    from vggdeploy.engine.engine import Engine
+    from vggdeploy.system.optional import require
 
     for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         require(module, to="serve over HTTP", extra="serve")

@@ -31,7 +31,7 @@ def sign(
     from vggdeploy.bundle import Bundle
     from vggdeploy.bundle.sign import sign_bundle
     from vggdeploy.cli import render
-    from vggdeploy.optional import require
+    from vggdeploy.system.optional import require
 
     if (key is None) == (new_key is None):
         raise UsageError("one key is needed to sign", "give --key FILE, or --new-key FILE to make one")

@@ -10,7 +10,7 @@ import typer
 from vggdeploy.cli.options import Json
 
 if TYPE_CHECKING:
-    from vggdeploy.model.summary import LayerRow
+    from vggdeploy.model.layers import LayerRow
     from vggdeploy.spec import ModelSpec
 
 
@@ -40,7 +40,7 @@ def summary(
 ) -> None:
     """Print layers, output shapes, parameters and multiply-accumulates."""
     from vggdeploy.cli import render
-    from vggdeploy.model.summary import summarise
+    from vggdeploy.model.layers import summarise
 
     given: dict[str, Any] = {
         "width": width, "in_channels": in_channels, "classes": classes, "image_size": image_size, "hidden": hidden
@@ -66,8 +66,7 @@ def _kind(row: LayerRow) -> str:
 
 def _spec(network: str, options: dict[str, Any]) -> ModelSpec:
     from vggdeploy.errors import UsageError
-    from vggdeploy.model.foreign.blocks import parse_blocks
-    from vggdeploy.spec import CUSTOM, ModelSpec, at_width
+    from vggdeploy.spec import CUSTOM, ModelSpec, at_width, parse_blocks
 
     path = Path(network)
     if path.is_dir():

@@ -9,10 +9,10 @@ from rich.markup import escape
 from vggdeploy.bundle import Bundle, PrecisionProof, Variant
 from vggdeploy.bundle.trust import SIGNATURE_NAME
 from vggdeploy.cli.render import LIGHTS, note, out, size_text, table
-from vggdeploy.diagnosis import Diagnosis
-from vggdeploy.engine import Prediction
+from vggdeploy.doctor.doctor import Diagnosis
+from vggdeploy.engine.engine import Prediction
+from vggdeploy.engine.selection import Choice
 from vggdeploy.errors import one_line
-from vggdeploy.machine import fingerprint
 from vggdeploy.records import (
     BenchReport,
     BenchRow,
@@ -24,7 +24,7 @@ from vggdeploy.records import (
     ScenarioRow,
     Thresholds,
 )
-from vggdeploy.selection import Choice
+from vggdeploy.system.machine import fingerprint
 from vggdeploy.types import Verdict
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from vggdeploy.cli import render
 from vggdeploy.cli.options import (
     BundlePath,
     DataDir,
@@ -18,6 +20,10 @@ from vggdeploy.cli.options import (
     check_modes,
     samples_from,
 )
+from vggdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from vggdeploy.records import ParityReport
 
 MODES: Modes = {"-o": ("--layers",), "--samples": ("without --data golden",)}
 
@@ -73,19 +79,18 @@ def verify(
 ) -> int:
     """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import layer_pictures, render, tables
-    from vggdeploy.cli.invocation import with_command
-    from vggdeploy.cli.rebuild import rebuilt
-    from vggdeploy.pipeline.limits import Limits
-    from vggdeploy.pipeline.verify import VerifyOptions, exit_code, verify_bundle
+    from vggdeploy.cli import render, tables
+    from vggdeploy.cli.options import rebuilt, with_command
     from vggdeploy.types import Device, Verdict
+    from vggdeploy.verify.prove import Limits
+    from vggdeploy.verify.verify import VerifyOptions, exit_code, verify_bundle
 
     check_modes(context, MODES)
     limits = Limits.in_percent(
         tolerance=tolerance, min_cosine=min_cosine, max_flips=max_flips, max_accuracy_drop=max_accuracy_drop
     )
     if output is not None:
-        layer_pictures.check(output, bundle)
+        check_pictures(output, bundle)
     count = samples_from(samples)
     where = Device.parse(device) if device else None
     opened = Bundle.open(bundle)
@@ -111,7 +116,7 @@ def verify(
         )
     report = with_command(report)
     if output is not None:
-        layer_pictures.write(report, output)
+        write_pictures(report, output)
     if json:
         render.emit_json(report)
     else:
@@ -119,3 +124,27 @@ def verify(
         if report.verdict is Verdict.PASS:
             render.next_steps(f"vggdeploy bench {bundle}")
     return exit_code(report)
+
+
+def check_pictures(output: Path, bundle: Path) -> None:
+    """Find out before the work whether pictures can be drawn, and may stand there.
+
+    Raises:
+        UsageError: the files of a bundle are fixed.
+        MissingDependencyError: Altair or vl-convert is not installed.
+    """
+    from vggdeploy.report.curves import need_plots
+
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(f"{output} is part of a bundle, whose files are fixed", "give another directory: -o DIR")
+    need_plots()
+
+
+def write_pictures(report: ParityReport, output: Path) -> None:
+    """Draw, and say where: on stderr, so that ``--json`` stays one document."""
+    from vggdeploy.report.layers import write_layers
+
+    for file in write_layers(report.layers, output):
+        render.note(f"[dim]picture:[/] {escape(str(file))}")
+    if not report.layers:
+        render.note("[dim]no picture: no ONNX variant failed, so no layers were compared[/]")

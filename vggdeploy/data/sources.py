@@ -12,9 +12,9 @@ import numpy as np
 
 from vggdeploy.data.folder import folder_spec, is_folder
 from vggdeploy.data.specs import DATASETS, DatasetSpec, RawImages, Split
-from vggdeploy.errors import DataError, UsageError, unknown_name
-from vggdeploy.optional import first_line, require
+from vggdeploy.errors import DataError, UsageError, first_line, unknown_name
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.system.optional import require
 
 _ALIASES = {"fashionmnist": "fashion-mnist", "fashion": "fashion-mnist", "cifar": "cifar10"}
 # Of red, green and blue in grey (ITU-R BT.601), as `vggdeploy.preprocess` mixes them.

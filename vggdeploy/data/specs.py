@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.errors import unknown_name
+from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.records import Record
 
 Split = Literal["train", "validation", "test"]
@@ -46,7 +46,7 @@ class RawImages:
     """Images as the source has them: ``uint8 [N, H, W]`` or ``[N, H, W, C]``, or paths, and one label each.
 
     ``part`` says which of the source's own divisions this is: ``"train"``, ``"validation"``, ``"test"``, or ``"all"``
-    without one. ``keys`` name the images where positions do not (see `vggdeploy.data.splits.split_indices`).
+    without one. ``keys`` name the images where positions do not (see `vggdeploy.data.loaders.split_indices`).
     """
 
     part: str
@@ -118,7 +118,7 @@ DATASETS: dict[str, DatasetSpec] = {
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             validation=0.1,
-            source="vggdeploy.data.cifar_source:read_cifar10",
+            source="vggdeploy.data.torchvision_source:read_cifar10",
             requires="torchvision",
             license="unknown",
         ),
@@ -142,3 +142,43 @@ def user_cache() -> Path:
     """Where data sets are kept when no ``--data-dir`` is given."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vggdeploy" / "data"
+
+
+def match_classes(
+    labels: NDArray[np.int64], theirs: tuple[str, ...], ours: tuple[str, ...], classes: int, *, data: str, option: str
+) -> tuple[NDArray[np.int64], str]:
+    """The true class of each image as the model counts classes, and a note where names do not say that.
+
+    A directory lists its classes by name; the model may have them in another order, and by the same names. Then the
+    names decide. Where the names differ, the order is all there is.
+
+    Args:
+        labels: the classes as the data set counts them, ``int64 [N]``.
+        theirs: the data set's names.
+        ours: the model's names; may be empty.
+        classes: how many the model has.
+        data, option: how the error names the data set, and the option that gives it.
+
+    Raises:
+        UsageError: the data set has another number of classes.
+    """
+    if len(theirs) != classes:
+        raise UsageError(
+            f"{data} has {len(theirs)} classes, the model {classes}",
+            f"name the data set that the model was trained on: {option}",
+        )
+    if not ours or ours == theirs:
+        return labels, ""
+    if same_names(theirs, ours):
+        place = {label: index for index, label in enumerate(ours)}
+        return np.array([place[label] for label in theirs], np.int64)[labels], ""
+    odd = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return labels, (
+        f"classes were matched by their order, because {data} names them otherwise than the model: "
+        f"class {odd} is '{theirs[odd]}' there, and '{ours[odd]}' in the model"
+    )
+
+
+def same_names(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
+    """Whether both have the same names, each once, in whatever order."""
+    return len(set(ours)) == len(ours) and set(ours) == set(theirs)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 
 from vggdeploy.bundle import PrecisionProof
-from vggdeploy.errors import BuildError
-from vggdeploy.export.example import INPUT, example_input
-from vggdeploy.export.protobuf import write_model
-from vggdeploy.model.deployable import Deployable
-from vggdeploy.optional import first_line
+from vggdeploy.errors import BuildError, first_line
+from vggdeploy.model.deployable import Deployable, example_input
+from vggdeploy.model.outputs import INPUT
+from vggdeploy.runtime.tiny_onnx import varint
 from vggdeploy.types import BatchRange, TensorSpec
 
 # Nodes of training, or that should have been folded away.
@@ -108,3 +109,35 @@ def _proof(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> Pre
     for tensor in weights.values():
         sizes[name(int(tensor.dtype))] += tensor.nbytes
     return PrecisionProof(layers=dict(layers), weight_bytes=dict(sizes))
+
+
+_LENGTH_DELIMITED = 2
+_GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+_INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
+
+
+def _prefix(field: int, length: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    return varint(field << 3 | _LENGTH_DELIMITED) + varint(length)
+
+
+def write_model(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], path: Path) -> None:
+    """Write ``proto`` with ``weights`` appended to its graph's initialisers, one tensor at a time."""
+    graph = proto.graph.SerializeToString(deterministic=True)
+    heads: list[bytes] = []
+    for name, tensor in weights.items():
+        described = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+        head = described.SerializeToString(deterministic=True) + _prefix(_RAW_DATA, tensor.nbytes)
+        heads.append(_prefix(_INITIALIZER, len(head) + tensor.nbytes) + head)
+    total = len(graph) + sum(len(head) + t.nbytes for head, t in zip(heads, weights.values(), strict=True))
+    outer = onnx.ModelProto()
+    outer.CopyFrom(proto)
+    outer.ClearField("graph")
+    with path.open("wb") as file:
+        file.write(outer.SerializeToString(deterministic=True))
+        file.write(_prefix(_GRAPH, total))
+        file.write(graph)
+        for head, tensor in zip(heads, weights.values(), strict=True):
+            file.write(head)
+            file.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)

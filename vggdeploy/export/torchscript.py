@@ -10,14 +10,10 @@ import torch
 from torch import nn
 
 from vggdeploy.bundle import PrecisionProof
-from vggdeploy.bundle.precision import Product
-from vggdeploy.errors import BuildError, BundleError
-from vggdeploy.export.example import example_input
-from vggdeploy.model.deployable import Deployable
-from vggdeploy.optional import first_line
+from vggdeploy.errors import BuildError, first_line
+from vggdeploy.model.deployable import Deployable, example_input
+from vggdeploy.runtime.torchscript import TYPE_NAMES
 from vggdeploy.types import TensorSpec
-
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> PrecisionProof:
@@ -43,31 +39,7 @@ def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> 
     sizes: Counter[str] = Counter()
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
-            layers[_NAMES[part.weight.dtype]] += 1
+            layers[TYPE_NAMES[part.weight.dtype]] += 1
     for tensor in traced.parameters():
-        sizes[_NAMES[tensor.dtype]] += tensor.nbytes
+        sizes[TYPE_NAMES[tensor.dtype]] += tensor.nbytes
     return PrecisionProof(layers=dict(layers), weight_bytes=dict(sizes))
-
-
-def read_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
-    """What each convolution and matrix product of a TorchScript file computes in: the type of its weights, read back.
-
-    Args:
-        layers: state-dict prefix → the layer's name, such as ``features.8`` → ``conv3_2``.
-
-    Raises:
-        BundleError: not TorchScript.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as above
-            module = torch.jit.load(path, map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        raise BundleError(f"{path.name} is not TorchScript: {first_line(error)}", "export it again") from error
-    found = []
-    for name, tensor in module.named_parameters():
-        key, _, last = name.rpartition(".")
-        if last == "weight" and tensor.ndim in (2, 4):
-            place = ".".join(key.split(".")[:2])
-            found.append(Product(layers.get(place, key), _NAMES.get(tensor.dtype, str(tensor.dtype))))
-    return tuple(found)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vggdeploy.model.outputs import LOGITS, PROBABILITIES, output_layers, output_specs
 from vggdeploy.model.vgg import VGG
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.types import TensorSpec
 
 
 class Deployable(nn.Module):
@@ -70,3 +71,8 @@ class Deployable(nn.Module):
         """Whether the next module is an in-place ReLU, which would change a tapped convolution's output."""
         following = list(modules.children())[index + 1 : index + 2]
         return bool(following) and isinstance(following[0], nn.ReLU)
+
+
+def example_input(spec: TensorSpec, samples: int) -> Tensor:
+    """Zeros of the input's dtype and shape."""
+    return torch.zeros(samples, *spec.item_shape, dtype=getattr(torch, spec.dtype))

@@ -55,3 +55,13 @@ def output_specs(spec: ModelSpec, names: Sequence[str]) -> tuple[TensorSpec, ...
         if name not in known:
             raise unknown_name("output", name, known)
     return tuple(TensorSpec(name, "float32", ("N", *known[name].shape)) for name in names)
+
+
+INPUT = "image"
+
+
+def input_spec(spec: ModelSpec, dtype: str = "uint8") -> TensorSpec:
+    """The graph's one input: ``uint8 [N, H, W, C]`` pixels, or normalised ``float32 [N, C, H, W]``."""
+    size, channels = spec.image_size, spec.in_channels
+    shape = (size, size, channels) if dtype == "uint8" else (channels, size, size)
+    return TensorSpec(INPUT, dtype, ("N", *shape))

@@ -12,18 +12,12 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from vggdeploy.bundle.checkpoint import (
-    CHECKPOINT_NAME,
-    WEIGHTS_NAME,
-    Checkpoint,
-    read_checkpoint,
-)
-from vggdeploy.errors import CheckpointError
-from vggdeploy.files import atomic_directory, sha256_of
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
+from vggdeploy.errors import CheckpointError, first_line
 from vggdeploy.model.vgg import VGG
-from vggdeploy.optional import first_line
 from vggdeploy.records import to_json
 from vggdeploy.spec import ModelSpec
+from vggdeploy.system.files import atomic_directory, sha256_of
 
 
 def save_checkpoint(target: Path, model: VGG, checkpoint: Checkpoint, *, overwrite: bool = False) -> Checkpoint:

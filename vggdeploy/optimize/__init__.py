@@ -1,0 +1,1 @@
+"""``vggdeploy optimize``: steps that make a model smaller or faster."""

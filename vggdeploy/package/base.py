@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from vggdeploy._version import __version__
 from vggdeploy.bundle import Bundle, FileRecord, Variant
 from vggdeploy.bundle.store import now
-from vggdeploy.errors import IntegrityError, UsageError
-from vggdeploy.files import atomic_directory, sha256_of
+from vggdeploy.engine.selection import choices
+from vggdeploy.errors import IntegrityError, UsageError, unknown_name
 from vggdeploy.records import SCHEMA_VERSION, Record, to_json
-from vggdeploy.selection import choices
+from vggdeploy.system.files import atomic_directory, sha256_of
 from vggdeploy.types import Verdict
 
 MARKER = "vggdeploy-package.json"
@@ -160,3 +162,48 @@ def chosen_variant(order: Order, formats: Sequence[str], what: str) -> Variant:
     if len(found) > 1:
         raise UsageError(f"{what} takes one variant, not {len(found)}", "name one with --variant")
     return found[0]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row: where its function is, and the settings of an `Order` that mean something to it."""
+
+    name: str
+    module: str
+    function: str
+    settings: tuple[str, ...] = ()
+    marker: str = MARKER
+
+    def make(self, order: Order) -> Made:
+        """Write the package.
+
+        Raises:
+            UsageError: a setting that this target would ignore.
+        """
+        for setting in ("name", "max_batch", "instances", "serve"):
+            if getattr(order, setting) is not None and setting not in self.settings:
+                raise UsageError(
+                    f"--{setting.replace('_', '-')} means nothing to the target {self.name}", "leave it out"
+                )
+        function = getattr(importlib.import_module(self.module), self.function)
+        return cast("Callable[[Order], Made]", function)(order)
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("triton", "vggdeploy.package.triton", "package_triton", ("name", "max_batch", "instances")),
+    Target("slim", "vggdeploy.package.slim", "package_slim", marker="manifest.json"),
+    Target("cpp", "vggdeploy.package.cpp", "package_cpp"),
+    Target("oci", "vggdeploy.package.oci", "package_oci", ("serve",)),
+)
+
+
+def get_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: there is none; the closest name is offered.
+    """
+    for target in TARGETS:
+        if target.name == name.strip().lower():
+            return target
+    raise unknown_name("target", name, [t.name for t in TARGETS])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import importlib.metadata
 import json
 import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 from vggdeploy._version import __version__
 from vggdeploy.bundle import Variant
-from vggdeploy.errors import one_line
-from vggdeploy.optional import version
+from vggdeploy.errors import IncompatibleError, one_line
 from vggdeploy.package.base import Made, Order, chosen_variant, finish, package_directory
 from vggdeploy.package.slim import write_slim
-from vggdeploy.package.wheel import write_wheel
+from vggdeploy.system.optional import version
 
 # The extras `base`, `cpu` and `serve`, as far as an image needs them.
 BASE = ("numpy", "msgspec", "pillow", "typer")
@@ -83,3 +87,45 @@ def dockerfile(order: Order, variant: Variant, *, serve: bool) -> str:
         f"CMD {json.dumps(command)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same code is the same wheel, whenever it is packed
+_WHEEL = "Wheel-Version: 1.0\nGenerator: vggdeploy\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def write_wheel(directory: Path) -> Path:
+    """Write the wheel; returns its path.
+
+    Raises:
+        IncompatibleError: vggdeploy is not installed, only found on the path: then nothing says what it needs.
+    """
+    try:
+        installed = importlib.metadata.distribution("vggdeploy")
+    except importlib.metadata.PackageNotFoundError:
+        raise IncompatibleError("vggdeploy is not installed here", "install it: pip install .") from None
+    about = f"vggdeploy-{installed.version}.dist-info"
+    home = Path(__file__).parents[1]
+    files = {
+        f"vggdeploy/{path.relative_to(home).as_posix()}": path.read_bytes()
+        for path in sorted(home.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    for name in ("METADATA", "entry_points.txt", "licenses/LICENSE", "licenses/NOTICE"):
+        text = installed.read_text(name)
+        if text is not None:
+            files[f"{about}/{name}"] = text.encode()
+    files[f"{about}/WHEEL"] = _WHEEL.encode()
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
+    files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
+    target = directory / f"vggdeploy-{installed.version}-py3-none-any.whl"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data)
+    return target
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

@@ -7,19 +7,12 @@ No ensemble is needed: decoding apart, the preprocessing is in the graph. The fi
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Union
 
 from vggdeploy.bundle import Manifest, Variant
 from vggdeploy.errors import UsageError, one_line
-from vggdeploy.package.base import (
-    Made,
-    Order,
-    chosen_variants,
-    copy_checked,
-    finish,
-    package_directory,
-)
-from vggdeploy.package.prototext import Message, Word, map_field, to_text
+from vggdeploy.package.base import Made, Order, chosen_variants, copy_checked, finish, package_directory
 from vggdeploy.runtime.preflight import check_file
 from vggdeploy.types import TensorSpec
 
@@ -184,3 +177,49 @@ def _warmup(manifest: Manifest, variant: Variant, batch: int) -> Message:
         ("batch_size", batch),
         *map_field("inputs", [(_input_name(manifest, variant), value)]),
     ]
+
+
+class Word(str):
+    """A bare word: the name of an enumeration's value."""
+
+    __slots__ = ()
+
+
+Message = list[tuple[str, "Value"]]
+Value = Union[str, int, bool, "Message"]
+
+
+def to_text(message: Message) -> str:
+    """``[("name", "vgg"), ("input", [("dims", 3)])]`` as text. A repeated field is a name that comes several times."""
+    return "".join(f"{line}\n" for line in _lines(message, ""))
+
+
+def map_field(name: str, entries: Iterable[tuple[str, Value]]) -> Message:
+    """A map as the text format has it: one message of key and value an entry."""
+    return [(name, [("key", key), ("value", value)]) for key, value in entries]
+
+
+def _lines(message: Message, indent: str) -> Iterator[str]:
+    for name, value in message:
+        if isinstance(value, list):
+            yield f"{indent}{name} {{"
+            yield from _lines(value, f"{indent}  ")
+            yield f"{indent}}}"
+        else:
+            yield f"{indent}{name}: {_scalar(value)}"
+
+
+def _scalar(value: str | int) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Word | int):
+        return str(value)
+    return '"' + "".join(map(_byte, value.encode())) + '"'
+
+
+def _byte(code: int) -> str:
+    """A byte of a string: quotes and backslashes escaped, what is not printable ASCII in octal."""
+    character = chr(code)
+    if character in '"\\':
+        return f"\\{character}"
+    return character if 32 <= code < 127 else f"\\{code:03o}"

@@ -9,8 +9,7 @@ from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
 from vggdeploy.parity.judge import judge
 from vggdeploy.parity.metrics import ClassCounts, OutputStats
-from vggdeploy.parity.reference import Reference, golden_reference, run_all
-from vggdeploy.parity.spool import Array
+from vggdeploy.parity.reference import Array, Reference, golden_reference, run_all
 from vggdeploy.records import ParityRecord, Thresholds
 from vggdeploy.runtime import CheckedSession, backend_for
 from vggdeploy.types import Device, ImageSource, Verdict

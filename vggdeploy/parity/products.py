@@ -6,9 +6,11 @@ https://protobuf.dev/programming-guides/encoding describes it, and what holds nu
 
 from __future__ import annotations
 
+import heapq
 import mmap
 import re
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,8 +18,7 @@ from google.protobuf.message import DecodeError
 
 from vggdeploy.bundle.precision import Product, type_name
 from vggdeploy.errors import BundleError
-from vggdeploy.parity.order import sorted_nodes
-from vggdeploy.runtime.onnx_bytes import varint
+from vggdeploy.runtime.tiny_onnx import varint
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
@@ -171,3 +172,26 @@ def _read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise ValueError("a number of more than 64 bits")
+
+
+def sorted_nodes(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The same nodes, moved as little as that needs: quantisers append theirs at the end of the file.
+
+    Nodes of a cycle, which no library runs, are left out.
+    """
+    made_by = {name: index for index, node in enumerate(nodes) for name in node.output}
+    missing = [{made_by[name] for name in node.input if name in made_by} for node in nodes]
+    readers = defaultdict(list)
+    for index, needed in enumerate(missing):
+        for maker in needed:
+            readers[maker].append(index)
+    ready = [index for index, needed in enumerate(missing) if not needed]
+    found = []
+    while ready:
+        index = heapq.heappop(ready)
+        found.append(nodes[index])
+        for reader in readers[index]:
+            missing[reader].discard(index)
+            if not missing[reader]:
+                heapq.heappush(ready, reader)
+    return found

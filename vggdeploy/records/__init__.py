@@ -28,8 +28,7 @@ from vggdeploy.records.parity import (
     ParityReport,
     Thresholds,
 )
-from vggdeploy.records.search import Candidate, Goal, Point, SearchReport, Trial
-from vggdeploy.records.structure import Origin, Size, StepRecord
+from vggdeploy.records.search import Candidate, Goal, Origin, Point, SearchReport, Size, StepRecord, Trial
 
 __all__ = [
     "DEFAULT_THRESHOLDS",

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vggdeploy.errors import BundleError, UsageError
-from vggdeploy.optional import first_line
+from vggdeploy.errors import BundleError, UsageError, first_line
 
 SCHEMA_VERSION = 1
 # Of the results that `report` reads: 2 has the command that made them, and of a bench its rounds and its quantiles.

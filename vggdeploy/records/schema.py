@@ -6,6 +6,10 @@ from typing import Any
 
 import msgspec
 
+from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport
+from vggdeploy.records.conclusions import ComparisonReport, ReportSummary
+from vggdeploy.records.evaluation import EvaluationReport
+
 
 def json_schema(kind: type[Any], title: str) -> dict[str, Any]:
     """JSON Schema, draft 2020-12, of a record."""
@@ -33,3 +37,18 @@ def _with_one_line_descriptions(schema: Any) -> Any:
         else _with_one_line_descriptions(value)
         for key, value in schema.items()
     }  # fmt: skip
+
+
+RESULTS: dict[str, tuple[type[Any], str]] = {
+    "parity": (ParityReport, "vggdeploy verify --json"),
+    "bench": (BenchReport, "vggdeploy bench --json"),
+    "evaluation": (EvaluationReport, "vggdeploy evaluate --json"),
+    "comparison": (ComparisonReport, "vggdeploy compare --json"),
+    "report": (ReportSummary, "vggdeploy report --json"),
+}
+
+
+def result_schema(name: str) -> dict[str, Any]:
+    """The schema of one of `RESULTS`."""
+    kind, command = RESULTS[name]
+    return json_schema(kind, f"what {command} prints, schema version {RESULT_VERSION}")

@@ -40,7 +40,7 @@ class Trial(Record, frozen=True, kw_only=True):
     """One network that was looked at.
 
     ``quantisation_aware``: whether it was fine-tuned once more with INT8's rounding, as INT8 had missed the goal. ``cost`` is
-    `vggdeploy.optimize.goals.cost`. ``drop`` is that of its FP32 model on the validation split; None with the
+    `vggdeploy.search.goals.cost`. ``drop`` is that of its FP32 model on the validation split; None with the
     reason in ``skipped`` where it was not fine-tuned.
     """
 
@@ -118,3 +118,51 @@ class SearchReport(Record, frozen=True, kw_only=True):
     def chose(self, one: Candidate) -> bool:
         """Whether this candidate is the winner."""
         return (one.trial, one.variant) == (self.winner, self.chosen)
+
+
+class Size(Record, frozen=True, kw_only=True):
+    """Trainable parameters, multiply-accumulates for one image, bytes of the FP32 weights' file."""
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+class Origin(Record, frozen=True, kw_only=True):
+    """The network that was trained, before any step changed its structure.
+
+    ``sha256`` is its weights'. ``accuracy`` is that on each split of ``dataset``. ``hits`` say which images it had right:
+    Base64 of NumPy's ``packbits``, in the split's own order. So the paired drop against it can be found where its weights
+    are not.
+    """
+
+    sha256: str
+    title: str
+    size: Size
+    dataset: str
+    accuracy: dict[str, float]
+    hits: dict[str, str]
+
+
+class StepRecord(Record, frozen=True, kw_only=True):
+    """One change of structure with its fine-tuning. ``before`` is the checkpoint it was made from, of weights ``source``.
+
+    ``accuracy`` and ``drop`` are by split, after fine-tuning; the drop is against the *origin*, not the step before.
+    ``untuned`` is the accuracy on the validation split before fine-tuning. ``widths`` and ``ranks`` are those of the
+    layers that were changed; ``sensitivity`` holds, for every layer, pairs of a width and how much the validation loss
+    rises, in nats, when that layer alone has it.
+    """
+
+    step: str
+    source: str
+    before: Size
+    after: Size
+    untuned: float
+    accuracy: dict[str, float]
+    drop: dict[str, AccuracyDrop]
+    widths: dict[str, int] = {}
+    ranks: dict[str, int] = {}
+    sensitivity: dict[str, tuple[tuple[int, float], ...]] = {}
+    epochs: int = 0
+    teacher: str = ""
+    seconds: float = 0.0

@@ -9,8 +9,8 @@ from pathlib import Path
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME
 from vggdeploy.errors import UsageError
-from vggdeploy.optional import require
 from vggdeploy.report.history import Point, read_history
+from vggdeploy.system.optional import require
 
 NAMES = ("curves.png", "curves.html")
 

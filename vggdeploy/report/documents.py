@@ -9,18 +9,17 @@ from typing import Any
 
 import msgspec
 
-from vggdeploy.errors import InputError
-from vggdeploy.evaluation import EvaluationReport
-from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import InputError, first_line
 from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, from_json
+from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.system.files import read_regular
 
 _MAX_BYTES = 256 * 2**20
 _MAKE = "give what these print: vggdeploy verify --json, vggdeploy bench --json, vggdeploy evaluate --json"
 
 
 class GpuTime(msgspec.Struct, frozen=True):
-    """What a report shows of `vggdeploy.bench.gpu_records.GpuTimes`, which stands on a floor above."""
+    """What a report shows of `vggdeploy.records.gpu.GpuTimes`, which stands on a floor above."""
 
     batch: int
     h2d_ms: float

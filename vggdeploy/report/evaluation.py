@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vggdeploy.evaluation import EvaluationReport
+from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.report.curves import need_plots
 from vggdeploy.report.page import Grid
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vggdeploy.errors import one_line
-from vggdeploy.evaluation import EvaluationReport
 from vggdeploy.records import BenchReport, BenchRow, LayerReport, SearchReport
+from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.report.documents import GpuDetail, Results
 from vggdeploy.report.findings import smallest_batch
 from vggdeploy.report.page import Cell, Grid

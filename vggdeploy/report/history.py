@@ -9,9 +9,8 @@ from typing import Literal
 import msgspec
 
 from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
-from vggdeploy.errors import CheckpointError
-from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import CheckpointError, first_line
+from vggdeploy.system.files import read_regular
 
 HISTORY_NAME = "history.jsonl"
 _MAX_BYTES = 256 * 2**20

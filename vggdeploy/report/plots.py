@@ -12,9 +12,9 @@ import altair as alt
 import vl_convert
 
 from vggdeploy.errors import UsageError, one_line
-from vggdeploy.files import atomic_write
 from vggdeploy.report.history import Point
 from vggdeploy.report.page import DARK, Grid, chart_page, theme
+from vggdeploy.system.files import atomic_write
 
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from vggdeploy.errors import one_line
-from vggdeploy.evaluation import EvaluationReport
 from vggdeploy.records import BenchReport, ParityReport, SearchReport
+from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.report import hunt
 from vggdeploy.report.documents import Document, GpuDetail, Results
 from vggdeploy.report.findings import RULE, recommend

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggdeploy.errors import UsageError, one_line
-from vggdeploy.files import atomic_write
 from vggdeploy.records import BenchReport
-from vggdeploy.records.report import Recommended, ReportSummary, VariantLight
+from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
 from vggdeploy.report.curves import need_plots
 from vggdeploy.report.documents import Results, read_results
 from vggdeploy.report.findings import recommend
 from vggdeploy.report.subjects import Cast, gather, short_path
 from vggdeploy.report.text import comma_separated, markdown
+from vggdeploy.system.files import atomic_write
 
 SUFFIXES = (".html", ".md", ".csv")
 

@@ -1,7 +1,6 @@
 """Sessions: one open variant on one backend and device, arrays in, arrays out."""
 
-from vggdeploy.runtime.base import Availability, CheckedSession, Session
-from vggdeploy.runtime.options import GpuOptions
+from vggdeploy.runtime.base import Availability, CheckedSession, GpuOptions, Session
 from vggdeploy.runtime.registry import BACKENDS, Backend, backend_for, get_backend
 from vggdeploy.runtime.sessions import open_session, runnable
 

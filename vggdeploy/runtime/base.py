@@ -1,4 +1,4 @@
-"""The session protocol, and the wrapper that checks every call once, so that no backend has to."""
+"""The session protocol, how a session uses a GPU, and the wrapper that checks every call once, so that no backend has to."""
 
 from __future__ import annotations
 
@@ -7,17 +7,60 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import BuildRecord
-from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
-from vggdeploy.runtime.options import GpuOptions, GpuSession, Handle, Hint
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.machine import usable_cores
 from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
+
+MAX_CONTEXTS = 64
+
+# What a session on the CPU is set up for: a short answer, or many answers a second from several calls at once.
+Hint = Literal["latency", "throughput"]
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """Settings of a session on a GPU.
+
+    ``contexts``: how many batches run at the same time, each with buffers and scratch memory of its own; they are made
+    when they are needed. ``graphs``: capture CUDA graphs. ``graph_batches``: of these batch sizes only; empty: those
+    that the engine was built with, else every size that comes a second time. ``cache``: the directory of what was
+    compiled on this machine; default: in the user's cache.
+    """
+
+    contexts: int = 4
+    graphs: bool = True
+    graph_batches: tuple[int, ...] = ()
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.contexts <= MAX_CONTEXTS:
+            raise UsageError(f"{self.contexts} contexts", f"give 1 to {MAX_CONTEXTS}")
+        if any(size < 1 for size in self.graph_batches):
+            raise UsageError(f"CUDA graphs for batches of {self.graph_batches}", "give sizes above 0")
+
+
+class Handle(Protocol):
+    """A batch under way."""
+
+    def result(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class GpuSession(Protocol):
+    """What a session on a GPU has beside `vggdeploy.runtime.base.Session`."""
+
+    def run_async(self, feeds: Mapping[str, Any]) -> Handle: ...
+    def run_on_device(
+        self, feeds: Mapping[str, Any], *, out: Mapping[str, Any] | None = None, stream: int | None = None
+    ) -> dict[str, Any]: ...
+
 
 Array = NDArray[Any]
 

@@ -18,12 +18,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.cache import Cache, cache_home, key_of
-from vggdeploy.cgroups import usable_cores
 from vggdeploy.errors import BundleError, VggdeployError
-from vggdeploy.machine import fingerprint
-from vggdeploy.optional import import_silent
 from vggdeploy.runtime.base import Array, Availability, Source
+from vggdeploy.system.cache import Cache, cache_home, key_of
+from vggdeploy.system.machine import fingerprint, usable_cores
+from vggdeploy.system.optional import import_silent
 from vggdeploy.types import Device, Precision
 
 ov = import_silent("openvino")  # a plain import sends a report to Intel

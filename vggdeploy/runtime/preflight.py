@@ -12,9 +12,9 @@ from pathlib import Path
 
 from vggdeploy.bundle import BuildRecord, Variant
 from vggdeploy.errors import IncompatibleError, IntegrityError
-from vggdeploy.files import open_regular
-from vggdeploy.runtime.cuda import Gpu, find_gpu
+from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu
 from vggdeploy.runtime.registry import ENGINES, library_title
+from vggdeploy.system.files import open_regular
 from vggdeploy.types import Device
 
 _AMPERE = 80

@@ -8,9 +8,8 @@ from types import ModuleType
 
 from vggdeploy.bundle import Variant
 from vggdeploy.errors import IncompatibleError, unknown_name
-from vggdeploy.optional import require
-from vggdeploy.runtime.base import Availability
-from vggdeploy.runtime.options import Hint
+from vggdeploy.runtime.base import Availability, Hint
+from vggdeploy.system.optional import require
 from vggdeploy.types import Device
 
 
@@ -75,7 +74,7 @@ BACKENDS: tuple[Backend, ...] = (
         ("cpu", "cuda"),
     ),
     Backend(
-        "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime", "onnxruntime", "cpu",
+        "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime.session", "onnxruntime", "cpu",
         _ORT_DEVICES,
     ),
     Backend(
@@ -83,11 +82,11 @@ BACKENDS: tuple[Backend, ...] = (
         hints=("latency", "throughput"),
     ),
     Backend(
-        "tensorrt", "TensorRT", ("trt",), "tensorrt", "vggdeploy.runtime.tensorrt", "tensorrt", "gpu", ("cuda",),
+        "tensorrt", "TensorRT", ("trt",), "tensorrt", "vggdeploy.runtime.tensorrt.session", "tensorrt", "gpu", ("cuda",),
         builds_on=("cuda",),
     ),
     Backend(
-        "tensorrt-rtx", "TensorRT for RTX", ("rtx", "trt-rtx"), "tensorrt-rtx", "vggdeploy.runtime.tensorrt_rtx",
+        "tensorrt-rtx", "TensorRT for RTX", ("rtx", "trt-rtx"), "tensorrt-rtx", "vggdeploy.runtime.tensorrt.rtx",
         "tensorrt_rtx", "rtx", ("cuda",), builds_on=("cpu", "cuda"),
     ),
 )  # fmt: skip

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.runtime import preflight
-from vggdeploy.runtime.base import Availability, CheckedSession, Session, Source
-from vggdeploy.runtime.options import GpuOptions, Hint
+from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import backend_for, default_device
 from vggdeploy.types import Device, TensorSpec
 
@@ -88,3 +94,39 @@ def open_session(
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)
+
+
+def run_batch(session: CheckedSession, batch: Array) -> dict[str, Array]:
+    """Run a batch of at most the session's maximum: graph output name → array.
+
+    One below the minimum (the rest of a data set on an engine for batches of 8) is filled up with copies of its last
+    sample, whose answers are dropped.
+
+    Raises:
+        InputError: an empty or too large batch, a wrong dtype or shape, a NaN or infinity.
+    """
+    count, name = len(batch), session.inputs[0].name
+    if 0 < count < session.batch.min:
+        batch = np.concatenate([batch, np.repeat(batch[-1:], session.batch.min - count, axis=0)])
+    return {key: array[:count] for key, array in session.run({name: batch}).items()}
+
+
+MAX_WORKERS = 8  # decoding is the smaller part of the work: more threads only take cores from the session
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Generator[tuple[T, Future[R]]]:
+    """Each item with its result, computed on a few threads at most ``ahead`` items before it is asked for."""
+    workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -8,10 +8,9 @@ from typing import Any, Self
 
 import torch
 
-from vggdeploy.errors import VggdeployError
+from vggdeploy.errors import VggdeployError, first_line
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
-from vggdeploy.optional import first_line
 from vggdeploy.runtime.base import Array, Availability, Source
 from vggdeploy.types import Device
 

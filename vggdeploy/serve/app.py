@@ -16,18 +16,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from vggdeploy._version import __version__
-from vggdeploy.batching import AsyncEngine, AsyncLimits
 from vggdeploy.bundle.trust import Trust
-from vggdeploy.cgroups import usable_cores
-from vggdeploy.engine import load
+from vggdeploy.engine.async_engine import AsyncEngine, AsyncLimits
+from vggdeploy.engine.engine import load
 from vggdeploy.errors import Overloaded, VggdeployError
 from vggdeploy.serve import images, page, protocol
+from vggdeploy.serve.common import Served, error_reply, known_error, served
 from vggdeploy.serve.guard import Guard
-from vggdeploy.serve.logs import LOGGER, say, write_to_stderr
-from vggdeploy.serve.metrics import Metrics
-from vggdeploy.serve.replies import error_reply, known_error
 from vggdeploy.serve.settings import Settings
-from vggdeploy.serve.state import Served, served
+from vggdeploy.serve.telemetry import LOGGER, Metrics, say, write_to_stderr
+from vggdeploy.system.machine import usable_cores
 
 SETTINGS_VARIABLE = "VGGDEPLOY_SERVE_SETTINGS"  # of worker processes: the Settings as JSON
 

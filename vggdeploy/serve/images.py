@@ -8,11 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from vggdeploy.batching import Answer
+from vggdeploy.engine.async_engine import Answer
+from vggdeploy.engine.embedding import POOLS
 from vggdeploy.errors import InputError, UsageError
-from vggdeploy.features import POOLS
-from vggdeploy.serve.replies import ERRORS, json_reply
-from vggdeploy.serve.state import served
+from vggdeploy.serve.common import ERRORS, json_reply, served
 
 router = APIRouter(tags=["Images"])
 

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from vggdeploy.bundle.trust import Trust
-from vggdeploy.engine import load
-from vggdeploy.errors import UsageError, VggdeployError
-from vggdeploy.optional import first_line
-from vggdeploy.raycluster import cluster, ray_module
+from vggdeploy.engine.engine import load
+from vggdeploy.errors import UsageError, VggdeployError, first_line
 from vggdeploy.serve.app import create_app
 from vggdeploy.serve.settings import TOKEN_VARIABLE, Settings
+from vggdeploy.system.ray import cluster, ray_module
 
 NAME = "vggdeploy"
 _BATCH = 32  # of a variant that takes more

@@ -8,17 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from vggdeploy._version import __version__
-from vggdeploy.engine import Engine
-from vggdeploy.serve.replies import ERRORS, error_reply, json_reply
-from vggdeploy.serve.state import Served, served
-from vggdeploy.serve.tensors import (
-    HEADER_LENGTH,
-    check_outputs,
-    describe,
-    inflate,
-    read_request,
-    write_answer,
-)
+from vggdeploy.engine.engine import Engine
+from vggdeploy.serve.common import ERRORS, Served, error_reply, json_reply, served
+from vggdeploy.serve.tensors import HEADER_LENGTH, check_outputs, describe, inflate, read_request, write_answer
 
 router = APIRouter(tags=["Open Inference Protocol v2"])
 VERSION = "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -9,20 +10,21 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors import Multiprocess
 
-from vggdeploy.cgroups import usable_cores
-from vggdeploy.engine import Engine
+from vggdeploy.engine.engine import Engine
 from vggdeploy.errors import VggdeployError
-from vggdeploy.serve import logs
+from vggdeploy.serve import telemetry
 from vggdeploy.serve.app import SETTINGS_VARIABLE, create_app, open_engine
-from vggdeploy.serve.connections import TimedProtocol
-from vggdeploy.serve.metrics import SHARED_DIRECTORY, Metrics
 from vggdeploy.serve.settings import Settings
+from vggdeploy.serve.telemetry import SHARED_DIRECTORY, Metrics
+from vggdeploy.system.machine import usable_cores
 
 _BACKLOG = 512
 
@@ -38,7 +40,7 @@ def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int
         not start.
     """
     settings.token()  # a wrong one is found before anything is opened
-    logs.write_to_stderr()
+    telemetry.write_to_stderr()
     with _listening(settings) as listener:
         metrics = Metrics()
         many = open_engine(settings, metrics)
@@ -92,7 +94,7 @@ def _config(settings: Settings, app: object, *, factory: bool = False, workers: 
         http=TimedProtocol,
         ws="none",
         lifespan="on",
-        log_config=None,  # `logs.write_to_stderr` has done it
+        log_config=None,  # `telemetry.write_to_stderr` has done it
         access_log=False,
         server_header=False,
         proxy_headers=False,  # what a client says of its own address is not believed
@@ -126,3 +128,46 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+HEADER_TIMEOUT = 10.0  # seconds
+
+
+class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # which of two it is, is known at run time
+    """Closes a connection that has no request under way and does not begin one in time."""
+
+    cycle: Any
+    transport: Any
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._under_way:
+            self._settle()
+        elif self._patience is None:  # the first bytes of a next request: its headers have the same time
+            self._wait()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._settle()
+        super().connection_lost(error)
+
+    @property
+    def _under_way(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self._patience = asyncio.get_running_loop().call_later(HEADER_TIMEOUT, self._give_up)
+
+    def _settle(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if not self._under_way and not self.transport.is_closing():
+            self.transport.close()

@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.answers import probabilities
 from vggdeploy.bundle import Manifest
+from vggdeploy.engine.embedding import SCORES
+from vggdeploy.engine.predictions import probabilities
 from vggdeploy.errors import InputError, unknown_name
-from vggdeploy.features import SCORES
 from vggdeploy.types import TensorSpec
 
 Array = NDArray[Any]

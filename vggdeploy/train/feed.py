@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdeploy.data.loaders import Images
-from vggdeploy.train.batches import AUGMENT, epoch_batches, step_seed
 from vggdeploy.train.recipe import Recipe
 
 T = TypeVar("T")
@@ -114,3 +114,27 @@ def ahead(made: Iterable[T], depth: int = AHEAD) -> Iterator[T]:
 class _Item(Generic[T]):
     value: T | None = None
     error: Exception | None = None
+
+
+# What a step draws: one stream each, so that augmentation does not change dropout.
+DROPOUT, AUGMENT = 1, 2
+
+
+def batches_per_epoch(images: int, batch_size: int) -> int:
+    return math.ceil(images / batch_size)
+
+
+def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Positions of the images of every batch of an epoch.
+
+    Every image comes once. Sizes differ by one at most, and none is above ``batch_size``: a last batch of a few images
+    would disturb batch norm's running statistics.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    return np.array_split(order, batches_per_epoch(images, batch_size))
+
+
+def step_seed(seed: int, step: int, *, stream: int, rank: int = 0) -> int:
+    """The seed of one of a step's random streams, in the process ``rank``."""
+    sequence = np.random.SeedSequence([seed, step, stream, rank])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

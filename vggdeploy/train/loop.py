@@ -15,20 +15,30 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkp
 from vggdeploy.bundle.store import now
 from vggdeploy.data.loaders import MEMORY, Images, open_split, per_class
 from vggdeploy.data.sources import get_dataset
+from vggdeploy.data.specs import DatasetSpec
 from vggdeploy.errors import UsageError
-from vggdeploy.files import atomic_directory, check_replaceable, check_writable
 from vggdeploy.model.deployable import Deployable
-from vggdeploy.model.vgg import new_vgg
+from vggdeploy.model.foreign.initial import load_initial_weights
+from vggdeploy.model.foreign.report import InitReport, KeepFresh
+from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import new_with_state, save_checkpoint
-from vggdeploy.optional import version
+from vggdeploy.spec import PreprocessSpec
+from vggdeploy.system.files import atomic_directory, check_replaceable, check_writable
+from vggdeploy.system.optional import version
 from vggdeploy.train.distill import Teacher
-from vggdeploy.train.environment import pick_device, pick_precision, repeatable, thread_count
-from vggdeploy.train.processes import Processes, join_processes, share_batch_norms
+from vggdeploy.train.environment import (
+    Processes,
+    join_processes,
+    pick_device,
+    pick_precision,
+    repeatable,
+    share_batch_norms,
+    thread_count,
+)
+from vggdeploy.train.quantisation import simulate_int8
 from vggdeploy.train.recipe import LIKE_INIT, Recipe
 from vggdeploy.train.record import HISTORY_NAME, OnNote, OnStep, TrainingRecord, TrainingResult, history_lines
 from vggdeploy.train.run import Data, Run, Setup
-from vggdeploy.train.simulated import simulate_int8
-from vggdeploy.train.start import preprocess_like, start_from
 from vggdeploy.train.state import Saver
 from vggdeploy.types import Device
 
@@ -218,3 +228,32 @@ def _write(setup: Setup, run: Run, record: TrainingRecord, path: Path, *, overwr
         (draft / "whole").rmdir()
         (draft / HISTORY_NAME).write_bytes(history_lines(run.curve))
     return written
+
+
+def start_from(recipe: Recipe, model: VGG, dataset: DatasetSpec) -> InitReport | None:
+    """Load the recipe's initial weights into ``model``; None where it starts from nothing.
+
+    With ``fresh = "auto"`` the last layer stays fresh when it names other classes, or another number of them.
+
+    Raises:
+        UsageError, CheckpointError, DataError: see `vggdeploy.model.foreign.initial.load_initial_weights`.
+    """
+    if not recipe.init:
+        return None
+    if recipe.fresh != "auto":
+        return load_initial_weights(recipe.init, model, keep_fresh=recipe.fresh)
+    keep: KeepFresh = "head" if _other_classes(Path(recipe.init), dataset) else "nothing"
+    return load_initial_weights(recipe.init, model, allow_head_mismatch=True, keep_fresh=keep)
+
+
+def _other_classes(source: Path, dataset: DatasetSpec) -> bool:
+    """Whether the source is a checkpoint of other classes. A last layer for other things is no start, if it fits too."""
+    return source.is_dir() and read_checkpoint(source, check_weights=False).labels != dataset.classes
+
+
+def preprocess_like(mine: PreprocessSpec, init: InitReport | None) -> PreprocessSpec:
+    """``mine`` with the mean and std that the initial weights were trained with, where they are known and fit."""
+    known = init.preprocess if init else None
+    if known is None or known.channels != mine.channels:
+        return mine
+    return msgspec.structs.replace(mine, mean=known.mean, std=known.std)

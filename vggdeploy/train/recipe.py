@@ -14,9 +14,8 @@ from vggdeploy.data.folder import is_folder
 from vggdeploy.data.sources import default_preprocess, get_dataset
 from vggdeploy.data.specs import DatasetSpec
 from vggdeploy.errors import UsageError, unknown_name
-from vggdeploy.model.foreign.blocks import parse_blocks
 from vggdeploy.records import Record
-from vggdeploy.spec import CUSTOM, ModelSpec, PreprocessSpec, at_width, split_arch
+from vggdeploy.spec import CUSTOM, ModelSpec, PreprocessSpec, at_width, parse_blocks, split_arch
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "one-cycle", "constant"]
@@ -41,7 +40,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     and backward pass; weights are FP32 always. With ``arch`` ``"init"`` the network is that of the checkpoint ``init``.
     With ``distill`` the network also learns from the answers of that checkpoint, its teacher (see
     `vggdeploy.train.distill`): ``temperature`` softens them, and they weigh ``distill_weight``, the labels the rest.
-    ``quantisation_aware`` trains with the rounding of INT8 (see `vggdeploy.train.simulated`).
+    ``quantisation_aware`` trains with the rounding of INT8 (see `vggdeploy.train.quantisation`).
     """
 
     dataset: str = "digits"

@@ -11,9 +11,8 @@ from typing import Any
 
 import msgspec
 
-from vggdeploy.errors import UsageError, unknown_name
-from vggdeploy.files import read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import UsageError, first_line, unknown_name
+from vggdeploy.system.files import read_regular
 from vggdeploy.train.recipe import CUSTOM_NAMES, LIKE_INIT, NETWORK, Recipe
 
 BUILT_IN = ("classic", "modern")

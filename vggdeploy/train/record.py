@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -12,6 +14,7 @@ from vggdeploy.data.specs import Split
 from vggdeploy.model.foreign.report import InitReport
 from vggdeploy.records import Record
 from vggdeploy.spec import ModelSpec
+from vggdeploy.system.optional import require
 from vggdeploy.train.recipe import Recipe
 
 HISTORY_NAME = "history.jsonl"
@@ -127,3 +130,25 @@ class TrainingResult:
     path: str
     checkpoint: Checkpoint
     training: TrainingRecord
+
+
+@contextmanager
+def events(directory: Path) -> Iterator[OnStep]:
+    """Writes every point of the curve as ``loss/SPLIT`` and ``accuracy/SPLIT``, and the learning rate beside it.
+
+    Raises:
+        MissingDependencyError: TensorBoard is not installed.
+    """
+    require("tensorboard", to="write TensorBoard events", extra="tensorboard")
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    with SummaryWriter(str(directory)) as writer:
+
+        def write(now: TrainingStep) -> None:
+            for point in now.points:
+                writer.add_scalar(f"loss/{point.split}", point.loss, point.step)
+                writer.add_scalar(f"accuracy/{point.split}", point.accuracy, point.step)
+            if now.points:
+                writer.add_scalar("learning_rate", now.learning_rate, now.step)
+
+        yield write

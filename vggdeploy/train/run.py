@@ -21,16 +21,14 @@ from vggdeploy.model.foreign.report import InitReport
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import PreprocessSpec
-from vggdeploy.train.batches import batches_per_epoch
 from vggdeploy.train.distill import Teacher
-from vggdeploy.train.evaluate import Score, evaluate
-from vggdeploy.train.feed import Batch, Feed
+from vggdeploy.train.environment import Processes
+from vggdeploy.train.feed import Batch, Feed, batches_per_epoch
 from vggdeploy.train.optimizer import freeze, frozen_layers, moments, set_moments
-from vggdeploy.train.processes import Processes
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import CurvePoint, EpochRecord, OnStep, TrainingStep
 from vggdeploy.train.state import BEST_NAME, Saver, Standing, Tally
-from vggdeploy.train.step import Stepper
+from vggdeploy.train.step import Score, Stepper, evaluate
 from vggdeploy.types import Precision
 
 POINTS = 5  # of the training curve, an epoch

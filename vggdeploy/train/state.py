@@ -20,10 +20,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vggdeploy.errors import BundleError, CheckpointError, TrainingError, UsageError
-from vggdeploy.files import atomic_directory, link_tree, read_regular
-from vggdeploy.optional import first_line
+from vggdeploy.errors import BundleError, CheckpointError, TrainingError, UsageError, first_line
 from vggdeploy.records import Record, from_json, to_json
+from vggdeploy.system.files import atomic_directory, link_tree, read_regular
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import CurvePoint, EpochRecord
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vggdeploy.model.foreign.blocks import flat, named, pools
-from vggdeploy.spec import CUSTOM, Blocks, ModelSpec
+from vggdeploy.spec import CUSTOM, Blocks, ModelSpec, flat, named, pools
 
 POOLED = 7  # pixels: the side of the map that torchvision's adaptive pool makes before fc6
 

@@ -20,10 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vggdeploy.errors import CheckpointError
-from vggdeploy.files import open_regular, sha256_of
+from vggdeploy.errors import CheckpointError, first_line
 from vggdeploy.model.foreign.report import shortened
-from vggdeploy.optional import first_line
+from vggdeploy.system.files import open_regular, sha256_of
 
 # Names under which training programs keep the network in a larger dictionary, the likeliest first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")

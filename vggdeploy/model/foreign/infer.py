@@ -9,11 +9,23 @@ import msgspec
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError, UsageError
-from vggdeploy.model.foreign.blocks import flat, format_blocks, grouped, named, named_width, pools
 from vggdeploy.model.foreign.facts import Facts
 from vggdeploy.model.foreign.files import StateFile
 from vggdeploy.model.foreign.layouts import Foreign, recognise
-from vggdeploy.spec import ARCHITECTURES, CUSTOM, Blocks, ModelSpec, scaled_blocks, split_arch
+from vggdeploy.spec import (
+    ARCHITECTURES,
+    CUSTOM,
+    Blocks,
+    ModelSpec,
+    flat,
+    format_blocks,
+    grouped,
+    named,
+    named_width,
+    pools,
+    scaled_blocks,
+    split_arch,
+)
 
 
 def spec_from_state(

@@ -19,11 +19,10 @@ from urllib.parse import urlparse
 import torch.hub
 from torchvision.models import get_model_weights
 
-from vggdeploy.errors import CheckpointError, DataError, UsageError, unknown_name
-from vggdeploy.files import sha256_of
+from vggdeploy.errors import CheckpointError, DataError, UsageError, first_line, unknown_name
 from vggdeploy.model.foreign.files import StateFile, read_state_file
-from vggdeploy.optional import first_line
 from vggdeploy.spec import CUSTOM, ModelSpec, PreprocessSpec, architecture_names, split_arch
+from vggdeploy.system.files import sha256_of
 
 SCHEME = "torchvision:"
 TIMEOUT = 30.0  # seconds without a byte; torch.hub's own download would wait for ever

@@ -1,0 +1,79 @@
+"""`vggdeploy serve --ray`: the same answers through Ray's proxy, from a replica that is replaced when it dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import vggdeploy
+from vggdeploy.system.optional import installed
+
+pytestmark = [
+    pytest.mark.late,
+    pytest.mark.skipif(not installed("ray"), reason="pip install 'vggdeploy[ray]'"),
+]
+
+
+@pytest.fixture(scope="module")
+def served(bundle_dir: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggdeploy", "serve", bundle_dir, "--variant", "onnx-fp32", "--ray", "local", "--port", "0"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    lines: list[str] = []
+    assert process.stderr is not None
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")))  # type: ignore[union-attr]
+    reader.start()
+    end = time.monotonic() + 180
+    while not (found := re.search(r"http://\S+", "".join(lines))):
+        assert process.poll() is None, lines
+        assert time.monotonic() < end, lines
+        time.sleep(0.1)
+    yield found[0], process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+    reader.join(30)
+    process.stderr.close()
+
+
+def test_it_answers_as_the_engine_does_and_ends_with_sigterm(
+    served: tuple[str, subprocess.Popen[str]], bundle_dir: Path, digit_png: Path
+) -> None:
+    url, process = served
+    with vggdeploy.load(bundle_dir, variant="onnx-fp32") as engine:
+        expected = engine.classify(digit_png, top=1)[0]
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/v2/health/ready").status_code == 200
+        reply = client.post("/classify", content=digit_png.read_bytes())
+        assert reply.status_code == 200
+        best = (
+            reply.json()["images"][0]["predictions"][0] if "images" in reply.json() else reply.json()["predictions"][0]
+        )
+        assert best["label"] == expected.label
+        assert best["probability"] == pytest.approx(expected.probability, abs=1e-5)
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert client.post("/classify", content=b"no image").status_code == 400
+        assert client.get("/v2/health/ready", headers={"host": "evil.example"}).status_code == 421
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(90) == 0
+
+
+def test_a_token_that_no_node_would_have_is_refused(bundle_dir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vggdeploy", "serve", bundle_dir, "--ray", "local"],
+        capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "VGGDEPLOY_TOKEN": "correct-horse-battery-staple"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "does not reach the replicas" in done.stderr

@@ -1,0 +1,1 @@
+"""``vggdeploy build``: TensorRT engines from a bundle's ONNX files."""

@@ -1,0 +1,237 @@
+"""From a bundle's ONNX to an engine in that bundle: build or copy, prove the precision, record how it was made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vggdeploy.build.cache import ENGINE, LOG, EngineCache, Made, build_entry, copy_file
+from vggdeploy.build.request import BuildPlan, BuildRequest, make_request
+from vggdeploy.build.tensorrt import Built
+from vggdeploy.bundle import BuildRecord, Bundle, Manifest, RebuildSpread, Variant, update_bundle
+from vggdeploy.errors import BuildError, BundleError, UsageError
+from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
+from vggdeploy.runtime import open_session, runnable
+from vggdeploy.runtime.sessions import run_batch
+from vggdeploy.system.files import scratch_directory
+from vggdeploy.types import OnProgress, TensorSpec, Verdict, silent
+
+
+class BuildReport(Record, frozen=True, kw_only=True):
+    """What ``vggdeploy build --json`` prints: the variant as the manifest has it, its bytes and their hash.
+
+    ``cached``: the engine was built before, and copied from the cache.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    variant: Variant
+    size: int
+    sha256: str
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Added:
+    """The bundle as it stands now, and the engine that was added to it."""
+
+    bundle: Bundle
+    variant: Variant
+    cached: bool = False
+
+    def report(self) -> BuildReport:
+        size, sha256 = self.bundle.size(self.variant), self.bundle.sha256(self.variant.path)
+        return BuildReport(
+            bundle=str(self.bundle.root), variant=self.variant, size=size, sha256=sha256, cached=self.cached
+        )
+
+
+def build_into(
+    bundle: Bundle,
+    plan: BuildPlan,
+    *,
+    rebuilds: int = 1,
+    cache: EngineCache | None = None,
+    on_progress: OnProgress = silent,
+) -> Added:
+    """Build an engine from the bundle's ONNX of that precision, and add it to the bundle in one step.
+
+    An engine for the same GPUs, from the same release of the same library and of the same precision, is replaced; others
+    stay beside it. The result is `Verdict.UNPROVEN` until ``verify`` ran it.
+
+    Args:
+        rebuilds: build that often, without the cache, and record how the builds differ. The first one is kept.
+        cache: where an engine of the same ONNX, library, GPU and options is looked for, and kept. Default: nowhere.
+        on_progress: called with the share that is done, from 0 to 1, and the name of the phase.
+
+    Raises:
+        UsageError: an unknown engine or target, or targets for an engine that has none.
+        BundleError: the bundle has no ONNX of that precision, or it was altered.
+        IncompatibleError: the library, an option of it or the GPU that it needs is missing.
+        BuildError: the library refused the model; ParityError: the built precision is not the asked one.
+    """
+    request = make_request(bundle, plan)
+    if rebuilds < 1:
+        raise UsageError(f"{rebuilds} rebuilds", "give at least 1")
+    if rebuilds > 1:
+        cache = None  # a copy says nothing about the next build
+    with made_engine(bundle, request, cache=cache, on_progress=on_progress) as made:
+        record = request.record(made.entry.seconds)
+        if rebuilds > 1:
+            variant = engine_variant(request, made, record, request.name(bundle.manifest))
+            found = spread(bundle, request, variant, made, rebuilds, on_progress)
+            record = msgspec.structs.replace(record, rebuilds=found)
+        return add_engine(bundle, request, made, record)
+
+
+@contextmanager
+def made_engine(
+    bundle: Bundle, request: BuildRequest, *, cache: EngineCache | None, on_progress: OnProgress = silent
+) -> Iterator[Made]:
+    """The engine of a request, built or found in the cache; its graph is the bundle's. It is gone with the block."""
+    source = bundle.path(request.source.path)  # its hash is checked here
+    key, about = request.key(), request.about()
+
+    def build(target: Path) -> Built:
+        return request.build(source, target, on_progress)
+
+    def wait() -> None:
+        on_progress(0.0, "waiting for another process that builds it")
+
+    # A cache that cannot be written is no reason not to build.
+    if cache is not None and cache.writable():
+        with cache.engine(key, about, build, on_wait=wait) as made:
+            if made.cached:
+                on_progress(1.0, "copied from the cache")
+            _check_graph(made, bundle.manifest, request.source)
+            yield made
+        return
+    with scratch_directory(bundle.root) as scratch:
+        entry = build_entry(scratch, key, about, build)
+        made = Made(scratch / ENGINE, entry, (scratch / LOG).read_bytes(), cached=False)
+        _check_graph(made, bundle.manifest, request.source)
+        yield made
+
+
+def add_engine(
+    bundle: Bundle, request: BuildRequest, made: Made, record: BuildRecord, parity: ParityRecord | None = None
+) -> Added:
+    """Put an engine into the bundle as it is now: others may have been added while this one was built.
+
+    Args:
+        parity: the proof, where it was run already.
+
+    Raises:
+        BundleError: the ONNX that the engine was built from is not the bundle's any more.
+    """
+    latest = Bundle.open(bundle.root, only=())
+    source = {v.name: v for v in latest.manifest.variants}.get(request.source.name)
+    if source is None or latest.sha256(source.path) != request.source_sha256:
+        raise BundleError(f"{request.source.name} of {bundle.root} was replaced meanwhile", "run this command again")
+    variant = engine_variant(request, made, record, request.name(latest.manifest))
+    if parity is not None:
+        variant = msgspec.structs.replace(variant, parity=msgspec.structs.replace(parity, variant=variant.name))
+    with update_bundle(latest) as draft:
+        copy_file(made.path, draft.path(variant.path))
+        # Hashed as the library gave it, or when it was found in the cache; every reader hashes it again.
+        draft.known(variant.path, made.entry.sha256)
+        draft.write(f"{PurePosixPath(variant.path).parent}/{LOG}", made.log)
+        draft.manifest = latest.manifest.with_variants(variant)
+    return Added(Bundle(bundle.root, draft.manifest), variant, made.cached)
+
+
+def engine_variant(request: BuildRequest, made: Made, record: BuildRecord, name: str) -> Variant:
+    """The engine as a manifest has it: not proven yet."""
+    variant = Variant(
+        name=name,
+        format=request.backend.name,
+        precision=request.precision,
+        path=f"variants/{name}/{ENGINE}",
+        batch=request.batch,
+        proof=made.entry.proof,
+        build=record,
+    )
+    return msgspec.structs.replace(variant, parity=_unproven(variant))
+
+
+def _check_graph(made: Made, manifest: Manifest, source: Variant) -> None:
+    """The engine's inputs and outputs have to be those that every user of the bundle relies on."""
+
+    def plain(specs: Sequence[TensorSpec]) -> dict[str, Any]:
+        return {spec.name: (spec.dtype, spec.item_shape) for spec in specs}
+
+    found = made.entry
+    if plain(found.inputs) != plain([manifest.input]) or plain(found.outputs) != plain(manifest.outputs):
+        texts = ", ".join(map(str, (*found.inputs, *found.outputs)))
+        raise BuildError(f"{source.name} has not the manifest's inputs and outputs, but {texts}", "export it again")
+
+
+def _unproven(variant: Variant) -> ParityRecord:
+    """No comparison was made: why, and what makes it."""
+    here = runnable(variant)
+    if here.runs:
+        reason = "built and not run yet (vggdeploy verify)"
+    else:
+        reason = f"built where it cannot run ({here.reason}); the golden pair proves it on its GPU: vggdeploy verify"
+    return ParityRecord(
+        variant=variant.name, backend=variant.format, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,)
+    )
+
+
+WARM_UP = 10
+CALLS = 100
+
+
+def spread(
+    bundle: Bundle,
+    request: BuildRequest,
+    variant: Variant,
+    first: Made,
+    builds: int,
+    on_progress: OnProgress = silent,
+) -> RebuildSpread:
+    """Build ``builds`` − 1 times more, and compare with the ``first``. Each engine is gone before the next is built."""
+    source = bundle.path(request.source.path)
+    runs = runnable(variant).runs
+    hashes, sizes, seconds = {first.entry.sha256}, [first.entry.size], [first.entry.seconds]
+    latencies = [_p50(bundle, variant, first.path, first.entry.sha256)] if runs else []
+    for number in range(2, builds + 1):
+        with scratch_directory(bundle.root) as scratch:
+            built = request.build(source, scratch / ENGINE, _numbered(on_progress, number, builds))
+            hashes.add(built.sha256)
+            sizes.append(built.size)
+            seconds.append(built.seconds)
+            if runs:
+                latencies.append(_p50(bundle, variant, scratch / ENGINE, built.sha256))
+    return RebuildSpread(
+        builds=builds,
+        distinct=len(hashes),
+        sizes=tuple(sizes),
+        seconds=tuple(round(value, 3) for value in seconds),
+        p50_ms=tuple(round(value, 4) for value in latencies),
+    )
+
+
+def _numbered(on_progress: OnProgress, number: int, builds: int) -> OnProgress:
+    return lambda share, phase: on_progress(share, f"build {number} of {builds}: {phase}")
+
+
+def _p50(bundle: Bundle, variant: Variant, engine: Path, sha256: str) -> float:
+    """Median milliseconds of a batch of the optimal size, from the golden images."""
+    inputs, _ = bundle.golden()
+    images = np.resize(inputs[bundle.manifest.input.name], (variant.batch.opt, *bundle.manifest.input.item_shape))
+    times = []
+    with open_session(bundle, variant, file=(engine, sha256)) as session:
+        for call in range(WARM_UP + CALLS):
+            start = time.perf_counter_ns()
+            run_batch(session, images)
+            if call >= WARM_UP:
+                times.append(time.perf_counter_ns() - start)
+    return float(np.median(times)) / 1e6

@@ -1,0 +1,171 @@
+"""What can be asked of a build beside precision, batch and targets. An option that a library lacks is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vggdeploy.errors import BuildError, IncompatibleError, UsageError, unknown_name
+from vggdeploy.runtime.tensorrt.api import title
+from vggdeploy.system.files import read_regular, sha256_of
+from vggdeploy.types import BatchRange
+
+HARDWARE = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
+MAX_OPT_LEVEL = 5  # both libraries take a larger number, and then use this one
+MAX_TIMING_CACHE = 2**30
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmgt]i?)?(b)?", re.IGNORECASE)
+
+# What TensorRT for RTX 1.7 has in its module and does not do: the setters only warn, and the build goes on without.
+_NOT_IN_RTX = {
+    "timing_cache": "it times no kernels at build time; leave --timing-cache out",
+    "hardware_compatible": "one engine serves every GPU that --target names, for example --target ampere,ada",
+    "version_compatible": "it has no lean runtime: its engines load only in the release that built them",
+}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What was asked for; None and False leave the library's default.
+
+    ``workspace``: bytes of GPU memory that a kernel may use while it runs. ``opt_level``: how long the builder searches,
+    0–5. ``timing_cache``: a file, read before the build and written after it. ``hardware_compatible``: a key of
+    `HARDWARE`. ``version_compatible``: loads in later releases too, by their lean runtime. ``sparse``: 2:4 sparse kernels
+    where the weights are so. ``graph_batches``: batch sizes that a session captures as CUDA graphs.
+    """
+
+    workspace: int | None = None
+    opt_level: int | None = None
+    timing_cache: Path | None = None
+    hardware_compatible: str | None = None
+    version_compatible: bool = False
+    sparse: bool = False
+    graph_batches: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.workspace is not None and self.workspace < 1:
+            raise UsageError("a workspace of 0 bytes", "give a size with its unit: --workspace 2GiB")
+        if self.opt_level is not None and not 0 <= self.opt_level <= MAX_OPT_LEVEL:
+            raise UsageError(f"optimisation level {self.opt_level}", f"give 0 to {MAX_OPT_LEVEL}: --opt-level 3")
+        if self.hardware_compatible is not None and self.hardware_compatible not in HARDWARE:
+            raise unknown_name("hardware compatibility", self.hardware_compatible, HARDWARE)
+
+    @classmethod
+    def from_record(cls, options: Mapping[str, str], graph_batches: Sequence[int] = ()) -> BuildOptions:
+        """What an engine was built with, to build it again. (A timing cache is a file of the machine that had it.)"""
+        level = options.get("opt_level", "")
+        return cls(
+            workspace=parse_size(options["workspace"]) if "workspace" in options else None,
+            opt_level=int(level) if level.isdecimal() else None,
+            hardware_compatible=options.get("hardware_compatible"),
+            version_compatible="version_compatible" in options,
+            sparse="sparse" in options,
+            graph_batches=tuple(graph_batches),
+        )
+
+    def as_text(self) -> dict[str, str]:
+        """What decides the bytes of the engine, for the manifest and for the cache's key."""
+        found = {
+            "workspace": None if self.workspace is None else str(self.workspace),
+            "opt_level": None if self.opt_level is None else str(self.opt_level),
+            "timing_cache": self._timing_cache_sha256(),
+            "hardware_compatible": self.hardware_compatible,
+            "version_compatible": "yes" if self.version_compatible else None,
+            "sparse": "yes" if self.sparse else None,
+        }
+        return {name: text for name, text in found.items() if text is not None}
+
+    def _timing_cache_sha256(self) -> str | None:
+        if self.timing_cache is None:
+            return None
+        return sha256_of(self.timing_cache) if self.timing_cache.exists() else "new"
+
+    def check(self, library: Any, batch: BatchRange) -> None:
+        """Refuse, before anything is built, what the library lacks and what the batch range makes senseless.
+
+        Raises:
+            IncompatibleError: the library, or this version of it, lacks an option that was asked for.
+            UsageError: a CUDA graph for a batch size that the engine does not take.
+        """
+        flags = library.BuilderFlag
+        has = {
+            "timing_cache": hasattr(library.IBuilderConfig, "set_timing_cache"),
+            "hardware_compatible": self.hardware_compatible is None
+            or hasattr(getattr(library, "HardwareCompatibilityLevel", None), HARDWARE[self.hardware_compatible]),
+            "version_compatible": hasattr(flags, "VERSION_COMPATIBLE") and hasattr(flags, "EXCLUDE_LEAN_RUNTIME"),
+            "sparse": hasattr(flags, "SPARSE_WEIGHTS"),
+            "opt_level": hasattr(library.IBuilderConfig, "builder_optimization_level"),
+        }
+        for name, there in has.items():
+            if getattr(self, name) in (None, False):
+                continue
+            missing = _NOT_IN_RTX.get(name) if library.__name__ == "tensorrt_rtx" else None
+            if missing or not there:
+                option = f"--{name.replace('_', '-')}"
+                raise IncompatibleError(f"{title(library)} has no {option}", missing or f"leave {option} out")
+        for size in self.graph_batches:
+            if not batch.min <= size <= batch.max:
+                raise UsageError(
+                    f"a CUDA graph for batches of {size}: the engine takes {batch.min} to {batch.max}",
+                    "change --cuda-graph-batches, or widen --batch",
+                )
+
+    def apply(self, library: Any, config: Any) -> None:
+        """Put them on a builder's configuration, and read back what a setter might have ignored.
+
+        Raises:
+            BuildError: the library did not take one of them.
+        """
+        if self.workspace is not None:
+            pool = library.MemoryPoolType.WORKSPACE
+            config.set_memory_pool_limit(pool, self.workspace)
+            _taken(library, "--workspace", self.workspace, config.get_memory_pool_limit(pool))
+        if self.opt_level is not None:
+            config.builder_optimization_level = self.opt_level
+            _taken(library, "--opt-level", self.opt_level, config.builder_optimization_level)
+        if self.hardware_compatible is not None:
+            level = getattr(library.HardwareCompatibilityLevel, HARDWARE[self.hardware_compatible])
+            config.hardware_compatibility_level = level
+            _taken(library, "--hardware-compatible", level, config.hardware_compatibility_level)
+        if self.version_compatible:
+            config.set_flag(library.BuilderFlag.VERSION_COMPATIBLE)
+            # Without this the engine holds a lean runtime: code for the CPU, which loading would have to allow.
+            config.set_flag(library.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+        if self.sparse:
+            config.set_flag(library.BuilderFlag.SPARSE_WEIGHTS)
+        if self.timing_cache is not None:
+            self._use_timing_cache(library, config, self.timing_cache)
+
+    def _use_timing_cache(self, library: Any, config: Any, file: Path) -> None:
+        data = read_regular(file, limit=MAX_TIMING_CACHE) if file.exists() else b""
+        cache = config.create_timing_cache(data)
+        # ignore_mismatch=False: times of another version or GPU would choose the wrong kernels.
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise BuildError(
+                f"{title(library)} refuses the timing cache {file}: it comes from another version or GPU",
+                "name a new file with --timing-cache",
+            )
+
+
+def _taken(library: Any, option: str, asked: Any, found: Any) -> None:
+    if asked != found:
+        raise BuildError(f"{title(library)} does not take {option} {asked}: it uses {found}", f"leave {option} out")
+
+
+def parse_size(text: str) -> int:
+    """``"2GiB"``, ``"512 MB"``, ``"1048576"`` → bytes.
+
+    Raises:
+        UsageError: no size, or a small number without its unit: other tools mean MiB or GiB by it.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"'{text}' is not a size", "give a number and its unit, for example 2GiB or 512MiB")
+    number, unit = found[1], (found[2] or "").lower()
+    if not unit and not found[3] and (float(number) < 2**16):
+        raise UsageError(f"the size '{text}' has no unit", f"give it: {number}GiB or {number}MiB")
+    return int(float(number) * _UNITS[unit])

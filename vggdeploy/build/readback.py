@@ -1,0 +1,137 @@
+"""Proof of precision from the engine itself: what its layers compute in, as the library's inspector names them.
+
+Only where the engine can be deserialised: on a machine with its GPU. Elsewhere the parsed network is the proof.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vggdeploy.bundle import PrecisionProof
+from vggdeploy.errors import BuildError
+from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, precision_name, title
+
+# Kernels of convolutions and matrix products, by what the libraries call them; and what only moves their data.
+_PRODUCT = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected", re.IGNORECASE)
+_MOVES = re.compile(r"reformat|noop|constant|shape|shuffle|signal|wait", re.IGNORECASE)
+# TensorRT 10 writes "Format/Datatype": "Channel major FP16 format where …", TensorRT 11 has "Datatype": "Half" apart.
+_TYPES = (
+    ("int8", re.compile(r"int8", re.IGNORECASE)),
+    ("fp8", re.compile(r"fp8|float8", re.IGNORECASE)),
+    ("bf16", re.compile(r"bf16|bfloat16", re.IGNORECASE)),
+    ("fp16", re.compile(r"fp16|half|float16", re.IGNORECASE)),
+    ("fp32", re.compile(r"fp32|float", re.IGNORECASE)),
+)
+_ORDER = [name for name, _ in _TYPES]
+
+
+def inspect_engine(library: Any, path: Path) -> dict[str, int]:
+    """Convolutions and matrix products of an engine that was just built here, by type: ``{"fp16": 16}``.
+
+    Raises:
+        BuildError: the library cannot load what it built, or its inspector's answer is no JSON.
+    """
+    log = Log()
+    logger = logger_for(library, log)
+    with no_collection():
+        runtime = library.Runtime(logger)
+        loaded = runtime.deserialize_cuda_engine(path.read_bytes()) if runtime is not None else None
+        if loaded is None:
+            raise BuildError(
+                f"{title(library)} cannot load the engine that it built: {log.cause()}", "see: vggdeploy doctor"
+            )
+        inspector = loaded.create_engine_inspector()
+        text = inspector.get_engine_information(library.LayerInformationFormat.JSON)
+    return layers_by_type(text)
+
+
+def layers_by_type(text: str) -> dict[str, int]:
+    """What the inspector's JSON says, of TensorRT 10 and of 11. Fused layers count once, so there may be fewer.
+
+    Raises:
+        BuildError: it is not JSON, or has no list of layers.
+    """
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError("the engine inspector's answer is no list of layers", "report it, with --debug") from error
+    found: Counter[str] = Counter()
+    for described in layers:
+        kind = _engine_type(described) if isinstance(described, dict) else None  # a bare name says no type
+        if kind is not None:
+            found[kind] += 1
+    return dict(sorted(found.items()))
+
+
+def _engine_type(described: dict[str, Any]) -> str | None:
+    """The narrowest of a product's first input and first output: the other may be cast on the way. None for the rest."""
+    kind = f"{described.get('LayerType', '')} {described.get('ParameterType', '')}"
+    if _MOVES.search(kind) or not _PRODUCT.search(
+        f"{kind} {described.get('Name', '')} {described.get('TacticName', '')}"
+    ):
+        return None
+    ends = [*list(described.get("Inputs") or ())[:1], *list(described.get("Outputs") or ())[:1]]
+    types = [name for end in ends if isinstance(end, dict) and (name := _type_of(end)) is not None]
+    return min(types, key=_ORDER.index, default=None)
+
+
+def _type_of(end: dict[str, Any]) -> str | None:
+    text = str(end.get("Datatype") or end.get("Format/Datatype") or "")
+    return next((name for name, pattern in _TYPES if pattern.search(text)), None)
+
+
+_CONVOLUTIONS = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}
+_PRODUCTS = frozenset({*_CONVOLUTIONS, "MATRIX_MULTIPLY"})
+# Shapes, axes and indices; not weights.
+_INDEX_TYPES = frozenset({"int32", "int64", "bool"})
+
+
+def prove(library: Any, network: Any) -> PrecisionProof:
+    """Count convolutions and matrix products by the type they compute in, and every constant's bytes by type.
+
+    A network is strongly typed: a layer computes in the type of its inputs. Inputs that come out of a dequantisation
+    of INT8 values make it an INT8 layer, as the library fuses the two.
+    """
+    layers: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    dequantised: dict[str, str] = {}
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        kind = layer.type.name
+        if kind == "DEQUANTIZE":
+            dequantised[layer.get_output(0).name] = precision_name(layer.get_input(0).dtype)
+        elif kind in _PRODUCTS:
+            layers[_computes_in(layer, dequantised)] += 1
+        for name, size in _weights(library, layer, kind):
+            if name not in _INDEX_TYPES:
+                sizes[name] += size
+    return PrecisionProof(layers=dict(sorted(layers.items())), weight_bytes=dict(sorted(sizes.items())))
+
+
+def _computes_in(layer: Any, dequantised: dict[str, str]) -> str:
+    inputs = [tensor for tensor in (layer.get_input(i) for i in range(min(2, layer.num_inputs))) if tensor is not None]
+    types = {dequantised.get(tensor.name) for tensor in inputs}
+    if len(types) == 1 and None not in types:
+        return str(types.pop())
+    return precision_name(inputs[0].dtype)
+
+
+def _weights(library: Any, layer: Any, kind: str) -> Iterator[tuple[str, int]]:
+    """Type and bytes of the constants that a layer holds itself."""
+    held: tuple[Any, ...] = ()
+    # get_layer gives the base class; its members appear once the object is told its own (Polygraphy does the same).
+    if kind in _CONVOLUTIONS:
+        layer.__class__ = getattr(library, _CONVOLUTIONS[kind])
+        held = (layer.kernel, layer.bias)
+    elif kind == "CONSTANT":
+        layer.__class__ = library.IConstantLayer
+        held = (layer.weights,)
+    for weights in held:
+        # NumPy arrays (views, not copies), or the library's own class for types that NumPy lacks; empty when absent.
+        if weights is not None and weights.size:
+            name = {"float32": "fp32", "float16": "fp16"}.get(str(weights.dtype))
+            yield name or precision_name(layer.get_output(0).dtype), weights.nbytes

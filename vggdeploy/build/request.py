@@ -1,0 +1,203 @@
+"""One engine that is asked for: all that decides its bytes, and so its key in the cache and its name in a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vggdeploy.build.options import BuildOptions
+from vggdeploy.build.readback import inspect_engine
+from vggdeploy.build.targets import DEFAULT_TARGETS, resolve_targets, set_targets
+from vggdeploy.build.tensorrt import Built, build_engine, open_library
+from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
+from vggdeploy.bundle.precision import check_engine
+from vggdeploy.errors import BundleError, UsageError
+from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu, use
+from vggdeploy.runtime.preflight import release
+from vggdeploy.runtime.registry import Backend, get_engine
+from vggdeploy.system.cache import key_of
+from vggdeploy.system.files import atomic_write
+from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
+
+# Raise it when `vggdeploy.build.tensorrt` sets up a build in another way: older cache entries are then no hits.
+RECIPE = 1
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """A build that was checked: the library is there and has every option. ``gpu`` is the one it is tuned on, if any."""
+
+    backend: Backend
+    library: Any
+    source: Variant
+    source_sha256: str
+    precision: Precision
+    batch: BatchRange
+    targets: tuple[str, ...]
+    gpu: Gpu | None
+    options: BuildOptions
+
+    def about(self) -> dict[str, str]:
+        """All that decides the bytes, by name."""
+        gpu = self.gpu
+        return {
+            "recipe": str(RECIPE),
+            "onnx": self.source_sha256,
+            "library": self.backend.library,
+            "version": self.library.__version__,
+            "precision": str(self.precision),
+            "batch": str(self.batch),
+            "targets": ",".join(self.targets),
+            "gpu": f"{gpu.name}, {gpu.capability}, driver {gpu.driver}" if gpu else "",
+            **{f"option {name}": text for name, text in self.options.as_text().items()},
+        }
+
+    def key(self) -> str:
+        """The name of this build in the cache: SHA-256 of `about`."""
+        return key_of(self.about())
+
+    def build(self, source: Path, target: Path, on_progress: OnProgress = silent) -> Built:
+        """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`, and as `inspect_engine`."""
+        if self.gpu is not None:
+            use(Device("cuda", self.gpu.index))
+        built = build_engine(
+            self.library,
+            source,
+            target,
+            precision=self.precision,
+            batch=self.batch,
+            configure=self._configure,
+            after=self._after,
+            on_progress=on_progress,
+        )
+        if not self._runs_here():
+            return built
+        # The network said what was asked for; where there is a GPU, the engine says what it became.
+        layers = inspect_engine(self.library, target)
+        check_engine(layers, self.precision, source=source.name)
+        return replace(built, proof=msgspec.structs.replace(built.proof, engine=layers))
+
+    def _runs_here(self) -> bool:
+        if self.gpu is not None:
+            return True
+        found = self.backend.probe(Device("cuda"))
+        return found.runs and find_gpu(Device("cuda")).capability in self.targets
+
+    def _configure(self, config: Any) -> None:
+        if "cpu" in self.backend.builds_on:
+            set_targets(self.library, config, self.targets)
+        self.options.apply(self.library, config)
+
+    def _after(self, config: Any) -> None:
+        if self.options.timing_cache is not None:
+            atomic_write(self.options.timing_cache, bytes(config.get_timing_cache().serialize()))
+
+    def record(self, seconds: float) -> BuildRecord:
+        """What the manifest says about the build."""
+        return BuildRecord(
+            library=self.backend.library,
+            version=self.library.__version__,
+            source=self.source.name,
+            source_sha256=self.source_sha256,
+            targets=self.targets,
+            options={"batch": str(self.batch), **self.options.as_text()},
+            seconds=round(seconds, 3),
+            gpu=self.gpu.name if self.gpu else "",
+            driver=self.gpu.driver if self.gpu else "",
+            graph_batches=self.options.graph_batches,
+        )
+
+    def name(self, manifest: Manifest) -> str:
+        """The variant's name: ``tensorrt-rtx-fp16``, with the targets behind it where they are not the default.
+
+        An engine for the same GPUs, from the same release of the library, is replaced. One from another release, or
+        for another GPU of the same capability, keeps its name; then the new one gets the release or a number behind.
+        """
+        mine = identity(self.record(0), self.precision)
+        taken = {v.name: v for v in manifest.variants}
+        for variant in manifest.variants:
+            if (
+                variant.format == self.backend.name
+                and variant.build
+                and identity(variant.build, variant.precision) == mine
+            ):
+                return variant.name
+        base = f"{self.backend.name}-{self.precision}"
+        if "cpu" not in self.backend.builds_on or self.targets != resolve_targets(self.library, DEFAULT_TARGETS):
+            base = "-".join([base, *self.targets])
+        of_release = f"{base}-{'.'.join(map(str, release(self.library.__version__)))}"
+        numbered = (f"{of_release}-{number}" for number in count(2))
+        return next(name for name in chain((base, of_release), numbered) if name not in taken)
+
+
+def identity(record: BuildRecord, precision: Precision) -> tuple[object, ...]:
+    """What makes two engines serve the same machines in the same precision: then one replaces the other."""
+    compatible = record.options.get("hardware_compatible", ""), record.options.get("version_compatible", "")
+    # Without hardware compatibility TensorRT tunes for one GPU model; with it for a capability, or for all from Ampere.
+    gpu = record.gpu if not compatible[0] else ""
+    targets = record.targets if compatible[0] != "ampere+" else ()
+    return record.library, release(record.version), targets, gpu, compatible, precision
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """The engine that is to be built.
+
+    Attributes:
+        engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
+        precision: of the ONNX that it is built from, and of the engine.
+        batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
+        targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
+        options: those of the library.
+    """
+
+    engine: str
+    precision: Precision = Precision.FP16
+    batch: BatchRange | None = None
+    targets: Sequence[str] | None = None
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = None) -> BuildRequest:
+    """Check what was asked for, before anything is built. Errors are those of `build_into`."""
+    backend, targets, options = get_engine(plan.engine), plan.targets, plan.options
+    needs_gpu = "cpu" not in backend.builds_on
+    if targets is not None and needs_gpu:
+        raise UsageError(
+            f"{backend.name} builds for the GPU of this machine, not for '{','.join(targets)}'",
+            "leave --target out, or use --engine tensorrt-rtx",
+        )
+    source = source_variant(bundle, plan.precision)
+    library = open_library(backend)
+    batch = plan.batch or source.batch
+    gpu = find_gpu(device or Device("cuda")) if needs_gpu else None
+    sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
+    options.check(library, batch)
+    sha256 = bundle.sha256(source.path)
+    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options)
+
+
+def source_variant(bundle: Bundle, precision: Precision) -> Variant:
+    """The ONNX variant to build from.
+
+    Raises:
+        BundleError: there is none of that precision; the hint names those that are there.
+    """
+    # Of two in INT8 the symmetric one: TensorRT takes no other.
+    there = [v for v in bundle.manifest.variants if v.format == "onnx"]
+    found = {v.precision: v for v in sorted(there, key=_is_symmetric)}
+    if precision in found:
+        return found[precision]
+    raise BundleError(
+        f"{bundle.root} has no ONNX in {precision} to build from (ONNX there: {', '.join(found) or 'none'})",
+        "choose one of those with --precision, or export again: vggdeploy export CHECKPOINT -o BUNDLE --force",
+    )
+
+
+def _is_symmetric(variant: Variant) -> bool:
+    return variant.quantisation is not None and variant.quantisation.activations == "int8"

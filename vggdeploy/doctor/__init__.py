@@ -1,0 +1,1 @@
+"""``vggdeploy doctor``: what this machine can run, tried for real."""

@@ -1,0 +1,266 @@
+"""What applications hold: a session with its preprocessing and labels. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdeploy.bundle import Bundle, Manifest, Variant
+from vggdeploy.bundle.trust import Trust
+from vggdeploy.engine.embedding import embedding
+from vggdeploy.engine.lifetime import Health, Held, Holder
+from vggdeploy.engine.loading import LoadOptions, Opened, open_best
+from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities, softmax
+from vggdeploy.errors import UsageError
+from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
+from vggdeploy.runtime import CheckedSession
+from vggdeploy.runtime.sessions import run_batch
+from vggdeploy.types import Device, OnProgress
+
+Array = NDArray[Any]
+__all__ = ["Engine", "Health", "Prediction", "load", "softmax"]
+
+
+class Engine:
+    """An open variant of a bundle. Made by `load`; closed by ``close()`` or the end of its ``with`` block.
+
+    Every method may be called from any number of threads.
+    """
+
+    def __init__(self, opened: Opened, options: LoadOptions = LoadOptions()) -> None:
+        self._holder = Holder(opened)
+        self._options = options
+        self._warm: tuple[int, ...] = ()
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._holder.present.bundle
+
+    @property
+    def variant(self) -> Variant:
+        return self._holder.present.variant
+
+    @property
+    def device(self) -> Device:
+        return self._holder.present.device
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, by class index."""
+        return self.bundle.manifest.labels
+
+    @property
+    def closed(self) -> bool:
+        return self._holder.closed
+
+    @property
+    def _session(self) -> CheckedSession:
+        return self._holder.present.session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything the engine holds, after the requests that are under way; a second call does nothing."""
+        self._holder.close()
+
+    def health(self) -> Health:
+        """What it has done so far, and whether it can go on. Runs nothing."""
+        return self._holder.health()
+
+    def __repr__(self) -> str:
+        return f"Engine({self.bundle.manifest.name}: {self.variant.name} on {self.device})"
+
+    def warm_up(self, batches: Iterable[int]) -> None:
+        """Run each batch size twice on black images, so that no request pays for buffers, kernels or compilation.
+
+        A bundle that is loaded by `reload` is warmed up with the same sizes before it answers anybody.
+
+        Raises:
+            UsageError: a batch size that the variant does not take.
+        """
+        sizes = tuple(sorted(set(batches), reverse=True))  # the largest first: its buffers serve the others
+        with self._holder.use() as held:
+            _warm_up(held.opened, sizes)
+        self._warm = sizes
+
+    def reload(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Put another bundle (default: what now stands at the same path) in the place of this one, between two requests.
+
+        It is opened with the options of `load`, has to repeat its golden pair, and is warmed up; only then do new
+        requests get it. Requests under way finish on the old one, which is freed after the last of them: until then
+        both are in memory. When anything fails, the old bundle goes on as before.
+
+        Raises:
+            Errors of `load`, and UsageError: the engine was warmed up with batch sizes that the new one does not take.
+        """
+        target = self.bundle.root if path is None else path
+        opened = open_best(target, replace(self._options, verify="always", rebuild=bool(self._options.rebuild)))
+        try:
+            _warm_up(opened, self._warm)
+        except BaseException:
+            opened.session.__exit__(None, None, None)
+            raise
+        self._holder.replace(opened)
+
+    def hold(self) -> Held:
+        """The present variant, kept open through a reload until `release` gives it back: for what spans threads."""
+        return self._holder.take()
+
+    def release(self, held: Held, error: BaseException | None = None) -> None:
+        """Give back what `hold` gave, with the error that came of it, if any."""
+        self._holder.give(held, error)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Raw arrays in, raw arrays out: graph input name → array, to output name → ``float32`` array ``[N, …]``.
+
+        Raises:
+            InputError: a wrong name, dtype or shape, an empty or too large batch, a NaN or infinity.
+        """
+        with self._holder.use() as held:
+            return held.opened.session.run(feeds)
+
+    def run_prepared(self, batch: NDArray[np.uint8]) -> dict[str, Array]:
+        """Images as `vggdeploy.preprocess.prepare_batch` makes them, ``uint8 [N, H, W, C]``, through the graph."""
+        with self._holder.use() as held:
+            return run_batch(held.opened.session, graph_input(held.opened.bundle.manifest, batch))
+
+    def classify(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[Any]:
+        """Labels and probabilities, best first.
+
+        Args:
+            images: one image (path, bytes, PIL image, ``uint8`` array ``[H, W(, C)]``), or several: a sequence, a
+                generator, a ``uint8`` array ``[N, H, W, C]``.
+            top: how many answers an image; at most the number of classes.
+
+        Returns:
+            For one image a list of `Prediction`; for several a list of such lists, in their order.
+
+        Raises:
+            InputError: an image that cannot be used.
+            UsageError: ``top`` below 1, or a bundle without class scores.
+        """
+        if top < 1:
+            raise UsageError(f"top={top}", "ask for at least 1")
+        with self._holder.use() as held:
+            manifest = held.opened.bundle.manifest
+            need_scores(manifest)
+            answers = [
+                predictions(manifest, row, top)
+                for outputs in _batches(held.opened, images)
+                for row in probabilities(outputs)
+            ]
+        return answers[0] if _is_one(images) else answers
+
+    def embed(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        output: str | None = None,
+        pool: str = "avg",
+        normalise: bool = False,
+    ) -> NDArray[np.float32]:
+        """One vector an image, from a named output of the graph.
+
+        Args:
+            images: one image or several, as in `classify`. Of a generator only a batch is in memory at a time.
+            output: ``fc7``, ``pool5``, … of those that the bundle was exported with. Default: ``fc7`` where it is, else
+                the only output that is no class score.
+            pool: what makes a vector of a feature map ``[C, H, W]``: ``avg`` or ``max`` over all positions, or ``none``.
+            normalise: divide each vector by its Euclidean length (a zero vector stays zero).
+
+        Returns:
+            ``float32 [N, D]``, in the order of the images; N is 1 for one image. ``[N, C, H, W]`` for a feature map
+            with ``pool="none"``.
+
+        Raises:
+            InputError: an image that cannot be used.
+            UsageError: an output or a pool that there is not.
+        """
+        with self._holder.use() as held:
+            vectors = embedding(held.opened.bundle.manifest.outputs, output, pool=pool, normalise=normalise)
+            parts = [vectors(found) for found in _batches(held.opened, images)]
+        return np.concatenate([vectors.empty(), *parts])
+
+
+def _batches(opened: Opened, images: Any) -> Iterator[dict[str, Array]]:
+    manifest = opened.bundle.manifest
+    rest = iter([images] if _is_one(images) else images)
+    while batch := list(islice(rest, opened.variant.batch.opt)):
+        yield run_batch(opened.session, graph_input(manifest, prepare_batch(batch, manifest.preprocess)))
+
+
+def _warm_up(opened: Opened, sizes: Iterable[int]) -> None:
+    spec, limits = opened.bundle.manifest.input, opened.variant.batch
+    for size in sizes:
+        if not 1 <= size <= limits.max:
+            raise UsageError(
+                f"a batch of {size} is outside 1…{limits.max} of {opened.variant.name}",
+                "serve smaller batches, or export/build with a larger maximum batch",
+            )
+        batch = np.zeros((size, *spec.item_shape), spec.dtype)
+        for _ in range(2):  # TorchScript compiles for the shapes that it saw in its first run
+            run_batch(opened.session, batch)
+
+
+def graph_input(manifest: Manifest, batch: NDArray[np.uint8]) -> Array:
+    """Prepared images, ``uint8 [N, H, W, C]``, as the graph takes them: as they are, or normalised where it does not."""
+    return batch if manifest.input.dtype == "uint8" else normalise(batch, manifest.preprocess)
+
+
+def _is_one(images: Any) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return not isinstance(images, Iterable) or isinstance(images, (str, bytes, bytearray, memoryview))
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    variant: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    verify: str = "first-load",
+    rebuild: bool | OnProgress = False,
+    trust: Trust | None = None,
+) -> Engine:
+    """Open a bundle and the fastest variant of it that is proven and runs here.
+
+    Every file's SHA-256 is checked first, and that an engine fits this machine's library, GPU and driver: only then does
+    a library see its bytes. An engine, or a variant that nobody has run, must then repeat the golden pair.
+
+    Args:
+        path: the bundle's directory.
+        backend: a backend's name, or ``"auto"``.
+        variant: a variant's name, to take exactly that one.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Default: the backend's own.
+        threads: CPU threads. Default: as many as the variant was fastest with where it was measured on this machine
+            (`vggdeploy optimize`, `bench --record`); else every core this process may use.
+        verify: when to run the golden pair: ``"first-load"`` of an engine on this machine (a pass is remembered in the
+            user's cache), ``"always"``, for every variant, or ``"never"``.
+        rebuild: when the engines do not fit this machine, build one that does from the bundle's ONNX, prove it, and add
+            it to the bundle (to the user's cache where the bundle cannot be written). A function does the same, and is
+            called meanwhile with the share that is done, 0 to 1, and the name of the phase.
+        trust: whose signature the bundle must have; it is checked before anything else is read. The policy that
+            ``VGGDEPLOY_POLICY`` names is heeded in any case, and what is given here comes on top of it.
+
+    Raises:
+        BundleError: no bundle, or a damaged one; SignatureError, when no trusted key signed it.
+        IncompatibleError: nothing in it runs here; the cause names what does not fit or is missing.
+        ParityError: what was asked for does not compute what was trained.
+    """
+    options = LoadOptions(backend, variant, device, threads, verify, rebuild, trust)
+    return Engine(open_best(path, options), options)

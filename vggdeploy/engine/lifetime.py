@@ -1,0 +1,167 @@
+"""The open variant behind an engine: counted while it is used, replaced between two requests, freed after the last."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vggdeploy.engine.loading import Opened
+from vggdeploy.errors import InputError, UsageError, VggdeployError
+from vggdeploy.records import Record
+
+
+class Health(Record, frozen=True, kw_only=True):
+    """What an engine has done so far, and whether it can go on.
+
+    ``ok``: it is open, and the last request did not fail in the runtime (a bad image is the caller's failure).
+    ``digest`` names the bundle; ``answered`` and ``failed`` count requests since `load`, over all ``reloads``.
+    """
+
+    ok: bool
+    bundle: str
+    digest: str
+    variant: str
+    device: str
+    active: int
+    answered: int
+    failed: int
+    last_failure: str
+    reloads: int
+    seconds_open: float
+
+
+class Held:
+    """One open variant and how many requests use it. Its session is closed when it was retired and nobody uses it."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.users = 0
+        self.retired = False
+
+
+class Holder:
+    """What requests are given: the present variant. All methods may be called from any thread."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._lock = threading.Lock()
+        self._held = Held(opened)
+        self._closed = False
+        self._process = os.getpid()
+        self.opened_at = time.monotonic()
+        self.reloads = 0
+        self.answered = 0
+        self.failed = 0
+        self.last_failure = ""
+
+    @property
+    def present(self) -> Opened:
+        return self._held.opened
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def users(self) -> int:
+        """Requests under way on the present variant."""
+        return self._held.users
+
+    def health(self) -> Health:
+        with self._lock:
+            opened = self._held.opened
+            return Health(
+                ok=not self._closed and not self.last_failure,
+                bundle=opened.bundle.manifest.name,
+                digest=opened.bundle.manifest.digest,
+                variant=opened.variant.name,
+                device=str(opened.device),
+                active=self._held.users,
+                answered=self.answered,
+                failed=self.failed,
+                last_failure=self.last_failure,
+                reloads=self.reloads,
+                seconds_open=round(time.monotonic() - self.opened_at, 3),
+            )
+
+    def take(self) -> Held:
+        """The present variant, which stays open until it is given back.
+
+        Raises:
+            VggdeployError: it was closed, or opened in the process from which this one was forked.
+        """
+        if os.getpid() != self._process:
+            # A runtime's threads do not live in a forked child: a call would wait for them for ever.
+            raise VggdeployError(
+                "this engine was opened in another process, before a fork", "call vggdeploy.load after the fork"
+            )
+        with self._lock:
+            if self._closed:
+                name = self._held.opened.variant.name
+                raise VggdeployError(f"the engine of {name} is closed", "use it inside its 'with' block")
+            self._held.users += 1
+            return self._held
+
+    def give(self, held: Held, error: BaseException | None = None) -> None:
+        """Give back what was taken, with the error that came of it, if any."""
+        with self._lock:
+            held.users -= 1
+            if error is None:
+                self.answered += 1
+                self.last_failure = ""
+            elif isinstance(error, Exception) and not isinstance(error, (InputError, UsageError)):
+                self.failed += 1
+                self.last_failure = str(error)
+            last = held.retired and not held.users
+        if last:
+            _free(held)
+
+    @contextmanager
+    def use(self) -> Iterator[Held]:
+        """`take` and `give` around a block."""
+        held = self.take()
+        try:
+            yield held
+        except BaseException as error:
+            self.give(held, error)
+            raise
+        self.give(held)
+
+    def replace(self, opened: Opened) -> None:
+        """From now on requests get ``opened``; what they had so far is freed after the last of them.
+
+        Raises:
+            VggdeployError: it was closed meanwhile; ``opened`` is then freed.
+        """
+        fresh = Held(opened)
+        with self._lock:
+            closed, old = self._closed, self._held
+            if not closed:
+                self._held = fresh
+                self.reloads += 1
+                self.last_failure = ""
+                old.retired = True
+                idle = not old.users
+        if closed:
+            _free(fresh)
+            raise VggdeployError("the engine was closed during its reload", "load the new bundle by itself")
+        if idle:
+            _free(old)
+
+    def close(self) -> None:
+        """No more requests; the variant is freed now, or after the last request that is under way."""
+        if os.getpid() != self._process:
+            return  # its threads live in the parent; to free it here would wait for them
+        with self._lock:
+            first = not self._closed
+            self._closed = True
+            self._held.retired = True
+            idle = not self._held.users
+        if first and idle:
+            _free(self._held)
+
+
+def _free(held: Held) -> None:
+    held.opened.session.__exit__(None, None, None)

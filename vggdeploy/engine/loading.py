@@ -1,0 +1,278 @@
+"""The best variant of a bundle, opened and proven on this machine; an engine that does not fit it can be rebuilt."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.bundle.trust import Trust, demands
+from vggdeploy.engine.selection import measured_threads, select, unfit
+from vggdeploy.errors import BundleError, IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
+from vggdeploy.parity import check_golden
+from vggdeploy.records import ParityRecord, from_json, to_json
+from vggdeploy.runtime import CheckedSession, backend_for, open_session, runnable
+from vggdeploy.runtime.preflight import host_of
+from vggdeploy.runtime.registry import default_device
+from vggdeploy.system.cache import Cache, cache_home, key_of
+from vggdeploy.system.machine import fingerprint
+from vggdeploy.types import Device, OnProgress, Verdict, silent
+
+VERIFY = ("first-load", "always", "never")
+# With these a file system says that a bundle, or the directory that it lies in, cannot be written.
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An entered session of a variant. ``bundle`` is the one on disk, with what was added to it."""
+
+    bundle: Bundle
+    variant: Variant
+    session: CheckedSession
+    device: Device
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Which variant of a bundle is opened, where, and what it has to prove first: the arguments of `vggdeploy.load`."""
+
+    backend: str = "auto"
+    variant: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    verify: str = "first-load"
+    rebuild: bool | OnProgress = False
+    trust: Trust | None = None
+
+    @property
+    def where(self) -> Device | None:
+        return Device.parse(self.device) if self.device else None
+
+    @property
+    def on_rebuild(self) -> OnProgress:
+        """Who is told how far a rebuild is."""
+        return self.rebuild if callable(self.rebuild) else silent
+
+
+def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()) -> Opened:
+    """What `vggdeploy.load` opens; its errors."""
+    if options.verify not in VERIFY:
+        raise unknown_name("time to verify", options.verify, VERIFY)
+    bundle = Bundle.open(path, trust=demands(options.trust))
+    where = options.where
+    if options.rebuild:
+        opened = _rebuild_first(bundle, options)
+        if opened is not None:
+            return opened
+    refused: list[str] = []
+    for candidate in select(bundle, backend=options.backend, variant=options.variant, device=where):
+        on = where or default_device(backend_for(candidate))
+        try:
+            count = options.threads if options.threads is not None else measured_threads(candidate)
+            return _open(bundle, candidate, on, count, options.verify)
+        except IncompatibleError:  # the library's own objection, to an engine that looked as if it fitted
+            if not options.rebuild or candidate.build is None:
+                raise
+            return rebuild_engine(bundle, candidate, on, threads=options.threads, on_progress=options.on_rebuild)
+        except ParityError as error:
+            if options.backend != "auto" or options.variant:
+                raise
+            refused.append(error.cause)
+    raise ParityError(f"no variant of {path} could be proven here: {'; '.join(refused)}", "run: vggdeploy verify")
+
+
+def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> Opened:
+    session = open_session(bundle, variant, device=device, threads=threads)
+    with ExitStack() as keep:
+        keep.enter_context(session)
+        # What does not depend on the machine was proven where it was exported; an engine is proven where it runs.
+        if verify == "always" or (verify == "first-load" and (variant.build or variant.verdict is Verdict.UNPROVEN)):
+            sha256 = bundle.sha256(variant.path)
+            proofs = Proofs(bundle, variant, sha256, _here(variant, device))
+            if verify == "always" or not proofs.passed():
+                proofs.keep(_prove(session, bundle, variant, device, sha256))
+        keep.pop_all()  # it stays open
+    return Opened(bundle, variant, session, device)
+
+
+def _prove(session: CheckedSession, bundle: Bundle, variant: Variant, device: Device, sha256: str) -> ParityRecord:
+    """Run the golden pair.
+
+    Raises:
+        ParityError: the answers miss the thresholds.
+    """
+    record = msgspec.structs.replace(check_golden(session, bundle, variant, device), sha256=sha256)
+    if record.verdict is not Verdict.PASS:
+        raise ParityError(
+            f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",
+            "build it again on this machine (--rebuild), or load another variant",
+        )
+    return record
+
+
+def _here(variant: Variant, device: Device) -> dict[str, str]:
+    found = runnable(variant, device)
+    gpu = host_of(variant, device).gpu
+    return {
+        "machine": fingerprint(),
+        "backend": backend_for(variant).name,
+        "version": found.version,
+        "device": found.device,
+        "driver": gpu.driver if gpu else "",
+    }
+
+
+def _rebuild_first(bundle: Bundle, options: LoadOptions) -> Opened | None:
+    """The engine that was asked for, rebuilt, when those in the bundle do not fit; None when there is nothing to do."""
+    named = [options.variant] if options.variant else ()
+    found = unfit(bundle, backend=options.backend, variants=named, device=options.where)
+    if not found or _has_fitting_engine(bundle, options):
+        return None
+    where = options.where or default_device(backend_for(found[0]))
+    return rebuild_engine(bundle, found[0], where, threads=options.threads, on_progress=options.on_rebuild)
+
+
+def _has_fitting_engine(bundle: Bundle, options: LoadOptions) -> bool:
+    try:
+        chosen = select(bundle, backend=options.backend, variant=options.variant, device=options.where)
+    except VggdeployError:  # nothing runs here yet: that is why something is rebuilt
+        return False
+    return any(candidate.build is not None for candidate in chosen)
+
+
+def rebuild_unfit(
+    bundle: Bundle,
+    *,
+    backend: str = "auto",
+    variants: Sequence[str] = (),
+    device: Device | None = None,
+    on_progress: OnProgress = silent,
+) -> Bundle:
+    """Rebuild every engine that does not fit this machine, and prove it; returns the bundle as it stands then.
+
+    Raises:
+        Errors of `rebuild_engine`, and UsageError: the bundle cannot be written, so its engines stay as they are.
+    """
+    for variant in unfit(bundle, backend=backend, variants=variants, device=device):
+        where = device or default_device(backend_for(variant))
+        opened = rebuild_engine(bundle, variant, where, on_progress=on_progress)
+        opened.session.__exit__(None, None, None)
+        if opened.variant.name not in {v.name for v in opened.bundle.manifest.variants}:
+            why = "has to stay as it was signed" if bundle.signer else "cannot be written"
+            raise UsageError(
+                f"{bundle.root} {why}, so it keeps an engine that does not fit: {variant.name}",
+                "work on a copy of the bundle, or use vggdeploy predict --rebuild, which takes it from the cache",
+            )
+        bundle = opened.bundle
+    return bundle
+
+
+def rebuild_engine(
+    bundle: Bundle,
+    variant: Variant,
+    device: Device,
+    *,
+    threads: int | None = None,
+    on_progress: OnProgress = silent,
+) -> Opened:
+    """Build an engine for this machine from the bundle's ONNX, prove it on the golden pair, and add it to the bundle.
+
+    Where the bundle cannot be written, the engine stays in the user's cache, and is found there the next time. So it does
+    where a signature was asked for: the bundle with another file in it would not be what was signed.
+
+    Raises:
+        Errors of `vggdeploy.build.engines.build_into`; ParityError: it misses the golden pair, and is not added.
+    """
+    from vggdeploy.build.cache import EngineCache  # only here: a load that rebuilds nothing does not pay for it
+    from vggdeploy.build.engines import add_engine, engine_variant, made_engine
+    from vggdeploy.build.options import BuildOptions
+    from vggdeploy.build.request import BuildPlan, make_request
+
+    old = variant.build
+    if old is None:
+        raise UsageError(f"{variant.name} is no engine", "only TensorRT engines are rebuilt")
+    gpu = host_of(variant, device).gpu
+    plan = BuildPlan(
+        engine=variant.format,
+        precision=variant.precision,
+        batch=variant.batch,
+        targets=[gpu.capability] if gpu and variant.format == "tensorrt-rtx" else None,
+        options=BuildOptions.from_record(old.options, old.graph_batches),
+    )
+    request = make_request(bundle, plan, device=device)
+    with made_engine(bundle, request, cache=EngineCache(), on_progress=on_progress) as made:
+        record = request.record(made.entry.seconds)
+        fresh = engine_variant(request, made, record, request.name(bundle.manifest))
+        session = open_session(bundle, fresh, device=device, threads=threads, file=(made.path, made.entry.sha256))
+        with ExitStack() as keep:
+            keep.enter_context(session)
+            proof = _prove(session, bundle, fresh, device, made.entry.sha256)
+            Proofs(bundle, fresh, made.entry.sha256, _here(fresh, device)).keep(proof)
+            fresh = msgspec.structs.replace(fresh, parity=proof)
+            if not bundle.signer:
+                with _unwritable_is_no_error():
+                    added = add_engine(bundle, request, made, record, proof)
+                    bundle, fresh = added.bundle, added.variant
+            keep.pop_all()
+    return Opened(bundle, fresh, session, device)
+
+
+@contextmanager
+def _unwritable_is_no_error() -> Iterator[None]:
+    """A bundle on a read-only file system, of another user, or mounted into a container stays as it is."""
+    try:
+        yield
+    except UsageError:  # a mount point, or a directory of an image's layer
+        return
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+
+
+_MAX_BYTES = 2**20
+LIMIT_BYTES = 64 * 2**20  # of all proofs
+
+
+class Proofs:
+    """The proofs of one variant's bytes on one machine.
+
+    Args:
+        sha256: of the bytes that run.
+        host: what has to stay the same for a proof to hold: machine, GPU, driver, library and its version.
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant, sha256: str, host: Mapping[str, str]) -> None:
+        manifest = bundle.manifest
+        golden = [*manifest.golden.inputs.values(), *manifest.golden.outputs.values()]
+        about = {
+            "sha256": sha256,
+            "golden": [bundle.sha256(path) for path in golden],
+            "thresholds": to_json(manifest.thresholds[variant.precision]).decode(),
+            "host": dict(host),
+        }
+        self._key = key_of(about)
+        self._cache = Cache(cache_home() / "proofs", suffix=".json", limit=LIMIT_BYTES)
+        self._sha256 = sha256
+
+    def passed(self) -> bool:
+        """Whether this was proven here before. A file that is damaged, that another user could have written, or that says
+        anything else, is no proof."""
+        data = self._cache.read(self._key, limit=_MAX_BYTES)
+        if data is None:
+            return False
+        try:
+            record = from_json(data, ParityRecord, what="a kept proof")
+        except BundleError:
+            return False
+        return record.verdict is Verdict.PASS and record.sha256 == self._sha256
+
+    def keep(self, record: ParityRecord) -> None:
+        """Remember a pass. Where the cache cannot be written, the next load proves again."""
+        if record.verdict is Verdict.PASS:
+            self._cache.write(self._key, to_json(record))

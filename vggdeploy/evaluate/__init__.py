@@ -1,0 +1,1 @@
+"""``vggdeploy evaluate``: how well a checkpoint or a variant classifies."""

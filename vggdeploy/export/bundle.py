@@ -1,0 +1,200 @@
+"""Checkpoint → exported variants → parity → bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vggdeploy.bundle import MANIFEST_NAME, REFERENCE, Bundle, GoldenFiles, Manifest, Variant, create_bundle
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
+from vggdeploy.bundle.store import Draft, now
+from vggdeploy.errors import ParityError, UsageError, unknown_name
+from vggdeploy.export.openvino import OPENVINO, openvino_variant, read_back
+from vggdeploy.model.outputs import output_specs
+from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.reference import golden_pair
+from vggdeploy.runtime import open_session
+from vggdeploy.system.files import check_replaceable
+from vggdeploy.system.machine import release_memory
+from vggdeploy.system.optional import require
+from vggdeploy.types import BatchRange, OnProgress, Precision, silent
+from vggdeploy.verify.prove import prove, refuse_failures, tool_versions, with_parity
+from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic
+
+FORMATS = ("onnx-fp32", "onnx-fp16", "torchscript-fp32")  # without being asked
+KNOWN = (*FORMATS, "openvino-fp32", "openvino-bf16")
+BATCH = BatchRange(1, 8, 256)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a bundle is made to hold, and what it is proven on.
+
+    Attributes:
+        formats: of `KNOWN`. OpenVINO's run the file of ``onnx-fp32``, which then is written, too.
+        outputs: names of graph outputs, see `vggdeploy.model.outputs`.
+        input_dtype: ``"uint8"`` (pixels, preprocessing inside) or ``"float32"`` (normalised on the host).
+        batch: the batch sizes that every variant takes.
+        samples: test images to prove on; None for all.
+        data_dir: where the data set is; default as `vggdeploy.data.loaders.open_split`.
+        threads: CPU threads of each session; default the backend's own choice.
+        overwrite: replace a bundle that stands there.
+    """
+
+    formats: Sequence[str] = FORMATS
+    outputs: Sequence[str] = ("logits",)
+    input_dtype: str = "uint8"
+    batch: BatchRange = BATCH
+    samples: int | None = DEFAULT_SAMPLES
+    data_dir: Path | None = None
+    threads: int | None = None
+    overwrite: bool = False
+
+
+def export_bundle(
+    checkpoint_path: str | os.PathLike[str],
+    output: Path,
+    options: ExportOptions = ExportOptions(),
+    *,
+    on_progress: OnProgress = silent,
+) -> Bundle:
+    """Export a checkpoint, prove every variant from its written bytes, and write the bundle, in one step.
+
+    Raises:
+        UsageError, BundleError: an option that cannot be met, or an output that may not be replaced.
+        ParityError: a variant does not compute what was trained; nothing is written.
+    """
+    for name in options.formats:
+        if name not in KNOWN:
+            raise unknown_name("format", name, KNOWN)
+    if options.input_dtype not in ("uint8", "float32"):
+        raise UsageError(f"input '{options.input_dtype}'", "give uint8 or float32")
+    for module in ("torch", "onnx", "onnxscript", "safetensors"):
+        require(module, to="export a model", extra="train")
+    check_replaceable(output, marker=MANIFEST_NAME, overwrite=options.overwrite)
+    root = Path(checkpoint_path)
+    checkpoint = read_checkpoint(root)
+    output_specs(checkpoint.spec, options.outputs)  # a slip is found before half a gigabyte is copied
+    if options.samples is not None and options.samples < 1:
+        raise UsageError(f"{options.samples} samples", "give at least 1")
+    threads = options.threads
+    with create_bundle(output, overwrite=options.overwrite) as draft:
+        on_progress(None, "copying the checkpoint")
+        for file in (CHECKPOINT_NAME, WEIGHTS_NAME):
+            _copy(root / file, draft.path(f"checkpoint/{file}"))
+        chosen, note = samples_or_synthetic(checkpoint, options.samples, options.data_dir, dtype=options.input_dtype)
+        draft.manifest = _manifest(output.name, checkpoint, options)
+        reference, golden = _run_reference(draft, chosen, threads, on_progress)
+        _save_golden(draft, golden)
+        variants = _export(draft, options, on_progress)
+        draft.manifest = draft.manifest.with_variants(*variants)
+        bundle = draft.finish()
+        variants = [read_back(bundle, variant) for variant in variants]
+        draft.manifest = bundle.manifest.with_variants(*variants)
+        records = [r for v in variants for r in prove(bundle, v, [golden, reference], threads, on_progress)]
+        refuse_failures(records, "nothing was written; run with --debug and report it")
+        draft.manifest = with_parity(draft.manifest, records, note)
+    return Bundle(output, draft.manifest)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:  # `shutil` names the source, also when it is the target's disk that is full
+        raise OSError(error.errno, error.strerror, str(target) if source.exists() else str(source)) from error
+
+
+def _manifest(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
+    from vggdeploy.model.outputs import input_spec
+
+    reference = Variant(
+        name=REFERENCE, format="checkpoint", precision=Precision.FP32, path="checkpoint", batch=options.batch
+    )
+    return Manifest(
+        name=name,
+        created=now(),
+        spec=checkpoint.spec,
+        preprocess=checkpoint.preprocess,
+        labels=checkpoint.labels,
+        dataset=checkpoint.dataset,
+        input=input_spec(checkpoint.spec, options.input_dtype),
+        outputs=output_specs(checkpoint.spec, options.outputs),
+        golden=GoldenFiles(inputs={}, outputs={}, data=""),
+        variants=(reference,),
+        tools=tool_versions(),
+    )
+
+
+def _run_reference(
+    draft: Draft, chosen: Samples, threads: int | None, on_progress: OnProgress
+) -> tuple[Reference, Reference]:
+    """The reference's outputs for all samples, and the first few of them as the golden pair."""
+    bundle = draft.finish()
+    manifest = bundle.manifest
+    variant = manifest.variant(REFERENCE)
+    on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
+    with open_session(bundle, variant, threads=threads) as session:
+        everything = reference_outputs(
+            session, chosen.images, data=chosen.data, labels=chosen.labels, source=chosen.source
+        )
+    count = min(golden_count(manifest), len(everything.images))
+    outputs = {name: rows[:count] for name, rows in everything.outputs.items()}
+    golden = golden_pair(everything.images[:count], outputs)
+    release_memory()  # half a gigabyte of weights must be gone before the exporter takes its own
+    return everything, golden
+
+
+def _save_golden(draft: Draft, golden: Reference) -> None:
+    assert draft.manifest is not None  # noqa: S101  # for mypy: set by the caller
+    name = draft.manifest.input.name
+    files = GoldenFiles(
+        inputs=draft.save_arrays("golden/inputs", {name: golden.images[:]}),
+        outputs=draft.save_arrays("golden/outputs", {key: rows[:] for key, rows in golden.outputs.items()}),
+        data=golden.data,
+    )
+    draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
+
+
+def _export(draft: Draft, options: ExportOptions, on_progress: OnProgress) -> list[Variant]:
+    """Write each format. FP16 comes last: it halves the model's weights in place."""
+    from vggdeploy.export.onnx import export_onnx
+    from vggdeploy.export.torchscript import export_torchscript
+    from vggdeploy.model.deployable import Deployable
+    from vggdeploy.model.vgg import fold_batch_norm
+    from vggdeploy.model.weights import load_model
+
+    manifest = draft.manifest
+    assert manifest is not None  # noqa: S101  # for mypy: set by the caller
+    model = fold_batch_norm(load_model(draft.root / "checkpoint", check_weights=False))
+    names = [spec.name for spec in manifest.outputs]
+    module = Deployable(model, manifest.preprocess, outputs=names, input_dtype=manifest.input.dtype).eval()
+    on_openvino = [name for name in options.formats if name.startswith(OPENVINO)]
+    written = [name for name in options.formats if name not in on_openvino]
+    if on_openvino and "onnx-fp32" not in written:
+        written.append("onnx-fp32")
+    variants = []
+    for name in sorted(written, key=lambda f: f.endswith("fp16")):
+        on_progress(None, f"exporting {name}")
+        kind, precision = name.rsplit("-", 1)
+        path = f"variants/{name}/model.{'pt' if kind == 'torchscript' else 'onnx'}"
+        if precision == "fp16":
+            module.features.half()
+            module.classifier.half()
+        if kind == "torchscript":
+            proof = export_torchscript(module, draft.path(path), image=manifest.input)
+        else:
+            proof = export_onnx(module, draft.path(path), image=manifest.input, batch=options.batch)
+        if set(proof.layers) != {precision}:
+            raise ParityError(f"{name} was asked for and {proof.layers} was written", "run with --debug and report it")
+        variants.append(
+            Variant(name=name, format=kind, precision=Precision(precision), path=path, batch=options.batch, proof=proof)
+        )
+    del model, module
+    release_memory()
+    onnx = [variant for variant in variants if variant.name == "onnx-fp32"]
+    return variants + [openvino_variant(onnx[0], Precision(name.rsplit("-", 1)[1])) for name in on_openvino]

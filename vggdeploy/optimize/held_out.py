@@ -1,0 +1,174 @@
+"""A checkpoint's own data, and which of its images a network has right: what steps that change a structure work with."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, Checkpoint
+from vggdeploy.data.loaders import Images, load_split, open_split
+from vggdeploy.data.sources import get_dataset
+from vggdeploy.errors import CheckpointError, DataError
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.layers import summarise
+from vggdeploy.model.vgg import VGG
+from vggdeploy.parity.metrics import paired_drop, top1
+from vggdeploy.parity.reference import Array
+from vggdeploy.preprocess import normalise
+from vggdeploy.records import AccuracyDrop, Origin, Size
+from vggdeploy.runtime import CheckedSession
+from vggdeploy.runtime.sessions import run_batch
+from vggdeploy.spec import ModelSpec
+
+DECIDES, REPORTED = "validation", "test"
+SPLITS = (DECIDES, REPORTED)
+_ACTIVATIONS = 64 * 2**20  # bytes of the first convolution's output that a batch may take
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The splits of a checkpoint's data set. Decisions are made on ``validation``; ``test`` is only looked at."""
+
+    checkpoint: Checkpoint
+    name: str
+    data_dir: Path | None
+    splits: dict[str, Images]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, dataset: str = "", data_dir: Path | None = None) -> HeldOut:
+        """Open the data set that the checkpoint was trained on, or the one that is named instead.
+
+        Raises:
+            DataError: no data set is known, it cannot be read, or its classes are not the model's.
+        """
+        name = dataset or checkpoint.dataset
+        if not name:
+            raise DataError("no data set is known for this model", "name one: --data fashion-mnist, or folder:PATH")
+        classes = get_dataset(name).classes
+        same = classes == checkpoint.labels if checkpoint.labels else len(classes) == checkpoint.spec.classes
+        if not same:
+            raise DataError(
+                f"the classes of {name} are not the model's: {_few(classes)} and "
+                f"{_few(checkpoint.labels or [f'{checkpoint.spec.classes} without names'])}",
+                "name the data set that the model was trained on: --data",
+            )
+        splits: dict[str, Images] = {
+            split: open_split(name, split, checkpoint.preprocess, data_dir=data_dir) for split in SPLITS
+        }
+        return cls(checkpoint, name, data_dir, splits)
+
+    def batches(self, split: str, limit: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """The first ``limit`` images of a split (a random sample), normalised, with their classes."""
+        if split in self.splits:
+            found: Images = self.splits[split].take(np.arange(len(self.splits[split]))[:limit])
+        else:
+            found = load_split(self.name, split, self.checkpoint.preprocess, data_dir=self.data_dir, limit=limit)
+        for positions in _positions(len(found), self.checkpoint.spec):
+            yield normalise(found.batch(positions), self.checkpoint.preprocess), found.labels[positions]
+
+    def hits(self, model: VGG) -> dict[str, Hits]:
+        """Of each split, which images the network has right: its largest logit is the label's."""
+        network = Deployable(model, self.checkpoint.preprocess).eval()
+        found = {}
+        with torch.inference_mode():
+            for split, images in self.splits.items():
+                parts = [
+                    network(torch.from_numpy(images.batch(p)))[0].argmax(dim=1).numpy() == images.labels[p]
+                    for p in _positions(len(images), model.spec)
+                ]
+                found[split] = np.concatenate(parts)
+        return found
+
+    def drops(self, origin: Origin, hits: dict[str, Hits]) -> dict[str, AccuracyDrop]:
+        """Each split's paired drop of accuracy against the origin.
+
+        Raises:
+            CheckpointError: the origin was measured on other images.
+        """
+        found = {}
+        for split, now in hits.items():
+            before = unpack(origin.hits.get(split, ""), len(now))
+            if before is None or origin.dataset != self.name:
+                raise CheckpointError(
+                    f"the accuracy of the original is known on {origin.dataset}, and not on this {split} split of {self.name}",
+                    "start again from the checkpoint that was trained",
+                )
+            found[split] = paired_drop(before, now)
+        return found
+
+
+def origin_of(checkpoint: Checkpoint, weights: Path, data: HeldOut, model: VGG) -> Origin:
+    """The record of a network as it was trained: of this one, where no step has changed it yet."""
+    if checkpoint.origin is not None:
+        return checkpoint.origin
+    hits = data.hits(model)
+    return Origin(
+        sha256=checkpoint.weights_sha256,
+        title=checkpoint.spec.title,
+        size=size_of(checkpoint.spec, weights),
+        dataset=data.name,
+        accuracy={split: float(found.mean()) for split, found in hits.items()},
+        hits={split: pack(found) for split, found in hits.items()},
+    )
+
+
+def size_of(spec: ModelSpec, root: Path) -> Size:
+    """Of the checkpoint at ``root``."""
+    summary = summarise(spec)
+    return Size(parameters=summary.parameters, macs=summary.macs, bytes=(root / WEIGHTS_NAME).stat().st_size)
+
+
+def _positions(count: int, spec: ModelSpec) -> Iterator[NDArray[np.int64]]:
+    size = max(1, min(256, _ACTIVATIONS // (4 * spec.blocks[0][0] * spec.image_size**2)))
+    return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _few(names: Any) -> str:
+    shown = list(names)[:3]
+    return ", ".join(shown) + (" …" if len(names) > len(shown) else "")
+
+
+Hits = NDArray[np.bool_]
+
+
+def hits_of(session: CheckedSession, batches: Iterable[tuple[Array, NDArray[np.int64]]]) -> Hits:
+    """Which images an open classifier has right, of batches as the graph wants them with their labels."""
+    found = []
+    for images, labels in batches:
+        chosen = top1(run_batch(session, images))
+        assert chosen is not None  # noqa: S101  # a classifier that we exported has logits
+        found.append(chosen == labels)
+    return np.concatenate(found)
+
+
+def pack(hits: Hits) -> str:
+    return base64.b64encode(np.packbits(hits).tobytes()).decode()
+
+
+def unpack(text: str, count: int) -> Hits | None:
+    """The reverse of `pack`; None where ``text`` is not of ``count`` images."""
+    data = _bits(text)
+    return data[:count] if data is not None and len(data) == 8 * -(-count // 8) else None
+
+
+def first_hits(origin: Origin | None, dataset: str, split: str, count: int) -> Hits | None:
+    """Of the first ``count`` images of a split; None where they are not known: no step changed the network, or other
+    images."""
+    if origin is None or origin.dataset != dataset:
+        return None
+    data = _bits(origin.hits.get(split, ""))
+    return data[:count] if data is not None and len(data) >= count else None
+
+
+def _bits(text: str) -> Hits | None:
+    try:
+        return np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8)).astype(bool)
+    except ValueError:
+        return None

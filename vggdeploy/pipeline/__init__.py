@@ -1,1 +1,0 @@
-"""The whole way, and each part of it: export, prove, measure."""

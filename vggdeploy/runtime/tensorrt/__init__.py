@@ -1,0 +1,1 @@
+"""The backends of TensorRT and of TensorRT for RTX."""

@@ -1,0 +1,143 @@
+"""One engine in the library's hands: read, hashed, deserialised, checked against the manifest, and shared by its contexts.
+
+Deserialising an engine runs its code: the bytes are hashed again, in memory, before the library sees them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from vggdeploy.errors import BundleError, IncompatibleError, IntegrityError, VggdeployError
+from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, tensor_spec, title
+from vggdeploy.types import TensorSpec
+
+_AGAIN = "build it again: vggdeploy build BUNDLE"
+
+
+class LoadedEngine:
+    """The library's logger, runtime and engine. The library's objects are reached only through here.
+
+    A subclass says how a context is made, and whether CUDA graphs are captured by us (``captures``).
+    """
+
+    engine_name: ClassVar[str] = "tensorrt"
+    captures = True
+
+    def __init__(self, library: Any, source: Source) -> None:
+        self.library = library
+        self.source = source
+        self.log = Log()
+        self.logger: Any = None
+        self.runtime: Any = None
+        self.engine: Any = None
+
+    def load(self, unread: list[bytes]) -> None:
+        """Deserialise what `read` gave, in a list that is emptied: once the library has the bytes, this copy is gone.
+
+        Raises:
+            IncompatibleError: the library refused it; the cause is its own.
+            BundleError: its inputs, outputs or batch range are not the manifest's.
+        """
+        name = self.source.path.name
+        self.logger = logger_for(self.library, self.log)
+        self.runtime = self._made(lambda: self.library.Runtime(self.logger), "start")
+        # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
+        self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(unread.pop()), f"load {name}")
+        self._check_tensors()
+
+    def drop(self) -> None:
+        """Let go of the library's objects, the last one made first."""
+        self.engine = None
+        self.runtime = None
+        self.logger = None
+
+    def scratch_size(self) -> int:
+        """Bytes of GPU memory that a context computes in, for the largest batch; 0 when it brings its own."""
+        return int(self.engine.device_memory_size_v2)
+
+    def new_context(self, scratch: int) -> Any:
+        """An execution context that computes in the memory at ``scratch``.
+
+        Raises:
+            IncompatibleError: the library cannot make one.
+        """
+        with no_collection(collect=False):
+            return self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
+
+    def create_context(self, scratch: int) -> Any:
+        """None when the library cannot make one."""
+        strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self.engine.create_execution_context(strategy)
+        if context is not None and scratch:
+            context.set_device_memory(scratch, self.scratch_size())
+        return context
+
+    def mark(self) -> int:
+        """Where a step starts, for `failed`."""
+        return self.log.mark()
+
+    def failed(self, what: str, since: int) -> VggdeployError:
+        """The error for a call that the library answered with False."""
+        return VggdeployError(f"{what}: {self.log.cause(since)}", "try a smaller batch, or prove it: vggdeploy verify")
+
+    def _made(self, make: Callable[[], Any], verb: str) -> Any:
+        """What the library made, or why it made nothing."""
+        since = self.log.mark()
+        created = make()
+        if created is None:
+            raise IncompatibleError(
+                f"{title(self.library)} cannot {verb}: {self.log.cause(since)}",
+                f"build an engine for this machine: vggdeploy build BUNDLE --engine {self.engine_name}",
+            )
+        return created
+
+    def _check_tensors(self) -> None:
+        """The engine has to have the inputs, outputs and batch range of the manifest: buffers are sized by them."""
+        source, engine = self.source, self.engine
+        found: dict[bool, set[TensorSpec]] = {True: set(), False: set()}
+        try:
+            for index in range(engine.num_io_tensors):
+                name = engine.get_tensor_name(index)
+                spec = tensor_spec(name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name))
+                is_input = engine.get_tensor_mode(name) == self.library.TensorIOMode.INPUT
+                found[is_input].add(_any_batch(spec))
+                if not is_input:
+                    continue
+                smallest, _, largest = (shape[0] for shape in engine.get_tensor_profile_shape(name, 0))
+                if smallest > source.batch.min or largest < source.batch.max:
+                    raise BundleError(
+                        f"{source.path.name} takes batches of {smallest}…{largest}; the manifest says {source.batch}",
+                        _AGAIN,
+                    )
+        finally:
+            del engine  # it would live on in the traceback
+        wanted = {_any_batch(s) for s in source.inputs}, {_any_batch(s) for s in source.outputs}
+        if (found[True], found[False]) != wanted:
+            texts = ", ".join(sorted(str(s) for s in found[True] | found[False]))
+            raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest, but {texts}", _AGAIN)
+
+
+def read(source: Source) -> bytes:
+    """The engine's bytes.
+
+    Raises:
+        BundleError: they cannot be read.
+        IntegrityError: they are not the ones that the manifest names.
+    """
+    try:
+        data = source.path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{source.path} cannot be read: {error.strerror}", "check its permissions") from error
+    if hashlib.sha256(data).hexdigest() != source.sha256:
+        raise IntegrityError(
+            f"{source.path} was altered: its SHA-256 is not the manifest's",
+            "restore the bundle from its source, or build the engine again",
+        )
+    return data
+
+
+def _any_batch(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, spec.dtype, ("N", *spec.item_shape))

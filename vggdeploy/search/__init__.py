@@ -1,0 +1,1 @@
+"""``vggdeploy search``: the fastest variant that keeps the accuracy that was asked for."""

@@ -1,0 +1,1 @@
+"""What the machine gives: files, the cache, cores and memory, optional packages, a Ray cluster."""

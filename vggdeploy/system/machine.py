@@ -1,0 +1,198 @@
+"""What machine this is, as far as a measurement has to say. Reads /proc and asks NVML where it is installed."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from vggdeploy.records import Machine
+from vggdeploy.system.optional import installed
+
+# Features that decide how fast a convolution can be on a CPU.
+_FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+    "asimd",
+    "i8mm",
+)
+
+
+@functools.cache
+def machine() -> Machine:
+    """This machine, as far as this process may use it: the limits of a container are its cores and its memory."""
+    lines = _cpuinfo()
+    flags = set((lines.get("flags") or lines.get("Features") or "").split())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Machine(
+        cpu=lines.get("model name") or platform.processor() or platform.machine(),
+        cores=usable_cores(),
+        memory_gib=round(min(memory, memory_limit() or memory) / 2**30, 1),
+        features=tuple(f for f in _FEATURES if f in flags),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        gpu=_gpu(),
+    )
+
+
+def fingerprint() -> str:
+    """What has to be equal for a latency measured elsewhere to mean something here."""
+    here = machine()
+    return f"{here.cpu}, {here.cores} cores, {here.gpu or 'no GPU'}"
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux: the record says less, and nothing depends on it
+        return {}
+    first = text.split("\n\n", 1)[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _gpu() -> str | None:
+    if not installed("pynvml"):
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, so no GPU that a record could name
+        return None
+    try:
+        if not pynvml.nvmlDeviceGetCount():
+            return None
+        return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+ROOT = Path("/")
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Cores this process may use: its affinity, or the CPU quota rounded up where that is less; at least 1."""
+    cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota(root)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """The smallest CPU quota, in cores, of this process's control group and those above it; None without one."""
+    found = [*_v2_quotas(root), *_v1_quotas(root)]
+    return min(found, default=None)
+
+
+def memory_limit(root: Path = ROOT) -> int | None:
+    """The smallest memory limit, in bytes, of this process's control group and those above it; None without one."""
+    found = [_number(folder / "memory.max") for folder in _folders(root, "")]
+    found += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
+    # Version 1 writes "no limit" as the largest page-aligned number.
+    return min((limit for limit in found if limit is not None and 0 < limit < 2**62), default=None)
+
+
+def _v2_quotas(root: Path) -> Iterator[float]:
+    for folder in _folders(root, ""):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            yield int(quota) / int(period)
+
+
+def _v1_quotas(root: Path) -> Iterator[float]:
+    for folder in _folders(root, "cpu"):
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota is not None and quota > 0 and period:  # -1 is no limit
+            yield quota / period
+
+
+def _folders(root: Path, controller: str) -> Iterator[Path]:
+    """This process's group of a controller (version 2: ``""``) and every group above it, as far as they can be seen.
+
+    In a container the path that /proc names may lie outside of what is mounted: its own limits stand at the mount.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _number_of, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if controller not in names.split(","):
+            continue
+        mounts = {root / "sys/fs/cgroup" / name for name in ((names, controller) if controller else ("", "unified"))}
+        for mount in sorted(mounts):
+            group = mount.joinpath(*(part for part in path.split("/") if part not in ("", "..", ".")))
+            while group != mount:
+                yield group
+                group = group.parent
+            yield mount
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:  # not there: no such controller, another version, or no Linux
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.removeprefix("-").isdecimal() and len(text) < 25 else None
+
+
+# glibc's mallopt(3), and the state that its rule for large blocks settles in (malloc.c, DEFAULT_MMAP_THRESHOLD_MAX).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
+
+
+def release_memory() -> None:
+    """Collect what is in reference cycles, and hand the allocator's free pages back to the system.
+
+    For between two stages: each of them holds a whole model, and only one of them at a time may.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def return_large_blocks_at_once() -> None:
+    """Let glibc map every block above 1 MiB by itself, so that its pages go back to the system when it is freed.
+
+    By default the limit grows to 32 MiB with use, and freed weights stay in the heap: 6% more peak memory in the
+    export of a VGG-16. It changes the whole process, so only a command calls it, never the library.
+    """
+    _set({_MMAP_THRESHOLD: 2**20})
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Within the block, freed memory stays with the process; at its end it is given back.
+
+    Every step of a training allocates the same activations again, and a builder a model's weights. By default glibc
+    maps each large block anew and unmaps it when it is freed, so the kernel clears every page of it every time: up to a
+    third of the time on a CPU. It changes the whole process, so only a command uses it.
+    """
+    _set(_KEEPING)
+    try:
+        yield
+    finally:
+        _set(_USUAL)
+        release_memory()
+
+
+def _set(options: Mapping[int, int]) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in options.items():
+            mallopt(option, value)

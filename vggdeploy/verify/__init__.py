@@ -1,0 +1,1 @@
+"""``vggdeploy verify``: variants are proven against the FP32 PyTorch reference."""

@@ -1,0 +1,128 @@
+"""Whether what the manifest says about the model is what its weights were trained with: no variant's answers show that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vggdeploy.bundle import Bundle
+from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
+from vggdeploy.data.specs import same_names
+from vggdeploy.parity.pixels import IMAGES, check_pixels
+from vggdeploy.parity.reference import Array
+from vggdeploy.preprocess import normalise, prepare
+from vggdeploy.records import Check
+from vggdeploy.spec import PreprocessSpec
+from vggdeploy.system.optional import installed
+from vggdeploy.types import Verdict
+from vggdeploy.verify.samples import Samples
+
+# Of the golden images those that Pillow's own decoding leaves as they are: no transparency, no 16 bits, no EXIF.
+_PLAIN = ("grey.png", "rgb-portrait.png", "rgb-square.png", "rgb.png")
+_CHECKPOINT = "the checkpoint in the bundle"
+# Normalised values: a product and a sum in FP32 beside a difference and a quotient (of pixels up to 1, by std).
+_ROUNDING = 1e-5
+
+
+def check_manifest(bundle: Bundle, chosen: Samples | None) -> tuple[Check, ...]:
+    """The manifest's network, preprocessing and labels beside the checkpoint's; labels beside the data set's classes, too.
+
+    An application reads all three from the manifest: the weights may be right, and every answer of it wrong.
+
+    Args:
+        chosen: the images that the bundle is proven on, or None.
+    """
+    manifest = bundle.manifest
+    trained = _checkpoint(bundle)
+    checks = [
+        _check("network", _CHECKPOINT, _fields(manifest.spec, trained.spec)),
+        _check("preprocessing", _CHECKPOINT, _fields(manifest.preprocess, trained.preprocess)),
+        _check("labels", _CHECKPOINT, _labels(manifest.labels, trained.labels, "the checkpoint")),
+    ]
+    # Only the data set of the training has its classes in the model's order.
+    if chosen is not None and chosen.dataset == manifest.dataset and same_names(chosen.classes, manifest.labels):
+        checks.append(
+            _check(
+                "labels", chosen.dataset, _labels(manifest.labels, chosen.classes, f"the classes of {chosen.dataset}")
+            )
+        )
+    return tuple(checks)
+
+
+def check_preprocessing(bundle: Bundle) -> tuple[Check, ...]:
+    """Training's way from an image to normalised values beside the runtime's, on this machine.
+
+    First the golden arrays of every mode, format and orientation. Then torchvision's transforms with the settings of the
+    training beside `prepare` and `normalise` with those of the manifest, on golden images. (A slim bundle has left the
+    settings of the training behind: there the manifest's stand for both.)
+    """
+    manifest = bundle.manifest
+    trained = manifest.preprocess if manifest.origin is not None else _checkpoint(bundle).preprocess
+    return check_pixels(), _check_transforms(manifest.preprocess, trained)
+
+
+def _checkpoint(bundle: Bundle) -> Checkpoint:
+    """Its weights' hash was checked when the bundle was opened."""
+    return read_checkpoint(bundle.path(bundle.manifest.reference().path), check_weights=False)
+
+
+def _check_transforms(runtime: PreprocessSpec, trained: PreprocessSpec) -> Check:
+    what, against = "preprocessing with the manifest's settings", "torchvision's transforms with those of the training"
+    if not installed("torchvision"):
+        return Check(
+            what=what, against=against, verdict=Verdict.UNPROVEN, reasons=("torchvision is not installed here",)
+        )
+    from torchvision import transforms
+
+    steps = transforms.Compose(
+        [
+            transforms.Resize(trained.resize, transforms.InterpolationMode(trained.interpolation)),
+            transforms.CenterCrop(trained.crop),
+            transforms.ToTensor(),
+            transforms.Normalize(trained.mean, trained.std),
+        ]
+    )
+    reasons = []
+    for name in _PLAIN:
+        with Image.open(IMAGES / name) as image:
+            expected = steps(image.convert(trained.mode)).numpy()
+        found = normalise(prepare(IMAGES / name, runtime)[None], runtime)[0]
+        if wrong := _difference(found, expected, _ROUNDING / min(trained.std)):
+            reasons.append(f"{name}: {wrong}")
+    return _check(what, against, reasons)
+
+
+def _difference(found: Array, expected: Array, allowed: float) -> str:
+    if found.shape != expected.shape:
+        return f"{found.shape} for {expected.shape}"
+    error = np.abs(found - expected)
+    wrong = np.count_nonzero(error > allowed)
+    return f"{wrong} of {error.size} values differ, by up to {error.max():.3g}" if wrong else ""
+
+
+def _check(what: str, against: str, reasons: Iterable[str]) -> Check:
+    found = tuple(reasons)
+    return Check(what=what, against=against, verdict=Verdict.FAIL if found else Verdict.PASS, reasons=found)
+
+
+def _fields(found: Any, expected: Any) -> list[str]:
+    """The fields of two records that differ."""
+    return [
+        f"{name} is {getattr(found, name)!r} in the manifest, {getattr(expected, name)!r} in the checkpoint"
+        for name in type(found).__struct_fields__
+        if getattr(found, name) != getattr(expected, name)
+    ]
+
+
+def _labels(found: Sequence[str], expected: Sequence[str], where: str) -> list[str]:
+    if len(found) != len(expected):
+        return [f"the manifest has {len(found)} labels, {where} {len(expected)}"]
+    wrong = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b]
+    if not wrong:
+        return []
+    first = wrong[0]
+    more = f"; {len(wrong)} labels differ" if len(wrong) > 1 else ""
+    return [f"class {first} is {found[first]!r} in the manifest, {expected[first]!r} in {where}{more}"]

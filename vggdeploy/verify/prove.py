@@ -1,0 +1,155 @@
+"""Prove variants against references, and write the verdicts down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant
+from vggdeploy.bundle.precision import by_type
+from vggdeploy.errors import ParityError, UsageError
+from vggdeploy.parity import Reference, compare
+from vggdeploy.parity.compare import unproven
+from vggdeploy.records import ParityRecord, Thresholds
+from vggdeploy.runtime import backend_for, open_session, runnable
+from vggdeploy.runtime.registry import default_device
+from vggdeploy.system.machine import release_memory
+from vggdeploy.system.optional import version
+from vggdeploy.types import Device, ImageSource, OnProgress, Verdict
+from vggdeploy.verify.readback import check_precision, read_products
+
+_TOOLS = (
+    *("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow", "safetensors"),
+    *("onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-rtx", "mlcommons-loadgen"),
+)
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of all that takes part, for the records."""
+    found = {name: version(name) for name in _TOOLS}
+    return {name: text for name, text in found.items() if text}
+
+
+def prove(
+    bundle: Bundle,
+    variant: Variant,
+    references: Iterable[Reference],
+    threads: int | None,
+    on_progress: OnProgress,
+    limits: Limits | None = None,
+    device: Device | None = None,
+) -> list[ParityRecord]:
+    """The variant against each reference, or one ``unproven`` record where it cannot run.
+
+    Its precision is read back from the file first. One that is not what was asked for fails every record.
+    """
+    where = device or default_device(backend_for(variant))
+    on_progress(None, f"proving {variant.name}")
+    products = read_products(bundle, variant)
+    try:
+        check_precision(variant, products)
+        wrong = ""
+    except ParityError as error:
+        wrong = error.cause
+    found = runnable(variant, where)
+    if found.runs:
+        thresholds = (limits or Limits()).over(bundle.manifest.thresholds[variant.precision])
+        with open_session(bundle, variant, device=where, threads=threads) as session:
+            records = [
+                compare(session, reference, bundle, variant, where, thresholds=thresholds)
+                for reference in references
+                if reference.source is not ImageSource.SYNTHETIC
+            ]
+        release_memory()
+    else:
+        records = [unproven(variant, f"{found.reason}; {found.fix}", where)]
+    counts = by_type(products or ())
+    return [_with_products(record, counts, wrong) for record in records]
+
+
+def _with_products(record: ParityRecord, products: dict[str, int], wrong: str) -> ParityRecord:
+    if not wrong:
+        return msgspec.structs.replace(record, products=products)
+    reasons = (wrong, *record.reasons)
+    return msgspec.structs.replace(record, products=products, verdict=Verdict.FAIL, reasons=reasons)
+
+
+def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str = "") -> Manifest:
+    """The manifest with the last record of each variant (the one with the most images) written to it."""
+    changed = {}
+    for record in records:
+        if record.variant == REFERENCE:
+            continue
+        reasons = (*record.reasons, note) if note else record.reasons
+        written = msgspec.structs.replace(record, reasons=reasons, tools=tool_versions())
+        changed[record.variant] = msgspec.structs.replace(manifest.variant(record.variant), parity=written)
+    return manifest.with_variants(*changed.values())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """As `Thresholds` has them; None for the manifest's.
+
+    Raises:
+        UsageError: one that is no distance, no cosine or no fraction.
+    """
+
+    relative_l2: float | None = None
+    cosine: float | None = None
+    flip_rate: float | None = None
+    accuracy_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            lowest = -1 if name == "cosine" else 0
+            if value is not None and not lowest <= value <= 1:  # a NaN, too
+                raise UsageError(
+                    f"a limit of {value:g} for the {name.replace('_', ' ')}", f"give a number from {lowest} to 1"
+                )
+
+    @classmethod
+    def in_percent(
+        cls,
+        *,
+        tolerance: float | None = None,
+        min_cosine: float | None = None,
+        max_flips: float | None = None,
+        max_accuracy_drop: float | None = None,
+    ) -> Limits:
+        """As the command line has them: flips in percent, the accuracy drop in percentage points.
+
+        Raises:
+            UsageError: one that makes no sense, in the units of the option.
+        """
+        percents = {"--max-flips": (max_flips, "percent"), "--max-accuracy-drop": (max_accuracy_drop, "points")}
+        for option, (value, unit) in percents.items():
+            if value is not None and not 0 <= value <= 100:
+                raise UsageError(f"{option} {value:g}", f"give {unit} from 0 to 100, for example {option} 0.5")
+        if tolerance is not None and not 0 <= tolerance <= 1:
+            raise UsageError(f"--tolerance {tolerance:g}", "give a relative L2 distance from 0 to 1: --tolerance 0.001")
+        if min_cosine is not None and not -1 <= min_cosine <= 1:
+            raise UsageError(f"--min-cosine {min_cosine:g}", "give a cosine from -1 to 1: --min-cosine 0.999")
+        return cls(
+            relative_l2=tolerance,
+            cosine=min_cosine,
+            flip_rate=None if max_flips is None else max_flips / 100,
+            accuracy_drop=None if max_accuracy_drop is None else max_accuracy_drop / 100,
+        )
+
+    def over(self, thresholds: Thresholds) -> Thresholds:
+        """The manifest's thresholds with these in their place."""
+        changed = {name: value for name, value in vars(self).items() if value is not None}
+        return msgspec.structs.replace(thresholds, **changed)
+
+
+def refuse_failures(records: Sequence[ParityRecord], hint: str) -> None:
+    """
+    Raises:
+        ParityError: one of the records is a failure.
+    """
+    for record in records:
+        if record.verdict is Verdict.FAIL:
+            cause = f"{record.variant} does not compute what was trained: {'; '.join(record.reasons)}"
+            raise ParityError(cause, hint)

@@ -1,0 +1,183 @@
+"""Prove a bundle again, on this machine: what ``vggdeploy verify`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
+from vggdeploy.bundle.store import now
+from vggdeploy.errors import BuildError, IncompatibleError, UsageError
+from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.reference import GOLDEN, golden_reference
+from vggdeploy.records import Check, LayerReport, ParityRecord, ParityReport
+from vggdeploy.runtime import backend_for, open_session, runnable
+from vggdeploy.runtime.registry import get_backend
+from vggdeploy.system.files import check_writable
+from vggdeploy.system.optional import require
+from vggdeploy.types import Device, OnProgress, Verdict, silent
+from vggdeploy.verify.consistency import check_manifest, check_preprocessing
+from vggdeploy.verify.localise import localise
+from vggdeploy.verify.prove import Limits, prove, with_parity
+from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, open_samples
+
+ONLY_GOLDEN = "golden"  # in place of a data set's name
+_SLIM = "this slim bundle has no FP32 reference here: only its answers to the golden pair are compared with"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Which variants are proven, on which images, and how strictly.
+
+    Attributes:
+        variants, backends: names; default all.
+        device: where the variants run; default each backend's first. The reference stays on its own.
+        data: a data set's name, or ``folder:PATH``; default the one that the model was trained on. ``golden`` for the
+            golden pair alone.
+        samples: how many test images; None for all.
+        data_dir: where the data set is; default as `vggdeploy.data.loaders.open_split`.
+        threads: CPU threads of each session; default the backend's own choice.
+        record: write the verdicts to the bundle's manifest.
+        limits: in place of the manifest's thresholds, for this run.
+        layers: look for the layer at which each variant that fails leaves the reference.
+        strict_preprocess: also compare what images become on this machine with the golden arrays, and with torchvision.
+    """
+
+    variants: Sequence[str] = ()
+    backends: Sequence[str] = ()
+    device: Device | None = None
+    data: str = ""
+    samples: int | None = DEFAULT_SAMPLES
+    data_dir: Path | None = None
+    threads: int | None = None
+    record: bool = False
+    limits: Limits | None = None
+    layers: bool = False
+    strict_preprocess: bool = False
+
+
+def verify_bundle(
+    bundle: Bundle, options: VerifyOptions = VerifyOptions(), *, on_progress: OnProgress = silent
+) -> ParityReport:
+    """Prove the variants again, here: on the golden pair, and on real test images where torch and a data set are.
+
+    The reference itself is checked against the golden outputs too: another torch or CPU must not move it. It runs once
+    over the images; its answers are kept (on disk, where they are many) and serve every variant. Images are prepared a
+    batch at a time, so memory does not grow with their number.
+
+    What the manifest says of the network, its preprocessing and its labels is compared with the checkpoint, and the
+    labels with the classes of the data set that it was trained on.
+
+    A slim bundle has no reference: its golden pair is the whole proof, and the report says so.
+
+    Raises:
+        BundleError: ``data`` or ``layers`` for a slim bundle.
+        UsageError: an unknown name, no variant for those backends, or fewer than one sample.
+        DataError: the data set cannot be found.
+        IncompatibleError: a data set or ``layers`` was asked for, and what reads it is not installed.
+    """
+    if bundle.manifest.origin is not None and (options.layers or options.data not in ("", ONLY_GOLDEN)):
+        bundle.manifest.reference()  # says why there is none
+    if options.record:
+        check_writable(bundle.root)
+    if options.layers:
+        for module in ("torch", "onnx"):
+            require(module, to="compare layers", extra="train")
+    if options.samples is not None and options.samples < 1:
+        raise UsageError(f"{options.samples} samples", "give at least 1")
+    threads = options.threads
+    wanted = _wanted(bundle.manifest, options.variants, options.backends)
+    references = [golden_reference(bundle)]
+    chosen, notes = _choose_samples(bundle, options)
+    if chosen is not None:
+        references.append(_run_reference(bundle, chosen, threads, on_progress))
+    records: list[ParityRecord] = []
+    for variant in wanted:
+        against = references[:1] if variant.name == REFERENCE else references
+        records += prove(bundle, variant, against, threads, on_progress, options.limits, options.device)
+    if bundle.manifest.origin is not None:
+        records = [msgspec.structs.replace(r, reasons=(*r.reasons, _SLIM)) for r in records]
+    if options.record:
+        with update_bundle(bundle) as draft:
+            draft.manifest = with_parity(bundle.manifest, records)
+    checks = _check_bundle(bundle, chosen, options.strict_preprocess, on_progress)
+    found, untaken = _take_apart(bundle, records, threads, on_progress) if options.layers else ((), ())
+    return ParityReport(
+        bundle=str(bundle.root),
+        created=now(),
+        variants=tuple(records),
+        layers=found,
+        checks=checks,
+        notes=(*notes, *untaken),
+    )
+
+
+def exit_code(report: ParityReport) -> int:
+    """0 when nothing failed and everything that ran was decided; 3 for a failure or what was not decided; 5 when nothing
+    ran at all. A variant that cannot run here, among others that can, is not a failure here."""
+    return {Verdict.PASS: 0, Verdict.UNPROVEN: IncompatibleError.exit_code}.get(report.verdict, 3)
+
+
+def _wanted(manifest: Manifest, variants: Sequence[str], backends: Sequence[str]) -> list[Variant]:
+    named = {get_backend(name).name for name in backends}
+    found = [manifest.variant(name) for name in dict.fromkeys(variants)] or list(manifest.variants)
+    kept = [v for v in found if not named or backend_for(v).name in named]
+    if not kept:
+        there = ", ".join(sorted({backend_for(v).name for v in found}))
+        raise UsageError(f"no variant for {' or '.join(sorted(named))} is among them", f"there is: {there}")
+    return kept
+
+
+def _choose_samples(bundle: Bundle, options: VerifyOptions) -> tuple[Samples | None, tuple[str, ...]]:
+    """The images to prove on beside the golden pair, or None; and what has to be said about that."""
+    manifest, data = bundle.manifest, options.data
+    if data == ONLY_GOLDEN:
+        return None, (f"only the {GOLDEN} was looked at, as asked: nothing is promised about flips",)
+    if manifest.origin is not None:
+        return None, ()  # every record says so
+    found = runnable(manifest.reference())
+    if not found.runs:
+        if data:
+            raise IncompatibleError(f"the reference cannot run on {data}: {found.reason}", found.fix)
+        return None, (f"only the {GOLDEN} was looked at, because the reference cannot run here: {found.reason}",)
+    if not data and not manifest.dataset:
+        return None, (
+            f"only the {GOLDEN} was looked at, because no data set is known for this model: name one (--data)",
+        )
+    dtype = manifest.input.dtype
+    chosen = open_samples(
+        data or manifest.dataset, manifest, limit=options.samples, data_dir=options.data_dir, dtype=dtype
+    )
+    return chosen, (chosen.note,) if chosen.note else ()
+
+
+def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_progress: OnProgress) -> Reference:
+    on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
+    with open_session(bundle, bundle.manifest.reference(), threads=threads) as session:
+        return reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
+
+
+def _check_bundle(bundle: Bundle, chosen: Samples | None, strict: bool, on_progress: OnProgress) -> tuple[Check, ...]:
+    slim = bundle.manifest.origin is not None
+    checks = () if slim else check_manifest(bundle, chosen)
+    if strict:
+        on_progress(None, "preparing the golden images")
+        checks += check_preprocessing(bundle)
+    return checks
+
+
+def _take_apart(
+    bundle: Bundle, records: Sequence[ParityRecord], threads: int | None, on_progress: OnProgress
+) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
+    """Every variant that failed, once; and a note for each that cannot be taken apart: its verdict stands all the same."""
+    found, notes = [], []
+    for name in dict.fromkeys(r.variant for r in records if r.verdict is Verdict.FAIL):
+        on_progress(None, f"looking for the layer at which {name} leaves the reference")
+        try:
+            found.append(localise(bundle, name, threads=threads))
+        except (UsageError, BuildError) as error:
+            notes.append(f"no layers of {name}: {error.cause}; {error.hint}")
+    return tuple(found), tuple(notes)
