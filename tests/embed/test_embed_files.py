@@ -24,6 +24,7 @@ from vggdeploy.embed.embed import EmbedOptions, embed_files
 from vggdeploy.engine.engine import Engine
 from vggdeploy.preprocess import find_images
 from vggdeploy.runtime.sessions import in_order
+from vggdeploy.system.files import FileDraft
 from vggdeploy.system.optional import installed
 from vggdeploy.types import OnProgress
 
@@ -354,15 +355,15 @@ def test_new_vectors_never_stand_beside_old_paths(
 ) -> None:
     target = tmp_path / "v.npy"
     embed_files(engine, [folder / "00.png"], target)
-    real, placed = vectors._Draft.place, []
+    real, placed = FileDraft.place, []
 
-    def die_before_the_second(draft: vectors._Draft) -> None:
+    def die_before_the_second(draft: FileDraft) -> None:
         if placed:
             raise KeyboardInterrupt
         placed.append(draft)
         real(draft)
 
-    monkeypatch.setattr(vectors._Draft, "place", die_before_the_second)
+    monkeypatch.setattr(FileDraft, "place", die_before_the_second)
     with pytest.raises(KeyboardInterrupt):
         embed_files(engine, [folder], target, EmbedOptions(overwrite=True))
     assert len(np.load(target)) == 21

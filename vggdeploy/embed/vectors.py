@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vggdeploy.errors import UsageError
-from vggdeploy.system.files import _fsync, _new_draft, _settle  # atomic_write's own drafts, for a file that is streamed
+from vggdeploy.system.files import FileDraft
 from vggdeploy.system.optional import require
 
 Vectors = NDArray[np.float32]
@@ -75,37 +74,13 @@ def as_text(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-class _Draft:
-    """The temporary neighbour of a file: it takes the file's place with `place`, and is removed with `discard`."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target.resolve() if target.is_symlink() else target
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        _settle(self.target)
-        self.path, fd = _new_draft(self.target, lambda path: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        self.file: io.BufferedWriter = os.fdopen(fd, "wb")
-
-    def finish(self) -> None:
-        """Bring every byte to the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def place(self) -> None:
-        self.path.replace(self.target)
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)  # after `place` there is none of this name
-        with suppress(OSError):  # a full disk refuses the rest a second time; the first error is the one to tell
-            self.file.close()
-
-
 @contextmanager
-def _drafts(*targets: Path) -> Iterator[list[_Draft]]:
+def _drafts(*targets: Path) -> Iterator[list[FileDraft]]:
     """Drafts that are placed together, one right after the other, when the block ends without an error."""
     with ExitStack() as stack:
         drafts = []
         for target in targets:
-            drafts.append(_Draft(target))
+            drafts.append(FileDraft(target))
             stack.callback(drafts[-1].discard)
         yield drafts
         for draft in drafts:
@@ -115,8 +90,6 @@ def _drafts(*targets: Path) -> Iterator[list[_Draft]]:
             draft.target.unlink(missing_ok=True)
         for draft in drafts:
             draft.place()
-        for parent in {draft.target.parent for draft in drafts}:
-            _fsync(parent)
 
 
 @contextmanager

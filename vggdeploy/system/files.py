@@ -20,8 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from vggdeploy.errors import BundleError, IntegrityError, UsageError
 
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, as renameat2(2) takes them
 # errno with which a file system says that it cannot exchange two directories in one step.
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
@@ -93,24 +92,45 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         UsageError: something that is no regular file stands there: root would replace even ``/dev/null``.
     """
-    if path.is_symlink():
-        path = path.resolve()
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a regular file", "choose another output file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _settle(path)
-    # The kernel applies the umask to this mode: asking for the umask would change it for every thread meanwhile.
-    draft, fd = _new_draft(path, lambda draft: os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    draft = FileDraft(path)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-            draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _fsync(path.parent)
+        draft.file.write(data)
+        draft.finish()
+        draft.place()
+    finally:
+        draft.discard()
+
+
+class FileDraft:
+    """The temporary neighbour of a file: it takes the file's place with `place`, and is removed with `discard`."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target.resolve() if target.is_symlink() else target
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        _settle(self.target)
+        # The kernel applies the umask to this mode: asking for the umask would change it for every thread meanwhile.
+        self.path, fd = _new_draft(self.target, lambda path: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        self.file = os.fdopen(fd, "wb")
+
+    def finish(self) -> None:
+        """Bring every byte to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def place(self) -> None:
+        """Take the file's place, of which the disk learns, too."""
+        self.path.replace(self.target)
+        _fsync(self.target.parent)
+
+    def discard(self) -> None:
+        """Remove the draft where it was not placed, and close it."""
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk refuses the rest a second time; the first error is the one to tell
+            self.file.close()
 
 
 @contextmanager
@@ -128,18 +148,13 @@ def atomic_directory(target: Path, *, marker: str, overwrite: bool, unchanged: b
     target = Path(os.path.abspath(target))  # noqa: PTH100  # Path.absolute() keeps ".."
     _settle(target)
     check_replaceable(target, marker=marker, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft, fd = _new_draft(target, _make_directory)
-    try:
+    with scratch_directory(target) as draft:  # after the exchange it holds what stood there before
         yield draft
         for path in sorted(draft.rglob("*"), reverse=True):
             _fsync(path)
         _fsync(draft)
         _place(draft, target, marker=marker, overwrite=overwrite, unchanged=unchanged)
         _fsync(target.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # after the exchange: what stood there before
-        os.close(fd)
 
 
 @contextmanager
@@ -303,9 +318,10 @@ def _place(draft: Path, target: Path, *, marker: str, overwrite: bool, unchanged
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+    place = target / marker
     with _locked(target):
         check_replaceable(target, marker=marker, overwrite=overwrite)
-        if unchanged is not None and _bytes_of(target / marker) != unchanged:
+        if unchanged is not None and not (place.is_file() and place.read_bytes() == unchanged):
             raise BundleError(f"{target} was changed by another command meanwhile", "run this command again")
         _exchange(draft, target)
 
@@ -374,12 +390,6 @@ def _exchange(draft: Path, target: Path) -> None:
         aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _bytes_of(path: Path) -> bytes | None:
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
-    return None
 
 
 def _fsync(path: Path) -> None:
