@@ -1,7 +1,7 @@
 """How many files of the package a reader opens to follow a command: those of which a function runs, in any of its processes.
 
-``python benchmarks/reading.py`` exports a VGG-11 with random weights in torchvision's layout, loads and classifies, and benches.
-It prints the files of each as JSON. A module's own body (imports, constants, class statements) does not count.
+``python benchmarks/reading.py`` exports a VGG-11 of random weights, loads and classifies, and benches; it prints the files of
+each as JSON. A module's own body (imports, constants, class statements) does not count.
 """
 
 from __future__ import annotations
