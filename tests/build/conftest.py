@@ -13,7 +13,7 @@ import tensorrt_rtx
 from fixtures.small import BATCH, write_bundle
 
 from vggdeploy.build.targets import set_targets
-from vggdeploy.build.tensorrt import Built, build_engine
+from vggdeploy.build.tensorrt import BuildResult, build_engine
 from vggdeploy.bundle import Bundle
 from vggdeploy.types import Precision
 
@@ -37,7 +37,7 @@ def bundle(tmp_path: Path, onnx_files: dict[Precision, Path]) -> Bundle:
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., tuple[Built, bytes]]:
+def build(tmp_path: Path) -> Callable[..., tuple[BuildResult, bytes]]:
     """Build an ONNX file with the real TensorRT for RTX; gives the record and the engine's bytes."""
 
     def run(
@@ -47,7 +47,7 @@ def build(tmp_path: Path) -> Callable[..., tuple[Built, bytes]]:
         targets: tuple[str, ...] = ("sm89",),
         library: Any = tensorrt_rtx,
         **options: Any,
-    ) -> tuple[Built, bytes]:
+    ) -> tuple[BuildResult, bytes]:
         target = tmp_path / "model.engine"
         built = build_engine(
             library,

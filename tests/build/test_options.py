@@ -47,8 +47,8 @@ def test_a_small_number_without_unit_is_asked_back():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"opt_level": 6}, "optimisation level 6"),
-        ({"opt_level": -1}, "optimisation level -1"),
+        ({"opt_level": 6}, "the optimisation level is 6"),
+        ({"opt_level": -1}, "the optimisation level is -1"),
         ({"hardware_compatible": "ampere"}, "unknown hardware compatibility 'ampere'"),
         ({"workspace": 0}, "0 bytes"),
     ],

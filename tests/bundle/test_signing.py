@@ -25,7 +25,7 @@ from vggdeploy.bundle import MANIFEST_NAME, Bundle, update_bundle
 from vggdeploy.bundle.manifest import parse_manifest, seal
 from vggdeploy.bundle.sign import check_bundle, sign_bundle
 from vggdeploy.bundle.signature import new_key
-from vggdeploy.bundle.trust import POLICY_VARIABLE, SIGNATURE_NAME, Trust, demands
+from vggdeploy.bundle.trust import POLICY_VARIABLE, SIGNATURE_NAME, Trust, signer_rules
 from vggdeploy.errors import IntegrityError, SignatureError, UsageError
 from vggdeploy.system.files import sha256_of
 
@@ -58,7 +58,7 @@ def refused(bundle: Path, *trusted: Path) -> str:
 def test_a_signed_bundle_loads_and_answers(signed: Path, keys: Path) -> None:
     with vggdeploy.load(signed, trust=Trust([keys / "other.pub", keys / "release.pub"])) as engine:
         assert engine.run({"image": np.zeros((1, 32, 32, 1), np.uint8)})["logits"].shape == (1, 10)
-        assert engine.bundle.signer == check_bundle(signed, demands(Trust([keys / "release.pub"]))).key
+        assert engine.bundle.signer == check_bundle(signed, signer_rules(Trust([keys / "release.pub"]))).key
 
 
 def test_model_signing_s_own_command_accepts_it(signed: Path, keys: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_bundle_that_model_signing_s_own_command_signed_is_accepted(own_bundle
     tool = Path(sys.executable).with_name("model_signing")
     done = subprocess.run([tool, "sign", "key", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert check_bundle(own_bundle, demands(Trust([keys / "release.pub"]))).files > 5
+    assert check_bundle(own_bundle, signer_rules(Trust([keys / "release.pub"]))).files > 5
 
 
 def test_a_reload_asks_for_the_same_signature(signed: Path, keys: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_any_flipped_byte_of_a_signature_is_refused_or_changes_nothing(signed: P
         data[place] ^= 1 << int(random.integers(7))
         file.write_bytes(data)
         try:
-            Bundle.open(signed, trust=demands(Trust([keys / "release.pub"])))
+            Bundle.open(signed, trust=signer_rules(Trust([keys / "release.pub"])))
             accepted += 1
         except SignatureError:
             pass
@@ -229,10 +229,10 @@ def test_a_signature_of_another_bundle_is_refused(signed: Path, keys: Path, tmp_
 def test_a_signature_that_claims_a_trusted_key_is_checked_with_it(signed: Path, keys: Path) -> None:
     """Signed by the other key, and named as if by the trusted one."""
     file = signed / SIGNATURE_NAME
-    trusted = check_bundle(signed, demands(Trust([keys / "release.pub"]))).key
+    trusted = check_bundle(signed, signer_rules(Trust([keys / "release.pub"]))).key
     sign_bundle(signed, keys / "other.pem")
     file.write_bytes(edited(file.read_bytes(), lambda d: d["verificationMaterial"]["publicKey"].update(hint=trusted)))  # type: ignore[index]
-    assert "the signature is not that of release.pub" in refused(signed, keys / "release.pub")
+    assert "has a signature that was not made with release.pub" in refused(signed, keys / "release.pub")
 
 
 def test_a_manifest_that_changes_while_it_is_checked_is_refused(
@@ -242,7 +242,7 @@ def test_a_manifest_that_changes_while_it_is_checked_is_refused(
     read = Path(signed / MANIFEST_NAME).read_bytes() + b"\n"
     monkeypatch.setattr("vggdeploy.bundle.store._read_manifest", lambda root: read)
     with pytest.raises(SignatureError, match="changed while the signature was checked"):
-        Bundle.open(signed, trust=demands(Trust([keys / "release.pub"])))
+        Bundle.open(signed, trust=signer_rules(Trust([keys / "release.pub"])))
 
 
 def test_sign_refuses_a_damaged_bundle(own_bundle: Path, keys: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_changed_bundle_is_not_signed_any_more_and_says_so(
     assert "is not signed any more: vggdeploy sign" in caplog.text
     assert SIGNATURE_NAME not in {f.path for f in Bundle.open(signed).manifest.files}
     sign_bundle(signed, keys / "release.pem")
-    check_bundle(signed, demands(Trust([keys / "release.pub"])))
+    check_bundle(signed, signer_rules(Trust([keys / "release.pub"])))
 
 
 def test_a_new_key_pair_is_the_owners_and_replaces_nothing(tmp_path: Path) -> None:
@@ -287,10 +287,10 @@ def test_an_encrypted_key_signs_with_its_password_alone(own_bundle: Path, tmp_pa
     public = new_key(tmp_path / "safe.pem", "correct horse")
     assert b"ENCRYPTED" in (tmp_path / "safe.pem").read_bytes()
     for wrong in (None, "battery"):
-        with pytest.raises(UsageError, match="not a private key that opens"):
+        with pytest.raises(UsageError, match="cannot be opened as a private key"):
             sign_bundle(own_bundle, tmp_path / "safe.pem", password=wrong)
     sign_bundle(own_bundle, tmp_path / "safe.pem", password="correct horse")  # noqa: S106
-    check_bundle(own_bundle, demands(Trust([public])))
+    check_bundle(own_bundle, signer_rules(Trust([public])))
 
 
 def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
@@ -316,7 +316,7 @@ def test_a_file_that_is_no_key_is_named(own_bundle: Path, keys: Path, tmp_path: 
     wrong_keys = [tmp_path / name for name in wrong if name != "public.pem"]
     for path in (*wrong_keys, keys / "release.pem"):
         with pytest.raises(SignatureError, match=f"the trusted key .*{path.name}"):
-            Bundle.open(own_bundle, trust=demands(Trust([path])))
+            Bundle.open(own_bundle, trust=signer_rules(Trust([path])))
 
 
 @pytest.mark.parametrize(
@@ -377,5 +377,5 @@ def test_without_model_signing_a_demand_says_which_extra_is_missing(
 ) -> None:
     monkeypatch.setattr("vggdeploy.system.optional.installed", lambda module: False)
     with pytest.raises(vggdeploy.MissingDependencyError, match=r"vggdeploy\[sign\]"):
-        Bundle.open(signed, trust=demands(Trust([keys / "release.pub"])))
+        Bundle.open(signed, trust=signer_rules(Trust([keys / "release.pub"])))
     Bundle.open(signed, trust=())

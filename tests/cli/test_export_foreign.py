@@ -243,9 +243,9 @@ def test_options_that_the_weights_deny_are_one_error_and_leave_nothing(
         (b"a\nb\nc\n", "has 3 labels, and"),
         (b"a\n\nc\nd\ne\n", "has no label on line 2"),
         (b"", "has 0 labels"),
-        (b"\xff\xfe\x00", "is no list of labels"),
-        (b'["a", "b", 3, "d", "e"]', "is no list of labels"),
-        (b'["a", "b"', "is no list of labels"),
+        (b"\xff\xfe\x00", "is not a list of labels"),
+        (b'["a", "b", 3, "d", "e"]', "is not a list of labels"),
+        (b'["a", "b"', "is not a list of labels"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(
@@ -260,7 +260,12 @@ def test_labels_that_do_not_fit_are_refused(
     ("source", "options", "code", "answer"),
     [
         ("torchvision:vgg16", ["--arch", "vgg11"], 2, "torchvision:vgg16 is a vgg16, not a vgg11"),
-        ("torchvision:vgg16", ["--blocks", "1x64"], 2, "--blocks was given, and torchvision:vgg16 has its own"),
+        (
+            "torchvision:vgg16",
+            ["--blocks", "1x64"],
+            2,
+            "--blocks was given, and torchvision:vgg16 has blocks of its own",
+        ),
         ("torchvision:vgg16", ["--weights", "none.pth"], 1, "none.pth cannot be read"),
         ("torchvision:IMAGENET1K_V1", [], 2, "add --arch"),
         ("torchvision:IMAGENET1K_FEATURES", ["--arch", "vgg16"], 2, "no classifier that works, only features"),

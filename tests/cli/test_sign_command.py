@@ -53,8 +53,8 @@ def test_a_recorded_verdict_takes_the_signature_away_and_says_so(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["sign"], 2, "one key is needed"),
-        (["sign", "--key", "a.pem", "--new-key", "b.pem"], 2, "one key is needed"),
+        (["sign"], 2, "signing needs exactly one key"),
+        (["sign", "--key", "a.pem", "--new-key", "b.pem"], 2, "signing needs exactly one key"),
         (["sign", "--key", "a.pem"], 2, "a.pem cannot be read"),
         (["verify-signature"], 2, "no key is trusted"),
         (["verify-signature", "--key", "a.pub"], 1, "is not signed"),

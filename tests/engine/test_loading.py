@@ -26,7 +26,7 @@ from vggdeploy.build.request import BuildPlan
 from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.sign import sign_bundle
 from vggdeploy.bundle.signature import new_key
-from vggdeploy.bundle.trust import Trust, demands
+from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.cli.app import run
 from vggdeploy.engine import selection
 from vggdeploy.engine.loading import VERIFY, rebuild_unfit
@@ -277,7 +277,7 @@ def test_a_bundle_that_has_to_be_signed_stays_as_it_was_signed(root: Path, machi
         assert engine.variant.verdict is Verdict.PASS
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     with pytest.raises(UsageError, match="has to stay as it was signed"):
-        rebuild_unfit(Bundle.open(root, trust=demands(Trust([public]))))
+        rebuild_unfit(Bundle.open(root, trust=signer_rules(Trust([public]))))
 
 
 def test_a_full_disk_is_still_an_error(root: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

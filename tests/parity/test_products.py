@@ -103,7 +103,7 @@ def test_one_half_layer_in_a_torchscript_file_is_found_and_named(
     assert run(["verify", str(own_bundle), "--variant", "torchscript-fp32", "--data", "golden", "--layers"]) == 3
     shown = " ".join(capsys.readouterr().out.split())
     assert "1 in fp16 (of 11): fc7" in shown  # --layers cannot look into it, and the report is there all the same
-    assert "no layers of torchscript-fp32: torchscript-fp32 is not ONNX" in shown
+    assert "no layers of torchscript-fp32: torchscript-fp32 is not ONNX, and --layers reads only ONNX" in shown
 
 
 def test_many_wrong_layers_are_named_in_one_line() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggdeploy.build.options import parse_size
-from vggdeploy.build.tensorrt import Built
+from vggdeploy.build.tensorrt import BuildResult
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import BundleError
@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 _MAX_ENTRY, _MAX_LOG = 2**20, 2**26
 _FICLONE = 0x40049409  # linux/fs.h: share the bytes of another file until one of them is written
 
-Build = Callable[[Path], Built]
+Build = Callable[[Path], BuildResult]
 
 
 class Entry(Record, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class Entry(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Made:
+class EngineFile:
     """An engine that lies in a file for as long as its ``with`` block: built now, or found in the cache."""
 
     path: Path
@@ -69,7 +69,7 @@ class EngineCache(Cache):
     @contextmanager
     def engine(
         self, key: str, about: dict[str, str], build: Build, *, on_wait: Callable[[], None] = lambda: None
-    ) -> Iterator[Made]:
+    ) -> Iterator[EngineFile]:
         """The engine of that key; it cannot be evicted inside the block.
 
         Args:
@@ -84,7 +84,7 @@ class EngineCache(Cache):
             return build_entry(directory, key, about, build), (directory / LOG).read_bytes()
 
         with self.entry(key, lambda: self._find(key), make, on_wait=on_wait) as ((entry, log), cached):
-            yield Made(self.path(key) / ENGINE, entry, log, cached)
+            yield EngineFile(self.path(key) / ENGINE, entry, log, cached)
 
     def _find(self, key: str) -> tuple[Entry, bytes] | None:
         """The entry and its log, if they are whole: the engine is hashed."""

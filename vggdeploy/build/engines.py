@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vggdeploy.build.cache import ENGINE, LOG, EngineCache, Made, build_entry, copy_file
+from vggdeploy.build.cache import ENGINE, LOG, EngineCache, EngineFile, build_entry, copy_file
 from vggdeploy.build.request import BuildPlan, BuildRequest, make_request
-from vggdeploy.build.tensorrt import Built
+from vggdeploy.build.tensorrt import BuildResult
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, RebuildSpread, Variant, update_bundle
 from vggdeploy.errors import BuildError, BundleError, UsageError
 from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
@@ -39,7 +39,7 @@ class BuildReport(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Added:
+class BundledEngine:
     """The bundle as it stands now, and the engine that was added to it."""
 
     bundle: Bundle
@@ -60,7 +60,7 @@ def build_into(
     rebuilds: int = 1,
     cache: EngineCache | None = None,
     on_progress: OnProgress = silent,
-) -> Added:
+) -> BundledEngine:
     """Build an engine from the bundle's ONNX of that precision, and add it to the bundle in one step.
 
     An engine for the same GPUs, from the same release of the same library and of the same precision, is replaced; others
@@ -79,27 +79,27 @@ def build_into(
     """
     request = make_request(bundle, plan)
     if rebuilds < 1:
-        raise UsageError(f"{rebuilds} rebuilds", "give at least 1")
+        raise UsageError(f"--rebuilds is {rebuilds}, and a build needs at least one", "give 1 or more: --rebuilds 3")
     if rebuilds > 1:
         cache = None  # a copy says nothing about the next build
-    with made_engine(bundle, request, cache=cache, on_progress=on_progress) as made:
-        record = request.record(made.entry.seconds)
+    with made_engine(bundle, request, cache=cache, on_progress=on_progress) as engine:
+        record = request.record(engine.entry.seconds)
         if rebuilds > 1:
-            variant = engine_variant(request, made, record, request.name(bundle.manifest))
-            found = spread(bundle, request, variant, made, rebuilds, on_progress)
+            variant = engine_variant(request, engine, record, request.name(bundle.manifest))
+            found = spread(bundle, request, variant, engine, rebuilds, on_progress)
             record = msgspec.structs.replace(record, rebuilds=found)
-        return add_engine(bundle, request, made, record)
+        return add_engine(bundle, request, engine, record)
 
 
 @contextmanager
 def made_engine(
     bundle: Bundle, request: BuildRequest, *, cache: EngineCache | None, on_progress: OnProgress = silent
-) -> Iterator[Made]:
+) -> Iterator[EngineFile]:
     """The engine of a request, built or found in the cache; its graph is the bundle's. It is gone with the block."""
     source = bundle.path(request.source.path)  # its hash is checked here
     key, about = request.key(), request.about()
 
-    def build(target: Path) -> Built:
+    def build(target: Path) -> BuildResult:
         return request.build(source, target, on_progress)
 
     def wait() -> None:
@@ -107,22 +107,22 @@ def made_engine(
 
     # A cache that cannot be written is no reason not to build.
     if cache is not None and cache.writable():
-        with cache.engine(key, about, build, on_wait=wait) as made:
-            if made.cached:
+        with cache.engine(key, about, build, on_wait=wait) as engine:
+            if engine.cached:
                 on_progress(1.0, "copied from the cache")
-            _check_graph(made, bundle.manifest, request.source)
-            yield made
+            _check_graph(engine, bundle.manifest, request.source)
+            yield engine
         return
     with scratch_directory(bundle.root) as scratch:
         entry = build_entry(scratch, key, about, build)
-        made = Made(scratch / ENGINE, entry, (scratch / LOG).read_bytes(), cached=False)
-        _check_graph(made, bundle.manifest, request.source)
-        yield made
+        engine = EngineFile(scratch / ENGINE, entry, (scratch / LOG).read_bytes(), cached=False)
+        _check_graph(engine, bundle.manifest, request.source)
+        yield engine
 
 
 def add_engine(
-    bundle: Bundle, request: BuildRequest, made: Made, record: BuildRecord, parity: ParityRecord | None = None
-) -> Added:
+    bundle: Bundle, request: BuildRequest, engine: EngineFile, record: BuildRecord, parity: ParityRecord | None = None
+) -> BundledEngine:
     """Put an engine into the bundle as it is now: others may have been added while this one was built.
 
     Args:
@@ -134,20 +134,22 @@ def add_engine(
     latest = Bundle.open(bundle.root, only=())
     source = {v.name: v for v in latest.manifest.variants}.get(request.source.name)
     if source is None or latest.sha256(source.path) != request.source_sha256:
-        raise BundleError(f"{request.source.name} of {bundle.root} was replaced meanwhile", "run this command again")
-    variant = engine_variant(request, made, record, request.name(latest.manifest))
+        raise BundleError(
+            f"{request.source.name} of {bundle.root} was replaced while its engine was built", "run this command again"
+        )
+    variant = engine_variant(request, engine, record, request.name(latest.manifest))
     if parity is not None:
         variant = msgspec.structs.replace(variant, parity=msgspec.structs.replace(parity, variant=variant.name))
     with update_bundle(latest) as draft:
-        copy_file(made.path, draft.path(variant.path))
+        copy_file(engine.path, draft.path(variant.path))
         # Hashed as the library gave it, or when it was found in the cache; every reader hashes it again.
-        draft.known(variant.path, made.entry.sha256)
-        draft.write(f"{PurePosixPath(variant.path).parent}/{LOG}", made.log)
+        draft.known(variant.path, engine.entry.sha256)
+        draft.write(f"{PurePosixPath(variant.path).parent}/{LOG}", engine.log)
         draft.manifest = latest.manifest.with_variants(variant)
-    return Added(Bundle(bundle.root, draft.manifest), variant, made.cached)
+    return BundledEngine(Bundle(bundle.root, draft.manifest), variant, engine.cached)
 
 
-def engine_variant(request: BuildRequest, made: Made, record: BuildRecord, name: str) -> Variant:
+def engine_variant(request: BuildRequest, engine: EngineFile, record: BuildRecord, name: str) -> Variant:
     """The engine as a manifest has it: not proven yet."""
     variant = Variant(
         name=name,
@@ -155,22 +157,25 @@ def engine_variant(request: BuildRequest, made: Made, record: BuildRecord, name:
         precision=request.precision,
         path=f"variants/{name}/{ENGINE}",
         batch=request.batch,
-        proof=made.entry.proof,
+        proof=engine.entry.proof,
         build=record,
     )
     return msgspec.structs.replace(variant, parity=_unproven(variant))
 
 
-def _check_graph(made: Made, manifest: Manifest, source: Variant) -> None:
+def _check_graph(engine: EngineFile, manifest: Manifest, source: Variant) -> None:
     """The engine's inputs and outputs have to be those that every user of the bundle relies on."""
 
     def plain(specs: Sequence[TensorSpec]) -> dict[str, Any]:
         return {spec.name: (spec.dtype, spec.item_shape) for spec in specs}
 
-    found = made.entry
+    found = engine.entry
     if plain(found.inputs) != plain([manifest.input]) or plain(found.outputs) != plain(manifest.outputs):
         texts = ", ".join(map(str, (*found.inputs, *found.outputs)))
-        raise BuildError(f"{source.name} has not the manifest's inputs and outputs, but {texts}", "export it again")
+        raise BuildError(
+            f"the engine of {source.name} has other inputs and outputs than the manifest: {texts}",
+            "export the bundle again: vggdeploy export CHECKPOINT -o BUNDLE --force",
+        )
 
 
 def _unproven(variant: Variant) -> ParityRecord:
@@ -193,7 +198,7 @@ def spread(
     bundle: Bundle,
     request: BuildRequest,
     variant: Variant,
-    first: Made,
+    first: EngineFile,
     builds: int,
     on_progress: OnProgress = silent,
 ) -> RebuildSpread:

@@ -48,9 +48,12 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.workspace is not None and self.workspace < 1:
-            raise UsageError("a workspace of 0 bytes", "give a size with its unit: --workspace 2GiB")
+            raise UsageError("the workspace has 0 bytes", "give a size with its unit: --workspace 2GiB")
         if self.opt_level is not None and not 0 <= self.opt_level <= MAX_OPT_LEVEL:
-            raise UsageError(f"optimisation level {self.opt_level}", f"give 0 to {MAX_OPT_LEVEL}: --opt-level 3")
+            raise UsageError(
+                f"the optimisation level is {self.opt_level}, which does not exist",
+                f"give 0 to {MAX_OPT_LEVEL}: --opt-level 3",
+            )
         if self.hardware_compatible is not None and self.hardware_compatible not in HARDWARE:
             raise unknown_name("hardware compatibility", self.hardware_compatible, HARDWARE)
 
@@ -110,7 +113,7 @@ class BuildOptions:
         for size in self.graph_batches:
             if not batch.min <= size <= batch.max:
                 raise UsageError(
-                    f"a CUDA graph for batches of {size}: the engine takes {batch.min} to {batch.max}",
+                    f"a CUDA graph was asked for batches of {size}, and the engine takes {batch.min} to {batch.max}",
                     "change --cuda-graph-batches, or widen --batch",
                 )
 

@@ -59,7 +59,9 @@ def layers_by_type(text: str) -> dict[str, int]:
     try:
         layers = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BuildError("the engine inspector's answer is no list of layers", "report it, with --debug") from error
+        raise BuildError(
+            "the engine inspector's answer is no list of layers", "run with --debug and report it"
+        ) from error
     found: Counter[str] = Counter()
     for described in layers:
         kind = _engine_type(described) if isinstance(described, dict) else None  # a bare name says no type

@@ -13,7 +13,7 @@ import msgspec
 from vggdeploy.build.options import BuildOptions
 from vggdeploy.build.readback import inspect_engine
 from vggdeploy.build.targets import DEFAULT_TARGETS, resolve_targets, set_targets
-from vggdeploy.build.tensorrt import Built, build_engine, open_library
+from vggdeploy.build.tensorrt import BuildResult, build_engine, open_library
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
 from vggdeploy.bundle.precision import check_engine
 from vggdeploy.errors import BundleError, UsageError
@@ -61,7 +61,7 @@ class BuildRequest:
         """The name of this build in the cache: SHA-256 of `about`."""
         return key_of(self.about())
 
-    def build(self, source: Path, target: Path, on_progress: OnProgress = silent) -> Built:
+    def build(self, source: Path, target: Path, on_progress: OnProgress = silent) -> BuildResult:
         """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`, and as `inspect_engine`."""
         if self.gpu is not None:
             use(Device("cuda", self.gpu.index))

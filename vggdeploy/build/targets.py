@@ -50,7 +50,7 @@ def resolve_targets(library: Any, names: Sequence[str]) -> tuple[str, ...]:
             raise unknown_name("GPU target", name, [*known, *usable])
         found.update(served)
     if not found:
-        raise UsageError("no GPU target", f"give --target {','.join(DEFAULT_TARGETS)}")
+        raise UsageError("no GPU target was named", f"give --target {','.join(DEFAULT_TARGETS)}")
     return tuple(target for target in known if target in found)
 
 

@@ -33,7 +33,7 @@ Configure = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """What a build gives beside its file: graph inputs and outputs, proof of precision, seconds, the library's log.
 
     ``sha256`` and ``size`` are those of the engine's file, which is on the disk.
@@ -74,7 +74,7 @@ def build_engine(
     configure: Configure | None = None,
     after: Configure | None = None,
     on_progress: OnProgress = silent,
-) -> Built:
+) -> BuildResult:
     """Build the engine of an ONNX file and write it to ``target``, raw: the bytes are the library's own.
 
     Args:
@@ -120,7 +120,7 @@ class _Job:
     def __post_init__(self) -> None:
         self.log = Log()
 
-    def run(self) -> Built:
+    def run(self) -> BuildResult:
         started = time.perf_counter()
         logger = logger_for(self.library, self.log)
         try:
@@ -157,7 +157,7 @@ class _Job:
             self.after(config)
         seconds = time.perf_counter() - started
         sha256, size = flush_and_hash(self.target), self.target.stat().st_size
-        return Built(inputs, outputs, proof, seconds, self.log.text(), sha256, size)
+        return BuildResult(inputs, outputs, proof, seconds, self.log.text(), sha256, size)
 
     def _refused(self, verb: str, cause: str, hint: str = "export the bundle again") -> BuildError:
         return BuildError(
@@ -185,7 +185,7 @@ class _Job:
             sizes = (self.batch.min, self.batch.opt, self.batch.max)
             if spec.shape[0] != "N" and set(sizes) != {spec.shape[0]}:
                 raise UsageError(
-                    f"{self.source.name} has a fixed batch of {spec.shape[0]}; {self.batch} was asked",
+                    f"{self.source.name} has a fixed batch of {spec.shape[0]}, and {self.batch} was asked for",
                     f"give --batch {spec.shape[0]}, or export with a dynamic batch",
                 )
             profile.set_shape(spec.name, *((size, *spec.item_shape) for size in sizes))
@@ -204,7 +204,10 @@ def network_flags(library: Any) -> int:
         return 0
     major = int(library.__version__.partition(".")[0])
     if major < 10:
-        raise IncompatibleError(f"{title(library)} is too old", "pip install -U 'tensorrt>=10.3'")
+        raise IncompatibleError(
+            f"{title(library)} is too old: engines are built with 10 or newer",
+            "update it: pip install -U 'tensorrt>=10.3'",
+        )
     return 0 if major > 10 else 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 

@@ -50,7 +50,7 @@ def check_engine(layers: Mapping[str, int], asked: Precision, *, source: str) ->
     """
     if asked is not Precision.FP32 and layers.get(Precision.FP32):
         raise ParityError(
-            f"{asked} was asked, and the engine of {source} has {layers[Precision.FP32]} convolutions or matrix products "
+            f"{asked} was asked for, and the engine of {source} has {layers[Precision.FP32]} convolutions or matrix products "
             "in fp32",
             f"this ONNX is not {asked}: export the bundle again (vggdeploy export CHECKPOINT -o BUNDLE --force)",
         )
@@ -73,7 +73,7 @@ def check(proof: PrecisionProof, asked: Precision, *, source: str, products: Seq
     more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     named = f": {', '.join(wrong[:_NAMED])}{more}" if wrong else ""
     raise ParityError(
-        f"{asked} was asked, and {source} has convolutions and matrix products in another type: "
+        f"{asked} was asked for, and {source} has convolutions and matrix products in another type: "
         f"{found} (of {total}){named}",
         f"this file is not {asked}: export the bundle again (vggdeploy export CHECKPOINT -o BUNDLE --force)",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vggdeploy.bundle.manifest import MANIFEST_NAME
 from vggdeploy.bundle.store import Bundle
-from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, key_named_in, read_signature
+from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, key_named_in, read_signature
 from vggdeploy.errors import SignatureError
 from vggdeploy.records import SCHEMA_VERSION, Record
 from vggdeploy.system.files import atomic_write, read_regular
@@ -54,8 +54,8 @@ def sign_bundle(
     return _report(bundle, signature, str(public_key or ""))
 
 
-def check_bundle(path: Path, asked: tuple[Demand, ...]) -> SignatureReport:
-    """Open a bundle as `Bundle.open` does with these demands, and say who signed it.
+def check_bundle(path: Path, asked: tuple[SignerRule, ...]) -> SignatureReport:
+    """Open a bundle as `Bundle.open` does with these rules, and say who signed it.
 
     Raises:
         SignatureError: the signature is not there, is of another key, or is not that of these files.

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing, signing, verifying
 
 from vggdeploy.bundle.manifest import MANIFEST_NAME
-from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, key_named_in, read_signature
+from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, key_named_in, read_signature
 from vggdeploy.errors import SignatureError, UsageError, first_line
 from vggdeploy.system.files import read_regular
 
@@ -30,7 +30,7 @@ _MAX_KEY = 2**20
 _SOURCE = "do not use this bundle; get it again from its source"
 
 
-def verify_signature(root: Path, manifest: bytes, demand: Demand) -> str:
+def verify_signature(root: Path, manifest: bytes, rule: SignerRule) -> str:
     """Check that one of the trusted keys signed exactly the files that lie in ``root``; returns its fingerprint.
 
     ``manifest`` are the bytes of ``manifest.json`` as the caller read them. As the manifest holds the hash of every file,
@@ -41,11 +41,11 @@ def verify_signature(root: Path, manifest: bytes, demand: Demand) -> str:
     """
     signature = read_signature(root)
     named = key_named_in(signature)
-    keys = {fingerprint(_public_key(path)): path for path in demand.keys}
+    keys = {fingerprint(_public_key(path)): path for path in rule.keys}
     if named not in keys:
         asked = ", ".join(f"{path.name} ({print_[:12]}…)" for print_, path in keys.items())
         raise SignatureError(
-            f"{root} is signed by the key {named[:12]}…, which {demand.source} does not name (only {asked})",
+            f"{root} is signed by the key {named[:12]}…, which {rule.source} does not name (only {asked})",
             "get the bundle from its source, or trust that key too",
         )
     _refuse_links(root)
@@ -54,12 +54,12 @@ def verify_signature(root: Path, manifest: bytes, demand: Demand) -> str:
         try:
             checker.set_hashing_config(_hashing()).verify(root.resolve(), copy)
         except InvalidSignature:
-            raise SignatureError(f"{root}: the signature is not that of {keys[named].name}", _SOURCE) from None
+            raise SignatureError(f"{root} has a signature that was not made with {keys[named].name}", _SOURCE) from None
         except Exception as error:  # a hostile signature can drive the parsers into any error there is
             cause = textwrap.shorten(first_line(error).removeprefix("Signature mismatch: "), 300)
             raise SignatureError(f"{root} is not what was signed: {cause}", _SOURCE) from error
     if signed_hashes(signature).get(MANIFEST_NAME) != hashlib.sha256(manifest).hexdigest():
-        raise SignatureError(f"{root}: its manifest changed while the signature was checked", "open it again")
+        raise SignatureError(f"the manifest of {root} changed while the signature was checked", "open it again")
     return named
 
 
@@ -78,7 +78,9 @@ def make_signature(root: Path, key: Path, password: str | None = None) -> bytes:
         try:
             signer.set_hashing_config(_hashing()).sign(root.resolve(), file)
         except ValueError as error:
-            raise SignatureError(f"{root} cannot be signed: {first_line(error)}", "remove what is no file") from error
+            raise SignatureError(
+                f"{root} cannot be signed: {first_line(error)}", "remove what is not a regular file"
+            ) from error
         return file.read_bytes()
 
 
@@ -110,11 +112,11 @@ def private_key(path: Path, password: str | None = None) -> ec.EllipticCurvePriv
         ) from error
     except (ValueError, TypeError) as error:  # the latter: a password where there is none to give, or none given
         raise UsageError(
-            f"{path} is not a private key that opens: {first_line(error)}",
+            f"{path} cannot be opened as a private key: {first_line(error)}",
             "give a PEM file; the password of an encrypted one stands in VGGDEPLOY_KEY_PASSWORD",
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
-        raise UsageError(f"{path} is no elliptic-curve key on {', '.join(_CURVES)}", "make one: --new-key FILE")
+        raise UsageError(f"{path} is not an elliptic-curve key on {', '.join(_CURVES)}", "make one: --new-key FILE")
     return key
 
 
@@ -164,7 +166,7 @@ def _public_key(path: Path) -> ec.EllipticCurvePublicKey:
     except OSError as error:
         raise SignatureError(f"the trusted key {path} cannot be read: {error.strerror}", fix) from error
     except Exception as error:  # the parser's: ValueError mostly, its own kinds for what it does not support
-        raise SignatureError(f"the trusted key {path} is no public key: {first_line(error)}", fix) from error
+        raise SignatureError(f"the trusted key {path} is not a public key: {first_line(error)}", fix) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
         raise SignatureError(f"the trusted key {path} is not on {', '.join(_CURVES)}", fix)
     return key

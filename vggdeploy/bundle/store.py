@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.bundle.arrays import array_bytes, read_array
 from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest, seal
-from vggdeploy.bundle.trust import SIGNATURE_NAME, Demand, demands
+from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, signer_rules
 from vggdeploy.errors import BundleError, IntegrityError
 from vggdeploy.system.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
 from vggdeploy.system.optional import require
@@ -52,7 +52,11 @@ class Bundle:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, only: Iterable[str] | None = None, trust: Sequence[Demand] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        only: Iterable[str] | None = None,
+        trust: Sequence[SignerRule] | None = None,
     ) -> Bundle:
         """Open a bundle and verify its files.
 
@@ -60,7 +64,7 @@ class Bundle:
             path: the bundle's directory.
             only: names of variants; their files and the golden pair are checked now, and the other files when `path`
                 is asked for them. Default: every file, now.
-            trust: who must have signed it, see `vggdeploy.bundle.trust.demands`. Default: what the policy of the
+            trust: who must have signed it, see `vggdeploy.bundle.trust.signer_rules`. Default: what the policy of the
                 environment asks for, which is nothing where there is no policy.
 
         Raises:
@@ -69,7 +73,7 @@ class Bundle:
             SignatureError: a signature was asked for, and none of a trusted key fits these files.
         """
         root = Path(path)
-        asked = demands() if trust is None else trust
+        asked = signer_rules() if trust is None else trust
         data = _read_manifest(root)
         signer = _signer(root, data, asked) if asked else ""
         bundle = cls(root, parse_manifest(data, where=str(root)), signer)
@@ -143,7 +147,9 @@ class Bundle:
         inputs = self._arrays(files.inputs, (manifest.input,))
         outputs = self._arrays(files.outputs, manifest.outputs)
         if len({len(array) for array in (*inputs.values(), *outputs.values())}) != 1:
-            raise BundleError(f"{self.root}: the golden arrays differ in their samples", "export the bundle again")
+            raise BundleError(
+                f"the golden arrays of {self.root} hold different numbers of samples", "export the bundle again"
+            )
         return inputs, outputs
 
     def _arrays(self, files: dict[str, str], specs: tuple[TensorSpec, ...]) -> Arrays:
@@ -274,11 +280,11 @@ def _need_records(manifest: Manifest, paths: Iterable[str], *, where: str) -> No
     records = [record.path for record in manifest.files]
     for path in paths:
         if not any(_is_in(record, path) for record in records):
-            raise IntegrityError(f"{where}: the manifest has no hash for {path!r}", "export the bundle again")
+            raise IntegrityError(f"the manifest of {where} has no hash for {path!r}", "export the bundle again")
 
 
-def _signer(root: Path, manifest: bytes, asked: Sequence[Demand]) -> str:
-    """Check the signature of the bundle for every demand; returns the fingerprint of the key that signed it.
+def _signer(root: Path, manifest: bytes, asked: Sequence[SignerRule]) -> str:
+    """Check the signature of the bundle for every rule; returns the fingerprint of the key that signed it.
 
     ``manifest`` are the bytes that the caller goes on with: they have to be the signed ones.
     """

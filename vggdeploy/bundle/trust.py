@@ -49,11 +49,13 @@ class Trust:
                 "Trust() names neither keys nor a policy", "give a list of public keys: keys=['release.pub']"
             )
         if self.keys is not None and (isinstance(self.keys, (str, os.PathLike)) or not self.keys):
-            raise UsageError("keys names no key", "give a list of public keys: keys=['release.pub']")
+            raise UsageError(
+                "the list of trusted keys names no key", "give a list of public keys: keys=['release.pub']"
+            )
 
 
 @dataclass(frozen=True)
-class Demand:
+class SignerRule:
     """Public keys, PEM files, of which one must have signed a bundle. ``source`` says in an error who asks for it."""
 
     keys: tuple[Path, ...]
@@ -65,7 +67,7 @@ class _Policy(Record, frozen=True, kw_only=True):
     trusted_keys: tuple[str, ...]
 
 
-def demands(trust: Trust | None = None) -> tuple[Demand, ...]:
+def signer_rules(trust: Trust | None = None) -> tuple[SignerRule, ...]:
     """All that a bundle has to satisfy: the keys given, the policy given, and the policy of the environment.
 
     They add up: a caller cannot loosen what ``VGGDEPLOY_POLICY`` asks for.
@@ -75,7 +77,7 @@ def demands(trust: Trust | None = None) -> tuple[Demand, ...]:
     """
     found = []
     if trust is not None and trust.keys is not None:
-        found.append(Demand(tuple(map(Path, trust.keys)), "the list of trusted keys"))
+        found.append(SignerRule(tuple(map(Path, trust.keys)), "the list of trusted keys"))
     if trust is not None and trust.policy is not None:
         found.append(read_policy(trust.policy))
     if given := os.environ.get(POLICY_VARIABLE):
@@ -83,7 +85,7 @@ def demands(trust: Trust | None = None) -> tuple[Demand, ...]:
     return tuple(found)
 
 
-def read_policy(path: StrPath) -> Demand:
+def read_policy(path: StrPath) -> SignerRule:
     """A policy file: TOML with ``schema_version = 1`` and ``trusted_keys``, paths relative to the file.
 
     Raises:
@@ -101,7 +103,7 @@ def read_policy(path: StrPath) -> Demand:
         raise SignatureError(f"the policy {file} has schema version {policy.schema_version}", fix)
     if not policy.trusted_keys:
         raise SignatureError(f"the policy {file} names no key", fix)
-    return Demand(tuple(file.parent / key for key in policy.trusted_keys), f"the policy {file}")
+    return SignerRule(tuple(file.parent / key for key in policy.trusted_keys), f"the policy {file}")
 
 
 def read_signature(root: Path) -> bytes:
@@ -131,5 +133,7 @@ def key_named_in(signature: bytes) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         named = None
     if not isinstance(named, str) or not named:
-        raise SignatureError("the signature is damaged, or was not made with a key", "sign the bundle again")
+        raise SignatureError(
+            "the signature names no key: it is damaged, or was not made with one", "sign the bundle again"
+        )
     return named

@@ -13,7 +13,7 @@ from vggdeploy.cli import render
 from vggdeploy.cli.options import BundlePath, Json
 
 if TYPE_CHECKING:
-    from vggdeploy.build.engines import Added, BuildReport
+    from vggdeploy.build.engines import BuildReport, BundledEngine
     from vggdeploy.build.options import BuildOptions
     from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, Variant
 
@@ -144,7 +144,7 @@ def run_build(
         options=options or BuildOptions(),
     )
     with render.progress(f"building {name}-{wanted}") as tell:
-        added: Added = build_into(
+        added: BundledEngine = build_into(
             bundle,
             plan,
             rebuilds=rebuilds,

@@ -76,14 +76,16 @@ def export(
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
     from vggdeploy.export.bundle import ExportOptions, export_bundle
-    from vggdeploy.export.source import About, checkpoint_of
+    from vggdeploy.export.source import SourceOptions, checkpoint_of
     from vggdeploy.system.machine import return_large_blocks_at_once
     from vggdeploy.types import MAX_BATCH, BatchRange
 
     if not 1 <= max_batch <= MAX_BATCH:
-        raise UsageError(f"--max-batch {max_batch}", f"give 1 to {MAX_BATCH}, for example --max-batch 32")
+        raise UsageError(
+            f"--max-batch is {max_batch}, which is out of range", f"give 1 to {MAX_BATCH}, for example --max-batch 32"
+        )
     return_large_blocks_at_once()
-    about = About(
+    about = SourceOptions(
         weights=weights,
         arch=arch,
         blocks=blocks,

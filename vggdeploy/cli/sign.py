@@ -34,7 +34,7 @@ def sign(
     from vggdeploy.system.optional import require
 
     if (key is None) == (new_key is None):
-        raise UsageError("one key is needed to sign", "give --key FILE, or --new-key FILE to make one")
+        raise UsageError("signing needs exactly one key", "give --key FILE, or --new-key FILE to make one")
     require("model_signing", to="sign a bundle", extra="sign")
     password = os.environ.get(PASSWORD) or None
     public = None
@@ -67,10 +67,10 @@ def verify_signature(
     from rich.markup import escape
 
     from vggdeploy.bundle.sign import check_bundle
-    from vggdeploy.bundle.trust import Trust, demands
+    from vggdeploy.bundle.trust import Trust, signer_rules
     from vggdeploy.cli import render
 
-    asked = demands(Trust(key or None, policy) if key or policy else None)
+    asked = signer_rules(Trust(key or None, policy) if key or policy else None)
     if not asked:
         raise UsageError("no key is trusted", "give --key PUBLIC_KEY or --policy FILE, or set VGGDEPLOY_POLICY")
     report = check_bundle(bundle, asked)

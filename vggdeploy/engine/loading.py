@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from vggdeploy.bundle import Bundle, Variant
-from vggdeploy.bundle.trust import Trust, demands
+from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.engine.selection import measured_threads, select, unfit
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
 from vggdeploy.parity import check_golden
@@ -64,7 +64,7 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
     """What `vggdeploy.load` opens; its errors."""
     if options.verify not in VERIFY:
         raise unknown_name("time to verify", options.verify, VERIFY)
-    bundle = Bundle.open(path, trust=demands(options.trust))
+    bundle = Bundle.open(path, trust=signer_rules(options.trust))
     where = options.where
     if options.rebuild:
         opened = _rebuild_first(bundle, options)

@@ -73,7 +73,7 @@ def export_bundle(
         if name not in KNOWN:
             raise unknown_name("format", name, KNOWN)
     if options.input_dtype not in ("uint8", "float32"):
-        raise UsageError(f"input '{options.input_dtype}'", "give uint8 or float32")
+        raise UsageError(f"a graph cannot take '{options.input_dtype}' as its input", "give uint8 or float32")
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         require(module, to="export a model", extra="train")
     check_replaceable(output, marker=MANIFEST_NAME, overwrite=options.overwrite)
@@ -81,7 +81,7 @@ def export_bundle(
     checkpoint = read_checkpoint(root)
     output_specs(checkpoint.spec, options.outputs)  # a slip is found before half a gigabyte is copied
     if options.samples is not None and options.samples < 1:
-        raise UsageError(f"{options.samples} samples", "give at least 1")
+        raise UsageError(f"{options.samples} samples were asked for", "give at least 1, for example --samples 1000")
     threads = options.threads
     with create_bundle(output, overwrite=options.overwrite) as draft:
         on_progress(None, "copying the checkpoint")
@@ -190,7 +190,10 @@ def _export(draft: Draft, options: ExportOptions, on_progress: OnProgress) -> li
         else:
             proof = export_onnx(module, draft.path(path), image=manifest.input, batch=options.batch)
         if set(proof.layers) != {precision}:
-            raise ParityError(f"{name} was asked for and {proof.layers} was written", "run with --debug and report it")
+            raise ParityError(
+                f"{name} was asked for, and the written file computes in {proof.layers}",
+                "run with --debug and report it",
+            )
         variants.append(
             Variant(name=name, format=kind, precision=Precision(precision), path=path, batch=options.batch, proof=proof)
         )

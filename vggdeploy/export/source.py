@@ -29,7 +29,7 @@ _IMAGENET = PreprocessSpec()
 
 
 @dataclass(frozen=True)
-class About:
+class SourceOptions:
     """What a user says about weights that do not say it themselves. All of it is optional.
 
     ``weights`` is the file to take for a torchvision name; ``labels`` a text file with a label on each line, or a JSON
@@ -51,7 +51,9 @@ class About:
         return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
 
 
-def adopt(source: str, target: Path, about: About | None = None, *, overwrite: bool = False) -> InitReport:
+def import_weights(
+    source: str, target: Path, about: SourceOptions | None = None, *, overwrite: bool = False
+) -> InitReport:
     """Write the checkpoint of weights from elsewhere.
 
     Args:
@@ -77,7 +79,7 @@ def adopt(source: str, target: Path, about: About | None = None, *, overwrite: b
     from vggdeploy.model.foreign.published import is_published, published
     from vggdeploy.model.weights import new_with_state, save_checkpoint
 
-    about = about or About()
+    about = about or SourceOptions()
     wanted = published(source, arch=about.arch) if is_published(source) else None
     _check_options(source, about, wanted)
     file, notes = _read(source, about, wanted)
@@ -107,7 +109,7 @@ def adopt(source: str, target: Path, about: About | None = None, *, overwrite: b
     return told
 
 
-def _check_options(source: str, about: About, wanted: Published | None) -> None:
+def _check_options(source: str, about: SourceOptions, wanted: Published | None) -> None:
     if wanted is None:
         if not Path(source).exists():
             raise CheckpointError(f"{source} does not exist", SOURCES)
@@ -118,7 +120,7 @@ def _check_options(source: str, about: About, wanted: Published | None) -> None:
             )
         return
     if about.blocks:
-        raise UsageError(f"--blocks was given, and {source} has its own", "leave it out")
+        raise UsageError(f"--blocks was given, and {source} has blocks of its own", "leave --blocks out")
     if about.arch and ModelSpec.named(about.arch).arch != wanted.arch:
         raise UsageError(
             f"{source} is a {wanted.arch}, not a {about.arch}", f"give --arch {wanted.arch}, or leave it out"
@@ -129,7 +131,7 @@ def _check_options(source: str, about: About, wanted: Published | None) -> None:
         )
 
 
-def _read(source: str, about: About, wanted: Published | None) -> tuple[StateFile, list[str]]:
+def _read(source: str, about: SourceOptions, wanted: Published | None) -> tuple[StateFile, list[str]]:
     """The weights, and what has to be said about where they come from."""
     from vggdeploy.model.foreign.files import read_state_file
     from vggdeploy.model.foreign.published import check_hash, fetch
@@ -143,12 +145,12 @@ def _read(source: str, about: About, wanted: Published | None) -> tuple[StateFil
     return file, [note] if note else []
 
 
-def _labels(spec: ModelSpec, about: About, wanted: Published | None, where: str) -> tuple[str, ...]:
+def _labels(spec: ModelSpec, about: SourceOptions, wanted: Published | None, where: str) -> tuple[str, ...]:
     if about.labels is not None:
         labels = read_labels(about.labels)
         if len(labels) != spec.classes:
             raise DataError(
-                f"{about.labels} has {len(labels)} labels, and {where} {spec.classes} classes",
+                f"{about.labels} has {len(labels)} labels, and {where} has {spec.classes} classes",
                 "give one label for each",
             )
         return labels
@@ -156,7 +158,7 @@ def _labels(spec: ModelSpec, about: About, wanted: Published | None, where: str)
         return ()
     if len(wanted.labels) != spec.classes:
         raise CheckpointError(
-            f"{where} has {spec.classes} classes, {wanted.source} {len(wanted.labels)}",
+            f"{where} has {spec.classes} classes, and {wanted.source} has {len(wanted.labels)}",
             f"export it by itself: vggdeploy export {where} --arch {wanted.arch} --labels FILE",
         )
     return wanted.labels
@@ -175,7 +177,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", "give a text file, a label on each line") from error
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise DataError(f"{path} is no list of labels: {error}", "give UTF-8 text, a label on each line") from error
+        raise DataError(f"{path} is not a list of labels: {error}", "give UTF-8 text, a label on each line") from error
     labels = tuple(line.strip() for line in text.rstrip().splitlines())
     if "" in labels:
         raise DataError(f"{path} has no label on line {labels.index('') + 1}", "give a label on each line")
@@ -183,13 +185,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _preprocess(
-    spec: ModelSpec, about: About, wanted: Published | None, where: str
+    spec: ModelSpec, about: SourceOptions, wanted: Published | None, where: str
 ) -> tuple[PreprocessSpec, tuple[str, ...]]:
     """What happens to an image, and a note where it had to be assumed."""
     grey = spec.in_channels == 1
     if wanted is None and grey and (about.mean is None or about.std is None):
         raise UsageError(
-            f"{where} takes grey images, and does not say how they were normalised",
+            f"{where} takes grey images and does not say how they were normalised",
             "give --mean and --std, in units of 0–1: --mean 0.5 --std 0.5",
         )
     size = spec.image_size
@@ -215,7 +217,7 @@ def _preprocess(
 
 @contextmanager
 def checkpoint_of(
-    source: str, output: Path, about: About, *, overwrite: bool = False
+    source: str, output: Path, about: SourceOptions, *, overwrite: bool = False
 ) -> Iterator[tuple[Path, InitReport | None]]:
     """The checkpoint directory of any source, for as long as the block lasts, and what is to be said about its weights.
 
@@ -234,5 +236,5 @@ def checkpoint_of(
         yield Path(source), None
         return
     with scratch_directory(output) as scratch:
-        report = adopt(source, scratch / "checkpoint", about)
+        report = import_weights(source, scratch / "checkpoint", about)
         yield scratch / "checkpoint", report

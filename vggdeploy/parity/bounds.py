@@ -27,7 +27,7 @@ def clopper_pearson(successes: int, samples: int, *, confidence: float = 1 - ALP
     P(X ≤ successes) = 1 − confidence; both are found by bisection on the exact distribution.
     """
     if not 0 <= successes <= samples or samples < 1:
-        raise ValueError(f"{successes} of {samples} is not a count")
+        raise ValueError(f"{successes} of {samples} samples is not a count")
     alpha = 1 - confidence
     lower = 0.0 if successes == 0 else _bisect(lambda p: 1 - _binomial_cdf(successes - 1, samples, p) < alpha)
     upper = 1.0 if successes == samples else _bisect(lambda p: _binomial_cdf(successes, samples, p) > alpha)

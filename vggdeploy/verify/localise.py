@@ -32,7 +32,7 @@ _PASSING = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
 # What one layer may add to the error of the one before: rounding of that precision, with room for cancellation.
 _NOISE = {Precision.FP32: 1e-5, Precision.FP16: 5e-3, Precision.BF16: 4e-2, Precision.INT8: 3e-2}
 _JUMP = 5.0
-_QUIET = 3
+_ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
 def tapped(model: onnx.ModelProto, layers: dict[str, str]) -> dict[str, str]:
@@ -129,12 +129,13 @@ def run_taps(
     taps = tapped(model, layers)
     if not any(name.startswith("conv") for name in taps):
         raise BuildError(
-            f"{path.name} has no convolutions that could be named", "--layers reads ONNX that 'export' wrote"
+            f"{path.name} has no convolution that is recognised",
+            "give an ONNX file that 'vggdeploy export' wrote",
         )
     present = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(taps.values()) if t not in present)
     options = ort.SessionOptions()
-    options.log_severity_level = _QUIET
+    options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads or 0
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = session.run(list(taps.values()), {model.graph.input[0].name: images})
@@ -219,7 +220,7 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> Lay
     chosen = manifest.variant(variant)
     if chosen.format != "onnx":
         raise UsageError(
-            f"{variant} is not ONNX", "--layers looks into ONNX variants: verify the one it was built from"
+            f"{variant} is not ONNX, and --layers reads only ONNX", "verify the ONNX variant that it was built from"
         )
     names = [name for name in output_layers(manifest.spec) if name != PROBABILITIES]
     specs = output_specs(manifest.spec, names)

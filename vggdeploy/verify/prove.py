@@ -106,7 +106,8 @@ class Limits:
             lowest = -1 if name == "cosine" else 0
             if value is not None and not lowest <= value <= 1:  # a NaN, too
                 raise UsageError(
-                    f"a limit of {value:g} for the {name.replace('_', ' ')}", f"give a number from {lowest} to 1"
+                    f"the limit for the {name.replace('_', ' ')} is {value:g}, which is out of range",
+                    f"give a number from {lowest} to 1",
                 )
 
     @classmethod
@@ -126,11 +127,20 @@ class Limits:
         percents = {"--max-flips": (max_flips, "percent"), "--max-accuracy-drop": (max_accuracy_drop, "points")}
         for option, (value, unit) in percents.items():
             if value is not None and not 0 <= value <= 100:
-                raise UsageError(f"{option} {value:g}", f"give {unit} from 0 to 100, for example {option} 0.5")
+                raise UsageError(
+                    f"{option} is {value:g}, which is out of range",
+                    f"give {unit} from 0 to 100, for example {option} 0.5",
+                )
         if tolerance is not None and not 0 <= tolerance <= 1:
-            raise UsageError(f"--tolerance {tolerance:g}", "give a relative L2 distance from 0 to 1: --tolerance 0.001")
+            raise UsageError(
+                f"--tolerance is {tolerance:g}, which is out of range",
+                "give a relative L2 distance from 0 to 1: --tolerance 0.001",
+            )
         if min_cosine is not None and not -1 <= min_cosine <= 1:
-            raise UsageError(f"--min-cosine {min_cosine:g}", "give a cosine from -1 to 1: --min-cosine 0.999")
+            raise UsageError(
+                f"--min-cosine is {min_cosine:g}, which is out of range",
+                "give a cosine from -1 to 1: --min-cosine 0.999",
+            )
         return cls(
             relative_l2=tolerance,
             cosine=min_cosine,

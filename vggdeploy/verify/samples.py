@@ -79,7 +79,7 @@ def open_samples(
     if not dataset:
         raise DataError("no data set is known for this model", "name one: --data digits")
     if limit is not None and limit < 1:
-        raise UsageError(f"{limit} samples", "give at least 1")
+        raise UsageError(f"{limit} samples were asked for", "give at least 1, for example --samples 1000")
     found: Images = open_split(dataset, "test", about.preprocess, data_dir=data_dir, memory=0)
     found = found.take(np.arange(len(found))[:limit])
     labels, note = match_classes(

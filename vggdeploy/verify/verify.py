@@ -87,7 +87,7 @@ def verify_bundle(
         for module in ("torch", "onnx"):
             require(module, to="compare layers", extra="train")
     if options.samples is not None and options.samples < 1:
-        raise UsageError(f"{options.samples} samples", "give at least 1")
+        raise UsageError(f"{options.samples} samples were asked for", "give at least 1, for example --samples 1000")
     threads = options.threads
     wanted = _wanted(bundle.manifest, options.variants, options.backends)
     references = [golden_reference(bundle)]
@@ -127,7 +127,9 @@ def _wanted(manifest: Manifest, variants: Sequence[str], backends: Sequence[str]
     kept = [v for v in found if not named or backend_for(v).name in named]
     if not kept:
         there = ", ".join(sorted({backend_for(v).name for v in found}))
-        raise UsageError(f"no variant for {' or '.join(sorted(named))} is among them", f"there is: {there}")
+        raise UsageError(
+            f"no chosen variant runs on {' or '.join(sorted(named))}", f"choose a backend that has one: {there}"
+        )
     return kept
 
 
