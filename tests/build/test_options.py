@@ -126,7 +126,7 @@ def test_too_small_a_workspace_is_the_library_s_own_cause(bundle):
 
 
 def test_a_graph_for_a_batch_that_the_engine_does_not_take_is_refused(bundle):
-    with pytest.raises(UsageError, match="batches of 32: the engine takes 1 to 16"):
+    with pytest.raises(UsageError, match="batches of 32, and the engine takes 1 to 16"):
         build_into(bundle, BuildPlan(engine="rtx", options=BuildOptions(graph_batches=(1, 32))))
 
 
