@@ -138,7 +138,7 @@ def rewrite(root: Path, name: str, array: np.ndarray) -> None:
         ("golden/outputs/logits.npy", FLOATS.astype(np.float64), "the manifest says logits: float32[N, 10]"),
         ("golden/inputs/image.npy", np.zeros((SAMPLES, 1, 32, 32), np.uint8), "says image: uint8[N, 32, 32, 1]"),
         ("golden/inputs/image.npy", np.zeros((SAMPLES, 32, 32, 1), np.float32), "says image: uint8[N, 32, 32, 1]"),
-        ("golden/outputs/logits.npy", FLOATS[:3], "differ in their samples"),
+        ("golden/outputs/logits.npy", FLOATS[:3], "hold different numbers of samples"),
     ],
     ids=["classes", "dtype", "layout", "floats", "samples"],
 )

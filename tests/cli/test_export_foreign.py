@@ -289,7 +289,7 @@ def test_weights_of_other_classes_are_not_torchvisions(
 ) -> None:
     assert run(["export", "torchvision:vgg11_bn", "--weights", str(small), "-o", str(tmp_path / "b")]) == 1
     lines = told(capsys)
-    assert "has 5 classes, torchvision:vgg11_bn 1000" in lines[0]
+    assert "has 5 classes, and torchvision:vgg11_bn has 1000" in lines[0]
     assert f"vggdeploy export {small} --arch vgg11_bn --labels FILE" in lines[1]
 
 
