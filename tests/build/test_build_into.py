@@ -118,7 +118,9 @@ def test_an_onnx_altered_after_its_export_never_reaches_the_parser(bundle, monke
 def test_an_onnx_of_another_model_is_refused(bundle):
     other = (TensorSpec("logits", "float32", ("N", 7)),)
     bundle.manifest = msgspec.structs.replace(bundle.manifest, outputs=other)
-    unchanged(bundle, BuildError, "has other inputs and outputs than the manifest", engine="tensorrt-rtx", targets=["ada"])
+    unchanged(
+        bundle, BuildError, "has other inputs and outputs than the manifest", engine="tensorrt-rtx", targets=["ada"]
+    )
 
 
 def test_a_precision_without_onnx_names_those_that_are_there(bundle):
