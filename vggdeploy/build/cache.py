@@ -1,4 +1,4 @@
-"""Engines that were built before, in the user's cache: found by all that decides their bytes, hashed before each use.
+"""The user's cache of built engines. The key covers all that decides an engine's bytes; each is hashed before use.
 
 One directory an entry, ``engines/KEY``. Of two processes that want the same engine one builds, and the other waits and
 copies. An entry that was damaged, or that another user could have written, is built anew.
@@ -50,7 +50,7 @@ class Entry(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine that lies in a file for as long as its ``with`` block: built now, or found in the cache."""
+    """An engine in a file that exists for the length of a ``with`` block: built now, or taken from the cache."""
 
     path: Path
     entry: Entry

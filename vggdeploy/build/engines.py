@@ -1,4 +1,4 @@
-"""From a bundle's ONNX to an engine in that bundle: build or copy, prove the precision, record how it was made."""
+"""Building an engine from a bundle's ONNX and adding it to that bundle; and how much repeated builds of it differ."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from vggdeploy.runtime import open_session, runnable
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.system.files import scratch_directory
 from vggdeploy.types import OnProgress, TensorSpec, Verdict, silent
+
+WARM_UP, CALLS = 10, 100  # calls of an engine whose latency is measured
 
 
 class BuildReport(Record, frozen=True, kw_only=True):
@@ -86,8 +88,8 @@ def build_into(
         record = request.record(engine.entry.seconds)
         if rebuilds > 1:
             variant = engine_variant(request, engine, record, request.name(bundle.manifest))
-            found = spread(bundle, request, variant, engine, rebuilds, on_progress)
-            record = msgspec.structs.replace(record, rebuilds=found)
+            rebuild_spread = spread(bundle, request, variant, engine, rebuilds, on_progress)
+            record = msgspec.structs.replace(record, rebuilds=rebuild_spread)
         return add_engine(bundle, request, engine, record)
 
 
@@ -169,9 +171,9 @@ def _check_graph(engine: EngineFile, manifest: Manifest, source: Variant) -> Non
     def plain(specs: Sequence[TensorSpec]) -> dict[str, Any]:
         return {spec.name: (spec.dtype, spec.item_shape) for spec in specs}
 
-    found = engine.entry
-    if plain(found.inputs) != plain([manifest.input]) or plain(found.outputs) != plain(manifest.outputs):
-        texts = ", ".join(map(str, (*found.inputs, *found.outputs)))
+    entry = engine.entry
+    if plain(entry.inputs) != plain([manifest.input]) or plain(entry.outputs) != plain(manifest.outputs):
+        texts = ", ".join(map(str, (*entry.inputs, *entry.outputs)))
         raise BuildError(
             f"the engine of {source.name} has other inputs and outputs than the manifest: {texts}",
             "export the bundle again: vggdeploy export CHECKPOINT -o BUNDLE --force",
@@ -179,7 +181,7 @@ def _check_graph(engine: EngineFile, manifest: Manifest, source: Variant) -> Non
 
 
 def _unproven(variant: Variant) -> ParityRecord:
-    """No comparison was made: why, and what makes it."""
+    """The record of an engine that was not compared yet: it says why, and which command compares it."""
     here = runnable(variant)
     if here.runs:
         reason = "built and not run yet (vggdeploy verify)"
@@ -188,10 +190,6 @@ def _unproven(variant: Variant) -> ParityRecord:
     return ParityRecord(
         variant=variant.name, backend=variant.format, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,)
     )
-
-
-WARM_UP = 10
-CALLS = 100
 
 
 def spread(

@@ -72,7 +72,7 @@ class BuildOptions:
 
     def as_text(self) -> dict[str, str]:
         """What decides the bytes of the engine, for the manifest and for the cache's key."""
-        found = {
+        texts = {
             "workspace": None if self.workspace is None else str(self.workspace),
             "opt_level": None if self.opt_level is None else str(self.opt_level),
             "timing_cache": self._timing_cache_sha256(),
@@ -80,7 +80,7 @@ class BuildOptions:
             "version_compatible": "yes" if self.version_compatible else None,
             "sparse": "yes" if self.sparse else None,
         }
-        return {name: text for name, text in found.items() if text is not None}
+        return {name: text for name, text in texts.items() if text is not None}
 
     def _timing_cache_sha256(self) -> str | None:
         if self.timing_cache is None:
@@ -154,9 +154,9 @@ class BuildOptions:
             )
 
 
-def _taken(library: Any, option: str, asked: Any, found: Any) -> None:
-    if asked != found:
-        raise BuildError(f"{title(library)} does not take {option} {asked}: it uses {found}", f"leave {option} out")
+def _taken(library: Any, option: str, asked: Any, used: Any) -> None:
+    if asked != used:
+        raise BuildError(f"{title(library)} does not take {option} {asked}: it uses {used}", f"leave {option} out")
 
 
 def parse_size(text: str) -> int:
@@ -165,10 +165,10 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: no size, or a small number without its unit: other tools mean MiB or GiB by it.
     """
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
         raise UsageError(f"'{text}' is not a size", "give a number and its unit, for example 2GiB or 512MiB")
-    number, unit = found[1], (found[2] or "").lower()
-    if not unit and not found[3] and (float(number) < 2**16):
+    number, unit = match[1], (match[2] or "").lower()
+    if not unit and not match[3] and (float(number) < 2**16):
         raise UsageError(f"the size '{text}' has no unit", f"give it: {number}GiB or {number}MiB")
     return int(float(number) * _UNITS[unit])

@@ -1,6 +1,6 @@
-"""Proof of precision from the engine itself: what its layers compute in, as the library's inspector names them.
+"""What the layers of a built engine and of a parsed network compute in: the proof of a build's precision.
 
-Only where the engine can be deserialised: on a machine with its GPU. Elsewhere the parsed network is the proof.
+An engine can be read only on a machine with its GPU; elsewhere the parsed network is the proof.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ _TYPES = (
     ("fp32", re.compile(r"fp32|float", re.IGNORECASE)),
 )
 _ORDER = [name for name, _ in _TYPES]
+_CONVOLUTIONS = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}
+_PRODUCTS = frozenset({*_CONVOLUTIONS, "MATRIX_MULTIPLY"})
+# Shapes, axes and indices; not weights.
+_INDEX_TYPES = frozenset({"int32", "int64", "bool"})
 
 
 def inspect_engine(library: Any, path: Path) -> dict[str, int]:
@@ -62,12 +66,12 @@ def layers_by_type(text: str) -> dict[str, int]:
         raise BuildError(
             "the engine inspector's answer is no list of layers", "run with --debug and report it"
         ) from error
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for described in layers:
         kind = _engine_type(described) if isinstance(described, dict) else None  # a bare name says no type
         if kind is not None:
-            found[kind] += 1
-    return dict(sorted(found.items()))
+            counts[kind] += 1
+    return dict(sorted(counts.items()))
 
 
 def _engine_type(described: dict[str, Any]) -> str | None:
@@ -85,12 +89,6 @@ def _engine_type(described: dict[str, Any]) -> str | None:
 def _type_of(end: dict[str, Any]) -> str | None:
     text = str(end.get("Datatype") or end.get("Format/Datatype") or "")
     return next((name for name, pattern in _TYPES if pattern.search(text)), None)
-
-
-_CONVOLUTIONS = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}
-_PRODUCTS = frozenset({*_CONVOLUTIONS, "MATRIX_MULTIPLY"})
-# Shapes, axes and indices; not weights.
-_INDEX_TYPES = frozenset({"int32", "int64", "bool"})
 
 
 def prove(library: Any, network: Any) -> PrecisionProof:

@@ -190,11 +190,11 @@ def source_variant(bundle: Bundle, precision: Precision) -> Variant:
     """
     # Of two in INT8 the symmetric one: TensorRT takes no other.
     there = [v for v in bundle.manifest.variants if v.format == "onnx"]
-    found = {v.precision: v for v in sorted(there, key=_is_symmetric)}
-    if precision in found:
-        return found[precision]
+    by_precision = {v.precision: v for v in sorted(there, key=_is_symmetric)}
+    if precision in by_precision:
+        return by_precision[precision]
     raise BundleError(
-        f"{bundle.root} has no ONNX in {precision} to build from (ONNX there: {', '.join(found) or 'none'})",
+        f"{bundle.root} has no ONNX in {precision} to build from (ONNX there: {', '.join(by_precision) or 'none'})",
         "choose one of those with --precision, or export again: vggdeploy export CHECKPOINT -o BUNDLE --force",
     )
 

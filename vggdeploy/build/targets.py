@@ -34,7 +34,7 @@ def resolve_targets(library: Any, names: Sequence[str]) -> tuple[str, ...]:
             for RTX does not serve.
     """
     known = known_targets(library)
-    found: set[str] = set()
+    wanted: set[str] = set()
     for name in names:
         plain = _plain(name)
         members = GENERATIONS.get(plain, (plain,))
@@ -48,10 +48,10 @@ def resolve_targets(library: Any, names: Sequence[str]) -> tuple[str, ...]:
         if not served:
             usable = [generation for generation, group in GENERATIONS.items() if any(t in known for t in group)]
             raise unknown_name("GPU target", name, [*known, *usable])
-        found.update(served)
-    if not found:
+        wanted.update(served)
+    if not wanted:
         raise UsageError("no GPU target was named", f"give --target {','.join(DEFAULT_TARGETS)}")
-    return tuple(target for target in known if target in found)
+    return tuple(target for target in known if target in wanted)
 
 
 def _plain(name: str) -> str:

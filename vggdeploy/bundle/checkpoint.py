@@ -58,9 +58,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, check_weights: bool = True)
             raise CheckpointError(f"{root} misses {WEIGHTS_NAME}", _AGAIN)
         altered = check_weights and sha256_of(weights) != checkpoint.weights_sha256
     except (FileNotFoundError, NotADirectoryError):
-        found = f"is not a checkpoint (no {CHECKPOINT_NAME})" if root.exists() else "does not exist"
+        state = f"is not a checkpoint (no {CHECKPOINT_NAME})" if root.exists() else "does not exist"
         hint = "make one: vggdeploy train --arch vgg11_bn --dataset digits -o DIR"
-        raise CheckpointError(f"{root} {found}", hint) from None
+        raise CheckpointError(f"{root} {state}", hint) from None
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions") from error
     if altered:

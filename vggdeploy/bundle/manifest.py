@@ -217,13 +217,13 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     """
     what = f"{where}/{MANIFEST_NAME}"
     try:
-        found = from_json(data, _Versioned, what=what).schema_version
-        if found != SCHEMA_VERSION:
+        version = from_json(data, _Versioned, what=what).schema_version
+        if version != SCHEMA_VERSION:
             newer = (
-                "update vggdeploy: pip install -U vggdeploy" if found > SCHEMA_VERSION else "export the bundle again"
+                "update vggdeploy: pip install -U vggdeploy" if version > SCHEMA_VERSION else "export the bundle again"
             )
             raise BundleError(
-                f"{what} has schema version {found}; this vggdeploy reads version {SCHEMA_VERSION}", newer
+                f"{what} has schema version {version}; this vggdeploy reads version {SCHEMA_VERSION}", newer
             )
         manifest = from_json(data, Manifest, what=what)
     except ArithmeticError as error:  # numbers so large that the spec cannot compute with them
@@ -286,12 +286,12 @@ def _check_sense(manifest: Manifest, data: bytes, what: str) -> None:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two equal keys JSON readers take the first or the last: with one of each, two programs read two manifests."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """Refuse an object that has a key twice: one JSON reader takes the first, another the last."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         keys = [key for key, _ in pairs]
         raise KeyError(next(key for key in keys if keys.count(key) > 1))
-    return found
+    return fields
 
 
 def manifest_schema() -> dict[str, Any]:

@@ -57,7 +57,7 @@ def check_engine(layers: Mapping[str, int], asked: Precision, *, source: str) ->
 
 
 def check(proof: PrecisionProof, asked: Precision, *, source: str, products: Sequence[Product] = ()) -> None:
-    """FP16 that was asked and FP32 that was built is a failure.
+    """Refuse a file that computes in another precision than the one that was asked for.
 
     Args:
         products: where they are known by name, those of the wrong type are named.
@@ -68,12 +68,12 @@ def check(proof: PrecisionProof, asked: Precision, *, source: str, products: Seq
     if computes_in(proof.layers, asked):
         return
     total = sum(proof.layers.values())
-    found = ", ".join(f"{count} in {name}" for name, count in proof.layers.items() if name != asked) or "none at all"
+    others = ", ".join(f"{count} in {name}" for name, count in proof.layers.items() if name != asked) or "none at all"
     wrong = [product.layer for product in products if product.type != asked]
     more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     named = f": {', '.join(wrong[:_NAMED])}{more}" if wrong else ""
     raise ParityError(
         f"{asked} was asked for, and {source} has convolutions and matrix products in another type: "
-        f"{found} (of {total}){named}",
+        f"{others} (of {total}){named}",
         f"this file is not {asked}: export the bundle again (vggdeploy export CHECKPOINT -o BUNDLE --force)",
     )

@@ -1,4 +1,4 @@
-"""Sign a bundle, and report on a signature."""
+"""Signing a bundle, and the report on its signature."""
 
 from __future__ import annotations
 

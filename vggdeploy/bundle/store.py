@@ -240,7 +240,7 @@ class Draft:
         """
         if self.manifest is None:
             raise ValueError("a draft needs a manifest before it is finished")
-        found = {}
+        records = {}
         for path in sorted(self.root.rglob("*")):
             relative = path.relative_to(self.root).as_posix()
             if (path.is_dir() and not path.is_symlink()) or relative == MANIFEST_NAME:
@@ -250,9 +250,9 @@ class Draft:
             if relative not in self._known or self._stamps.get(relative) != _stamp(path):
                 self._stamps[relative] = _stamp(path)
                 self._known[relative] = FileRecord(path=relative, sha256=sha256_of(path), size=path.stat().st_size)
-            found[relative] = self._known[relative]
-        self._known = found
-        data = seal(msgspec.structs.replace(self.manifest, files=tuple(found.values())))
+            records[relative] = self._known[relative]
+        self._known = records
+        data = seal(msgspec.structs.replace(self.manifest, files=tuple(records.values())))
         # A bundle that cannot be opened again is not written at all.
         self.manifest = parse_manifest(data, where=str(self.root))
         _need_records(self.manifest, [v.path for v in self.manifest.variants], where=str(self.root))
@@ -265,10 +265,10 @@ class Draft:
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file is written or replaced: inode, size, time of its last change."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _is_in(path: str, directory: str) -> bool:
@@ -303,8 +303,8 @@ def _read_manifest(root: Path) -> bytes:
                 f"{root} is an engine without its bundle: nothing vouches for its bytes, and loading runs them",
                 "give the bundle it belongs to, or build one from the model: vggdeploy build BUNDLE",
             ) from None
-        found = "is not a bundle (no manifest.json)" if root.exists() else "does not exist"
-        raise BundleError(f"{root} {found}", "make one: vggdeploy export CHECKPOINT -o BUNDLE") from None
+        problem = "is not a bundle (no manifest.json)" if root.exists() else "does not exist"
+        raise BundleError(f"{root} {problem}", "make one: vggdeploy export CHECKPOINT -o BUNDLE") from None
     except OSError as error:
         allowed = error.errno not in (errno.EACCES, errno.EPERM)
         raise BundleError(

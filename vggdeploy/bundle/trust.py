@@ -56,7 +56,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class SignerRule:
-    """Public keys, PEM files, of which one must have signed a bundle. ``source`` says in an error who asks for it."""
+    """Public keys (PEM files), one of which must have signed a bundle. Errors name ``source`` as who asks for it."""
 
     keys: tuple[Path, ...]
     source: str
@@ -68,21 +68,21 @@ class _Policy(Record, frozen=True, kw_only=True):
 
 
 def signer_rules(trust: Trust | None = None) -> tuple[SignerRule, ...]:
-    """All that a bundle has to satisfy: the keys given, the policy given, and the policy of the environment.
+    """Every rule that a bundle has to satisfy: the keys given, the policy given, and the policy of the environment.
 
     They add up: a caller cannot loosen what ``VGGDEPLOY_POLICY`` asks for.
 
     Raises:
         SignatureError: a policy that cannot be read.
     """
-    found = []
+    rules = []
     if trust is not None and trust.keys is not None:
-        found.append(SignerRule(tuple(map(Path, trust.keys)), "the list of trusted keys"))
+        rules.append(SignerRule(tuple(map(Path, trust.keys)), "the list of trusted keys"))
     if trust is not None and trust.policy is not None:
-        found.append(read_policy(trust.policy))
+        rules.append(read_policy(trust.policy))
     if given := os.environ.get(POLICY_VARIABLE):
-        found.append(read_policy(given))
-    return tuple(found)
+        rules.append(read_policy(given))
+    return tuple(rules)
 
 
 def read_policy(path: StrPath) -> SignerRule:

@@ -216,17 +216,17 @@ def precision_text(proof: PrecisionProof) -> str:
     return f"convolutions and matrix products: {layers}; weights: {weights}{seen}"
 
 
-def spread_text(found: RebuildSpread) -> str:
+def spread_text(spread: RebuildSpread) -> str:
     """How much rebuilds differ."""
-    same = "byte for byte the same" if found.distinct == 1 else f"{found.distinct} different files"
-    low, high = (render.size_text(size) for size in (min(found.sizes), max(found.sizes)))
+    same = "byte for byte the same" if spread.distinct == 1 else f"{spread.distinct} different files"
+    low, high = (render.size_text(size) for size in (min(spread.sizes), max(spread.sizes)))
     parts = [
-        f"{found.builds} builds, {same}",
+        f"{spread.builds} builds, {same}",
         low if low == high else f"{low}–{high}",
-        f"{min(found.seconds):.2f}–{max(found.seconds):.2f} s",
+        f"{min(spread.seconds):.2f}–{max(spread.seconds):.2f} s",
     ]
-    if found.p50_ms:
-        parts.append(f"p50 {min(found.p50_ms):.3f}–{max(found.p50_ms):.3f} ms")
+    if spread.p50_ms:
+        parts.append(f"p50 {min(spread.p50_ms):.3f}–{max(spread.p50_ms):.3f} ms")
     else:
         parts.append("latency not measured, since it cannot run here")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""ONNX: one self-contained file, dynamic batch, preprocessing inside, batch norm folded, nothing of training left."""
+"""Export to one self-contained ONNX file, and the writer that streams its weights one tensor at a time."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def _split(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtoco
 
 def _check(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> None:
     """ONNX's checker with full shape inference, on the graph with typed inputs in place of its weights."""
-    found = sorted({node.op_type for node in proto.graph.node} & _FORBIDDEN)
-    if found:
-        raise BuildError(f"the ONNX graph still holds {', '.join(found)}", "run with --debug and report it")
+    forbidden = sorted({node.op_type for node in proto.graph.node} & _FORBIDDEN)
+    if forbidden:
+        raise BuildError(f"the ONNX graph still holds {', '.join(forbidden)}", "run with --debug and report it")
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(proto)
     skeleton.graph.input.extend(

@@ -1,4 +1,4 @@
-"""Other precisions of a graph that is there: OpenVINO computes an FP32 file in FP32 or in BF16, as it is told."""
+"""Variants that run an exported FP32 ONNX file on OpenVINO, in FP32 or BF16, and the proof of what it computes in."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ def read_back(bundle: Bundle, variant: Variant) -> Variant:
     """
     if variant.format != "openvino":
         return variant
-    found = runnable(variant)
-    if not found.runs:
-        raise IncompatibleError(f"{variant.name} cannot run here, so it cannot be proven: {found.reason}", found.fix)
+    fitness = runnable(variant)
+    if not fitness.runs:
+        raise IncompatibleError(
+            f"{variant.name} cannot run here, so it cannot be proven: {fitness.reason}", fitness.fix
+        )
     source = next(v for v in bundle.manifest.variants if v.path == variant.path and v.format == "onnx")
     with open_session(bundle, variant) as session:
         types: dict[str, int] = session.unchecked.computes_in()  # type: ignore[attr-defined]  # OpenVINO's session

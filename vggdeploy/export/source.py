@@ -1,4 +1,4 @@
-"""Weights from elsewhere → a checkpoint: spec, preprocessing and labels around them, without training anything."""
+"""The checkpoint of what is exported: one that exists, or one written around weights that were trained elsewhere."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def import_weights(
     )
     labels = _labels(spec, about, wanted, file.where)
     preprocess, assumed = _preprocess(spec, about, wanted, file.where)
-    found = convert(foreign, spec)
-    model = new_with_state(spec, found.state, where=file.where)
-    told = report(source, foreign.layout, file, found, preprocess if wanted else None)
+    converted = convert(foreign, spec)
+    model = new_with_state(spec, converted.state, where=file.where)
+    told = report(source, foreign.layout, file, converted, preprocess if wanted else None)
     told = msgspec.structs.replace(told, notes=(*told.notes, *notes, *assumed))
     checkpoint = Checkpoint(
         spec=spec,
@@ -104,7 +104,7 @@ def import_weights(
         tools=tool_versions(),
     )
     save_checkpoint(target, model, checkpoint, overwrite=overwrite)
-    del model, found, foreign, file
+    del model, converted, foreign, file
     release_memory()  # the exporter comes next, and takes a whole model itself
     return told
 
@@ -221,7 +221,7 @@ def checkpoint_of(
 ) -> Iterator[tuple[Path, InitReport | None]]:
     """The checkpoint directory of any source, for as long as the block lasts, and what is to be said about its weights.
 
-    A checkpoint is used where it stands. Anything else is adopted into a scratch directory beside ``output``.
+    A checkpoint is used as it is. Other weights are imported into a scratch directory beside ``output``.
 
     Raises:
         UsageError: ``output`` may not be replaced; or options about the weights of a checkpoint, which has its own record.

@@ -48,12 +48,12 @@ def compare(
     classes = ClassCounts()
     done = 0
     try:
-        for found in run_all(session, reference.images):
-            batch = slice(done, done + len(next(iter(found.values()))))
+        for answers in run_all(session, reference.images):
+            batch = slice(done, done + len(next(iter(answers.values()))))
             wanted = {name: rows[batch] for name, rows in reference.outputs.items()}
             for name, stat in stats.items():
-                _update(stat, wanted[name], found[name])
-            classes.update(wanted, found, None if reference.labels is None else reference.labels[batch])
+                _update(stat, wanted[name], answers[name])
+            classes.update(wanted, answers, None if reference.labels is None else reference.labels[batch])
             done = batch.stop
     except VggdeployError as error:  # an overflow, a refused batch: a variant that cannot answer has failed
         return ParityRecord(verdict=Verdict.FAIL, reasons=(error.cause,), **about)

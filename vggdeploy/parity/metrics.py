@@ -82,9 +82,9 @@ def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     dots = np.einsum("ij,ij->i", a, b)
-    found = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-    found[both_zero] = 1.0
-    clipped: NDArray[np.float64] = np.clip(found, -1.0, 1.0)
+    cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    cosines[both_zero] = 1.0
+    clipped: NDArray[np.float64] = np.clip(cosines, -1.0, 1.0)
     return clipped
 
 

@@ -1,7 +1,7 @@
-"""What each convolution and matrix product of an ONNX or TorchScript file computes in, read back from the file.
+"""What each convolution and matrix product of an ONNX file computes in, read back from the file.
 
-Of an ONNX file the weights are never read: half a gigabyte of them says nothing about types. The file is walked as
-https://protobuf.dev/programming-guides/encoding describes it, and what holds numbers is left out.
+The weights are never read: half a gigabyte of them says nothing about types. The file is walked as
+https://protobuf.dev/programming-guides/encoding describes it, and fields that hold numbers are left out.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     types |= {v.name: _name(v.type.tensor_type.elem_type) for v in graph.input}
     integers: dict[str, str] = {}  # tensor → the type that it was dequantised from
     origins: dict[str, str] = {}  # tensor → the weights that it was made of
-    found = []
+    products = []
     for index, node in enumerate(sorted_nodes(graph.node)):
         if node.op_type in PRODUCTS | _INTEGER_PRODUCTS:
             weight = node.input[3 if node.op_type == "QLinearConv" else 1]
             name = _layer_name(node, origins.get(weight, weight), layers, index)
-            found.append(Product(name, _computes_in(node, types, integers)))
+            products.append(Product(name, _computes_in(node, types, integers)))
         _follow(node, types, integers)
         origins |= {made: origins.get(node.input[0], node.input[0]) for made in node.output if node.input}
-    return tuple(found)
+    return tuple(products)
 
 
 def _computes_in(node: onnx.NodeProto, types: dict[str, str], integers: dict[str, str]) -> str:
@@ -186,12 +186,12 @@ def sorted_nodes(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
         for maker in needed:
             readers[maker].append(index)
     ready = [index for index, needed in enumerate(missing) if not needed]
-    found = []
+    ordered = []
     while ready:
         index = heapq.heappop(ready)
-        found.append(nodes[index])
+        ordered.append(nodes[index])
         for reader in readers[index]:
             missing[reader].discard(index)
             if not missing[reader]:
                 heapq.heappush(ready, reader)
-    return found
+    return ordered

@@ -1,4 +1,4 @@
-"""What variants are compared with: inputs, and what the FP32 PyTorch model answers to them. It is computed once."""
+"""The reference that variants are compared with: inputs, the FP32 PyTorch model's outputs for them, and their spool."""
 
 from __future__ import annotations
 
@@ -18,11 +18,21 @@ from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.sessions import in_order, run_batch
 from vggdeploy.types import ImageSource, TensorSpec
 
+Array = NDArray[Any]
+
 GOLDEN = "golden pair"
 # A feature map of one image can have more values than the class scores of ten thousand: what is kept is bounded.
 KEPT_BYTES = 2**30  # of the reference's outputs, on disk but for the first of them (see `Spool`)
 BATCH_BYTES = 64 * 2**20  # of one batch's outputs
+IN_MEMORY = 32 * 2**20  # of a `Spool`; what is longer goes to a temporary file
 _AHEAD = 2  # batches that are prepared while the session runs one
+
+
+class Rows(Protocol):
+    """Samples by position, wherever they are: a NumPy array, a `Spool`, or images that are prepared when asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -63,9 +73,9 @@ def reference_outputs(
     if count < len(images):
         images, data = FirstRows(images, count), f"{data}, the first {count}"
     outputs = {s.name: Spool(s.item_shape, s.dtype) for s in session.outputs}
-    for found in run_all(session, images):
+    for batch in run_all(session, images):
         for name, kept in outputs.items():
-            kept.append(found[name][: rows[name] - len(kept)])
+            kept.append(batch[name][: rows[name] - len(kept)])
     kept_labels = None if labels is None else labels[:count]
     return Reference(images=images, outputs=outputs, data=data, labels=kept_labels, source=source)
 
@@ -91,7 +101,7 @@ def sample_bytes(output: TensorSpec) -> int:
 
 
 def kept_rows(outputs: Sequence[TensorSpec], images: int, *, limit: int = KEPT_BYTES) -> dict[str, int]:
-    """Of how many images each output is kept, so that all of them fit into about ``limit`` bytes.
+    """How many images' rows of each output are kept, so that all of them fit into about ``limit`` bytes.
 
     Small outputs take what they need and the large ones share what is left: so class scores are kept of every image,
     however large the maps beside them are. Before that, an eighth of the bytes is shared out evenly in rows, one at
@@ -100,13 +110,13 @@ def kept_rows(outputs: Sequence[TensorSpec], images: int, *, limit: int = KEPT_B
     together = sum(map(sample_bytes, outputs))
     same = min(images, max(1, limit // 8 // together))
     left = max(0, limit - same * together)
-    found: dict[str, int] = {}
+    rows: dict[str, int] = {}
     for index, output in enumerate(sorted(outputs, key=sample_bytes)):
         size = sample_bytes(output)
         more = min(images - same, left // (len(outputs) - index) // size)
-        found[output.name] = same + more
+        rows[output.name] = same + more
         left -= more * size
-    return found
+    return rows
 
 
 def golden_reference(bundle: Bundle) -> Reference:
@@ -119,17 +129,6 @@ def golden_reference(bundle: Bundle) -> Reference:
 def golden_pair(images: Rows, outputs: Mapping[str, Rows]) -> Reference:
     """Inputs and the reference's outputs for them, as a golden pair."""
     return Reference(images, dict(outputs), f"{GOLDEN} ({len(images)} images)", source=ImageSource.GOLDEN)
-
-
-Array = NDArray[Any]
-IN_MEMORY = 32 * 2**20  # bytes; what is longer goes to a temporary file
-
-
-class Rows(Protocol):
-    """Samples by position, wherever they are: a NumPy array, a `Spool`, or images that are prepared when asked for."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice, /) -> Array: ...
 
 
 class Spool:

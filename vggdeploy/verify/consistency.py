@@ -1,4 +1,4 @@
-"""Whether what the manifest says about the model is what its weights were trained with: no variant's answers show that."""
+"""Checks that the manifest describes the model that was trained: a comparison of outputs cannot show that."""
 
 from __future__ import annotations
 
@@ -89,40 +89,40 @@ def _check_transforms(runtime: PreprocessSpec, trained: PreprocessSpec) -> Check
     for name in _PLAIN:
         with Image.open(IMAGES / name) as image:
             expected = steps(image.convert(trained.mode)).numpy()
-        found = normalise(prepare(IMAGES / name, runtime)[None], runtime)[0]
-        if wrong := _difference(found, expected, _ROUNDING / min(trained.std)):
+        prepared = normalise(prepare(IMAGES / name, runtime)[None], runtime)[0]
+        if wrong := _difference(prepared, expected, _ROUNDING / min(trained.std)):
             reasons.append(f"{name}: {wrong}")
     return _check(what, against, reasons)
 
 
-def _difference(found: Array, expected: Array, allowed: float) -> str:
-    if found.shape != expected.shape:
-        return f"{found.shape} for {expected.shape}"
-    error = np.abs(found - expected)
+def _difference(actual: Array, expected: Array, allowed: float) -> str:
+    if actual.shape != expected.shape:
+        return f"{actual.shape} for {expected.shape}"
+    error = np.abs(actual - expected)
     wrong = np.count_nonzero(error > allowed)
     return f"{wrong} of {error.size} values differ, by up to {error.max():.3g}" if wrong else ""
 
 
 def _check(what: str, against: str, reasons: Iterable[str]) -> Check:
-    found = tuple(reasons)
-    return Check(what=what, against=against, verdict=Verdict.FAIL if found else Verdict.PASS, reasons=found)
+    told = tuple(reasons)
+    return Check(what=what, against=against, verdict=Verdict.FAIL if told else Verdict.PASS, reasons=told)
 
 
-def _fields(found: Any, expected: Any) -> list[str]:
+def _fields(actual: Any, expected: Any) -> list[str]:
     """The fields of two records that differ."""
     return [
-        f"{name} is {getattr(found, name)!r} in the manifest, {getattr(expected, name)!r} in the checkpoint"
-        for name in type(found).__struct_fields__
-        if getattr(found, name) != getattr(expected, name)
+        f"{name} is {getattr(actual, name)!r} in the manifest, {getattr(expected, name)!r} in the checkpoint"
+        for name in type(actual).__struct_fields__
+        if getattr(actual, name) != getattr(expected, name)
     ]
 
 
-def _labels(found: Sequence[str], expected: Sequence[str], where: str) -> list[str]:
-    if len(found) != len(expected):
-        return [f"the manifest has {len(found)} labels, {where} {len(expected)}"]
-    wrong = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b]
+def _labels(actual: Sequence[str], expected: Sequence[str], where: str) -> list[str]:
+    if len(actual) != len(expected):
+        return [f"the manifest has {len(actual)} labels, {where} {len(expected)}"]
+    wrong = [i for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b]
     if not wrong:
         return []
     first = wrong[0]
     more = f"; {len(wrong)} labels differ" if len(wrong) > 1 else ""
-    return [f"class {first} is {found[first]!r} in the manifest, {expected[first]!r} in {where}{more}"]
+    return [f"class {first} is {actual[first]!r} in the manifest, {expected[first]!r} in {where}{more}"]

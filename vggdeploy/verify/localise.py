@@ -1,4 +1,4 @@
-"""Where a variant goes wrong: every intermediate output of an ONNX file beside the reference's, in order."""
+"""Finding the layer at which an ONNX variant goes wrong: its intermediate outputs are compared with the reference's."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ _PASSING = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
 _NOISE = {Precision.FP32: 1e-5, Precision.FP16: 5e-3, Precision.BF16: 4e-2, Precision.INT8: 3e-2}
 _JUMP = 5.0
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
+_BYTES = 256 * 2**20  # of the reference's intermediate outputs
+_IMAGES = 8
 
 
 def tapped(model: onnx.ModelProto, layers: dict[str, str]) -> dict[str, str]:
@@ -52,28 +54,28 @@ def tapped(model: onnx.ModelProto, layers: dict[str, str]) -> dict[str, str]:
         makers |= dict.fromkeys(node.output, node)
         for name in node.input:
             users.setdefault(name, []).append(node)
-    found: dict[str, str] = {}
+    tensors: dict[str, str] = {}
     pools = 0
     for node in nodes:
         if node.op_type == "MaxPool":
             pools += 1
-            found[f"pool{pools}"] = node.output[0]
+            tensors[f"pool{pools}"] = node.output[0]
         elif node.op_type in PRODUCTS and (layer := _layer_of(node, makers, layers)):
-            if not found and (entering := _before(node.input[0], makers)) != model.graph.input[0].name:
-                found[PREPROCESS] = entering
+            if not tensors and (entering := _before(node.input[0], makers)) != model.graph.input[0].name:
+                tensors[PREPROCESS] = entering
             made = _biased(node, users)
             active = _activation(made, users)
             if layer.startswith("conv"):
                 relu = layer.replace("conv", "relu", 1)
-                found.pop(relu, None)
-                found = _last(found, layer, made) | ({relu: active} if active else {})
+                tensors.pop(relu, None)
+                tensors = _last(tensors, layer, made) | ({relu: active} if active else {})
             else:
-                found = _last(found, layer, active if active and layer != LOGITS else made)
-    return found
+                tensors = _last(tensors, layer, active if active and layer != LOGITS else made)
+    return tensors
 
 
-def _last(found: dict[str, str], name: str, tensor: str) -> dict[str, str]:
-    return {key: value for key, value in found.items() if key != name} | {name: tensor}
+def _last(tensors: dict[str, str], name: str, tensor: str) -> dict[str, str]:
+    return {key: value for key, value in tensors.items() if key != name} | {name: tensor}
 
 
 def _layer_of(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], layers: dict[str, str]) -> str:
@@ -161,13 +163,13 @@ def compare_layers(
         layers: state-dict prefix → the layer's name.
     """
     rows: list[LayerParity] = []
-    for name, found in run_taps(path, layers, images, threads):
+    for name, output in run_taps(path, layers, images, threads):
         if name not in reference:
             continue
-        finite = bool(np.isfinite(found).all())
+        finite = bool(np.isfinite(output).all())
         stats = OutputStats(name)
         # float16's infinities stay out of the sums; the row says that they were there.
-        stats.update(reference[name], np.nan_to_num(found.astype(np.float32), posinf=65504, neginf=-65504))
+        stats.update(reference[name], np.nan_to_num(output.astype(np.float32), posinf=65504, neginf=-65504))
         result = stats.result()
         rows.append(
             LayerParity(
@@ -199,10 +201,6 @@ def find_culprit(rows: Sequence[LayerParity], precision: Precision) -> tuple[str
             )
         before = max(before, row.relative_l2)
     return None, "no layer's error jumps: what there is grows from layer to layer"
-
-
-_BYTES = 256 * 2**20  # of the reference's intermediate outputs
-_IMAGES = 8
 
 
 def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> LayerReport:

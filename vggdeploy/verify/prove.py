@@ -1,4 +1,4 @@
-"""Prove variants against references, and write the verdicts down."""
+"""Proving variants against references, and the limits that a caller sets for the verdicts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _TOOLS = (
 
 def tool_versions() -> dict[str, str]:
     """The versions of all that takes part, for the records."""
-    found = {name: version(name) for name in _TOOLS}
-    return {name: text for name, text in found.items() if text}
+    versions = {name: version(name) for name in _TOOLS}
+    return {name: text for name, text in versions.items() if text}
 
 
 def prove(
@@ -53,8 +53,8 @@ def prove(
         wrong = ""
     except ParityError as error:
         wrong = error.cause
-    found = runnable(variant, where)
-    if found.runs:
+    fitness = runnable(variant, where)
+    if fitness.runs:
         thresholds = (limits or Limits()).over(bundle.manifest.thresholds[variant.precision])
         with open_session(bundle, variant, device=where, threads=threads) as session:
             records = [
@@ -64,7 +64,7 @@ def prove(
             ]
         release_memory()
     else:
-        records = [unproven(variant, f"{found.reason}; {found.fix}", where)]
+        records = [unproven(variant, f"{fitness.reason}; {fitness.fix}", where)]
     counts = by_type(products or ())
     return [_with_products(record, counts, wrong) for record in records]
 

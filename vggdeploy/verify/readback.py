@@ -46,7 +46,7 @@ def layer_names(spec: ModelSpec) -> dict[str, str]:
 
 
 def check_precision(variant: Variant, products: tuple[Product, ...] | None) -> None:
-    """What was asked for has to be what ships: by the file, or for an engine by its build's record.
+    """Refuse a variant whose file (for an engine: whose build record) has another precision than the manifest names.
 
     Raises:
         ParityError: it is not; the layers are named.
@@ -61,10 +61,10 @@ def check_precision(variant: Variant, products: tuple[Product, ...] | None) -> N
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:
     """Variant → how its file contradicts the precision that the manifest names, for those that do."""
-    found = {}
+    causes = {}
     for variant in bundle.manifest.candidates():
         try:
             check_precision(variant, read_products(bundle, variant))
         except ParityError as error:
-            found[variant.name] = error.cause
-    return found
+            causes[variant.name] = error.cause
+    return causes

@@ -1,4 +1,4 @@
-"""The images that a bundle is proven and measured on."""
+"""The images that a bundle is proven and measured on: of a data set, of the golden pair, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def open_samples(
         raise DataError("no data set is known for this model", "name one: --data digits")
     if limit is not None and limit < 1:
         raise UsageError(f"{limit} samples were asked for", "give at least 1, for example --samples 1000")
-    found: Images = open_split(dataset, "test", about.preprocess, data_dir=data_dir, memory=0)
-    found = found.take(np.arange(len(found))[:limit])
+    split: Images = open_split(dataset, "test", about.preprocess, data_dir=data_dir, memory=0)
+    split = split.take(np.arange(len(split))[:limit])
     labels, note = match_classes(
-        found.labels, found.classes, about.labels, about.spec.classes, data=dataset, option="--data"
+        split.labels, split.classes, about.labels, about.spec.classes, data=dataset, option="--data"
     )
-    images = PreparedImages(found, about.preprocess, dtype)
-    return Samples(images, labels, f"{found.name} test ({len(found)} images)", note, dataset, found.classes)
+    images = PreparedImages(split, about.preprocess, dtype)
+    return Samples(images, labels, f"{split.name} test ({len(split)} images)", note, dataset, split.classes)
 
 
 def samples_or_synthetic(
@@ -94,8 +94,8 @@ def samples_or_synthetic(
 ) -> tuple[Samples, str]:
     """Real test images; where there are none, synthetic ones and the sentence that says so."""
     try:
-        found = open_samples(checkpoint.dataset, checkpoint, limit=limit, data_dir=data_dir, dtype=dtype)
-        return found, found.note
+        real = open_samples(checkpoint.dataset, checkpoint, limit=limit, data_dir=data_dir, dtype=dtype)
+        return real, real.note
     except (DataError, MissingDependencyError) as error:
         images = synthetic_images(golden_count(checkpoint), checkpoint.preprocess)
         wanted = images if dtype == "uint8" else normalise(images, checkpoint.preprocess)
@@ -133,8 +133,8 @@ def measuring_pool(bundle: Bundle, data: str, limit: int, data_dir: Path | None)
     manifest = bundle.manifest
     try:
         dtype = manifest.input.dtype
-        found = open_samples(data or manifest.dataset, manifest, limit=limit, data_dir=data_dir, dtype=dtype)
-        return Pool(found.images[:], found.labels, found.data)
+        real = open_samples(data or manifest.dataset, manifest, limit=limit, data_dir=data_dir, dtype=dtype)
+        return Pool(real.images[:], real.labels, real.data)
     except (DataError, MissingDependencyError):
         if data:  # asked for by name: then nothing else will do
             raise

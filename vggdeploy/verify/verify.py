@@ -104,12 +104,12 @@ def verify_bundle(
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(bundle.manifest, records)
     checks = _check_bundle(bundle, chosen, options.strict_preprocess, on_progress)
-    found, untaken = _take_apart(bundle, records, threads, on_progress) if options.layers else ((), ())
+    layers, untaken = _take_apart(bundle, records, threads, on_progress) if options.layers else ((), ())
     return ParityReport(
         bundle=str(bundle.root),
         created=now(),
         variants=tuple(records),
-        layers=found,
+        layers=layers,
         checks=checks,
         notes=(*notes, *untaken),
     )
@@ -123,10 +123,10 @@ def exit_code(report: ParityReport) -> int:
 
 def _wanted(manifest: Manifest, variants: Sequence[str], backends: Sequence[str]) -> list[Variant]:
     named = {get_backend(name).name for name in backends}
-    found = [manifest.variant(name) for name in dict.fromkeys(variants)] or list(manifest.variants)
-    kept = [v for v in found if not named or backend_for(v).name in named]
+    chosen = [manifest.variant(name) for name in dict.fromkeys(variants)] or list(manifest.variants)
+    kept = [v for v in chosen if not named or backend_for(v).name in named]
     if not kept:
-        there = ", ".join(sorted({backend_for(v).name for v in found}))
+        there = ", ".join(sorted({backend_for(v).name for v in chosen}))
         raise UsageError(
             f"no chosen variant runs on {' or '.join(sorted(named))}", f"choose a backend that has one: {there}"
         )
@@ -140,11 +140,11 @@ def _choose_samples(bundle: Bundle, options: VerifyOptions) -> tuple[Samples | N
         return None, (f"only the {GOLDEN} was looked at, as asked: nothing is promised about flips",)
     if manifest.origin is not None:
         return None, ()  # every record says so
-    found = runnable(manifest.reference())
-    if not found.runs:
+    fitness = runnable(manifest.reference())
+    if not fitness.runs:
         if data:
-            raise IncompatibleError(f"the reference cannot run on {data}: {found.reason}", found.fix)
-        return None, (f"only the {GOLDEN} was looked at, because the reference cannot run here: {found.reason}",)
+            raise IncompatibleError(f"the reference cannot run on {data}: {fitness.reason}", fitness.fix)
+        return None, (f"only the {GOLDEN} was looked at, because the reference cannot run here: {fitness.reason}",)
     if not data and not manifest.dataset:
         return None, (
             f"only the {GOLDEN} was looked at, because no data set is known for this model: name one (--data)",
@@ -175,11 +175,11 @@ def _take_apart(
     bundle: Bundle, records: Sequence[ParityRecord], threads: int | None, on_progress: OnProgress
 ) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
     """Every variant that failed, once; and a note for each that cannot be taken apart: its verdict stands all the same."""
-    found, notes = [], []
+    reports, notes = [], []
     for name in dict.fromkeys(r.variant for r in records if r.verdict is Verdict.FAIL):
         on_progress(None, f"looking for the layer at which {name} leaves the reference")
         try:
-            found.append(localise(bundle, name, threads=threads))
+            reports.append(localise(bundle, name, threads=threads))
         except (UsageError, BuildError) as error:
             notes.append(f"no layers of {name}: {error.cause}; {error.hint}")
-    return tuple(found), tuple(notes)
+    return tuple(reports), tuple(notes)
