@@ -31,7 +31,7 @@ from vggdeploy.optimize.steps.low_rank import choose_ranks, factorise
 from vggdeploy.optimize.steps.prune import measure_sensitivity, prune, taylor_scores
 from vggdeploy.optimize.steps.structure import SCORED, SENSED, low_rank_checkpoint, prune_checkpoint
 from vggdeploy.optimize.steps.widths import Widths, allocate, macs_of, widths_of, with_widths
-from vggdeploy.optimize.tuning import Job, Tuning
+from vggdeploy.optimize.tuning import Tuning, TuningJob
 from vggdeploy.records import StepRecord
 from vggdeploy.train.loop import train
 from vggdeploy.train.recipe import Recipe
@@ -117,9 +117,9 @@ def choices(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
     for keep in options.keep or (0.5, 0.25):
         with tempfile.TemporaryDirectory() as directory:
-            job = Job(tuning=Tuning(epochs=options.tune))
+            job = TuningJob(tuning=Tuning(epochs=options.tune))
             step = prune_checkpoint(root, Path(directory) / "pruned", keep, job=job)
-            labels = Job(tuning=Tuning(epochs=options.tune, distill=""))
+            labels = TuningJob(tuning=Tuning(epochs=options.tune, distill=""))
             plain = prune_checkpoint(root, Path(directory) / "labels", keep, job=labels)
             product = low_rank_checkpoint(root, Path(directory) / "product", keep=keep, job=job)
         widths = {**widths_of(model.spec), **step.widths}
@@ -161,7 +161,7 @@ def ranks(root: Path) -> dict[str, Any]:
 def chain(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Both steps, one after the other."""
     with tempfile.TemporaryDirectory() as directory:
-        job = Job(tuning=Tuning(epochs=options.tune, distill=str(root)))
+        job = TuningJob(tuning=Tuning(epochs=options.tune, distill=str(root)))
         first = prune_checkpoint(root, Path(directory) / "pruned", 0.5, job=job)
         second = low_rank_checkpoint(Path(directory) / "pruned", Path(directory) / "small", keep=0.5, job=job)
         return {

@@ -17,7 +17,7 @@ from vggdeploy.data.loaders import ImageSet
 from vggdeploy.errors import BundleError, DataError, UsageError
 from vggdeploy.evaluate import evaluate as module
 from vggdeploy.evaluate.evaluate import EvaluateOptions, evaluate
-from vggdeploy.evaluate.targets import open_target
+from vggdeploy.evaluate.targets import open_model
 from vggdeploy.records import from_json, to_json
 from vggdeploy.records.evaluation import EvaluationReport
 
@@ -174,7 +174,7 @@ def test_a_model_of_unknown_origin_needs_the_name_of_a_data_set(checkpoint: Path
     [({"backend": "onnxruntime"}, "the backend onnxruntime"), ({"variant": "onnx-fp16"}, "the variant onnx-fp16")],
 )
 def test_a_checkpoint_has_one_backend_and_no_variants(checkpoint: Path, options: dict[str, str], told: str) -> None:
-    with pytest.raises(UsageError, match=told) as caught, open_target(checkpoint, **options):
+    with pytest.raises(UsageError, match=told) as caught, open_model(checkpoint, **options):
         pass
     assert "vggdeploy export" in caught.value.hint
 
@@ -182,13 +182,13 @@ def test_a_checkpoint_has_one_backend_and_no_variants(checkpoint: Path, options:
 def test_a_variant_of_another_backend_is_refused(bundle_dir: Path) -> None:
     with (
         pytest.raises(UsageError, match="onnx-fp32 is run by onnxruntime, not by torch"),
-        open_target(bundle_dir, backend="torch", variant="onnx-fp32"),
+        open_model(bundle_dir, backend="torch", variant="onnx-fp32"),
     ):
         pass
 
 
 def test_what_is_neither_is_said_to_be_neither(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="neither a bundle nor a checkpoint"), open_target(tmp_path):
+    with pytest.raises(BundleError, match="neither a bundle nor a checkpoint"), open_model(tmp_path):
         pass
-    with pytest.raises(BundleError, match="does not exist"), open_target(tmp_path / "none"):
+    with pytest.raises(BundleError, match="does not exist"), open_model(tmp_path / "none"):
         pass

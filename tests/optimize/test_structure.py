@@ -23,7 +23,7 @@ from vggdeploy.optimize import fine_tune as restructure
 from vggdeploy.optimize.held_out import HeldOut, unpack
 from vggdeploy.optimize.steps.structure import low_rank_checkpoint, prune_checkpoint, quantisation_aware_checkpoint
 from vggdeploy.optimize.steps.widths import macs_of
-from vggdeploy.optimize.tuning import Job, Tuning
+from vggdeploy.optimize.tuning import Tuning, TuningJob
 from vggdeploy.records import StepRecord, to_json
 from vggdeploy.system.optional import installed
 from vggdeploy.train.loop import train
@@ -33,13 +33,13 @@ from vggdeploy.verify.localise import localise
 
 pytestmark = pytest.mark.late
 
-UNTUNED = Job(tuning=Tuning(epochs=0))
+UNTUNED = TuningJob(tuning=Tuning(epochs=0))
 
 
 @pytest.fixture(scope="module")
 def pruned(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StepRecord]:
     path = tmp_path_factory.mktemp("pruned") / "checkpoint"
-    return path, prune_checkpoint(checkpoint, path, 0.5, job=Job(tuning=Tuning(epochs=1), threads=1))
+    return path, prune_checkpoint(checkpoint, path, 0.5, job=TuningJob(tuning=Tuning(epochs=1), threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,14 @@ def test_the_record_says_what_was_lost_against_what_was_trained(
 def test_quantisation_aware_fine_tuning_keeps_the_structure_and_its_accuracy_in_int8(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    step = quantisation_aware_checkpoint(checkpoint, tmp_path / "aware", job=Job(tuning=Tuning(epochs=1)))
+    step = quantisation_aware_checkpoint(checkpoint, tmp_path / "aware", job=TuningJob(tuning=Tuning(epochs=1)))
     before, after = read_checkpoint(checkpoint), read_checkpoint(tmp_path / "aware")
     assert after.spec == before.spec
     assert (step.step, step.epochs) == ("qat", 1)
     assert after.training["recipe"]["quantisation_aware"] is True
     assert step.drop["validation"].drop < 0.03
     with pytest.raises(UsageError, match="qat without an epoch"):
-        quantisation_aware_checkpoint(checkpoint, tmp_path / "none", job=Job(tuning=Tuning(epochs=0)))
+        quantisation_aware_checkpoint(checkpoint, tmp_path / "none", job=TuningJob(tuning=Tuning(epochs=0)))
 
 
 def test_a_small_network_is_exported_built_and_proven_like_any_other(
@@ -142,7 +142,7 @@ def test_a_small_network_is_trained_on_and_keeps_its_story(small: tuple[Path, St
 @pytest.mark.slow
 def test_the_same_numbers_give_the_same_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     keep = {"conv4_1": 0.5, "fc6": 0.25}
-    job = Job(tuning=Tuning(epochs=1, lr=0.005), threads=1)
+    job = TuningJob(tuning=Tuning(epochs=1, lr=0.005), threads=1)
     first = prune_checkpoint(checkpoint, tmp_path / "a", keep, job=job)
     second = prune_checkpoint(checkpoint, tmp_path / "b", keep, job=job)
     assert read_checkpoint(tmp_path / "a").weights_sha256 == read_checkpoint(tmp_path / "b").weights_sha256
@@ -154,7 +154,7 @@ def test_a_drop_that_is_too_large_writes_nothing(checkpoint: Path, tmp_path: Pat
     with pytest.raises(
         TargetError, match=r"accuracy fell by .* points \(up to .*143 images\), the limit is 0.5"
     ) as caught:
-        prune_checkpoint(checkpoint, tmp_path / "out", 0.1, job=Job(tuning=Tuning(epochs=0), max_drop=0.005))
+        prune_checkpoint(checkpoint, tmp_path / "out", 0.1, job=TuningJob(tuning=Tuning(epochs=0), max_drop=0.005))
     assert caught.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -196,7 +196,7 @@ def test_a_share_that_is_none_is_refused(checkpoint: Path, tmp_path: Path, keep:
 
 def test_data_of_other_classes_and_no_data_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the classes of fashion-mnist are not the model's: T-shirt/top, Trouser"):
-        prune_checkpoint(checkpoint, tmp_path / "out", job=Job(dataset="fashion-mnist"))
+        prune_checkpoint(checkpoint, tmp_path / "out", job=TuningJob(dataset="fashion-mnist"))
     nameless = edited(checkpoint, tmp_path / "nameless", dataset="")
     with pytest.raises(DataError, match="no data set is known for this model — name one: --data"):
         prune_checkpoint(nameless, tmp_path / "out", job=UNTUNED)
@@ -224,7 +224,7 @@ def test_an_interruption_or_a_full_disk_leaves_what_stood_there(
         raise fault
 
     monkeypatch.setattr(restructure, "atomic_write", fail)
-    job = Job(tuning=Tuning(epochs=0), overwrite=True)
+    job = TuningJob(tuning=Tuning(epochs=0), overwrite=True)
     with pytest.raises(type(fault)):
         low_rank_checkpoint(checkpoint, out, 8, job=job)
     assert read_checkpoint(out) == read_checkpoint(checkpoint)

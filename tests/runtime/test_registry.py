@@ -12,7 +12,7 @@ from vggdeploy.cli.app import run
 from vggdeploy.errors import IncompatibleError, MissingDependencyError, UsageError
 from vggdeploy.records import Goal
 from vggdeploy.runtime.registry import BACKENDS, ENGINES, Backend, get_backend, get_engine, library_title
-from vggdeploy.search.trial import Target
+from vggdeploy.search.trial import SearchTarget
 
 NAMES = [(name, b) for b in BACKENDS for name in (b.name, *b.aliases, b.name.upper(), b.name.replace("-", "_"))]
 ENGINE_NAMES = [(name, b) for name, b in NAMES if b in ENGINES]
@@ -60,7 +60,7 @@ def test_build_and_search_take_every_name_of_an_engine(
     wanted = "unknown GPU target 'sm1'" if "cpu" in engine.builds_on else f"{engine.name} builds for the GPU"
     assert wanted in capsys.readouterr().err
     try:
-        assert Target.parse(Goal(accuracy_drop=0.01, target=name)).engine is engine
+        assert SearchTarget.parse(Goal(accuracy_drop=0.01, target=name)).engine is engine
     except MissingDependencyError as error:  # TensorRT is installed where its GPU is
         assert f"to build {engine.name} engines" in error.cause
 

@@ -11,17 +11,17 @@ from PIL import Image
 from vggdeploy.cli.app import run
 from vggdeploy.errors import UsageError
 from vggdeploy.records import Goal, Point, Trial
-from vggdeploy.search.state import STATE_NAME, Question, State
+from vggdeploy.search.state import STATE_NAME, SearchRequest, SearchState
 from vggdeploy.system.optional import installed
 
-QUESTION = Question(source_sha256="0" * 64, goal=Goal(accuracy_drop=0.01), seed=0, epochs=1, dataset="digits")
+QUESTION = SearchRequest(source_sha256="0" * 64, goal=Goal(accuracy_drop=0.01), seed=0, epochs=1, dataset="digits")
 OTHER = msgspec.structs.replace(QUESTION, seed=1, dataset="mnist")
 POINT = Point(keep=0.5, hidden=0.5, lr=0.01, teacher=0.5)
 TRIAL = Trial(number=0, point=POINT, widths={}, macs=1, parameters=1, cost=1.0, skipped="it computes no less")
 
 
-def begun(output: Path, *, trials: int) -> State:
-    state = State.begin(output, QUESTION, resume=False, overwrite=False)
+def begun(output: Path, *, trials: int) -> SearchState:
+    state = SearchState.begin(output, QUESTION, resume=False, overwrite=False)
     for _ in range(trials):
         state.add(TRIAL, [])
     return state
@@ -30,29 +30,29 @@ def begun(output: Path, *, trials: int) -> State:
 def test_trials_are_gone_on_with_and_never_forgotten_by_accident(tmp_path: Path) -> None:
     begun(tmp_path / "b", trials=2)
     with pytest.raises(UsageError, match="a search that was interrupted"):
-        State.begin(tmp_path / "b", QUESTION, resume=False, overwrite=False)
+        SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=False)
     with pytest.raises(UsageError, match="another seed, dataset"):
-        State.begin(tmp_path / "b", OTHER, resume=True, overwrite=False)
-    assert len(State.begin(tmp_path / "b", QUESTION, resume=True, overwrite=False).standing.trials) == 2
-    assert State.begin(tmp_path / "b", OTHER, resume=False, overwrite=True).standing.trials == ()
+        SearchState.begin(tmp_path / "b", OTHER, resume=True, overwrite=False)
+    assert len(SearchState.begin(tmp_path / "b", QUESTION, resume=True, overwrite=False).standing.trials) == 2
+    assert SearchState.begin(tmp_path / "b", OTHER, resume=False, overwrite=True).standing.trials == ()
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_search_without_a_trial_begins_anew(tmp_path: Path, resume: bool) -> None:
     begun(tmp_path / "b", trials=0)
-    assert State.begin(tmp_path / "b", OTHER, resume=resume, overwrite=False).standing.question == OTHER
+    assert SearchState.begin(tmp_path / "b", OTHER, resume=resume, overwrite=False).standing.question == OTHER
 
 
 def test_nothing_to_go_on_with_and_what_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no search to go on with"):
-        State.begin(tmp_path / "b", QUESTION, resume=True, overwrite=False)
+        SearchState.begin(tmp_path / "b", QUESTION, resume=True, overwrite=False)
     file = begun(tmp_path / "b", trials=1).home / STATE_NAME
     file.write_bytes(b"{")
     for resume in (False, True):
         with pytest.raises(UsageError) as told:
-            State.begin(tmp_path / "b", QUESTION, resume=resume, overwrite=False)
+            SearchState.begin(tmp_path / "b", QUESTION, resume=resume, overwrite=False)
         assert told.value.hint == "start again: --force"
-    assert State.begin(tmp_path / "b", QUESTION, resume=False, overwrite=True).standing.trials == ()
+    assert SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=True).standing.trials == ()
 
 
 @pytest.fixture

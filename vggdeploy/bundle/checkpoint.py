@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from vggdeploy.errors import BundleError, CheckpointError
-from vggdeploy.records import Origin, Record, StepRecord, from_json
+from vggdeploy.records import OriginalNetwork, Record, StepRecord, from_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.system.files import read_regular, sha256_of
 
@@ -34,7 +34,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     dataset: str = ""
     training: dict[str, Any] = {}
-    origin: Origin | None = None
+    origin: OriginalNetwork | None = None
     steps: tuple[StepRecord, ...] = ()
     weights_sha256: str = ""
     tools: dict[str, str] = {}

@@ -128,8 +128,8 @@ def optimize(
     from vggdeploy.optimize.optimize import CHECKPOINT_STEPS, ordered
     from vggdeploy.optimize.optimize import optimize as run
     from vggdeploy.optimize.steps.calibration import Int8Options
-    from vggdeploy.optimize.tuning import Job, Structure, Tuning
-    from vggdeploy.optimize.variants import Work
+    from vggdeploy.optimize.tuning import Structure, Tuning, TuningJob
+    from vggdeploy.optimize.variants import StepContext
     from vggdeploy.system.machine import return_large_blocks_at_once
     from vggdeploy.types import Device
 
@@ -141,7 +141,7 @@ def optimize(
         keep=None if keep is None else _by_layer(keep, float, "--keep 0.5, or --keep conv4_1=0.5,fc6=0.25"),
         rank_keep=rank_keep,
         ranks=None if rank is None else _by_layer(rank, int, "--rank 64, or --rank fc6=128,conv3_1=60"),
-        job=Job(
+        job=TuningJob(
             tuning=Tuning(epochs=epochs, lr=lr, distill="" if distill == "none" else distill),
             max_drop=limit,
             dataset=data,
@@ -160,7 +160,7 @@ def optimize(
     )
     return_large_blocks_at_once()
     with render.progress("starting") as tell:
-        work = Work(
+        work = StepContext(
             samples=samples,
             data_dir=data_dir,
             threads=threads,

@@ -26,7 +26,7 @@ from vggdeploy.types import OnProgress, Steps, silent
 _LIMIT = 64 * 2**20
 
 
-class Job(Record, frozen=True, kw_only=True):
+class EmbeddingJob(Record, frozen=True, kw_only=True):
     """``job.json``: what makes two runs the same job. ``shards`` of at most ``size`` images; ``images`` in all of them."""
 
     schema_version: int = SCHEMA_VERSION
@@ -129,12 +129,12 @@ def run_on_ray(
     )
 
 
-def _begin(task: Task, sources: Sequence[Path], directory: Path, size: int) -> Job:
+def _begin(task: Task, sources: Sequence[Path], directory: Path, size: int) -> EmbeddingJob:
     """The job of ``directory``: the one that was begun there, or a new one, with its shards written down."""
     names = tuple(str(source.absolute()) for source in sources)
     file = directory / JOB_NAME
     if file.is_file():
-        job = from_json(read_regular(file, limit=_LIMIT), Job, what=str(file))
+        job = from_json(read_regular(file, limit=_LIMIT), EmbeddingJob, what=str(file))
         if (job.task, job.sources, job.size) != (task, names, size):
             raise UsageError(
                 f"{directory} holds another job's results", "give it the same arguments, or another directory"
@@ -147,7 +147,7 @@ def _begin(task: Task, sources: Sequence[Path], directory: Path, size: int) -> J
     for shard in _shards([Path(name) for name in names], size):
         atomic_write(inputs_file(directory, shards), to_json(shard))
         shards, images = shards + 1, images + shard.count
-    job = Job(task=task, sources=names, size=size, shards=shards, images=images)
+    job = EmbeddingJob(task=task, sources=names, size=size, shards=shards, images=images)
     atomic_write(file, to_json(job))
     return job
 

@@ -15,7 +15,7 @@ from vggdeploy.data.loaders import Images, open_split
 from vggdeploy.data.specs import check_split, match_classes
 from vggdeploy.errors import DataError, UsageError
 from vggdeploy.evaluate.scores import Scores, macro
-from vggdeploy.evaluate.targets import open_target
+from vggdeploy.evaluate.targets import open_model
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.runtime.sessions import in_order
 from vggdeploy.types import Device, OnProgress, Steps, silent
@@ -63,42 +63,42 @@ def evaluate(
     Raises:
         UsageError: the data set's classes are not as many as the model's; a bundle without class scores; no samples.
         DataError: no data set is known for this model, or it cannot be found or read.
-        VggdeployError: as `vggdeploy.evaluate.targets.open_target`.
+        VggdeployError: as `vggdeploy.evaluate.targets.open_model`.
     """
     split = options.split
     check_split(split)
     if options.samples is not None and options.samples < 1:
         raise UsageError(f"{options.samples} samples", "give at least 1")
-    with open_target(
+    with open_model(
         Path(path), backend=options.backend, variant=options.variant, device=options.device, threads=options.threads
-    ) as target:
-        name = options.dataset or target.dataset
+    ) as model:
+        name = options.dataset or model.dataset
         if not name:
             raise DataError("no data set is known for this model", "name one: --dataset digits")
         on_progress(0.0, f"reading {name} ({split})")
-        data: Images = open_split(name, split, target.preprocess, data_dir=options.data_dir, memory=0)
+        data: Images = open_split(name, split, model.preprocess, data_dir=options.data_dir, memory=0)
         data = data.take(np.arange(len(data))[: options.samples])
         if not len(data):
             raise DataError(f"{data.name} has no {split} images", "name another split: --split test")
         labels, note = match_classes(
-            data.labels, data.classes, target.labels, target.spec.classes, data=data.name, option="--dataset"
+            data.labels, data.classes, model.labels, model.spec.classes, data=data.name, option="--dataset"
         )
-        scores = Scores(target.spec.classes)
+        scores = Scores(model.spec.classes)
         steps = Steps(on_progress, len(labels), f"classifying {len(labels):,} images")
         started = time.perf_counter()
-        positions = (range(len(labels))[start : start + target.batch] for start in range(0, len(labels), target.batch))
+        positions = (range(len(labels))[start : start + model.batch] for start in range(0, len(labels), model.batch))
         with closing(in_order(data.batch, map(np.array, positions), ahead=_AHEAD)) as prepared:
             for part, images in prepared:
-                scores.update(target.run(images.result()), labels[part])
+                scores.update(model.run(images.result()), labels[part])
                 steps.advance(len(part))
         seconds = time.perf_counter() - started
-    classes = scores.class_scores(target.labels or data.classes)
+    classes = scores.class_scores(model.labels or data.classes)
     return EvaluationReport(
         target=str(path),
-        variant=target.variant,
-        backend=target.backend,
-        device=target.device,
-        sha256=target.sha256,
+        variant=model.variant,
+        backend=model.backend,
+        device=model.device,
+        sha256=model.sha256,
         dataset=data.name,
         split=split,
         accuracy=scores.accuracy,

@@ -30,7 +30,7 @@ _MAX_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Target:
+class OpenModel:
     """An open model. ``run`` takes a batch of prepared images, ``uint8 [N, H, W, C]`` with N at most ``batch``."""
 
     variant: str
@@ -46,14 +46,14 @@ class Target:
 
 
 @contextmanager
-def open_target(
+def open_model(
     path: Path,
     *,
     backend: str = "auto",
     variant: str | None = None,
     device: Device | None = None,
     threads: int | None = None,
-) -> Iterator[Target]:
+) -> Iterator[OpenModel]:
     """Open what stands at ``path``, and close it at the end of the block.
 
     Args:
@@ -74,14 +74,14 @@ def open_target(
     else:
         what = "is neither a bundle nor a checkpoint" if path.exists() else "does not exist"
         raise BundleError(f"{path} {what}", "give the directory that 'vggdeploy train' or 'vggdeploy export' made")
-    with opened as target:
-        yield target
+    with opened as model:
+        yield model
 
 
 @contextmanager
 def _bundle(
     path: Path, backend: str, variant: str | None, device: Device | None, threads: int | None
-) -> Iterator[Target]:
+) -> Iterator[OpenModel]:
     wanted = None if backend == "auto" else get_backend(backend)
     where = str(device) if device else None
     with load(path, backend=backend, variant=variant, device=where, threads=threads or usable_cores()) as engine:
@@ -89,7 +89,7 @@ def _bundle(
         if wanted is not None and wanted is not runner:
             raise UsageError(f"{engine.variant.name} is run by {runner.name}, not by {wanted.name}", "leave one out")
         manifest = engine.bundle.manifest
-        yield Target(
+        yield OpenModel(
             variant=engine.variant.name,
             backend=runner.name,
             device=str(engine.device),
@@ -106,7 +106,7 @@ def _bundle(
 @contextmanager
 def _checkpoint(
     path: Path, backend: str, variant: str | None, device: Device | None, threads: int | None
-) -> Iterator[Target]:
+) -> Iterator[OpenModel]:
     """A checkpoint in the session that also runs the reference of a bundle."""
     runner = get_backend("torch")
     if variant not in (None, REFERENCE) or (backend != "auto" and get_backend(backend) is not runner):
@@ -142,7 +142,7 @@ def _checkpoint(
     )
     session: Session = runner.load().SESSION(source)
     with CheckedSession(session, name=str(path / WEIGHTS_NAME), batch=batch) as opened:
-        yield Target(
+        yield OpenModel(
             variant=REFERENCE,
             backend=runner.name,
             device=str(where),

@@ -11,7 +11,6 @@ from vggdeploy.runtime import open_session, runnable
 from vggdeploy.types import Precision
 
 OPENVINO = "openvino"
-PRECISIONS = (Precision.FP32, Precision.BF16)  # FP16 on CPUs: OpenVINO stores in it, and computes in FP32
 
 
 def openvino_variant(source: Variant, precision: Precision) -> Variant:

@@ -17,7 +17,7 @@ from vggdeploy.errors import TargetError, TrainingError
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
 from vggdeploy.optimize.held_out import DECIDES, HeldOut, Hits, origin_of, size_of
-from vggdeploy.optimize.tuning import Job, Tuning
+from vggdeploy.optimize.tuning import Tuning, TuningJob
 from vggdeploy.records import AccuracyDrop, StepRecord, to_json
 from vggdeploy.system.files import (
     atomic_directory,
@@ -38,7 +38,7 @@ _KEPT = ("augment", "batch_size", "label_smoothing", "weight_decay", "per_class"
 
 
 @dataclass(frozen=True)
-class Changed:
+class ChangedNetwork:
     """What a step made of a model, before any fine-tuning; the rest as `StepRecord` has it."""
 
     model: VGG
@@ -51,8 +51,8 @@ def restructure(
     name: str,
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    change: Callable[[VGG, HeldOut], Changed],
-    job: Job,
+    change: Callable[[VGG, HeldOut], ChangedNetwork],
+    job: TuningJob,
 ) -> StepRecord:
     """Change a checkpoint's network, fine-tune it, compare it with the original, and write it, in one step.
 
@@ -138,7 +138,7 @@ def tuning_recipe(begun: Checkpoint, path: Path, source: str, tuning: Tuning) ->
     return msgspec.convert(values, Recipe)
 
 
-def _tune(recipe: Recipe, output: Path, job: Job) -> tuple[Path, str]:
+def _tune(recipe: Recipe, output: Path, job: TuningJob) -> tuple[Path, str]:
     """The fine-tuned checkpoint, and the SHA-256 of the teacher's weights."""
     job.on_progress(None, "fine-tuning")
     try:

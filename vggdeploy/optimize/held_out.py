@@ -22,7 +22,7 @@ from vggdeploy.model.vgg import VGG
 from vggdeploy.parity.metrics import paired_drop, top1
 from vggdeploy.parity.reference import Array
 from vggdeploy.preprocess import normalise
-from vggdeploy.records import AccuracyDrop, Origin, Size
+from vggdeploy.records import AccuracyDrop, OriginalNetwork, Size
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.spec import ModelSpec
@@ -86,7 +86,7 @@ class HeldOut:
                 found[split] = np.concatenate(parts)
         return found
 
-    def drops(self, origin: Origin, hits: dict[str, Hits]) -> dict[str, AccuracyDrop]:
+    def drops(self, origin: OriginalNetwork, hits: dict[str, Hits]) -> dict[str, AccuracyDrop]:
         """Each split's paired drop of accuracy against the origin.
 
         Raises:
@@ -104,12 +104,12 @@ class HeldOut:
         return found
 
 
-def origin_of(checkpoint: Checkpoint, weights: Path, data: HeldOut, model: VGG) -> Origin:
+def origin_of(checkpoint: Checkpoint, weights: Path, data: HeldOut, model: VGG) -> OriginalNetwork:
     """The record of a network as it was trained: of this one, where no step has changed it yet."""
     if checkpoint.origin is not None:
         return checkpoint.origin
     hits = data.hits(model)
-    return Origin(
+    return OriginalNetwork(
         sha256=checkpoint.weights_sha256,
         title=checkpoint.spec.title,
         size=size_of(checkpoint.spec, weights),
@@ -158,7 +158,7 @@ def unpack(text: str, count: int) -> Hits | None:
     return data[:count] if data is not None and len(data) == 8 * -(-count // 8) else None
 
 
-def first_hits(origin: Origin | None, dataset: str, split: str, count: int) -> Hits | None:
+def first_hits(origin: OriginalNetwork | None, dataset: str, split: str, count: int) -> Hits | None:
     """Of the first ``count`` images of a split; None where they are not known: no step changed the network, or other
     images."""
     if origin is None or origin.dataset != dataset:

@@ -11,31 +11,31 @@ from vggdeploy.bundle import MANIFEST_NAME, Bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.optimize.steps.int8 import add_int8
-from vggdeploy.optimize.variants import Work, add_openvino
+from vggdeploy.optimize.variants import StepContext, add_openvino
 from vggdeploy.system.files import atomic_directory, check_replaceable, check_writable, link_tree, scratch_directory
 from vggdeploy.system.optional import require
 from vggdeploy.types import Precision
 
 # A step on a checkpoint reads one directory and writes another; a step on a bundle adds to it, and gives it as it is then.
-CheckpointStep = Callable[[Path, Path, Work], None]
-BundleStep = Callable[[Bundle, Work], Bundle]
+CheckpointStep = Callable[[Path, Path, StepContext], None]
+BundleStep = Callable[[Bundle, StepContext], Bundle]
 
 
-def _prune(source: Path, target: Path, work: Work) -> None:
+def _prune(source: Path, target: Path, work: StepContext) -> None:
     from vggdeploy.optimize.steps.structure import prune_checkpoint
 
     assert work.structure.keep is not None  # noqa: S101  # for mypy: `_check_numbers` was here
     prune_checkpoint(source, target, work.structure.keep, job=work.structure.job)
 
 
-def _low_rank(source: Path, target: Path, work: Work) -> None:
+def _low_rank(source: Path, target: Path, work: StepContext) -> None:
     from vggdeploy.optimize.steps.structure import low_rank_checkpoint
 
     asked = work.structure
     low_rank_checkpoint(source, target, asked.ranks, keep=asked.rank_keep, job=asked.job)
 
 
-def _qat(source: Path, target: Path, work: Work) -> None:
+def _qat(source: Path, target: Path, work: StepContext) -> None:
     from vggdeploy.optimize.steps.structure import quantisation_aware_checkpoint
 
     quantisation_aware_checkpoint(source, target, job=work.structure.job)
@@ -55,7 +55,7 @@ def optimize(
     steps: Sequence[str],
     *,
     output: Path | None = None,
-    work: Work | None = None,
+    work: StepContext | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Do the steps one after the other; the result appears whole, or not at all.
@@ -75,7 +75,7 @@ def optimize(
         ParityError: a variant does not compute what was trained; nothing is written.
     """
     first, then = ordered(steps)
-    work = work or Work()
+    work = work or StepContext()
     _check_numbers(first, work)
     root = Path(source)
     is_bundle = (root / MANIFEST_NAME).is_file()
@@ -113,7 +113,7 @@ def checkpoint_in(source: Path) -> Path:
     return bundle.path(bundle.manifest.reference().path)
 
 
-def _check_numbers(steps: Sequence[str], work: Work) -> None:
+def _check_numbers(steps: Sequence[str], work: StepContext) -> None:
     """Before the first step, not after it: what a later one misses."""
     if "prune" in steps and work.structure.keep is None:
         raise UsageError("prune does not know how much stays", "give the share of multiply-accumulates: --keep 0.5")
@@ -128,7 +128,7 @@ def _check_numbers(steps: Sequence[str], work: Work) -> None:
         require("torch_pruning", to="prune channels", extra="optimize")
 
 
-def _for_step(work: Work, trained: Path, *, last: bool) -> Work:
+def _for_step(work: StepContext, trained: Path, *, last: bool) -> StepContext:
     """Every step learns from what was given, and the limit is for what comes out at the end."""
     job = work.structure.job
     tuning = job.tuning
@@ -161,7 +161,7 @@ def ordered(steps: Sequence[str]) -> tuple[list[str], list[str]]:
     return first, then
 
 
-def _with_variants(source: Path, target: Path, steps: Sequence[str], work: Work) -> Path:
+def _with_variants(source: Path, target: Path, steps: Sequence[str], work: StepContext) -> Path:
     """A bundle at ``target``, of the bundle or the checkpoint at ``source``, with the variants of the steps."""
     if (source / MANIFEST_NAME).is_file():
         Bundle.open(source)  # its hashes, before anything is done with it

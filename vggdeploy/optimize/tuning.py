@@ -39,7 +39,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TuningJob:
     """What every step needs beside its own numbers.
 
     Args:
@@ -74,4 +74,4 @@ class Structure:
     keep: float | Mapping[str, float] | None = None
     ranks: int | Mapping[str, int] | None = None
     rank_keep: float | None = None
-    job: Job = Job()
+    job: TuningJob = TuningJob()

@@ -23,7 +23,7 @@ from vggdeploy.verify.samples import DEFAULT_SAMPLES, open_samples
 
 
 @dataclass
-class Work:
+class StepContext:
     """What the steps of one run share: the test images to prove on (``samples``, None for all), and what the reference
     says about them, which is found out once. ``structure`` is what the steps on a checkpoint need, ``int8`` that step."""
 
@@ -54,7 +54,7 @@ class Work:
         return self._references[key]
 
 
-def add_openvino(bundle: Bundle, precision: Precision, work: Work) -> Bundle:
+def add_openvino(bundle: Bundle, precision: Precision, work: StepContext) -> Bundle:
     """Add ``openvino-fp32`` or ``openvino-bf16``, which run the file of ``onnx-fp32``. Errors: see `add_variants`."""
     return add_variants(bundle, [openvino_variant(onnx_fp32(bundle), precision)], work)
 
@@ -76,7 +76,7 @@ def onnx_fp32(bundle: Bundle) -> Variant:
 def add_variants(
     bundle: Bundle,
     variants: Sequence[Variant],
-    work: Work,
+    work: StepContext,
     *,
     files: Mapping[str, Path] | None = None,
     limits: Limits | None = None,

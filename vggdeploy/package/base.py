@@ -165,8 +165,8 @@ def chosen_variant(order: Order, formats: Sequence[str], what: str) -> Variant:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A row: where its function is, and the settings of an `Order` that mean something to it."""
+class PackageKind:
+    """A kind of package: which function writes it, and which settings of an `Order` it reads."""
 
     name: str
     module: str
@@ -189,15 +189,15 @@ class Target:
         return cast("Callable[[Order], Made]", function)(order)
 
 
-TARGETS: tuple[Target, ...] = (
-    Target("triton", "vggdeploy.package.triton", "package_triton", ("name", "max_batch", "instances")),
-    Target("slim", "vggdeploy.package.slim", "package_slim", marker="manifest.json"),
-    Target("cpp", "vggdeploy.package.cpp", "package_cpp"),
-    Target("oci", "vggdeploy.package.oci", "package_oci", ("serve",)),
+TARGETS: tuple[PackageKind, ...] = (
+    PackageKind("triton", "vggdeploy.package.triton", "package_triton", ("name", "max_batch", "instances")),
+    PackageKind("slim", "vggdeploy.package.slim", "package_slim", marker="manifest.json"),
+    PackageKind("cpp", "vggdeploy.package.cpp", "package_cpp"),
+    PackageKind("oci", "vggdeploy.package.oci", "package_oci", ("serve",)),
 )
 
 
-def get_target(name: str) -> Target:
+def get_target(name: str) -> PackageKind:
     """The target of that name.
 
     Raises:

@@ -28,7 +28,7 @@ from vggdeploy.records.parity import (
     ParityReport,
     Thresholds,
 )
-from vggdeploy.records.search import Candidate, Goal, Origin, Point, SearchReport, Size, StepRecord, Trial
+from vggdeploy.records.search import Candidate, Goal, OriginalNetwork, Point, SearchReport, Size, StepRecord, Trial
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
@@ -49,7 +49,7 @@ __all__ = [
     "LayerReport",
     "LoadAnswers",
     "Machine",
-    "Origin",
+    "OriginalNetwork",
     "OutputParity",
     "ParityRecord",
     "ParityReport",

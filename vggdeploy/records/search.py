@@ -128,7 +128,7 @@ class Size(Record, frozen=True, kw_only=True):
     bytes: int
 
 
-class Origin(Record, frozen=True, kw_only=True):
+class OriginalNetwork(Record, frozen=True, kw_only=True):
     """The network that was trained, before any step changed its structure.
 
     ``sha256`` is its weights'. ``accuracy`` is that on each split of ``dataset``. ``hits`` say which images it had right:

@@ -11,11 +11,11 @@ from vggdeploy.bench.roof import measure_roofs, share_of_roof
 from vggdeploy.bundle import MANIFEST_NAME, Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import TargetError
-from vggdeploy.optimize.variants import Work
+from vggdeploy.optimize.variants import StepContext
 from vggdeploy.records import Candidate, CpuRoof, SearchReport, to_json
 from vggdeploy.search.goals import closest, front, winner
-from vggdeploy.search.state import State
-from vggdeploy.search.trial import Bench, Target, drop_of
+from vggdeploy.search.state import SearchState
+from vggdeploy.search.trial import ORIGINAL, Original, SearchTarget, drop_of
 from vggdeploy.system.files import atomic_directory, link_tree
 from vggdeploy.system.machine import fingerprint, machine, usable_cores
 from vggdeploy.verify.prove import tool_versions
@@ -24,7 +24,7 @@ REPORT_NAME = "search.json"
 
 
 def report_of(
-    source: Path, output: Path, bench: Bench, state: State, target: Target, *, interrupted: bool
+    source: Path, output: Path, original: Original, state: SearchState, target: SearchTarget, *, interrupted: bool
 ) -> SearchReport:
     """All that the search found, with the winner in words. Where clocks decided, the roof of the CPUs stands beside."""
     standing = state.standing
@@ -33,7 +33,7 @@ def report_of(
     if chosen and chosen not in best:  # one that misses the goal may beat it in everything but the bound
         best.append(chosen)
     best = [_under_roof(one, roofs) for one in best]
-    original = bench.bundle.manifest.variant("onnx-fp32")
+    plain = original.bundle.manifest.variant(ORIGINAL)
     rows = [c.latency_ms * c.ratio for c in standing.candidates if c.latency_ms and c.ratio]
     return SearchReport(
         source=str(source),
@@ -46,7 +46,7 @@ def report_of(
         epochs=standing.question.epochs,
         measured=target.measured,
         original_latency_ms=sorted(rows)[len(rows) // 2] if rows else None,
-        original_bytes=bench.bundle.size(original),
+        original_bytes=original.bundle.size(plain),
         trials=standing.trials,
         front=tuple(best),
         winner=chosen.trial if chosen else None,
@@ -88,7 +88,7 @@ def _reason(chosen: Candidate | None) -> str:
     )
 
 
-def nothing_holds(state: State, report: SearchReport) -> TargetError:
+def nothing_holds(state: SearchState, report: SearchReport) -> TargetError:
     near = closest(state.standing.candidates)
     texts = [f"{c.variant} of trial {c.trial + 1} misses: {', '.join(c.misses)}" for c in near]
     tried = sum(trial.drop is not None for trial in report.trials)
@@ -99,7 +99,14 @@ def nothing_holds(state: State, report: SearchReport) -> TargetError:
 
 
 def write_winner(
-    output: Path, bench: Bench, state: State, report: SearchReport, target: Target, work: Work, *, overwrite: bool
+    output: Path,
+    original: Original,
+    state: SearchState,
+    report: SearchReport,
+    target: SearchTarget,
+    work: StepContext,
+    *,
+    overwrite: bool,
 ) -> SearchReport:
     """The winner's bundle: without the variants that miss the goal, with what was measured, and with the report."""
     assert report.winner is not None  # noqa: S101  # the caller has looked
@@ -107,7 +114,7 @@ def write_winner(
     mine = {c.variant: c for c in state.standing.candidates if c.trial == report.winner}
     good = {name: c for name, c in mine.items() if not c.misses}
     bundle = Bundle.open(made)
-    tested = {name: drop_of(bench, bundle, bundle.manifest.variant(name), "test", work) for name in good}
+    tested = {name: drop_of(original, bundle, bundle.manifest.variant(name), "test", work) for name in good}
     report = msgspec.structs.replace(
         report,
         front=tuple(

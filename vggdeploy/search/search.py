@@ -26,13 +26,13 @@ from vggdeploy.optimize.optimize import checkpoint_in
 from vggdeploy.optimize.steps.calibration import Int8Options
 from vggdeploy.optimize.steps.structure import quantisation_aware_checkpoint
 from vggdeploy.optimize.steps.widths import macs_of, widths_of, with_widths
-from vggdeploy.optimize.tuning import Job, Tuning
-from vggdeploy.optimize.variants import Work
+from vggdeploy.optimize.tuning import Tuning, TuningJob
+from vggdeploy.optimize.variants import StepContext
 from vggdeploy.records import Candidate, Goal, Point, SearchReport, Trial
 from vggdeploy.search.goals import Budget, check_goal, choose_widths, cost, front
 from vggdeploy.search.report import nothing_holds, report_of, write_winner
-from vggdeploy.search.state import Question, State
-from vggdeploy.search.trial import Bench, Target, build_network, candidates, drop_of, prepare
+from vggdeploy.search.state import SearchRequest, SearchState
+from vggdeploy.search.trial import Original, SearchTarget, build_network, candidates, drop_of, prepare
 from vggdeploy.system.files import check_replaceable, check_writable
 from vggdeploy.system.optional import require
 from vggdeploy.train.environment import thread_count
@@ -92,22 +92,22 @@ def search(
     """
     settings = settings or Settings()
     check_goal(goal)
-    target = Target.parse(goal)
+    target = SearchTarget.parse(goal)
     require("optuna", to="search", extra="optimize")
     require("torch_pruning", to="search", extra="optimize")
     root = checkpoint_in(Path(source))
     checkpoint = read_checkpoint(root)
     check_replaceable(output, marker=MANIFEST_NAME, overwrite=overwrite)
     check_writable(output)
-    question = Question(
+    question = SearchRequest(
         source_sha256=checkpoint.weights_sha256,
         goal=goal,
         seed=settings.seed,
         epochs=settings.epochs,
         dataset=settings.dataset or checkpoint.dataset,
     )
-    state = State.begin(output, question, resume=resume, overwrite=overwrite)
-    work = Work(
+    state = SearchState.begin(output, question, resume=resume, overwrite=overwrite)
+    work = StepContext(
         samples=settings.samples,
         data_dir=settings.data_dir,
         threads=settings.threads,
@@ -117,7 +117,7 @@ def search(
     with ExitStack() as stack:
         stack.callback(state.remove_if_empty)  # a slip, or a Ctrl-C before the first trial, leaves nothing to trip over
         stack.enter_context(thread_count(settings.threads))
-        bench = prepare(
+        original = prepare(
             root,
             state.home,
             dataset=settings.dataset,
@@ -125,20 +125,26 @@ def search(
             work=work,
             on_progress=settings.on_progress,
         )
-        interrupted = _run(bench, state, goal, target, budget, settings, work)
-        report = report_of(root, output, bench, state, target, interrupted=interrupted)
+        interrupted = _run(original, state, goal, target, budget, settings, work)
+        report = report_of(root, output, original, state, target, interrupted=interrupted)
         report = msgspec.structs.replace(report, command=settings.command)
         if report.winner is None:
             raise nothing_holds(state, report)
         settings.on_progress(None, "the winner on the test split, which has decided nothing")
-        report = write_winner(output, bench, state, report, target, work, overwrite=overwrite)
+        report = write_winner(output, original, state, report, target, work, overwrite=overwrite)
     if not interrupted:
         state.remove()
     return report
 
 
 def _run(
-    bench: Bench, state: State, goal: Goal, target: Target, budget: Budget, settings: Settings, work: Work
+    original: Original,
+    state: SearchState,
+    goal: Goal,
+    target: SearchTarget,
+    budget: Budget,
+    settings: Settings,
+    work: StepContext,
 ) -> bool:
     """Trials until the budget is spent; whether Ctrl-C ended them."""
     study = _study(settings.seed)
@@ -151,7 +157,7 @@ def _run(
     try:
         while time.monotonic() < end and len(state.standing.trials) < (budget.trials or math.inf):
             asked, point = _ask(study)
-            trial, found = _trial(bench, state, goal, target, point, settings, work, end)
+            trial, found = _trial(original, state, goal, target, point, settings, work, end)
             _tell(study, asked, trial)
             state.add(trial, found)
             best = front(state.standing.candidates)
@@ -215,7 +221,14 @@ def _tell(study: Any, asked: Any, trial: Trial) -> None:
 
 
 def _trial(
-    bench: Bench, state: State, goal: Goal, target: Target, point: Point, settings: Settings, work: Work, end: float
+    original: Original,
+    state: SearchState,
+    goal: Goal,
+    target: SearchTarget,
+    point: Point,
+    settings: Settings,
+    work: StepContext,
+    end: float,
 ) -> tuple[Trial, list[Candidate]]:
     """One network: what it costs is known before it is trained, and one that cannot win is not.
 
@@ -223,37 +236,37 @@ def _trial(
         _BudgetSpentError: its fine-tuning was not over at ``end``, and the goal is held without it.
     """
     started = time.monotonic()
-    trial = _considered(bench, state, goal, point)
+    trial = _considered(original, state, goal, point)
     if trial.skipped:
         return trial, []
     number = trial.number
     settings.on_progress(
-        None, f"trial {number + 1}: {trial.macs / macs_of(bench.spec):.0%} of the multiply-accumulates"
+        None, f"trial {number + 1}: {trial.macs / macs_of(original.spec):.0%} of the multiply-accumulates"
     )
     teaches = point.teacher > 0
-    job = Job(
+    job = TuningJob(
         tuning=Tuning(
             epochs=settings.epochs, lr=point.lr, seed=settings.seed, distill_weight=point.teacher,
-            distill=str(bench.checkpoint) if teaches else "",
+            distill=str(original.checkpoint) if teaches else "",
         ),
-        teacher=bench.teacher if teaches else None, dataset=settings.dataset, data_dir=settings.data_dir,
+        teacher=original.teacher if teaches else None, dataset=settings.dataset, data_dir=settings.data_dir,
         threads=settings.threads, overwrite=True, on_progress=settings.on_progress,
         on_step=_until(end, lambda: state.holds),
     )  # fmt: skip
 
     def variants(checkpoint: Path, place: Path) -> list[Candidate]:
-        return candidates(bench, checkpoint, place, goal, target, number, work, settings.on_progress)
+        return candidates(original, checkpoint, place, goal, target, number, work, settings.on_progress)
 
     made, place = state.checkpoint(number), state.bundle(number)
     if trial.widths:
         try:
-            drop = build_network(bench, made, trial.widths, job).drop["validation"]
+            drop = build_network(original, made, trial.widths, job).drop["validation"]
         except TrainingError as error:  # a learning rate that this network cannot bear; others can
             seconds = round(time.monotonic() - started, 1)
             return msgspec.structs.replace(trial, skipped=error.cause, seconds=seconds), []
     else:
-        made = bench.checkpoint
-        drop = drop_of(bench, bench.bundle, bench.bundle.manifest.variants[0], "validation", work)
+        made = original.checkpoint
+        drop = drop_of(original, original.bundle, original.bundle.manifest.variants[0], "validation", work)
     # No precision brings back what the network lost.
     found = variants(made, place) if drop.lower <= goal.accuracy_drop else []
     aware = False
@@ -275,16 +288,16 @@ def _trial(
     return msgspec.structs.replace(trial, drop=drop, quantisation_aware=aware, seconds=seconds), found
 
 
-def _considered(bench: Bench, state: State, goal: Goal, point: Point) -> Trial:
+def _considered(original: Original, state: SearchState, goal: Goal, point: Point) -> Trial:
     """The network of a point, with its cost, and why it need not be made."""
-    own = widths_of(bench.spec)
+    own = widths_of(original.spec)
     widths, skipped = {}, ""
     try:
-        chosen = choose_widths(bench.spec, bench.sensitivity, point.keep, point.hidden)
+        chosen = choose_widths(original.spec, original.sensitivity, point.keep, point.hidden)
         widths = {name: width for name, width in chosen.items() if width != own[name]}
     except TargetError as error:
         skipped = error.cause
-    spec = with_widths(bench.spec, widths)
+    spec = with_widths(original.spec, widths)
     macs, parameters = macs_of(spec), sum(layer.parameters for layer in layers_of(spec))
     return Trial(
         number=len(state.standing.trials), point=point, widths=widths, macs=macs, parameters=parameters,
@@ -297,7 +310,7 @@ def _int8_holds(found: Iterable[Candidate], goal: Goal) -> bool:
     return any(c.precision is Precision.INT8 and c.drop.upper <= goal.accuracy_drop for c in found)
 
 
-def _beaten(state: State, goal: Goal, macs: int, parameters: int) -> str:
+def _beaten(state: SearchState, goal: Goal, macs: int, parameters: int) -> str:
     """Why a network need not be trained: one that computes no more and is no larger is accurate enough already."""
     trials = {t.number: t for t in state.standing.trials}
     for number in sorted({c.trial for c in state.standing.candidates if c.drop.upper <= goal.accuracy_drop}):

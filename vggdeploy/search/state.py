@@ -16,7 +16,7 @@ STATE_NAME = "search.json"
 _LIMIT = 64 * 2**20
 
 
-class Question(Record, frozen=True, kw_only=True):
+class SearchRequest(Record, frozen=True, kw_only=True):
     """What makes two searches the same one: from the same network they would choose the same trials."""
 
     source_sha256: str
@@ -26,24 +26,24 @@ class Question(Record, frozen=True, kw_only=True):
     dataset: str
 
 
-class Standing(Record, frozen=True, kw_only=True):
+class SearchProgress(Record, frozen=True, kw_only=True):
     """The trials so far, in their order, and the candidates that came of them."""
 
     schema_version: int = 1
-    question: Question
+    question: SearchRequest
     trials: tuple[Trial, ...] = ()
     candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass
-class State:
+class SearchState:
     """The directory of a search beside its output. What a killed trial left in it is made anew."""
 
     home: Path
-    standing: Standing
+    standing: SearchProgress
 
     @classmethod
-    def begin(cls, output: Path, question: Question, *, resume: bool, overwrite: bool) -> State:
+    def begin(cls, output: Path, question: SearchRequest, *, resume: bool, overwrite: bool) -> SearchState:
         """A new search for ``output``, or the interrupted one. One that no trial came out of yet begins anew.
 
         Raises:
@@ -67,7 +67,7 @@ class State:
             return cls(home, standing)
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
-        state = cls(home, Standing(question=question))
+        state = cls(home, SearchProgress(question=question))
         state._write()
         return state
 
@@ -121,7 +121,7 @@ class State:
         atomic_write(self.home / STATE_NAME, to_json(self.standing))
 
 
-def _read(file: Path) -> Standing | None:
+def _read(file: Path) -> SearchProgress | None:
     """What stands there; None where there is nothing to lose.
 
     Raises:
@@ -130,12 +130,14 @@ def _read(file: Path) -> Standing | None:
     if not file.is_file():
         return None
     try:
-        standing = from_json(read_regular(file, limit=_LIMIT), Standing, what=str(file))
+        standing = from_json(read_regular(file, limit=_LIMIT), SearchProgress, what=str(file))
     except BundleError as error:
         raise UsageError(error.cause, "start again: --force") from error
     return standing if standing.trials else None
 
 
-def _differs(one: Question, other: Question) -> str:
-    pairs = zip(Question.__struct_fields__, msgspec.structs.astuple(one), msgspec.structs.astuple(other), strict=True)
+def _differs(one: SearchRequest, other: SearchRequest) -> str:
+    pairs = zip(
+        SearchRequest.__struct_fields__, msgspec.structs.astuple(one), msgspec.structs.astuple(other), strict=True
+    )
     return ", ".join(name.replace("_", " ") for name, a, b in pairs if a != b)

@@ -24,13 +24,13 @@ from vggdeploy.export.bundle import ExportOptions, export_bundle
 from vggdeploy.model.layers import summarise
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
-from vggdeploy.optimize.fine_tune import Changed, restructure
+from vggdeploy.optimize.fine_tune import ChangedNetwork, restructure
 from vggdeploy.optimize.held_out import HeldOut, Hits, hits_of, origin_of, unpack
 from vggdeploy.optimize.optimize import BUNDLE_STEPS
 from vggdeploy.optimize.steps.structure import SCORED, SENSED
 from vggdeploy.optimize.steps.widths import Widths
-from vggdeploy.optimize.tuning import Job
-from vggdeploy.optimize.variants import Work
+from vggdeploy.optimize.tuning import TuningJob
+from vggdeploy.optimize.variants import StepContext
 from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.records import AccuracyDrop, BenchRow, Candidate, Goal, StepRecord, to_json
 from vggdeploy.runtime import backend_for, open_session, runnable
@@ -51,7 +51,7 @@ _GAIN = 1.03  # what fewer threads have to be faster by, to be worth remembering
 
 
 @dataclass
-class Bench:
+class Original:
     """The network that was trained: its checkpoint (which carries its own accuracy), its data, its plain variant, how much
     each of its channels and layers matters, and itself as a teacher. All of it is found out once."""
 
@@ -75,8 +75,8 @@ class Bench:
 
 
 def prepare(
-    source: Path, home: Path, *, dataset: str, data_dir: Path | None, work: Work, on_progress: OnProgress
-) -> Bench:
+    source: Path, home: Path, *, dataset: str, data_dir: Path | None, work: StepContext, on_progress: OnProgress
+) -> Original:
     """What a search needs of the network it starts from, in ``home``.
 
     Raises:
@@ -100,27 +100,27 @@ def prepare(
     sensitivity = measure_sensitivity(model, scores, data.batches("validation", SENSED))
     bundle = _bundle(root, home / "original-bundle", work, on_progress)
     teacher = Teacher(str(root), labels=checkpoint.labels, preprocess=checkpoint.preprocess, device=pick_device(None))
-    return Bench(root, data, bundle, scores, sensitivity, teacher)
+    return Original(root, data, bundle, scores, sensitivity, teacher)
 
 
-def build_network(bench: Bench, output: Path, widths: Widths, job: Job) -> StepRecord:
+def build_network(original: Original, output: Path, widths: Widths, job: TuningJob) -> StepRecord:
     """The original at other widths, fine-tuned, as a checkpoint at ``output``. Errors: those of `restructure`."""
     from vggdeploy.optimize.steps.prune import prune
 
-    def change(model: VGG, data: HeldOut) -> Changed:
-        return Changed(prune(model, widths, bench.scores), widths=widths)
+    def change(model: VGG, data: HeldOut) -> ChangedNetwork:
+        return ChangedNetwork(prune(model, widths, original.scores), widths=widths)
 
-    return restructure("prune", bench.checkpoint, output, change, job)
+    return restructure("prune", original.checkpoint, output, change, job)
 
 
 def candidates(
-    bench: Bench,
+    original: Original,
     checkpoint: Path,
     output: Path,
     goal: Goal,
-    target: Target,
+    target: SearchTarget,
     number: int,
-    work: Work,
+    work: StepContext,
     on_progress: OnProgress,
 ) -> list[Candidate]:
     """The variants of a checkpoint, as a bundle at ``output``: their accuracy against the original's, their size, and, where
@@ -129,7 +129,7 @@ def candidates(
     bundle = _bundle(checkpoint, output, work, on_progress, target)
     summary = summarise(bundle.manifest.spec)
     found = []
-    speeds = _speeds(bench, bundle, work.threads, on_progress) if target.measured else {}
+    speeds = _speeds(original, bundle, work.threads, on_progress) if target.measured else {}
     for variant in filter(target.stands_for, _runnable(bundle)):
         on_progress(None, f"accuracy of {variant.name} on the validation split")
         row = speeds.get(variant.name)
@@ -142,7 +142,7 @@ def candidates(
             bytes=bundle.size(variant),
             macs=summary.macs,
             cost=cost(summary.macs, summary.parameters, None if target.measured else variant.precision),
-            drop=drop_of(bench, bundle, variant, "validation", work),
+            drop=drop_of(original, bundle, variant, "validation", work),
             latency_ms=row.latency_ms if row else None,
             ratio=row.ratio if row else None,
             ratio_low=row.low if row else None,
@@ -152,13 +152,13 @@ def candidates(
     return found
 
 
-def drop_of(bench: Bench, bundle: Bundle, variant: Variant, split: str, work: Work) -> AccuracyDrop:
+def drop_of(original: Original, bundle: Bundle, variant: Variant, split: str, work: StepContext) -> AccuracyDrop:
     """The paired drop of a variant, run from its shipped bytes, against the network that was trained."""
-    images, manifest = bench.data.splits[split], bundle.manifest
+    images, manifest = original.data.splits[split], bundle.manifest
     places = [np.arange(start, min(start + _BATCH, len(images))) for start in range(0, len(images), _BATCH)]
     with open_session(bundle, variant, threads=work.threads) as session:
         right = hits_of(session, ((to_input(images.batch(part), manifest), images.labels[part]) for part in places))
-    return paired_drop(bench.hits(split), right)
+    return paired_drop(original.hits(split), right)
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,15 @@ class Speed:
     high: float
 
 
-def _speeds(bench: Bench, bundle: Bundle, threads: int | None, on_progress: OnProgress) -> dict[str, Speed]:
+def _speeds(original: Original, bundle: Bundle, threads: int | None, on_progress: OnProgress) -> dict[str, Speed]:
     """Variant → its speed at a batch of one, in turns with the original, which has all threads; the variants have all, and
     each power of two below."""
     on_progress(None, "measuring the variants in turns with the original")
-    original, most = bench.bundle.manifest.variant(ORIGINAL), threads or usable_cores()
-    entries = [Entry(bench.bundle, original, default_device(backend_for(original)), "original")]
+    plain, most = original.bundle.manifest.variant(ORIGINAL), threads or usable_cores()
+    entries = [Entry(original.bundle, plain, default_device(backend_for(plain)), "original")]
     counts = {f"{v.name} {count or most}": (v, count) for v in _runnable(bundle) for count in (None, *fewer(most))}
     entries += [Entry(bundle, v, default_device(backend_for(v)), name, count) for name, (v, count) in counts.items()]
-    images = bench.data.splits["validation"]
+    images = original.data.splits["validation"]
     pool = to_input(images.batch(np.arange(min(_BATCH, len(images)))), bundle.manifest)
     done = measure(entries, pool, Plan((1,), _SECONDS, _ROUNDS, threads))
     rows = {row.variant: row for row in done.rows}
@@ -204,7 +204,7 @@ def _runnable(bundle: Bundle) -> Sequence[Variant]:
 
 
 def _bundle(
-    checkpoint: Path, output: Path, work: Work, on_progress: OnProgress, target: Target | None = None
+    checkpoint: Path, output: Path, work: StepContext, on_progress: OnProgress, target: SearchTarget | None = None
 ) -> Bundle:
     """The bundle of a checkpoint: with every variant for ``target`` that can be made and proven here."""
     if output.exists():
@@ -230,7 +230,7 @@ CPU = "cpu"
 
 
 @dataclass(frozen=True)
-class Target:
+class SearchTarget:
     """``engine``: None for the CPUs. ``formats`` and ``steps`` make the variants of a trial; ``int8`` is the flavour of
     quantisation. Of an engine, the ONNX that it is built from stands for it: it has the same weights and the same Q/DQ
     pairs, and this machine can run it.
@@ -243,7 +243,7 @@ class Target:
     gpus: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, goal: Goal) -> Target:
+    def parse(cls, goal: Goal) -> SearchTarget:
         """``cpu``, ``tensorrt-rtx``, ``tensorrt-rtx:sm89,sm120``, ``tensorrt``.
 
         Raises:

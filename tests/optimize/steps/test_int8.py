@@ -26,8 +26,8 @@ from vggdeploy.optimize.held_out import first_hits, pack
 from vggdeploy.optimize.steps import quantiser as int8
 from vggdeploy.optimize.steps.calibration import Int8Options
 from vggdeploy.optimize.steps.int8 import add_int8
-from vggdeploy.optimize.variants import Work
-from vggdeploy.records import Origin, Size, to_json
+from vggdeploy.optimize.variants import StepContext
+from vggdeploy.records import OriginalNetwork, Size, to_json
 from vggdeploy.runtime import open_session
 from vggdeploy.types import Verdict
 from vggdeploy.verify.localise import localise
@@ -162,7 +162,7 @@ def test_layers_stay_in_fp32_until_the_limits_hold(own_bundle: Path, monkeypatch
         return found
 
     monkeypatch.setattr(int8, "quantise", worse)
-    bundle = add_int8(Bundle.open(own_bundle), Work(int8=Int8Options(images=64, targets=("cpu",))))
+    bundle = add_int8(Bundle.open(own_bundle), StepContext(int8=Int8Options(images=64, targets=("cpu",))))
     found = variant(bundle, "onnx-int8")
     assert found.quantisation is not None
     assert found.quantisation.kept == ("classifier.3",)
@@ -176,13 +176,13 @@ def test_the_limit_is_for_what_the_steps_before_lost_too(own_bundle: Path) -> No
     opened = Bundle.open(own_bundle)
     inside = f"checkpoint/{CHECKPOINT_NAME}"
     checkpoint = read_checkpoint(opened.root / "checkpoint")
-    origin = Origin(
+    origin = OriginalNetwork(
         sha256="0" * 64, title="x", size=Size(parameters=1, macs=1, bytes=1), dataset="digits",
         accuracy={"validation": 1.0}, hits={"validation": pack(np.ones(143, bool))},
     )  # fmt: skip
     with update_bundle(opened) as draft:
         draft.write(inside, to_json(msgspec.structs.replace(checkpoint, origin=origin)))
-    strict = Work(int8=Int8Options(images=64, targets=("cpu",), max_drop=0.02))
+    strict = StepContext(int8=Int8Options(images=64, targets=("cpu",), max_drop=0.02))
     with pytest.raises(TargetError, match=r"against the network as it was trained, accuracy may fall by \d"):
         add_int8(Bundle.open(own_bundle), strict)
     loose = replace(strict, int8=replace(strict.int8, max_drop=0.3))
@@ -201,7 +201,9 @@ def test_what_the_trained_network_had_right_is_known_of_its_own_images(
 ) -> None:
     right = np.arange(11) % 3 == 0
     size = Size(parameters=1, macs=1, bytes=1)
-    origin = Origin(sha256="", title="", size=size, dataset="digits", accuracy={}, hits={"validation": pack(right)})
+    origin = OriginalNetwork(
+        sha256="", title="", size=size, dataset="digits", accuracy={}, hits={"validation": pack(right)}
+    )
     found = first_hits(origin, dataset, split, count)
     assert (found is not None) == known
     if found is not None:

@@ -20,7 +20,7 @@ from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _OpenSource:
     """A source, opened: its weights, and what it is known to be."""
 
     foreign: Foreign
@@ -101,17 +101,17 @@ def locate(source: str, spec: ModelSpec) -> Published | Path:
     return path
 
 
-def _open(source: str, spec: ModelSpec) -> _Origin:
+def _open(source: str, spec: ModelSpec) -> _OpenSource:
     found = locate(source, spec)
     if isinstance(found, Published):
         foreign = recognise(fetch(found))
-        return _Origin(foreign, foreign.facts, foreign.layout, found.preprocess(spec.image_size))
+        return _OpenSource(foreign, foreign.facts, foreign.layout, found.preprocess(spec.image_size))
     if found.is_dir():
         checkpoint = read_checkpoint(found)
         foreign = own_layout(read_state_file(found / WEIGHTS_NAME), checkpoint.spec)
-        return _Origin(foreign, facts_of(checkpoint.spec), "checkpoint", checkpoint.preprocess)
+        return _OpenSource(foreign, facts_of(checkpoint.spec), "checkpoint", checkpoint.preprocess)
     foreign = recognise(read_state_file(found))
-    return _Origin(foreign, foreign.facts, foreign.layout)
+    return _OpenSource(foreign, foreign.facts, foreign.layout)
 
 
 def _other_head(found: Facts, spec: ModelSpec) -> bool:

@@ -18,7 +18,7 @@ PATCH_IMAGES = 256  # whose patches are measured: each has as many as it has pix
 
 
 @dataclass(frozen=True)
-class Answers:
+class OutputMoments:
     """Of one layer, in FP64: covariance of what its matrix answers, ``[outputs, outputs]`` (of a convolution ``[3·outputs,
     3·outputs]``, scaled), and the mean of that, without the bias."""
 
@@ -31,7 +31,9 @@ def product_layers(model: VGG) -> dict[str, Layer]:
     return {x.name: x for x in layers_of(model.spec) if x.kind in ("conv", "linear") and x.name != "fc8"}
 
 
-def measure_answers(model: VGG, batches: Iterable[NDArray[Any]], *, patches: int = PATCH_IMAGES) -> dict[str, Answers]:
+def measure_answers(
+    model: VGG, batches: Iterable[NDArray[Any]], *, patches: int = PATCH_IMAGES
+) -> dict[str, OutputMoments]:
     """What every layer that can be a product answers.
 
     Args:
@@ -74,25 +76,25 @@ def measure_answers(model: VGG, batches: Iterable[NDArray[Any]], *, patches: int
     for name, product in products.items():
         if name in sums:
             mean = sums[name] / count
-            found[name] = Answers(product / count - torch.outer(mean, mean), mean)
+            found[name] = OutputMoments(product / count - torch.outer(mean, mean), mean)
         else:
             matrix = scaled_matrix(model, layers[name])[0]
             patch = seen[name] / positions[name]
             spread = product / positions[name] - torch.outer(patch, patch)
-            found[name] = Answers(matrix.T @ spread @ matrix, matrix.T @ patch)
+            found[name] = OutputMoments(matrix.T @ spread @ matrix, matrix.T @ patch)
     return found
 
 
-def blind_answers(model: VGG) -> dict[str, Answers]:
+def blind_answers(model: VGG) -> dict[str, OutputMoments]:
     """The same without any image: as if all inputs counted alike and stood for themselves."""
     found = {}
     for name, layer in product_layers(model).items():
         if layer.kind == "linear":
             weight = matrix_of(model, layer)[0].double()
-            found[name] = Answers(weight @ weight.T, torch.zeros(len(weight), dtype=torch.float64))
+            found[name] = OutputMoments(weight @ weight.T, torch.zeros(len(weight), dtype=torch.float64))
         else:
             matrix = scaled_matrix(model, layer)[0]
-            found[name] = Answers(matrix.T @ matrix, torch.zeros(matrix.shape[1], dtype=torch.float64))
+            found[name] = OutputMoments(matrix.T @ matrix, torch.zeros(matrix.shape[1], dtype=torch.float64))
     return found
 
 

@@ -20,7 +20,7 @@ from vggdeploy.optimize.steps.quantiser import WEIGHTED
 
 Array = NDArray[Any]
 _SHIFT = "_shift"
-_QUIET = 3
+_ERRORS_ONLY = 3
 
 
 def shifts(fp32: onnx.ModelProto, quantised: onnx.ModelProto, batches: Iterable[dict[str, Array]]) -> dict[str, Array]:
@@ -86,7 +86,7 @@ def _with(node: onnx.NodeProto, inputs: list[str], output: str) -> onnx.NodeProt
 
 def _run(model: onnx.ModelProto, names: list[str], batches: Iterable[dict[str, Array]]) -> dict[str, Array]:
     options = ort.SessionOptions()
-    options.log_severity_level = _QUIET
+    options.log_severity_level = _ERRORS_ONLY
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class

@@ -22,7 +22,7 @@ from vggdeploy.optimize.steps.calibration import (
     Int8Options,
     load_calibration,
 )
-from vggdeploy.optimize.variants import Work, add_variants, onnx_fp32
+from vggdeploy.optimize.variants import StepContext, add_variants, onnx_fp32
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.bounds import accuracy_drop
 from vggdeploy.parity.metrics import paired_drop
@@ -40,7 +40,7 @@ _SHIFT_IMAGES = 128
 _BATCH = 64
 
 
-def add_int8(bundle: Bundle, work: Work) -> Bundle:
+def add_int8(bundle: Bundle, work: StepContext) -> Bundle:
     """Add ``onnx-int8`` and ``openvino-int8``, which share a file, and ``onnx-int8-symmetric``, which engines are built from.
 
     Raises:
@@ -109,7 +109,7 @@ class _Judge:
     ranges: Any
     reference: Reference
     scratch: Path
-    work: Work
+    work: StepContext
     before: Hits | None = None
     _ranking: Sequence[str] = ()
     _shifts: Mapping[str, Any] = field(default_factory=dict)

@@ -18,14 +18,14 @@ from vggdeploy.errors import TargetError, UsageError, unknown_name
 from vggdeploy.model.layers import Layer, layers_of
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import new_with_state
-from vggdeploy.optimize.steps.activations import Answers, blind_answers, matrix_of, product_layers, scaled_matrix
+from vggdeploy.optimize.steps.activations import OutputMoments, blind_answers, matrix_of, product_layers, scaled_matrix
 from vggdeploy.optimize.steps.widths import check_share, macs_of
 from vggdeploy.spec import Blocks, ModelSpec
 
 Tensors = dict[str, Tensor]
 
 
-def factorise(model: VGG, ranks: Mapping[str, int], answers: Mapping[str, Answers] | None = None) -> VGG:
+def factorise(model: VGG, ranks: Mapping[str, int], answers: Mapping[str, OutputMoments] | None = None) -> VGG:
     """A network in which the layers that are named have these ranks. ``model`` stays as it is.
 
     A linear layer's matrix W becomes U·(Uᵀ·W), U the ``rank`` directions in which its outputs vary the most: the leading
@@ -77,14 +77,14 @@ def with_ranks(spec: ModelSpec, ranks: Mapping[str, int]) -> ModelSpec:
     return msgspec.structs.replace(spec, ranks=(fc6, fc7), conv_ranks=convs if any(map(any, convs)) else ())
 
 
-def _linear(model: VGG, layer: Layer, rank: int, answers: Answers) -> Tensors:
+def _linear(model: VGG, layer: Layer, rank: int, answers: OutputMoments) -> Tensors:
     weight, bias = (tensor.double() for tensor in matrix_of(model, layer))
     directions = _leading(answers.spread, rank)
     back = bias + answers.mean - directions @ (directions.T @ answers.mean)
     return {"0.weight": directions.T @ weight, "1.weight": directions, "1.bias": back}
 
 
-def _convolution(model: VGG, layer: Layer, rank: int, answers: Answers) -> Tensors:
+def _convolution(model: VGG, layer: Layer, rank: int, answers: OutputMoments) -> Tensors:
     matrix, scale = scaled_matrix(model, layer)
     directions = _leading(answers.spread, rank)
     first = (matrix @ directions).T.reshape(rank, layer.inputs, 3, 1)

@@ -14,12 +14,12 @@ import torch
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.model.layers import Layer
 from vggdeploy.model.vgg import VGG
-from vggdeploy.optimize.fine_tune import Changed, restructure
+from vggdeploy.optimize.fine_tune import ChangedNetwork, restructure
 from vggdeploy.optimize.held_out import DECIDES, HeldOut
 from vggdeploy.optimize.steps.activations import PATCH_IMAGES, measure_answers, product_layers, recalibrate
 from vggdeploy.optimize.steps.low_rank import choose_ranks, factorise, full_rank, saving_ranks
 from vggdeploy.optimize.steps.widths import FLOOR, Widths, allocate, check_share, widths_of
-from vggdeploy.optimize.tuning import Job
+from vggdeploy.optimize.tuning import TuningJob
 from vggdeploy.records import StepRecord
 from vggdeploy.system.optional import require
 
@@ -34,7 +34,7 @@ def prune_checkpoint(
     keep: float | Mapping[str, float] = 0.5,
     *,
     floor: float = FLOOR,
-    job: Job | None = None,
+    job: TuningJob | None = None,
 ) -> StepRecord:
     """Cut channels out of a network, fine-tune what is left, and write it as a checkpoint.
 
@@ -50,13 +50,13 @@ def prune_checkpoint(
         CheckpointError: no checkpoint, or a damaged one.
         MissingDependencyError: Torch-Pruning is not installed.
     """
-    job = job or Job()
+    job = job or TuningJob()
     require("torch_pruning", to="prune channels", extra="optimize")
     for name, share in keep.items() if isinstance(keep, Mapping) else (("", keep),):
         check_share(share, f"of {name} to keep" if name else "to keep")
     check_share(floor, "as the floor")
 
-    def change(model: VGG, data: HeldOut) -> Changed:
+    def change(model: VGG, data: HeldOut) -> ChangedNetwork:
         from vggdeploy.optimize.steps.prune import measure_sensitivity, prune, taylor_scores  # late: Torch-Pruning
 
         own = widths_of(model.spec)
@@ -71,7 +71,7 @@ def prune_checkpoint(
         changed = {name: width for name, width in widths.items() if width != own[name]}
         cut = prune(model, changed, scores)
         recalibrate(cut, data.batches("train", SCORED))
-        return Changed(cut, widths=changed, sensitivity=sensitivity)
+        return ChangedNetwork(cut, widths=changed, sensitivity=sensitivity)
 
     return restructure("prune", source, output, change, job)
 
@@ -82,7 +82,7 @@ def low_rank_checkpoint(
     ranks: int | Mapping[str, int] | None = None,
     *,
     keep: float | None = None,
-    job: Job | None = None,
+    job: TuningJob | None = None,
 ) -> StepRecord:
     """Make layers products of low rank, fine-tune the network, and write it as a checkpoint.
 
@@ -96,13 +96,13 @@ def low_rank_checkpoint(
             none; ``output`` may not be replaced.
         DataError, TargetError, CheckpointError: as `prune_checkpoint`.
     """
-    job = job or Job()
+    job = job or TuningJob()
     if (ranks is None) == (keep is None):
         raise UsageError("low-rank takes ranks, or how much stays", "give one of both: --rank 64, or --rank-keep 0.5")
     if keep is not None:
         check_share(keep, "to keep")
 
-    def change(model: VGG, data: HeldOut) -> Changed:
+    def change(model: VGG, data: HeldOut) -> ChangedNetwork:
         layers = product_layers(model)
         chosen = {} if ranks is None else _ranks(layers, ranks)
         job.on_progress(None, "measuring what the layers answer")
@@ -116,13 +116,13 @@ def low_rank_checkpoint(
         small = factorise(model, chosen, answers)
         if patches:
             recalibrate(small, data.batches("train", SCORED))
-        return Changed(small, ranks=chosen)
+        return ChangedNetwork(small, ranks=chosen)
 
     return restructure("low-rank", source, output, change, job)
 
 
 def quantisation_aware_checkpoint(
-    source: str | os.PathLike[str], output: str | os.PathLike[str], *, job: Job | None = None
+    source: str | os.PathLike[str], output: str | os.PathLike[str], *, job: TuningJob | None = None
 ) -> StepRecord:
     """Fine-tune a network with the rounding of INT8, and write it as a checkpoint of the same structure.
 
@@ -132,11 +132,11 @@ def quantisation_aware_checkpoint(
         UsageError: no epoch to train for, or ``output`` may not be replaced.
         DataError, TargetError, CheckpointError: as `prune_checkpoint`.
     """
-    job = job or Job()
+    job = job or TuningJob()
     if not job.tuning.epochs:
         raise UsageError("qat without an epoch of training", "give it some: --epochs 3")
     aware = replace(job, tuning=replace(job.tuning, quantisation_aware=True))
-    return restructure("qat", source, output, lambda model, data: Changed(model), aware)
+    return restructure("qat", source, output, lambda model, data: ChangedNetwork(model), aware)
 
 
 def _named_widths(own: Widths, keep: Mapping[str, float]) -> Widths:
