@@ -195,7 +195,7 @@ def _proofs(bundles: Bundles) -> dict[str, Case]:
         synthetic = Reference(images, outputs, made.data, source=made.source)
         variant = msgspec.structs.replace(bundle.manifest.variant("onnx-fp32"), precision=claims)
         device = Device("cuda") if gpu else Device()
-        records = prove(bundle, variant, [golden, real, synthetic], 1, lambda text: None, limits, device)
+        records = prove(bundle, variant, [golden, real, synthetic], 1, lambda share, phase: None, limits, device)
         report = ParityReport(bundle="b", created="", variants=tuple(records))
         return [[str(r.verdict) for r in records], exit_code(report)]
 
