@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from vggdeploy.bundle import Bundle, update_bundle
-from vggdeploy.cli import evaluation_tables
+from vggdeploy.cli import tables
 from vggdeploy.cli.app import run
 from vggdeploy.evaluate.scores import Scores, macro
 from vggdeploy.records import from_json
@@ -88,12 +88,12 @@ def test_names_from_a_bundle_stay_text(own_bundle: Path, tmp_path: Path, capsys:
 def test_many_classes_are_shown_by_their_confusions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
 
-    from vggdeploy.report.evaluation import write_confusion
+    from vggdeploy.report.pictures import write_confusion
 
     scores = Scores(120)
     scores.update({"logits": np.roll(np.eye(120, dtype=np.float32), 1, axis=1)[:40]}, np.arange(40))
     report = report_of(scores, ("cat",) * 120)
-    evaluation_tables.evaluation_table(report)
+    tables.evaluation_table(report)
     shown = capsys.readouterr().out
     assert "the 50 of 120 classes with the lowest F1" in shown
     assert "most frequent confusions" in shown
@@ -106,7 +106,7 @@ def test_many_classes_are_shown_by_their_confusions(tmp_path: Path, capsys: pyte
 def test_without_the_extra_nothing_is_computed_first(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vggdeploy.report.curves.require", missing)
+    monkeypatch.setattr("vggdeploy.report.pictures.require", missing)
     assert run(["evaluate", str(tmp_path / "none"), "-o", str(tmp_path / "e")]) == 5
     assert "vggdeploy[plots]" in capsys.readouterr().err
     assert run(["evaluate", str(checkpoint), "--samples", "5"]) == 0  # the figures need no pictures

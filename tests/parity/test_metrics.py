@@ -316,7 +316,9 @@ def test_scores_that_the_reference_kept_fewer_of_are_compared_as_far_as_they_go(
     assert counts.top5_flips() is None  # three classes
 
 
-@given(arrays(np.float64, (6, 4), elements=st.floats(1, 1e3)), arrays(np.float64, (6, 4), elements=st.floats(-0.5, 0.5)))
+@given(
+    arrays(np.float64, (6, 4), elements=st.floats(1, 1e3)), arrays(np.float64, (6, 4), elements=st.floats(-0.5, 0.5))
+)
 def test_snr_and_distances_are_those_of_numpy_and_scipy(signal: np.ndarray, noise: np.ndarray) -> None:
     found = OutputStats("x")
     found.update(signal, signal + noise)

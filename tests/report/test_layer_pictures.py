@@ -18,7 +18,7 @@ from report_samples import layers
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.manifest import parse_manifest, seal
 from vggdeploy.cli.app import run
-from vggdeploy.report.layers import write_layers
+from vggdeploy.report.pictures import write_layers
 from vggdeploy.system.files import sha256_of
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 
 from vggdeploy.cli.app import run
 from vggdeploy.errors import CheckpointError, MissingDependencyError, UsageError
-from vggdeploy.report.curves import draw_curves, write_curves
 from vggdeploy.report.history import HISTORY_NAME, Point, read_history
+from vggdeploy.report.pictures import draw_curves, write_curves
 
 LINES = [
     {"step": 2, "epoch": 0.2, "split": "train", "loss": 2.0, "accuracy": 0.25},

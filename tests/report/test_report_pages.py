@@ -11,8 +11,9 @@ import pytest
 from chromium import needs_chromium, opened
 
 from vggdeploy.report.history import Point
-from vggdeploy.report.page import Grid, chart_page
+from vggdeploy.report.page import chart_page
 from vggdeploy.report.plots import confused_pairs, confusion_matrix, curves_grid, save_chart, training_curves
+from vggdeploy.report.tables import Cell, Column, Grid
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -36,7 +37,7 @@ RUN = [
 
 def hostile_page(path: Path) -> Path:
     counts = [[3 if i == j else (i + j) % 2 for j in range(len(HOSTILE))] for i in range(len(HOSTILE))]
-    grid = Grid(HOSTILE[1], HOSTILE[:2], [HOSTILE[:2], HOSTILE[2:4]])
+    grid = Grid(HOSTILE[1], tuple(Column("", name) for name in HOSTILE[:2]), [[Cell(name) for name in HOSTILE[:2]]])
     save_chart(confusion_matrix(HOSTILE, counts, title=HOSTILE[1]), path, title=HOSTILE[1], text=HOSTILE[2], grid=grid)
     return path
 

@@ -13,7 +13,6 @@ from vggdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vggdeploy.records.conclusions import ComparedRow, ComparisonReport
-    from vggdeploy.types import SpeedOutcome
 
 
 def compare(
@@ -35,6 +34,7 @@ def compare(
     from vggdeploy.bench.compare import compare_files, failed_outputs
     from vggdeploy.cli import render
     from vggdeploy.cli.options import with_command
+    from vggdeploy.report.tables import SPEED
     from vggdeploy.types import SpeedOutcome
 
     limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
@@ -50,7 +50,8 @@ def compare(
         return 0
     for row in report.rows:
         if row.too_slow:
-            render.error_line(f"{_who(row)} is slower than allowed: {_speed(row)} × as fast as before", "")
+            speed = SPEED.cell((row,)).text
+            render.error_line(f"{_who(row)} is slower than allowed: {speed} × as fast as before", "")
         elif row.outcome is SpeedOutcome.NOT_JUDGED and row.old_ms is not None:
             render.error_line(f"{_who(row)} could not be judged: {row.reasons[0]}", "")
     return 4
@@ -76,21 +77,9 @@ def show(report: ComparisonReport) -> None:
     from rich.markup import escape
 
     from vggdeploy.cli import render
+    from vggdeploy.report.tables import COMPARISON, grid
 
-    rows = [
-        [
-            escape(row.variant),
-            row.scenario or "–",
-            str(row.batch),
-            "[red]too slow[/]" if row.too_slow else _mark(row.outcome),
-            *("–" if ms is None else f"{ms:.3f}" for ms in (row.old_ms, row.new_ms)),
-            _speed(row),
-            "–" if row.same_bytes is None else "same" if row.same_bytes else "others",
-        ]
-        for row in report.rows
-    ]
-    columns = ["variant", "scenario", "batch", "verdict", "old p50 ms", "new p50 ms", "speed × old (95%)", "bytes"]
-    render.table(columns, rows, left=2)
+    render.table(grid(COMPARISON, [(row,) for row in report.rows]))
     for row in report.rows:
         for reason in row.reasons:
             render.out.print(f"  [dim]{escape(_who(row))}: {escape(reason)}[/]")
@@ -99,21 +88,6 @@ def show(report: ComparisonReport) -> None:
             render.out.print(f"  [dim]{escape(_who(row))}: {text}; measure longer[/]")
     for warning in report.warnings:
         render.note(f"[yellow]warning:[/] {escape(warning)}")
-
-
-def _mark(outcome: SpeedOutcome) -> str:
-    from vggdeploy.types import SpeedOutcome
-
-    colours = {SpeedOutcome.FASTER: "green", SpeedOutcome.SLOWER: "yellow", SpeedOutcome.NOT_JUDGED: "yellow"}
-    return f"[{colours[outcome]}]{outcome}[/]" if outcome in colours else str(outcome)
-
-
-def _speed(row: ComparedRow) -> str:
-    if row.ratio is None:
-        return "–"
-    if row.ratio_low is None or row.ratio_high is None:
-        return f"{row.ratio:.2f}"
-    return f"{row.ratio:.2f} ({row.ratio_low:.2f}–{row.ratio_high:.2f})"
 
 
 def _who(row: ComparedRow) -> str:

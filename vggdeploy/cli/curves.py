@@ -21,7 +21,7 @@ def curves(
     from rich.markup import escape
 
     from vggdeploy.cli import render
-    from vggdeploy.report.curves import write_curves
+    from vggdeploy.report.pictures import write_curves
 
     files = write_curves(checkpoint, output)
     if json:

@@ -51,16 +51,9 @@ def _show(result: SelfTest) -> None:
 
     from vggdeploy.cli import render
     from vggdeploy.doctor.doctor import Outcome
+    from vggdeploy.report.tables import PROOFS, Facts, grid
 
-    lights = {
-        Outcome.PASSED: "[green]passed[/]",
-        Outcome.FAILED: "[red]failed[/]",
-        Outcome.NOT_HERE: "[yellow]not here[/]",
-    }
-    rows = [
-        [p.what, p.device, lights[p.outcome], f"{p.seconds:.1f}", escape(p.detail or p.reason)] for p in result.proofs
-    ]
-    render.table(["proof", "device", "outcome", "s", "seen, or why not"], rows, left=5)
+    render.table(grid(PROOFS, [(Facts(told=p.detail or p.reason), p) for p in result.proofs]))
     for fix in dict.fromkeys(p.fix for p in result.proofs if p.fix):
         render.out.print(f"[dim]fix:[/] {escape(fix)}")
     counts = {o: sum(p.outcome is o for p in result.proofs) for o in Outcome}

@@ -39,11 +39,11 @@ def evaluate(
     """Accuracy with its interval, each class, and the confusion matrix, on a split of a data set."""
     from rich.markup import escape
 
-    from vggdeploy.cli import evaluation_tables, render
+    from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import with_command
     from vggdeploy.evaluate.evaluate import EvaluateOptions
     from vggdeploy.evaluate.evaluate import evaluate as run
-    from vggdeploy.report.curves import need_plots
+    from vggdeploy.report.pictures import need_plots
     from vggdeploy.system.files import check_replaceable
     from vggdeploy.types import Device
 
@@ -73,7 +73,7 @@ def evaluate(
     if json:
         render.emit_json(report)
         return
-    evaluation_tables.evaluation_table(report)
+    tables.evaluation_table(report)
     if output is None:
         render.note("[dim]-o DIR writes the report, and the confusion matrix as a picture[/]")
     else:
@@ -83,7 +83,7 @@ def evaluate(
 def _write(report: EvaluationReport, output: Path, *, overwrite: bool) -> None:
     """The report and its pictures, all of them or none."""
     from vggdeploy.records import to_json
-    from vggdeploy.report.evaluation import write_confusion
+    from vggdeploy.report.pictures import write_confusion
     from vggdeploy.system.files import atomic_directory
 
     with atomic_directory(output, marker=REPORT_NAME, overwrite=overwrite) as draft:

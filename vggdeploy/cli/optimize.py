@@ -124,7 +124,6 @@ def optimize(
     from vggdeploy.bundle import MANIFEST_NAME, Bundle
     from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import render, tables
-    from vggdeploy.cli.structure_table import steps_table
     from vggdeploy.optimize.optimize import CHECKPOINT_STEPS, ordered
     from vggdeploy.optimize.optimize import optimize as run
     from vggdeploy.optimize.steps.calibration import Int8Options
@@ -175,7 +174,7 @@ def optimize(
         render.emit_json(Bundle.open(result, only=()).manifest if is_bundle else read_checkpoint(where))
         return 0
     if set(steps) & set(CHECKPOINT_STEPS):
-        steps_table(read_checkpoint(where, check_weights=False))
+        tables.steps_table(read_checkpoint(where, check_weights=False))
     if is_bundle:
         tables.bundle_table(Bundle.open(result, only=()))
         render.next_steps(f"vggdeploy verify {result}", f"vggdeploy bench {result}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from vggdeploy.errors import one_line
 
 if TYPE_CHECKING:
+    from vggdeploy.report.tables import Cell, Grid
     from vggdeploy.types import OnProgress
 
 # soft_wrap: paths and commands stay on one line, so that they can be copied.
@@ -20,12 +22,14 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 # By the value of a `Verdict`: `--help` must not pay for what `types` imports.
+_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "unproven": "yellow"}
 LIGHTS = {
     "pass": "[green]✔ pass[/]",
     "fail": "[red]✘ fail[/]",
     "inconclusive": "[yellow]? inconclusive[/]",
     "unproven": "[yellow]– unproven here[/]",
 }
+LOG_WIDTH = 200  # of a table where stdout is no terminal
 
 
 def error_line(cause: str, hint: str) -> None:
@@ -54,16 +58,26 @@ def next_steps(*commands: str) -> None:
         err.print(f"[dim]{'next:' if index == 0 else '     '}[/] {escape(command)}")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
-    """A table on stdout; the first ``left`` columns are text, the others numbers. Cells are markup."""
+def table(grid: Grid) -> None:
+    """A table on stdout, without the columns that are too wide for a terminal."""
     from rich.table import Table
 
-    grid = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*row)
-    out.print(grid, soft_wrap=False) if out.is_terminal else Console(width=200, highlight=False).print(grid)
+    shown = [index for index, column in enumerate(grid.columns) if not column.wide]
+    title = Text(f"\n{grid.caption}") if grid.caption else None
+    drawn = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
+    for index in shown:
+        column = grid.columns[index]
+        drawn.add_column(Text(column.title), justify="left" if column.left else "right", no_wrap=True)
+    for row in grid.rows:
+        drawn.add_row(*(_cell(row[index]) for index in shown))
+    out.print(drawn, soft_wrap=False) if out.is_terminal else Console(width=LOG_WIDTH, highlight=False).print(drawn)
+
+
+def _cell(cell: Cell) -> Text:
+    """Text is no markup: nothing in it has to be escaped."""
+    from vggdeploy.report.tables import MARKS
+
+    return Text(f"{MARKS[cell.light]} {cell.text}", _COLOURS[cell.light]) if cell.light else Text(cell.text)
 
 
 @contextmanager

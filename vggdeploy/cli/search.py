@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,6 +114,7 @@ def search_table(report: SearchReport) -> None:
     from rich.markup import escape
 
     from vggdeploy.cli import render
+    from vggdeploy.report.tables import CANDIDATES, Facts, grid
     from vggdeploy.search.goals import MEGABYTE
 
     render.out.print(f"[bold green]{escape(report.reason)}[/]")
@@ -135,26 +135,5 @@ def search_table(report: SearchReport) -> None:
         f"[dim]the original on plain ONNX Runtime, FP32: {original}{report.original_bytes / MEGABYTE:.2f} MB; "
         f"{len(report.trials)} trials, seed {report.seed}, on {escape(report.machine.cpu)}[/]\n"
     )
-    rows = [_row(one, report) for one in report.front[:SHOWN]]
-    render.table(
-        ["", "variant", "trial", "ms", "× faster", "MB", "of the roof", "accuracy, points", "at worst", "misses"], rows
-    )
-
-
-def _row(one: Candidate, report: SearchReport) -> Sequence[str]:
-    from rich.markup import escape
-
-    from vggdeploy.search.goals import MEGABYTE
-
-    return [
-        "[green]✔[/]" if report.chose(one) else "",
-        escape(one.variant),
-        str(one.trial + 1),
-        f"{one.latency_ms:.2f}" if one.latency_ms else "–",
-        f"{one.ratio:.1f} [{one.ratio_low:.1f}, {one.ratio_high:.1f}]".replace("[", r"\[") if one.ratio else "–",
-        f"{one.bytes / MEGABYTE:.2f}",
-        f"{one.roof_share:.0%}" if one.roof_share else "–",
-        f"{-100 * one.drop.drop:+z.2f}",
-        f"{-100 * one.drop.upper:+z.2f}",
-        escape("; ".join(one.misses)),
-    ]
+    shown = [(Facts(chosen=report.chose(one)), one) for one in report.front[:SHOWN]]
+    render.table(grid(CANDIDATES, shown))

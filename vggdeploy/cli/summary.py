@@ -10,7 +10,6 @@ import typer
 from vggdeploy.cli.options import Json
 
 if TYPE_CHECKING:
-    from vggdeploy.model.layers import LayerRow
     from vggdeploy.spec import ModelSpec
 
 
@@ -41,6 +40,7 @@ def summary(
     """Print layers, output shapes, parameters and multiply-accumulates."""
     from vggdeploy.cli import render
     from vggdeploy.model.layers import summarise
+    from vggdeploy.report.tables import NETWORK, grid
 
     given: dict[str, Any] = {
         "width": width, "in_channels": in_channels, "classes": classes, "image_size": image_size, "hidden": hidden
@@ -49,19 +49,11 @@ def summary(
     if json:
         render.emit_json(result)
         return
-    rows = [
-        [x.name, x.key, _kind(x), "×".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.macs:,}"]
-        for x in result.layers
-    ]
-    render.table(["layer", "key", "kind", "output", "parameters", "MACs"], rows, title=result.title, left=3)
+    render.table(grid(NETWORK, [(layer,) for layer in result.layers], result.title))
     render.out.print(
         f"\ntotal: {result.parameters:,} parameters ({render.size_text(result.fp32_bytes)} in FP32), "
         f"{result.macs / 1e9:.3f} GMACs an image"
     )
-
-
-def _kind(row: LayerRow) -> str:
-    return row.kind.replace("_", " ") + (f", rank {row.rank}" if row.rank else "")
 
 
 def _spec(network: str, options: dict[str, Any]) -> ModelSpec:

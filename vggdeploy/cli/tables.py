@@ -1,53 +1,52 @@
-"""The table of each kind of result: verdict first, then the numbers. Every string that is not ours is escaped."""
+"""Each kind of result in a terminal: the verdict first, then the numbers. Every string that is not ours is escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.markup import escape
 
-from vggdeploy.bundle import Bundle, PrecisionProof, Variant
+from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.bundle.trust import SIGNATURE_NAME
-from vggdeploy.cli.render import LIGHTS, note, out, size_text, table
+from vggdeploy.cli.render import LIGHTS, LOG_WIDTH, note, out, table
 from vggdeploy.doctor.doctor import Diagnosis
 from vggdeploy.engine.engine import Prediction
 from vggdeploy.engine.selection import Choice
 from vggdeploy.errors import one_line
-from vggdeploy.records import (
-    BenchReport,
-    BenchRow,
-    Check,
-    LayerReport,
-    ParityRecord,
-    ParityReport,
-    RateSearch,
-    ScenarioRow,
-    Thresholds,
-)
+from vggdeploy.records import BenchReport, BenchRow, Check, ParityRecord, ParityReport, ScenarioRow, Thresholds
+from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.report import tables
+from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
 from vggdeploy.system.machine import fingerprint
 from vggdeploy.types import Verdict
+
+MATRIX_CLASSES = 20
+_LISTED = 50  # classes in the table; of more, those with the lowest F1
+_NAME = 24  # letters of a class name beside a matrix
 
 
 def bundle_table(bundle: Bundle) -> None:
     """What a bundle holds."""
     manifest = bundle.manifest
     out.print(f"[bold]{escape(str(bundle.root))}[/]  {escape(manifest.spec.title)}")
-    rows = [
-        [
-            escape(v.name),
-            LIGHTS[v.verdict] if v.parity or v.verdict is Verdict.UNPROVEN else "reference",
-            _proof_text(v.proof),
-            size_text(bundle.size(v)),
-            str(v.batch),
-            _distance(v.parity),
-            _latency(v),
-        ]
-        for v in manifest.variants
-    ]
-    table(["variant", "verdict", "layers by type", "size", "batch", "relative L2", "p50 ms here"], rows, left=3)
+    table(grid(tables.VARIANTS, [_variant_row(bundle, v) for v in manifest.variants]))
     for v in manifest.variants:
         for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.thresholds[v.precision])) if v.parity else ():
             print_reason(v.name, reason)
+
+
+def _variant_row(bundle: Bundle, variant: Variant) -> Row:
+    """With the median that was measured on this kind of machine at the smallest batch, if any was."""
+    here = [m for m in variant.measured if m.machine == fingerprint()]
+    outputs = variant.parity.outputs if variant.parity else ()
+    facts = Facts(
+        verdict="reference" if variant.name == REFERENCE else variant.verdict,
+        size=bundle.size(variant),
+        relative_l2=max((o.relative_l2 for o in outputs), default=None),
+        p50_ms=min(here, key=lambda m: m.batch).p50_ms if here else None,
+    )
+    return facts, variant
 
 
 def signature_line(bundle: Bundle) -> None:
@@ -72,20 +71,6 @@ def _own_limits(record: ParityRecord, usual: Thresholds) -> Iterator[str]:
         yield f"judged by limits of its own: {', '.join(changed)}"
 
 
-def _proof_text(proof: PrecisionProof | None) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(proof.layers.items())) if proof else "–"
-
-
-def _distance(record: ParityRecord | None) -> str:
-    return f"{max(o.relative_l2 for o in record.outputs):.1e}" if record and record.outputs else "–"
-
-
-def _latency(variant: Variant) -> str:
-    """The median that was measured on this kind of machine at the smallest batch, if any was."""
-    here = [m for m in variant.measured if m.machine == fingerprint()]
-    return f"{min(here, key=lambda m: m.batch).p50_ms:.3f}" if here else "–"
-
-
 def choice_table(found: Sequence[Choice]) -> None:
     """Which variant ``auto`` takes here, and why not the others. Lines, not cells: a reason can be a long sentence."""
     out.print("\n[bold]backend 'auto' on this machine[/]")
@@ -99,27 +84,9 @@ def choice_table(found: Sequence[Choice]) -> None:
 
 
 def parity_table(report: ParityReport) -> None:
-    """Each variant against the reference, with the reason for every verdict that is not a pass."""
-    rows = []
-    for r in report.variants:
-        worst = max(r.outputs, key=lambda o: o.relative_l2) if r.outputs else None
-        accuracy = "–"
-        if r.reference_accuracy is not None and r.candidate_accuracy is not None:
-            accuracy = f"{r.reference_accuracy:.2%} → {r.candidate_accuracy:.2%}"
-        rows.append(
-            [
-                escape(r.variant),
-                LIGHTS[r.verdict],
-                escape(r.data),
-                f"{worst.max_abs:.1e}" if worst else "–",
-                f"{worst.relative_l2:.1e}" if worst else "–",
-                f"{worst.cosine_min:.6f}" if worst else "–",
-                f"{r.flips.flips}/{r.flips.samples} (≤ {r.flips.upper:.1%})" if r.flips else "–",
-                accuracy,
-            ]
-        )
-    columns = ["variant", "verdict", "on", "max |Δ|", "relative L2", "min cosine", "top-1 flips", "accuracy"]
-    table(columns, rows, left=3)
+    """Each variant's worst output against the reference, with the reason for every verdict that is not a pass."""
+    rows = [(r, max(r.outputs, key=lambda o: o.relative_l2, default=None)) for r in report.variants]
+    table(grid(tables.PARITY, rows))
     for r in report.variants:
         for reason in r.reasons:
             print_reason(r.variant, reason)
@@ -127,7 +94,8 @@ def parity_table(report: ParityReport) -> None:
     for text in report.notes:
         print_reason("note", text)
     for found in report.layers:
-        layer_table(found)
+        out.print(f"\n[bold]{escape(found.variant)}:[/] {escape(found.reason)}")
+        table(grid(tables.LAYERS, tables.layer_rows(found)))
 
 
 def _print_checks(checks: Sequence[Check]) -> None:
@@ -145,130 +113,43 @@ def _print_checks(checks: Sequence[Check]) -> None:
                 print_wrong(check.what, reason)
 
 
-def layer_table(report: LayerReport) -> None:
-    """A variant's layers in order; the first whose error jumps is marked."""
-    rows = [
-        [
-            escape(r.layer) if r.layer != report.culprit else f"[red]{escape(r.layer)} ◀[/]",
-            f"{r.relative_l2:.1e}" if r.finite else "[red]not finite[/]",
-            f"{r.max_abs:.1e}",
-            f"{r.cosine_min:.6f}",
-            f"{r.largest:.3g}",
-        ]
-        for r in report.layers
-    ]
-    out.print(f"\n[bold]{escape(report.variant)}:[/] {escape(report.reason)}")
-    table(["layer", "relative L2", "max |Δ|", "min cosine", "largest"], rows)
-
-
 def bench_table(report: BenchReport) -> None:
     """The verdict in words, latency and throughput, what a fresh process costs, and why rows are not valid."""
     for sentence in report.summary:
         out.print(f"[bold]{escape(sentence)}[/]")
     out.print(_where(report, f"speed is × {escape(report.baseline)}, with its 95% interval"))
-    rows = [
-        [
-            escape(r.variant),
-            LIGHTS[r.verdict],
-            "[green]valid[/]" if r.valid else "[yellow]invalid[/]",
-            r.comparison,
-            str(r.batch),
-            *(f"{t:.3f}" if t is not None else "–" for t in (r.p50_ms, r.p90_ms, r.p99_ms)),
-            f"{r.images_per_second:,.0f}",
-            f"{r.ratio:.2f} ({r.ratio_low:.2f}–{r.ratio_high:.2f})",
-            "–" if r.cpu_seconds_per_image is None else f"{r.cpu_seconds_per_image * 1e3:.3f}",
-            "–" if r.joules_per_image is None else f"{r.joules_per_image:.4f}",
-        ]
-        for r in report.rows
-    ]
-    columns = ["variant", "parity", "run", "shown", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed ×"]
-    table([*columns, "CPU ms/image", "J/image"], rows, left=4)
-    _roof_table(report)
-    _fresh_table(report)
+    table(grid(tables.BENCH, _rows(report.rows)))
+    if report.roofs:
+        table(grid(tables.ROOFS, _rows(report.roofs), "the roofs: the fastest matrix products of this machine"))
+        table(grid(tables.UNDER_ROOF, _rows(r for r in report.rows if r.tera_ops is not None), "under the roof"))
+    if tables.has_shares(report):
+        table(grid(tables.SHARES, _rows(report.rows), "an image through classify"))
+    if report.fresh:
+        table(grid(tables.STARTS, _rows(report.fresh), "in a fresh process"))
     _reasons(report.rows)
     unchecked = dict.fromkeys(text for row in report.rows for text in row.not_checked)
     if unchecked:
         out.print(f"  [dim]not checked here: {escape('; '.join(unchecked))}[/]")
 
 
-def _roof_table(report: BenchReport) -> None:
-    """The operations that each row reached, beside the fastest matrix product measured."""
-    if not report.roofs:
-        return
-    roofs = ", ".join(f"{r.precision} {r.tera_ops:,.3f} ({escape(r.library)})" for r in report.roofs)
-    out.print(f"the roof in TOP/s, {report.roofs[0].threads} threads: {roofs}")
-    rows = [
-        [escape(r.variant), str(r.batch), f"{r.tera_ops:,.3f}", "–" if r.roof_share is None else f"{r.roof_share:.0%}"]
-        for r in report.rows
-        if r.tera_ops is not None
-    ]
-    table(["variant", "batch", "TOP/s", "of the roof"], rows)
-
-
-def _fresh_table(report: BenchReport) -> None:
-    """A process each, and the host's time for an image at the smallest batch."""
-    hosts = {row.variant: row.host for row in reversed(report.rows)}
-    rows = []
-    for f in report.fresh:
-        host = hosts.get(f.variant)
-        parts = (host.preprocess_ms, host.run_ms, host.postprocess_ms) if host else (None, None, None)
-        rows.append(
-            [
-                escape(f.variant),
-                f"{f.cold_start_ms:,.0f}",
-                f"{f.load_ms:,.0f}",
-                f"{f.first_ms:,.1f}",
-                "–" if f.peak_rss_bytes is None else size_text(f.peak_rss_bytes),
-                *(f"{t:.3f}" if t is not None else "–" for t in parts),
-            ]
-        )
-    columns = ["in a fresh process", "cold start ms", "of it load", "first call", "peak memory"]
-    table([*columns, "preprocess ms/image", "run", "postprocess"], rows)
-
-
 def scenario_table(report: BenchReport) -> None:
-    """What LoadGen measured, and whether it counts."""
+    """What LoadGen measured, whether it counts, and each rate that was tried, from the lowest to the highest."""
     out.print(_where(report, "load by MLPerf LoadGen"))
-    rows = [
-        [
-            escape(r.variant),
-            LIGHTS[r.verdict],
-            "[green]valid[/]" if r.valid else "[yellow]invalid[/]",
-            r.scenario,
-            str(r.batch),
-            f"{r.queries:,}",
-            *(f"{t:.3f}" if t is not None else "–" for t in (r.p50_ms, r.p90_ms, r.p99_ms, r.estimate_ms)),
-            f"{r.queue_p50_ms:.3f} + {r.run_p50_ms:.3f}" if r.queue_p50_ms is not None and r.run_p50_ms else "–",
-            f"{r.samples_per_second:,.0f}",
-        ]
-        for r in report.scenarios
-    ]
-    columns = ["variant", "parity", "run", "scenario", "batch", "queries", "p50 ms", "p90 ms", "p99 ms", "estimate ms"]
-    table([*columns, "queue + run", "samples/s"], rows, left=4)
+    table(grid(tables.SCENARIOS, _rows(report.scenarios)))
     _reasons(report.scenarios)
     for r in report.scenarios:
         if r.search is not None:
-            _search_table(r.variant, r.batch, r.search)
+            found = f"{r.search.qps:,.1f} queries a second" if r.search.qps is not None else "[yellow]none[/]"
+            out.print(
+                f"\n[bold]{escape(r.variant)}[/] in batches of at most {r.batch}, "
+                f"highest rate with p99 ≤ {r.search.bound_ms:g} ms: [bold]{found}[/]"
+            )
+            tries = sorted(r.search.tries, key=lambda t: (t.qps, t.confirms))
+            table(grid(tables.TRIES, [(Facts(variant=r.variant, batch=r.batch), t, r.search) for t in tries]))
 
 
-def _search_table(variant: str, batch: int, search: RateSearch) -> None:
-    """Each rate that was tried, from the lowest to the highest."""
-    found = f"{search.qps:.4g} queries a second" if search.qps is not None else "[yellow]none[/]"
-    out.print(
-        f"\n[bold]{escape(variant)}[/] in batches of at most {batch}, "
-        f"highest rate with p99 ≤ {search.bound_ms:g} ms: [bold]{found}[/]"
-    )
-    rows = [
-        [
-            "whole run" if t.confirms else "probe",
-            "[green]valid[/]" if t.valid else "[yellow]invalid[/]",
-            f"{t.qps:.4g}",
-            f"{t.queries:,}",
-            *(f"{ms:.3f}" if ms is not None else "–" for ms in (t.p50_ms, t.p99_ms)),
-        ]
-        for t in sorted(search.tries, key=lambda t: (t.qps, t.confirms))
-    ]
-    table(["run", "", "queries/s", "queries", "p50 ms", "p99 ms"], rows, left=2)
+def _rows(records: Iterable[object]) -> list[Row]:
+    return [(record,) for record in records]
 
 
 def _where(report: BenchReport, rest: str) -> str:
@@ -295,6 +176,74 @@ def print_wrong(where: str, reason: str) -> None:
     out.print(f"  [red]✘ {escape(where)}: {escape(reason)}[/]")
 
 
+def evaluation_table(report: EvaluationReport) -> None:
+    """Accuracy first, then each class, then what was taken for what."""
+    a = report.accuracy
+    out.print(f"[bold]{escape(report.target)}[/]: {a.hits:,} of {a.samples:,} images right")
+    table(grid(tables.EVALUATIONS, [(report,)]))
+    out.print("[dim]intervals: 95%, Clopper–Pearson[/]")
+    _class_table(report)
+    if report.confusion is not None and len(report.classes) <= MATRIX_CLASSES:
+        matrix = _matrix(report, report.confusion)
+    else:
+        matrix = None
+    if matrix is not None and _width(matrix) <= (out.width if out.is_terminal else LOG_WIDTH):
+        table(matrix)
+    else:  # a matrix that is cut off would mislead
+        names = [_name(c.index, c.label) for c in report.classes]
+        rows = [(Facts(label=names[p.label], predicted=names[p.predicted]), p) for p in report.confused]
+        table(grid(tables.CONFUSED, rows, "most frequent confusions"))
+    for text in report.notes:
+        note(f"[yellow]note:[/] {escape(one_line(text))}")
+
+
+def _class_table(report: EvaluationReport) -> None:
+    classes = report.classes
+    title = "each class"
+    if len(classes) > _LISTED:
+        worst = sorted(classes, key=lambda c: (c.f1 is None, c.f1 or 0.0, c.index))
+        classes = tuple(worst[:_LISTED])
+        title = f"the {_LISTED} of {len(report.classes)} classes with the lowest F1"
+    table(grid(tables.CLASSES, _rows(classes), title))
+
+
+def _matrix(report: EvaluationReport, counts: Sequence[Sequence[int]]) -> Grid:
+    """Rows are true classes, columns predicted ones, by index."""
+    columns = [Column("", "true ↓  predicted →", left=True), *(Column("", str(c.index)) for c in report.classes)]
+    rows = [
+        [
+            Cell(_name(i, report.classes[i].label)),
+            *(Cell(str(n), light=Verdict.PASS if i == j else None) if n else Cell("·") for j, n in enumerate(row)),
+        ]
+        for i, row in enumerate(counts)
+    ]
+    return Grid("confusion matrix, images", tuple(columns), rows)
+
+
+def _width(found: Grid) -> int:
+    lines = [[column.title for column in found.columns], *([c.text for c in row] for row in found.rows)]
+    return sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
+
+
+def _name(index: int, label: str) -> str:
+    line = one_line(label)
+    if line == str(index):
+        return line
+    return f"{index} {line if len(line) <= _NAME else line[: _NAME - 1] + '…'}"
+
+
+def steps_table(checkpoint: Checkpoint) -> None:
+    """What steps did to a network's structure: a row for the original and one for each step."""
+    origin = checkpoint.origin
+    if origin is None:
+        return
+    out.print(f"[bold]{escape(checkpoint.spec.title)}[/]  [dim]from {escape(origin.title)}[/]")
+    original = Facts(step="original", accuracy=origin.accuracy, before=origin.size, after=origin.size)
+    rows: list[Row] = [(original,), *((Facts(before=origin.size), step) for step in checkpoint.steps)]
+    table(grid(tables.STEPS, rows))
+    out.print(f"[dim]lost: percentage points below the original on {escape(origin.dataset)}, with paired 95% bounds[/]")
+
+
 def doctor_table(found: Diagnosis) -> None:
     """Backends on this machine."""
     machine = found.machine
@@ -302,17 +251,7 @@ def doctor_table(found: Diagnosis) -> None:
         f"[bold]{escape(machine.cpu)}[/], {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.gpu or 'no GPU'}"
     )
     out.print(f"[dim]{' '.join(machine.features)} · {escape(machine.system)} · Python {machine.python}[/]")
-    rows = [
-        [
-            b.backend,
-            b.device,
-            "[green]runs[/]" if b.runs else "[yellow]builds only[/]" if b.builds else "[red]cannot[/]",
-            b.version or "–",
-            escape(b.reason),
-        ]
-        for b in found.backends
-    ]
-    table(["backend", "device", "here", "version", "why"], rows, left=5)
+    table(grid(tables.BACKENDS, _rows(found.backends)))
     fixes: dict[str, list[str]] = {}
     for b in found.backends:
         if b.fix and not b.runs:

@@ -287,7 +287,7 @@ def _bar(recipe: Recipe) -> Iterator[OnStep]:
 def draw(result: TrainingResult) -> None:
     """The curves as PNG and HTML, into the checkpoint. A run does not fail for want of a picture: it says what it needs."""
     from vggdeploy.errors import MissingDependencyError
-    from vggdeploy.report.curves import write_curves
+    from vggdeploy.report.pictures import write_curves
 
     try:
         write_curves(result.path)

@@ -133,7 +133,7 @@ def check_pictures(output: Path, bundle: Path) -> None:
         UsageError: the files of a bundle are fixed.
         MissingDependencyError: Altair or vl-convert is not installed.
     """
-    from vggdeploy.report.curves import need_plots
+    from vggdeploy.report.pictures import need_plots
 
     if output.resolve().is_relative_to(bundle.resolve()):
         raise UsageError(f"{output} is part of a bundle, whose files are fixed", "give another directory: -o DIR")
@@ -142,7 +142,7 @@ def check_pictures(output: Path, bundle: Path) -> None:
 
 def write_pictures(report: ParityReport, output: Path) -> None:
     """Draw, and say where: on stderr, so that ``--json`` stays one document."""
-    from vggdeploy.report.layers import write_layers
+    from vggdeploy.report.pictures import write_layers
 
     for file in write_layers(report.layers, output):
         render.note(f"[dim]picture:[/] {escape(str(file))}")

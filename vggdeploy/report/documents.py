@@ -28,6 +28,9 @@ class GpuTime(msgspec.Struct, frozen=True):
     host_ms: float
     tera_ops: float
     roof_share: float | None = None
+    graph: str = ""
+    device_ms: float | None = None
+    host_compute_ms: float | None = None
 
 
 class GpuRoof(msgspec.Struct, frozen=True):

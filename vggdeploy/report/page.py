@@ -11,10 +11,11 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
+
+from vggdeploy.report.tables import Cell, Column, Grid
 
 # Okabe & Ito 2008, "Color Universal Design", and four more: three to one or more on their ground. The first are told
 # apart with any colour vision; a chart with more has shapes and dashes too.
@@ -25,30 +26,6 @@ _BLUES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#21
 _BLUES_ON_DARK = ("#1d2430", "#0b3360", "#08519c", "#2171b5", "#4292c6", "#6baed6", "#9ecae1", "#c6dbef", "#f7fbff")
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', 'DejaVu Sans', sans-serif"
 DARK = "dark"  # the chart's parameter that says so, where a chart has to know
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table: what it says, and the number that it is sorted by. ``light`` is a verdict to show beside it."""
-
-    text: str
-    value: float | None = None
-    light: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The numbers of a picture, as a table: a picture alone tells nothing to who cannot see it.
-
-    The first ``left`` columns are text, and those named in ``words`` or ``long``; a ``long`` one is wrapped.
-    """
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: Sequence[Sequence[str | Cell]]
-    left: int = 1
-    words: tuple[str, ...] = ()
-    long: tuple[str, ...] = ()
 
 
 # A shape for each verdict, so that no colour has to be seen: a disc with a tick, an octagon with a cross, a triangle
@@ -143,25 +120,14 @@ def chart_html(index: int, spec: dict[str, Any], text: str) -> str:
 
 def grid_html(grid: Grid, *, folded: bool = False) -> str:
     """A table whose columns sort by a press of their button; ``folded`` into its caption until it is opened."""
-    kinds = [
-        "number" if any(isinstance(cell, Cell) and cell.value is not None for cell in column) else "text"
-        for column in ([row[i] for row in grid.rows] for i in range(len(grid.columns)))
-    ]
-    texts = [i < grid.left or name in (*grid.words, *grid.long) for i, name in enumerate(grid.columns)]
+    kinds = ["number" if any(c.value is not None for c in cells) else "text" for cells in zip(*grid.rows, strict=True)]
+    kinds = kinds or ["text"] * len(grid.columns)
     head = "".join(
-        f'<th scope="col" data-kind="{kind}"{_class(["text"] if text else [])}>'
-        f'<button type="button">{escape(name)}</button></th>'
-        for name, kind, text in zip(grid.columns, kinds, texts, strict=True)
+        f'<th scope="col" data-kind="{kind}"{_class(column, head=True)}>'
+        f'<button type="button">{escape(column.title)}</button></th>'
+        for column, kind in zip(grid.columns, kinds, strict=True)
     )
-    body = "\n".join(
-        "<tr>"
-        + "".join(
-            _cell(cell, text=text, long=name in grid.long, number=kind == "number")
-            for cell, text, name, kind in zip(row, texts, grid.columns, kinds, strict=True)
-        )
-        + "</tr>"
-        for row in grid.rows
-    )
+    body = "\n".join(f"<tr>{''.join(map(_cell, row, grid.columns, kinds))}</tr>" for row in grid.rows)
     table = (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(grid.caption)}">\n'
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
@@ -169,15 +135,14 @@ def grid_html(grid: Grid, *, folded: bool = False) -> str:
     return f"<details>\n<summary>{escape(grid.caption)}</summary>\n{table}\n</details>" if folded else table
 
 
-def _cell(cell: str | Cell, *, text: bool, long: bool, number: bool) -> str:
-    found = cell if isinstance(cell, Cell) else Cell(cell)
-    light = light_html(found.light, small=True) if found.light else ""
-    value = f' data-value="{"" if found.value is None else found.value!r}"' if number else ""
-    names = _class([name for name, there in (("text", text), ("long", long)) if there])
-    return f"<td{names}{value}>{light}{escape(found.text)}</td>"
+def _cell(cell: Cell, column: Column, kind: str) -> str:
+    light = light_html(cell.light, small=True) if cell.light else ""
+    value = f' data-value="{"" if cell.value is None else cell.value!r}"' if kind == "number" else ""
+    return f"<td{_class(column)}{value}>{light}{escape(cell.text)}</td>"
 
 
-def _class(names: Sequence[str]) -> str:
+def _class(column: Column, *, head: bool = False) -> str:
+    names = [name for name, there in (("text", column.left), ("long", column.long and not head)) if there]
     return f' class="{" ".join(names)}"' if names else ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ import altair as alt
 import vl_convert
 
 from vggdeploy.errors import UsageError, one_line
+from vggdeploy.report import tables
+from vggdeploy.report.grids import distinct
 from vggdeploy.report.history import Point
-from vggdeploy.report.page import DARK, Grid, chart_page, theme
+from vggdeploy.report.page import DARK, chart_page, theme
+from vggdeploy.report.tables import Grid
 from vggdeploy.system.files import atomic_write
 
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart
@@ -74,17 +76,7 @@ def _curve(history: Sequence[Point], splits: Sequence[str], name: str, title: st
 
 def curves_grid(history: Sequence[Point]) -> Grid:
     """The numbers of `training_curves`."""
-    rows = [
-        (
-            p.split,
-            f"{p.epoch:.2f}",
-            "–" if p.step is None else f"{p.step:,}",
-            "–" if p.loss is None else f"{p.loss:.4f}",
-            "–" if p.accuracy is None else f"{p.accuracy:.2%}",
-        )
-        for p in history
-    ]
-    return Grid("The numbers", ("split", "epoch", "step", "loss", "accuracy"), rows)
+    return tables.grid(tables.HISTORY, [(point,) for point in history], "The numbers")
 
 
 def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]], *, title: str = "") -> Chart:
@@ -162,13 +154,6 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int]], *, title: str = "") ->
         .add_params(alt.param(name=DARK, value=False))
     )
     return chart.properties(title=one_line(title)) if title else chart
-
-
-def distinct(labels: Sequence[str]) -> list[str]:
-    """Labels as one line each; those that occur more than once (ImageNet has two cranes) are followed by their index."""
-    lines = [one_line(label) for label in labels]
-    seen = Counter(lines)
-    return [line if seen[line] == 1 else f"{line} ({index})" for index, line in enumerate(lines)]
 
 
 _VEGA_LITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, ScenarioRow
-from vggdeploy.report import cost, grids, hunt
+from vggdeploy.report import grids, search
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import pareto
-from vggdeploy.report.page import Grid
 from vggdeploy.report.subjects import Cast
+from vggdeploy.report.tables import Grid
 from vggdeploy.types import Verdict
 
 if TYPE_CHECKING:
@@ -194,20 +194,25 @@ def _cost(results: Results, cast: Cast) -> Section:
     figures = []
     for bench in results.bench:
         for field, title, unit, form in (
-            ("peak_rss_bytes", "peak memory of a fresh process (MB)", cost.MEGA, ",.1f"),
+            ("peak_rss_bytes", "peak memory of a fresh process (MB)", 1e6, ",.1f"),
             ("cold_start_ms", "cold start: process start to first answer (ms)", 1.0, ",.0f"),
         ):
-            if rows := cost.bar_rows(bench, cast, field, unit):
+            rows = [
+                {"label": cast.row(start, bench).label, "value": value / unit}
+                for start in bench.fresh
+                if (value := getattr(start, field)) is not None
+            ]
+            if rows:
                 least = min(rows, key=lambda row: float(row["value"]))
                 text = f"{title[0].upper()}{title[1:]}; the least: {least['label']}, {format(least['value'], form)}."
                 figures.append(Figure(text, _bars(rows, title, form), _heading(results, bench)))
-    tables = cost.cost_grids(results, cast)
+    tables = grids.costs(results, cast)
     missing = "" if figures else "Memory and cold start come from a bench: vggdeploy bench BUNDLE --json"
     return Section("cost", "Size, memory and start", "", tuple(figures), tables, missing=missing)
 
 
 def _bars(rows: list[dict[str, Any]], title: str, form: str) -> Callable[[], Chart]:
-    return lambda: cost.draw_bars(rows, title, form)
+    return lambda: _charts().bars(rows, title=title, unit=form)
 
 
 def _tries(row: ScenarioRow) -> set[tuple[float, float, bool]]:
@@ -254,7 +259,11 @@ def _roofline(results: Results, cast: Cast) -> Section:
     missing = "; ".join(one_line(g.roof_missing) for g in results.gpu if not g.roof)
     if not results.gpu and not under:
         missing = "A measured roof comes from: vggdeploy bench BUNDLE --roof --json (CPUs), or --gpu-detail (an engine)"
-    tables = (*map(grids.gpu_times, results.gpu), *(grids.under_roof(bench, cast) for bench in under))
+    tables = (
+        *map(grids.gpu_times, results.gpu),
+        *(grids.under_roof(bench, cast) for bench in under),
+        *map(grids.roofs, under),
+    )
     return Section("roofline", "Roofline", "", tuple(figures), tables, missing=missing)
 
 
@@ -338,14 +347,14 @@ def _searches(results: Results) -> list[Section]:
     """A section for the searches, where there are any: most reports have none, and miss nothing."""
     if not results.searches:
         return []
-    figures, tables = [], []
+    figures, found = [], []
     for report in results.searches:
-        rows = hunt.points(report)
+        rows = search.points(report)
         if rows:
             draw = partial(_draw_front, rows, measured=report.measured)
-            figures.append(Figure(hunt.words(report), draw, one_line(report.bundle)))
-        tables.append(hunt.front(report))
-    return [Section("search", "The search for the fastest", "", tuple(figures), tuple(tables))]
+            figures.append(Figure(search.words(report), draw, one_line(report.bundle)))
+        found.append(grids.candidates(report))
+    return [Section("search", "The search for the fastest", "", tuple(figures), tuple(found))]
 
 
 def _draw_front(rows: list[dict[str, Any]], *, measured: bool) -> Any:

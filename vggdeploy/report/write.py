@@ -1,21 +1,31 @@
-"""Results in, one file out. Importing this needs no Altair; writing HTML does."""
+"""Results in, one file out: a page, Markdown for people, or CSV for programs. Only writing the page needs Altair."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from vggdeploy.errors import UsageError, one_line
-from vggdeploy.records import BenchReport
+from vggdeploy.records import BenchReport, ParityReport, SearchReport
 from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
-from vggdeploy.report.curves import need_plots
-from vggdeploy.report.documents import Results, read_results
-from vggdeploy.report.findings import recommend
+from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.report import search, tables
+from vggdeploy.report.documents import GpuDetail, Result, Results, read_results
+from vggdeploy.report.findings import RULE, recommend
+from vggdeploy.report.pictures import need_plots
+from vggdeploy.report.sections import sections
 from vggdeploy.report.subjects import Cast, gather, short_path
-from vggdeploy.report.text import comma_separated, markdown
+from vggdeploy.report.tables import Cell, Grid
 from vggdeploy.system.files import atomic_write
 
 SUFFIXES = (".html", ".md", ".csv")
+COLUMNS = ("result", "kind", "variant", "backend", "device", "batch", "scenario", "on", "output", "metric", "value")
+_Line = tuple[dict[str, Any], Sequence[tables.Column], tables.Row]
+_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~$"})
 
 
 def write_report(sources: Sequence[Path], target: Path, *, title: str = "") -> ReportSummary:
@@ -74,3 +84,112 @@ def _summary(results: Results, cast: Cast, target: Path) -> ReportSummary:
             for path, take in takes
         ),
     )
+
+
+def markdown(results: Results, cast: Cast, *, title: str) -> str:
+    """The findings, then the tables of the HTML page."""
+    lines = [f"# {_text(title)}", ""]
+    for bench in results.bench:
+        if bench.rows:
+            found = recommend(bench, cast)
+            name = found.label if found.row is not None else "none"
+            lines += [f"**Recommended: {_text(name)}.** {_text(found.reason[:1].upper() + found.reason[1:])}.", ""]
+    for one in results.searches:
+        lines += [f"**The search's winner: {_text(one.chosen or 'none')}.** {_text(search.words(one))}", ""]
+    if cast.subjects:
+        lines += [_text(RULE), "", "| variant | verdict | why |", "|---|---|---|"]
+    for s in cast.subjects:
+        lines.append(f"| {_text(s.label)} | {_cell(tables.verdict_cell(s.verdict))} | {_text(s.why)} |")
+    for part in sections(results, cast):
+        lines += ["", f"## {part.title}", ""]
+        for text in (part.text, part.missing, *(f"- {note}" for note in part.notes)):
+            if text:
+                lines += [f"- {_text(text[2:])}" if text.startswith("- ") else _text(text), ""]
+        for grid in part.grids:
+            lines += [*_table(grid), ""]
+        if part.commands:
+            fence = "`" * 3
+            lines += [f"{fence}sh", *part.commands, fence, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(grid: Grid) -> Iterator[str]:
+    yield f"**{_text(grid.caption)}**"
+    yield ""
+    yield f"| {' | '.join(_text(column.title) for column in grid.columns)} |"
+    yield "|" + "".join("---|" if column.left else "--:|" for column in grid.columns)
+    for row in grid.rows:
+        yield f"| {' | '.join(map(_cell, row))} |"
+
+
+def _cell(cell: Cell) -> str:
+    return f"{tables.MARKS[cell.light]} {_text(cell.text)}" if cell.light else _text(cell.text)
+
+
+def _text(text: str) -> str:
+    """Markdown that shows the text as it is: no HTML, no link, no emphasis, no new column."""
+    return escape(one_line(text), quote=False).translate(_SPECIAL)
+
+
+def comma_separated(results: Results) -> str:
+    """Every number of every result, one a line: `COLUMNS`. Lists (quantiles, rounds, …) have an index in their metric."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for document in results.documents:
+        for about, columns, row in _records(document.result):
+            for metric, value in tables.numbers(columns, row).items():
+                if metric not in COLUMNS:
+                    line = {"result": str(document.path), **about, "metric": metric, "value": value}
+                    writer.writerow([_harmless(line.get(column, "")) for column in COLUMNS])
+    return out.getvalue()
+
+
+def _records(result: Result) -> Iterator[_Line]:
+    """The parts of a result that hold numbers: what identifies them, and the columns that name their numbers."""
+    if isinstance(result, ParityReport):
+        for r in result.variants:
+            about = {"kind": "parity", **_who(r), "on": r.data}
+            yield about, tables.PARITY, (r,)
+            for o in r.outputs:
+                yield {**about, "output": o.output}, tables.PARITY, (o,)
+        for report in result.layers:
+            for layer in report.layers:
+                about = {"kind": "layer", "variant": report.variant, "output": layer.layer}
+                yield about, tables.LAYERS, (layer,)
+    elif isinstance(result, BenchReport):
+        yield from _bench_records(result)
+    elif isinstance(result, EvaluationReport):
+        yield {"kind": "evaluation", **_who(result), "on": result.data}, tables.EVALUATIONS, (result,)
+    elif isinstance(result, SearchReport):
+        for c in result.front:
+            about = {"kind": "search", "variant": c.variant, "backend": c.backend, "output": f"trial {c.trial + 1}"}
+            yield about, tables.CANDIDATES, (c,)
+    elif isinstance(result, GpuDetail):
+        for t in result.times:
+            about = {"kind": "gpu", "variant": result.variant, "backend": result.backend, "batch": t.batch}
+            yield about, tables.GPU_TIMES, (t,)
+
+
+def _bench_records(bench: BenchReport) -> Iterator[_Line]:
+    columns = (*tables.BENCH, *tables.SHARES, *tables.UNDER_ROOF)
+    for row in bench.rows:
+        yield {"kind": "bench", **_who(row), "batch": row.batch, "on": bench.data}, columns, (row,)
+    for case in bench.scenarios:
+        about = {"kind": "bench", **_who(case), "batch": case.batch, "scenario": case.scenario, "on": bench.data}
+        yield about, tables.SCENARIOS, (case,)
+    for f in bench.fresh:
+        about = {"kind": "start", "variant": f.variant, "backend": f.backend, "batch": f.batch}
+        yield about, tables.STARTS, (f,)
+    for roof in bench.roofs:
+        yield {"kind": "roof", "backend": roof.library, "output": str(roof.precision)}, tables.ROOFS, (roof,)
+
+
+def _who(record: Any) -> dict[str, Any]:
+    return {"variant": record.variant, "backend": record.backend, "device": record.device}
+
+
+def _harmless(value: Any) -> Any:
+    """A spreadsheet runs what begins with one of these as a formula; with a quote before it, it stays text."""
+    text = one_line(value) if isinstance(value, str) else value
+    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@")) else text

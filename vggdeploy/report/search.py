@@ -1,4 +1,4 @@
-"""What a report shows of a search: the winner in words, every candidate of the front in a picture and in a table."""
+"""What a report shows of a search: the winner in words, every candidate of the front as a point of a picture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import Candidate, SearchReport
-from vggdeploy.report.grids import NONE, Row, number
-from vggdeploy.report.page import Cell, Grid
 
 MEGABYTE = 10**6
 
@@ -45,32 +43,6 @@ def points(report: SearchReport) -> list[dict[str, Any]]:
         for c in report.front
         if c.ratio or not report.measured
     ]
-
-
-def front(report: SearchReport) -> Grid:
-    rows: list[Row] = [
-        [
-            _name(c),
-            "✔ chosen" if report.chose(c) else "",
-            number(c.latency_ms),
-            Cell(f"{c.ratio:.1f} ({c.ratio_low:.1f}–{c.ratio_high:.1f})", c.ratio) if c.ratio else NONE,
-            number(c.macs / 1e6, ",.1f"),
-            number(c.bytes / MEGABYTE, ",.2f"),
-            Cell(f"{c.roof_share:.0%}", c.roof_share) if c.roof_share else NONE,
-            number(-100 * c.drop.drop, "+z.2f"),
-            number(-100 * c.drop.upper, "+z.2f"),
-            Cell(f"{-100 * c.test_drop.drop:+z.2f} (at worst {-100 * c.test_drop.upper:+z.2f})", -c.test_drop.drop)
-            if c.test_drop
-            else NONE,
-            one_line("; ".join(c.misses)) or "–",
-        ]
-        for c in report.front
-    ]
-    columns = (
-        "candidate", "choice", "ms", "× faster (95%)", "million MACs", "MB", "of the roof", "accuracy, points", "at worst",
-        "on the test split", "misses",
-    )  # fmt: skip
-    return Grid(f"The front of {one_line(report.bundle)}", columns, rows, left=2, words=("misses",))
 
 
 def _name(candidate: Candidate) -> str:
