@@ -121,7 +121,7 @@ def offline(engine: Engine, images: np.ndarray, seconds: float) -> float:
 
 async def in_process(engine: Engine, images: np.ndarray, seconds: float) -> float:
     """Images a second of AsyncEngine, asked by four batches of callers."""
-    many = vggdeploy.AsyncEngine(engine, max_batch=BATCH)
+    many = vggdeploy.AsyncEngine(engine, vggdeploy.AsyncLimits(max_batch=BATCH))
     name, done, end = engine.bundle.manifest.input.name, 0, time.perf_counter() + seconds
 
     async def caller(number: int) -> None:

@@ -83,7 +83,8 @@ def repeat(turns: int, scratch: Path, turn: Callable[[], None]) -> dict[str, Any
 
 async def requests(bundle: Path, image: bytes, turns: int, scratch: Path) -> dict[str, Any]:
     """Images through `AsyncEngine`, ``CONCURRENT`` at a time; one in a hundred is no image, and fails alone."""
-    async with vggdeploy.AsyncEngine(vggdeploy.load(bundle, backend=BACKEND), queue=4 * CONCURRENT) as engine:
+    limits = vggdeploy.AsyncLimits(queue=4 * CONCURRENT)
+    async with vggdeploy.AsyncEngine(vggdeploy.load(bundle, backend=BACKEND), limits) as engine:
 
         async def some(count: int) -> None:
             async def ask(number: int) -> None:

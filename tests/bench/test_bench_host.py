@@ -17,7 +17,7 @@ from vggdeploy import load
 from vggdeploy.bench.gpu.nvml import gpu_turn
 from vggdeploy.bench.host import encoded, host_times
 from vggdeploy.bench.interference import conditions, git_commit
-from vggdeploy.bench.messages import Turned
+from vggdeploy.bench.messages import TurnReply
 from vggdeploy.bundle import Bundle
 from vggdeploy.preprocess import denormalise, normalise, prepare_batch
 from vggdeploy.runtime.gpu import cuda
@@ -119,11 +119,11 @@ def test_what_libraries_listen_to_is_recorded_and_nothing_else(monkeypatch: pyte
 class Quick:
     """A candidate whose turn is over at once."""
 
-    def turn(self, seconds: float) -> Turned:
-        return Turned(nanoseconds=(1,), cpu_seconds=1.0, joules=123.0)  # the CPU's, which is not asked for
+    def turn(self, seconds: float) -> TurnReply:
+        return TurnReply(nanoseconds=(1,), cpu_seconds=1.0, joules=123.0)  # the CPU's, which is not asked for
 
 
-def on_gpu(monkeypatch: pytest.MonkeyPatch, ours=(), **how) -> Turned:
+def on_gpu(monkeypatch: pytest.MonkeyPatch, ours=(), **how) -> TurnReply:
     monkeypatch.setattr(cuda, "bindings", Cudart)
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(**how))
     return gpu_turn(Quick(), 0.0, Device("cuda"), ours)

@@ -6,29 +6,29 @@ import msgspec
 import pytest
 
 from vggdeploy.bench.candidates import Entry
-from vggdeploy.bench.messages import Checked, Opened, Turned
+from vggdeploy.bench.messages import CheckReply, OpenReply, TurnReply
 from vggdeploy.bench.rows import Measured, row_of, sentences
 from vggdeploy.bench.stats import compared
 from vggdeploy.bundle import Bundle
 from vggdeploy.records import BenchRow
 from vggdeploy.types import Device, SpeedOutcome, Verdict
 
-OPENED = Opened(load_ms=5.0, first_ms=1.0, answered=0, peak_rss=10**8, sha256="a" * 64, size=1000, threads=2)
-FINE = Checked(verdict=Verdict.PASS)
-QUIET = Turned(nanoseconds=(1_000_000,) * 50, cpu_seconds=0.1, others=0.0, joules=0.5, megahertz=3000.0)
+OPENED = OpenReply(load_ms=5.0, first_ms=1.0, answered=0, peak_rss=10**8, sha256="a" * 64, size=1000, threads=2)
+FINE = CheckReply(verdict=Verdict.PASS)
+QUIET = TurnReply(nanoseconds=(1_000_000,) * 50, cpu_seconds=0.1, others=0.0, joules=0.5, megahertz=3000.0)
 
 
-def measured(bundle: Bundle, *turns: Turned, batch: int = 1, device: str = "cpu", **how) -> Measured:
+def measured(bundle: Bundle, *turns: TurnReply, batch: int = 1, device: str = "cpu", **how) -> Measured:
     entry = Entry(bundle, bundle.manifest.variant("onnx-fp32"), Device.parse(device), "onnx-fp32")
     return Measured(entry, batch, OPENED, how.pop("checked", FINE), turns=list(turns or [QUIET] * 3), **how)
 
 
-def row(bundle: Bundle, *turns: Turned, asked: int = 90, **how) -> BenchRow:
+def row(bundle: Bundle, *turns: TurnReply, asked: int = 90, **how) -> BenchRow:
     one = measured(bundle, *turns, **how)
     return row_of(one, one, asked)
 
 
-def like(**changes) -> Turned:
+def like(**changes) -> TurnReply:
     return msgspec.structs.replace(QUIET, **changes)
 
 
@@ -55,7 +55,7 @@ def test_a_quiet_machine_gives_a_valid_row(bundle: Bundle) -> None:
         ([QUIET, QUIET, like(gpu_others=0.3)], "busy GPU: other processes used 30%"),
     ],
 )
-def test_each_fact_voids_the_row_with_its_reason(bundle: Bundle, turns: list[Turned], reason: str) -> None:
+def test_each_fact_voids_the_row_with_its_reason(bundle: Bundle, turns: list[TurnReply], reason: str) -> None:
     found = row(bundle, *turns)
     assert not found.valid
     [only] = found.reasons
@@ -87,7 +87,7 @@ def test_what_the_machine_says_voids_every_row(bundle: Bundle) -> None:
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_a_wrong_output_fails_the_variant_too(bundle: Bundle, where: str) -> None:
     wrong = ("wrong output: no",)
-    how = {"checked": Checked(verdict=Verdict.FAIL, reasons=wrong)} if where == "before" else {"wrong": wrong}
+    how = {"checked": CheckReply(verdict=Verdict.FAIL, reasons=wrong)} if where == "before" else {"wrong": wrong}
     found = row(bundle, **how)
     assert not found.valid
     assert found.verdict is Verdict.FAIL

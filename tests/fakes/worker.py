@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 
-from vggdeploy.bench.messages import Start
+from vggdeploy.bench.messages import StartRequest
 from vggdeploy.bench.worker import Desk
 
 
 class InlineWorker:
     """What `vggdeploy.bench.crew.Worker` does, without its process."""
 
-    def __init__(self, start: Start, descriptor: int) -> None:
+    def __init__(self, start: StartRequest, descriptor: int) -> None:
         self.spawned, self.pid = time.monotonic_ns(), os.getpid()
         self._desk = Desk(start)
 

@@ -20,10 +20,10 @@ from vggdeploy.export.bundle import ExportOptions, export_bundle
 from vggdeploy.model.layers import summarise
 from vggdeploy.model.weights import load_model
 from vggdeploy.optimize import fine_tune as restructure
-from vggdeploy.optimize.held_out import HeldOut, unpack
+from vggdeploy.optimize.held_out import HeldOut
 from vggdeploy.optimize.steps.structure import low_rank_checkpoint, prune_checkpoint, quantisation_aware_checkpoint
 from vggdeploy.optimize.steps.widths import macs_of
-from vggdeploy.optimize.tuning import Tuning, TuningJob
+from vggdeploy.optimize.tuning import Tuning, TuningJob, unpack
 from vggdeploy.records import StepRecord, to_json
 from vggdeploy.system.optional import installed
 from vggdeploy.train.loop import train

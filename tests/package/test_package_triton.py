@@ -158,7 +158,7 @@ def test_a_file_that_is_no_engine_is_refused(own_bundle: Path, tmp_path: Path) -
         (["onnx-fp32"], {"name": "../up"}, "cannot name a model"),
         (["onnx-fp32"], {"max_batch": 257}, "largest batch of 257"),
         (["onnx-fp32"], {"max_batch": 0}, "largest batch of 0"),
-        (["onnx-fp32"], {"instances": 0}, "0 instances"),
+        (["onnx-fp32"], {"instances": 0}, "number of instances cannot be 0"),
         (["onnx-fp23"], {}, "unknown variant"),
     ],
 )

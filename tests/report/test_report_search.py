@@ -11,7 +11,7 @@ import pytest
 
 from vggdeploy.cli.app import run
 from vggdeploy.records import AccuracyDrop, Candidate, Goal, Machine, Point, SearchReport, Trial, to_json
-from vggdeploy.report import search
+from vggdeploy.report import findings
 from vggdeploy.types import Precision
 
 
@@ -65,7 +65,7 @@ FOUND = SearchReport(
 
 
 def test_the_picture_has_every_candidate_and_marks_the_winner() -> None:
-    rows = search.points(FOUND)
+    rows = findings.search_points(FOUND)
     assert [(r["label"], r["speed"], r["chosen"]) for r in rows] == [
         ("openvino-int8, trial 2", 42.5, True),
         ("onnx-<script>, trial 1", 3.0, False),
@@ -80,9 +80,11 @@ def test_what_was_not_measured_is_drawn_by_its_cost_and_told() -> None:
     gpu = msgspec.structs.replace(
         FOUND, measured=False, front=front, goal=Goal(accuracy_drop=0.005, target="tensorrt-rtx:sm89")
     )
-    assert [r["speed"] for r in search.points(gpu)] == [2.0]
-    assert "tensorrt-rtx:sm89 was not measured: candidates are ranked by what they compute" in search.words(gpu)
-    assert "not measured" not in search.words(FOUND)
+    assert [r["speed"] for r in findings.search_points(gpu)] == [2.0]
+    assert "tensorrt-rtx:sm89 was not measured: candidates are ranked by what they compute" in findings.search_words(
+        gpu
+    )
+    assert "not measured" not in findings.search_words(FOUND)
 
 
 @pytest.mark.parametrize("suffix", ["html", "md", "csv"])

@@ -105,17 +105,17 @@ def _bench_rows(bundles: Bundles) -> dict[str, Case]:
 
     from vggdeploy.bench.candidates import Candidate, Entry, judge_golden
     from vggdeploy.bench.interference import Counters
-    from vggdeploy.bench.messages import Checked, Opened, Turned
+    from vggdeploy.bench.messages import CheckReply, OpenReply, TurnReply
     from vggdeploy.bench.rows import Measured, row_of, sentences
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.bench import _exit_code
     from vggdeploy.runtime import open_session
     from vggdeploy.types import Device, Verdict
 
-    opened = Opened(load_ms=5, first_ms=1, answered=0, peak_rss=1, sha256="a" * 64, size=9, threads=2)
-    quiet = Turned(nanoseconds=(1_000_000,) * 50, cpu_seconds=0.1, others=0.0, joules=0.5, megahertz=3000.0)
+    opened = OpenReply(load_ms=5, first_ms=1, answered=0, peak_rss=1, sha256="a" * 64, size=9, threads=2)
+    quiet = TurnReply(nanoseconds=(1_000_000,) * 50, cpu_seconds=0.1, others=0.0, joules=0.5, megahertz=3000.0)
 
-    def decided(path: Path, *turns: Turned, drifts: bool = False, swapped: int = 0) -> Any:
+    def decided(path: Path, *turns: TurnReply, drifts: bool = False, swapped: int = 0) -> Any:
         bundle = Bundle.open(path)
         entry = Entry(bundle, bundle.manifest.variant("onnx-fp32"), Device(), "onnx-fp32")
         with open_session(bundle, entry.variant, threads=1) as session:
@@ -125,9 +125,9 @@ def _bench_rows(bundles: Bundles) -> dict[str, Case]:
             candidate.call()
             wrong = candidate.repeat()
         doubts, unchecked = Counters(swapped, None).doubts(Counters(0, None))
-        checked = Checked(verdict=verdict, reasons=reasons)
+        checked = CheckReply(verdict=verdict, reasons=reasons)
         one = Measured(entry, 1, opened, checked, list(turns), wrong, doubts, unchecked)
-        base = Measured(entry, 1, opened, Checked(verdict=Verdict.PASS), [quiet] * 3)
+        base = Measured(entry, 1, opened, CheckReply(verdict=Verdict.PASS), [quiet] * 3)
         row = row_of(one, base, 90)
         report = bench(row_of(base, base, 90), row)
         sentences(report.rows)

@@ -218,7 +218,7 @@ def test_what_a_backend_without_a_gpu_lacks_is_said(small_bundle: Bundle) -> Non
 
 
 def test_options_of_a_gpu_are_checked() -> None:
-    with pytest.raises(UsageError, match="0 contexts"):
+    with pytest.raises(UsageError, match="number of contexts cannot be 0"):
         GpuOptions(contexts=0)
     with pytest.raises(UsageError, match="CUDA graphs"):
         GpuOptions(graph_batches=(0,))

@@ -203,7 +203,7 @@ def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_threads_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="0 threads"):
+    with pytest.raises(UsageError, match="number of threads cannot be 0"):
         train(QUICK, output=tmp_path / "ckpt", options=TrainOptions(threads=0))
 
 

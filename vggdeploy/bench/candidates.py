@@ -11,7 +11,7 @@ from math import gcd
 import numpy as np
 
 from vggdeploy.bench.interference import CpuWatch, Rapl, megahertz
-from vggdeploy.bench.messages import Turned
+from vggdeploy.bench.messages import TurnReply
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError
 from vggdeploy.parity import check_golden
@@ -60,7 +60,7 @@ class Candidate:
         self._last = feeds, found
         return taken
 
-    def turn(self, seconds: float) -> Turned:
+    def turn(self, seconds: float) -> TurnReply:
         """Calls for ``seconds``, `MIN_CALLS` at least, after a pause and a warm-up. The energy is the CPU's."""
         time.sleep(SETTLE_SECONDS)
         for _ in range(WARMUP_CALLS):
@@ -72,7 +72,7 @@ class Candidate:
         while len(times) < MIN_CALLS or time.perf_counter() < end:
             times.append(self.call())
         used = time.process_time() - cpu
-        return Turned(
+        return TurnReply(
             nanoseconds=tuple(times),
             cpu_seconds=used,
             joules=rapl.since(joules),

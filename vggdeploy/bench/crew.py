@@ -23,17 +23,17 @@ from vggdeploy import errors
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.messages import (
     Answer,
-    Check,
-    Checked,
-    Failed,
-    Finish,
-    Finished,
-    Open,
-    Opened,
+    CheckReply,
+    CheckRequest,
+    FailureReply,
+    FinishReply,
+    FinishRequest,
+    OpenReply,
+    OpenRequest,
     Request,
-    Start,
-    Turn,
-    Turned,
+    StartRequest,
+    TurnReply,
+    TurnRequest,
 )
 from vggdeploy.errors import VggdeployError, one_line
 from vggdeploy.parity.reference import Array
@@ -47,7 +47,7 @@ A = TypeVar("A")
 class Worker:
     """One process that measures. ``spawned`` is the monotonic clock, in nanoseconds, right before its start."""
 
-    def __init__(self, start: Start, descriptor: int) -> None:
+    def __init__(self, start: StartRequest, descriptor: int) -> None:
         self._decoder = msgspec.json.Decoder(Answer)
         self._said = tempfile.TemporaryFile(prefix="vggdeploy-worker-")  # noqa: SIM115  # closed by close()
         self.spawned = time.monotonic_ns()
@@ -76,7 +76,7 @@ class Worker:
         if not line.endswith(b"\n"):
             raise self._death()
         found = self._decoder.decode(line)
-        if isinstance(found, Failed):
+        if isinstance(found, FailureReply):
             raise _error(found)
         assert isinstance(found, answer)  # noqa: S101  # the worker is this version's
         return found
@@ -130,7 +130,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def _error(found: Failed) -> VggdeployError:
+def _error(found: FailureReply) -> VggdeployError:
     """The worker's error as it was: its class has the exit code."""
     kind = getattr(errors, found.kind, VggdeployError)
     error: VggdeployError = kind(found.cause, found.hint)
@@ -157,11 +157,11 @@ class Crew:
         batches: Sequence[int],
         threads: int | None = None,
         pin: Sequence[int] = (),
-        spawn: Callable[[Start, int], Worker] | None = None,
+        spawn: Callable[[StartRequest, int], Worker] | None = None,
     ) -> None:
         self._batches = tuple(batches)
         self._images = images
-        self._start = Start(pool="", threads=threads, pin=tuple(pin))
+        self._start = StartRequest(pool="", threads=threads, pin=tuple(pin))
         self._spawn = spawn or Worker
         self._workers: dict[str, Worker] = {}
         self._stack = ExitStack()
@@ -183,13 +183,13 @@ class Crew:
                 worker.close(kill=True)
             self._stack.close()
 
-    def open(self, entry: Entry) -> tuple[Opened, FreshStart]:
+    def open(self, entry: Entry) -> tuple[OpenReply, FreshStart]:
         """Open an entry in its backend's worker, and measure the start of a process that runs this entry alone.
 
         The first entry of a backend finds its worker fresh; for the others a process of their own is started first.
         """
         backend = backend_for(entry.variant).name
-        request = Open(
+        request = OpenRequest(
             name=entry.name,
             bundle=str(entry.bundle.root),
             variant=entry.variant.name,
@@ -199,34 +199,34 @@ class Crew:
         )
         if backend not in self._workers:
             worker = self._workers[backend] = self._spawn(self._start, self._descriptor)
-            opened = worker.ask(request, Opened)
+            opened = worker.ask(request, OpenReply)
             return opened, self._fresh(entry, worker, opened)
         alone = self._spawn(self._start, self._descriptor)
         try:
-            fresh = self._fresh(entry, alone, alone.ask(request, Opened))
+            fresh = self._fresh(entry, alone, alone.ask(request, OpenReply))
         except BaseException:
             alone.close(kill=True)
             raise
         alone.close()
-        return self._workers[backend].ask(request, Opened), fresh
+        return self._workers[backend].ask(request, OpenReply), fresh
 
-    def check(self, entry: Entry) -> Checked:
+    def check(self, entry: Entry) -> CheckReply:
         """The golden pair, and an answer to compare with after the measurement."""
-        return self._worker(entry).ask(Check(name=entry.name), Checked)
+        return self._worker(entry).ask(CheckRequest(name=entry.name), CheckReply)
 
-    def turn(self, entry: Entry, batch: int, seconds: float) -> Turned:
+    def turn(self, entry: Entry, batch: int, seconds: float) -> TurnReply:
         """One turn of an entry; every other worker sleeps."""
         ours = (os.getpid(), *(worker.pid for worker in self._workers.values()))
-        return self._worker(entry).ask(Turn(name=entry.name, batch=batch, seconds=seconds, ours=ours), Turned)
+        return self._worker(entry).ask(TurnRequest(name=entry.name, batch=batch, seconds=seconds, ours=ours), TurnReply)
 
-    def finish(self, entry: Entry, batch: int, seconds: float) -> Finished:
+    def finish(self, entry: Entry, batch: int, seconds: float) -> FinishReply:
         """The outputs once more, and where the host's time goes."""
-        return self._worker(entry).ask(Finish(name=entry.name, batch=batch, seconds=seconds), Finished)
+        return self._worker(entry).ask(FinishRequest(name=entry.name, batch=batch, seconds=seconds), FinishReply)
 
     def _worker(self, entry: Entry) -> Worker:
         return self._workers[backend_for(entry.variant).name]
 
-    def _fresh(self, entry: Entry, worker: Worker, opened: Opened) -> FreshStart:
+    def _fresh(self, entry: Entry, worker: Worker, opened: OpenReply) -> FreshStart:
         return FreshStart(
             variant=entry.name,
             backend=backend_for(entry.variant).name,

@@ -11,7 +11,7 @@ from vggdeploy.records import HostTimes, LoadAnswers
 from vggdeploy.types import Verdict
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first message: where the pool of inputs lies, and what to compute with.
 
     ``pool`` is a path of a ``.npy`` file: of an open descriptor that the worker has inherited. ``pin`` are the CPUs to
@@ -23,7 +23,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pin: tuple[int, ...] = ()
 
 
-class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Open a variant of a bundle, and answer one batch of each size. Later requests call it ``name``. ``threads``: where
     they are not those of the start."""
 
@@ -35,7 +35,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     threads: int | None = None
 
 
-class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class OpenReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """``answered`` is the monotonic clock, in nanoseconds, at the first answer; ``peak_rss`` bytes after a batch of each
     size, None where the system does not tell; ``size`` the bytes of the variant's files."""
 
@@ -48,20 +48,20 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     threads: int
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Run the golden pair through an open variant, and make it ready for turns."""
 
     name: str
 
 
-class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class CheckReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """``reasons`` only where the golden pair is missed here: then ``verdict`` is ``fail``."""
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class TurnRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Measure a variant at one batch size for some seconds. ``ours`` are the process ids of this measurement."""
 
     name: str
@@ -70,7 +70,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ours: tuple[int, ...] = ()
 
 
-class Turned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class TurnReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The calls of one turn, and what else was seen while they ran.
 
     ``others`` is the share of the cores that other processes used, ``cpu_seconds`` what this one used on all of them,
@@ -88,7 +88,7 @@ class Turned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     not_checked: tuple[str, ...] = ()
 
 
-class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class FinishRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Check the outputs once more, and take a call of the engine apart for some seconds."""
 
     name: str
@@ -96,25 +96,25 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     seconds: float
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class FinishReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """``wrong`` says which outputs are others than before; such a variant fails."""
 
     wrong: tuple[str, ...] = ()
     host: HostTimes | None = None
 
 
-class Gauge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class GaugeRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """How many samples a second does a variant answer when it does nothing else?"""
 
     name: str
     batch: int
 
 
-class Gauged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class GaugeReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     qps: float
 
 
-class RunLoad(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Have LoadGen issue a load, on distinct samples or on a repeated one. The answer is `Issued`."""
 
     name: str
@@ -122,18 +122,18 @@ class RunLoad(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     samples: Literal["unique", "same"]
 
 
-class AskAll(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class AnswersRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Have LoadGen ask every image under a load, and check what comes back."""
 
     name: str
     load: Load
 
 
-class AllAsked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class AnswersReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     answers: LoadAnswers
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class FailureReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An error instead of an answer: its class in `vggdeploy.errors`, cause and remedy. ``trace`` is for ``--debug``."""
 
     kind: str
@@ -142,5 +142,14 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     trace: str
 
 
-Request = Start | Open | Check | Turn | Finish | Gauge | RunLoad | AskAll
-Answer = Opened | Checked | Turned | Finished | Gauged | Issued | AllAsked | Failed
+Request = (
+    StartRequest
+    | OpenRequest
+    | CheckRequest
+    | TurnRequest
+    | FinishRequest
+    | GaugeRequest
+    | LoadRequest
+    | AnswersRequest
+)
+Answer = OpenReply | CheckReply | TurnReply | FinishReply | GaugeReply | Issued | AnswersReply | FailureReply

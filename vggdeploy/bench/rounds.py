@@ -68,7 +68,7 @@ def measure(
 ) -> Comparison:
     """Latency and throughput of each entry at each batch size; the first entry is the baseline.
 
-    Each backend has a process of its own. They take turns, and who has none sleeps.
+    Each backend has a process of its own. They take turns; a worker without a turn sleeps.
 
     Args:
         images: the pool of distinct inputs, as the graph wants them. Batches walk through it.

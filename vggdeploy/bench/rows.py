@@ -9,7 +9,7 @@ import numpy as np
 
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.interference import BUSY_LIMIT, FREQUENCY_LIMIT
-from vggdeploy.bench.messages import Checked, Opened, Turned
+from vggdeploy.bench.messages import CheckReply, OpenReply, TurnReply
 from vggdeploy.bench.stats import calls_needed, compared, drift, percentile, quantiles, ratio_interval
 from vggdeploy.records import BenchRow, HostTimes
 from vggdeploy.runtime import backend_for
@@ -24,9 +24,9 @@ class Measured:
 
     entry: Entry
     batch: int
-    opened: Opened
-    checked: Checked
-    turns: list[Turned] = field(default_factory=list)
+    opened: OpenReply
+    checked: CheckReply
+    turns: list[TurnReply] = field(default_factory=list)
     wrong: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()

@@ -20,23 +20,23 @@ import numpy as np
 
 from vggdeploy.bench.interference import peak_rss
 from vggdeploy.bench.messages import (
-    AllAsked,
     Answer,
-    AskAll,
-    Check,
-    Checked,
-    Failed,
-    Finish,
-    Finished,
-    Gauge,
-    Gauged,
-    Open,
-    Opened,
+    AnswersReply,
+    AnswersRequest,
+    CheckReply,
+    CheckRequest,
+    FailureReply,
+    FinishReply,
+    FinishRequest,
+    GaugeReply,
+    GaugeRequest,
+    LoadRequest,
+    OpenReply,
+    OpenRequest,
     Request,
-    RunLoad,
-    Start,
-    Turn,
-    Turned,
+    StartRequest,
+    TurnReply,
+    TurnRequest,
 )
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
@@ -61,7 +61,7 @@ class _Opening:
 class Desk:
     """Answers requests: the open sessions of one process, and their candidates by batch size."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: StartRequest) -> None:
         if start.pin:
             os.sched_setaffinity(0, start.pin)
         self._threads = start.threads
@@ -72,15 +72,15 @@ class Desk:
 
     def answer(self, request: Request) -> Answer:
         match request:
-            case Open():
+            case OpenRequest():
                 return self._open(request)
-            case Check():
+            case CheckRequest():
                 return self._check(request)
-            case Turn():
+            case TurnRequest():
                 return self._turn(request)
-            case Finish():
+            case FinishRequest():
                 return self._finish(request)
-            case Gauge() | RunLoad() | AskAll():
+            case GaugeRequest() | LoadRequest() | AnswersRequest():
                 return self._load(request)
         raise VggdeployError(f"{type(request).__name__} is no request to a worker that has started")
 
@@ -88,7 +88,7 @@ class Desk:
         """Close every session: a library may save what it compiled."""
         self._stack.close()
 
-    def _open(self, request: Open) -> Opened:
+    def _open(self, request: OpenRequest) -> OpenReply:
         bundle, device = Bundle.open(request.bundle, only=[request.variant]), Device.parse(request.device)
         variant = bundle.manifest.variant(request.variant)
         runnable(variant, device)  # imports the library: that is part of a cold start, and not of a load
@@ -102,7 +102,7 @@ class Desk:
         for batch in request.batches[1:]:
             session.run({name: self._images[:batch]})
         self._opened[request.name] = _Opening(bundle, variant, device, session, request.batches)
-        return Opened(
+        return OpenReply(
             load_ms=(ready - start) / 1e6,
             first_ms=(answered - ready) / 1e6,
             answered=answered,
@@ -112,7 +112,7 @@ class Desk:
             threads=threads or usable_cores(),
         )
 
-    def _check(self, request: Check) -> Checked:
+    def _check(self, request: CheckRequest) -> CheckReply:
         from vggdeploy.bench.candidates import Candidate, judge_golden  # here: it is no part of a cold start
 
         one = self._opened[request.name]
@@ -120,55 +120,57 @@ class Desk:
         tolerance = one.bundle.manifest.thresholds[one.variant.precision].relative_l2
         for batch in one.batches:
             self._candidates[request.name, batch] = Candidate(one.session, self._images, batch, tolerance=tolerance)
-        return Checked(verdict=verdict, reasons=reasons)
+        return CheckReply(verdict=verdict, reasons=reasons)
 
-    def _turn(self, request: Turn) -> Turned:
+    def _turn(self, request: TurnRequest) -> TurnReply:
         candidate, device = self._candidates[request.name, request.batch], self._opened[request.name].device
         if device.kind == "cpu":
-            turned: Turned = candidate.turn(request.seconds)
+            turned: TurnReply = candidate.turn(request.seconds)
             return turned
         from vggdeploy.bench.gpu.nvml import gpu_turn  # here: a CPU needs neither NVML nor CUDA
 
         return gpu_turn(candidate, request.seconds, device, request.ours)
 
-    def _finish(self, request: Finish) -> Finished:
+    def _finish(self, request: FinishRequest) -> FinishReply:
         from vggdeploy.bench.host import MAX_IMAGES, encoded, host_times
         from vggdeploy.engine.engine import Engine
-        from vggdeploy.engine.loading import Opened as Loaded
+        from vggdeploy.engine.loading import OpenVariant
 
         wrong = self._candidates[request.name, request.batch].repeat()
         one = self._opened[request.name]
-        engine = Engine(Loaded(one.bundle, one.variant, one.session, one.device))
+        engine = Engine(OpenVariant(one.bundle, one.variant, one.session, one.device))
         files = encoded(self._images[:MAX_IMAGES], one.bundle.manifest.preprocess)
-        return Finished(wrong=wrong, host=host_times(engine, files, request.batch, request.seconds))
+        return FinishReply(wrong=wrong, host=host_times(engine, files, request.batch, request.seconds))
 
-    def _load(self, request: Gauge | RunLoad | AskAll) -> Answer:
+    def _load(self, request: GaugeRequest | LoadRequest | AnswersRequest) -> Answer:
         from vggdeploy.bench.loadgen import answers, drive  # here: only scenarios need LoadGen
         from vggdeploy.parity.reference import golden_reference
 
         one, images = self._opened[request.name], np.asarray(self._images)
         match request:
-            case Gauge():
-                return Gauged(qps=drive.capacity(one.session, images, request.batch))
-            case RunLoad():
+            case GaugeRequest():
+                return GaugeReply(qps=drive.capacity(one.session, images, request.batch))
+            case LoadRequest():
                 return drive.issue(one.session, images, request.load, request.samples)
-            case AskAll():
+            case AnswersRequest():
                 thresholds = one.bundle.manifest.thresholds[one.variant.precision]
                 golden = golden_reference(one.bundle)
-                return AllAsked(answers=answers.check_answers(one.session, golden, images, request.load, thresholds))
+                return AnswersReply(
+                    answers=answers.check_answers(one.session, golden, images, request.load, thresholds)
+                )
 
 
-def failed(error: BaseException) -> Failed:
+def failed(error: BaseException) -> FailureReply:
     """An error as a message. What is no error of ours is a bug, and says so."""
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, VggdeployError):
-        return Failed(kind=type(error).__name__, cause=error.cause, hint=error.hint, trace=trace)
+        return FailureReply(kind=type(error).__name__, cause=error.cause, hint=error.hint, trace=trace)
     if isinstance(error, MemoryError):
-        return Failed(
+        return FailureReply(
             kind="VggdeployError", cause="out of memory", hint="use a smaller batch or a larger machine", trace=trace
         )
     hint = "this is a bug: run again with --debug and report it"
-    return Failed(kind="VggdeployError", cause=f"{type(error).__name__}: {error}", hint=hint, trace=trace)
+    return FailureReply(kind="VggdeployError", cause=f"{type(error).__name__}: {error}", hint=hint, trace=trace)
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -179,7 +181,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         for line in requests:
             try:
                 request = decoder.decode(line)
-                if isinstance(request, Start):
+                if isinstance(request, StartRequest):
                     desk = Desk(request)
                     continue
                 if desk is None:

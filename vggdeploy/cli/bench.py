@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from vggdeploy.cli import render
 from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Modes, Rebuild, Threads, check_modes
-from vggdeploy.report.tables import GPU_LOADS, GPU_TIMES, grid
 
 if TYPE_CHECKING:
     from vggdeploy.bench.run import BenchPlan
@@ -169,6 +168,8 @@ def run_gpu(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool)
 
 def show_gpu(report: GpuReport) -> None:
     """Where the time of a batch goes, then what several streams reach, with the reasons of what does not count."""
+    from vggdeploy.report.tables import GPU_LOADS, GPU_TIMES, grid
+
     out = render.out.print
     roof = f"roof {report.roof.tera_ops:,.0f} TOP/s" if report.roof else f"no roof: {report.roof_missing}"
     out(f"[bold]{escape(report.variant)}[/] on {escape(report.gpu)} ({report.capability}), {escape(roof)}")

@@ -134,7 +134,7 @@ def samples_from(text: str) -> int | None:
     if text.strip().lower() == "all":
         return None
     if not text.strip().isdecimal() or len(text.strip()) > 12 or int(text) < 1:
-        raise UsageError(f"--samples {text}", "give a number of images, at least 1, or all")
+        raise UsageError(f"--samples is {text}", "give a number of images, at least 1, or all")
     return int(text)
 
 

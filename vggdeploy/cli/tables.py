@@ -211,10 +211,7 @@ def _matrix(report: EvaluationReport, counts: Sequence[Sequence[int]]) -> Grid:
     """Rows are true classes, columns predicted ones, by index."""
     columns = [Column("", "true ↓  predicted →", left=True), *(Column("", str(c.index)) for c in report.classes)]
     rows = [
-        [
-            Cell(_name(i, report.classes[i].label)),
-            *(Cell(str(n), light=Verdict.PASS if i == j else None) if n else Cell("·") for j, n in enumerate(row)),
-        ]
+        [Cell(_name(i, report.classes[i].label)), *(Cell(str(n) if n else "·") for n in row)]
         for i, row in enumerate(counts)
     ]
     return Grid("confusion matrix, images", tuple(columns), rows)

@@ -82,7 +82,7 @@ def run_on_ray(
 ) -> ClusterReport:
     """Embed or classify images on a Ray cluster, into ``directory``: ``part-000000.parquet`` and so on.
 
-    A directory that holds an unfinished run of the same job is gone on with. Every node has to find the bundle, the images
+    An unfinished run of the same job in the directory is resumed. Every node has to find the bundle, the images
     and the directory at the same paths.
 
     Args:

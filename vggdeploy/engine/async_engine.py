@@ -17,7 +17,7 @@ from PIL import Image
 from vggdeploy.bundle import Manifest
 from vggdeploy.engine.embedding import embedding
 from vggdeploy.engine.engine import Engine, graph_input
-from vggdeploy.engine.lifetime import Health, Held
+from vggdeploy.engine.lifetime import Health, Lease
 from vggdeploy.engine.microbatch import BatchDone, MicroBatcher, Ticket
 from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities
 from vggdeploy.errors import DeadlineError, InputError, UsageError
@@ -277,7 +277,7 @@ class AsyncEngine:
         except BaseException as error:  # it fails alone, and who waits for it is told
             self._batcher.fail(ticket, error)
 
-    def _run(self, held: Held, arrays: Sequence[Array]) -> list[Outputs]:
+    def _run(self, held: Lease, arrays: Sequence[Array]) -> list[Outputs]:
         """One batch, in the batcher's thread; the answer of each request owns its memory."""
         batch = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         rows = len(batch)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.bundle.trust import Trust
 from vggdeploy.engine.embedding import embedding
-from vggdeploy.engine.lifetime import Health, Held, Holder
-from vggdeploy.engine.loading import LoadOptions, Opened, open_best
+from vggdeploy.engine.lifetime import Health, Holder, Lease
+from vggdeploy.engine.loading import LoadOptions, OpenVariant, open_best
 from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities, softmax
 from vggdeploy.errors import UsageError
 from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
@@ -34,7 +34,7 @@ class Engine:
     Every method may be called from any number of threads.
     """
 
-    def __init__(self, opened: Opened, options: LoadOptions = LoadOptions()) -> None:
+    def __init__(self, opened: OpenVariant, options: LoadOptions = LoadOptions()) -> None:
         self._holder = Holder(opened)
         self._options = options
         self._warm: tuple[int, ...] = ()
@@ -115,11 +115,11 @@ class Engine:
             raise
         self._holder.replace(opened)
 
-    def hold(self) -> Held:
+    def hold(self) -> Lease:
         """The present variant, kept open through a reload until `release` gives it back: for what spans threads."""
         return self._holder.take()
 
-    def release(self, held: Held, error: BaseException | None = None) -> None:
+    def release(self, held: Lease, error: BaseException | None = None) -> None:
         """Give back what `hold` gave, with the error that came of it, if any."""
         self._holder.give(held, error)
 
@@ -195,14 +195,14 @@ class Engine:
         return np.concatenate([vectors.empty(), *parts])
 
 
-def _batches(opened: Opened, images: Any) -> Iterator[dict[str, Array]]:
+def _batches(opened: OpenVariant, images: Any) -> Iterator[dict[str, Array]]:
     manifest = opened.bundle.manifest
     rest = iter([images] if _is_one(images) else images)
     while batch := list(islice(rest, opened.variant.batch.opt)):
         yield run_batch(opened.session, graph_input(manifest, prepare_batch(batch, manifest.preprocess)))
 
 
-def _warm_up(opened: Opened, sizes: Iterable[int]) -> None:
+def _warm_up(opened: OpenVariant, sizes: Iterable[int]) -> None:
     spec, limits = opened.bundle.manifest.input, opened.variant.batch
     for size in sizes:
         if not 1 <= size <= limits.max:

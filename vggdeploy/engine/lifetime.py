@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vggdeploy.engine.loading import Opened
+from vggdeploy.engine.loading import OpenVariant
 from vggdeploy.errors import InputError, UsageError, VggdeployError
 from vggdeploy.records import Record
 
@@ -33,10 +33,10 @@ class Health(Record, frozen=True, kw_only=True):
     seconds_open: float
 
 
-class Held:
+class Lease:
     """One open variant and how many requests use it. Its session is closed when it was retired and nobody uses it."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenVariant) -> None:
         self.opened = opened
         self.users = 0
         self.retired = False
@@ -45,9 +45,9 @@ class Held:
 class Holder:
     """What requests are given: the present variant. All methods may be called from any thread."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenVariant) -> None:
         self._lock = threading.Lock()
-        self._held = Held(opened)
+        self._held = Lease(opened)
         self._closed = False
         self._process = os.getpid()
         self.opened_at = time.monotonic()
@@ -57,7 +57,7 @@ class Holder:
         self.last_failure = ""
 
     @property
-    def present(self) -> Opened:
+    def present(self) -> OpenVariant:
         return self._held.opened
 
     @property
@@ -86,7 +86,7 @@ class Holder:
                 seconds_open=round(time.monotonic() - self.opened_at, 3),
             )
 
-    def take(self) -> Held:
+    def take(self) -> Lease:
         """The present variant, which stays open until it is given back.
 
         Raises:
@@ -104,7 +104,7 @@ class Holder:
             self._held.users += 1
             return self._held
 
-    def give(self, held: Held, error: BaseException | None = None) -> None:
+    def give(self, held: Lease, error: BaseException | None = None) -> None:
         """Give back what was taken, with the error that came of it, if any."""
         with self._lock:
             held.users -= 1
@@ -119,7 +119,7 @@ class Holder:
             _free(held)
 
     @contextmanager
-    def use(self) -> Iterator[Held]:
+    def use(self) -> Iterator[Lease]:
         """`take` and `give` around a block."""
         held = self.take()
         try:
@@ -129,13 +129,13 @@ class Holder:
             raise
         self.give(held)
 
-    def replace(self, opened: Opened) -> None:
+    def replace(self, opened: OpenVariant) -> None:
         """From now on requests get ``opened``; what they had so far is freed after the last of them.
 
         Raises:
             VggdeployError: it was closed meanwhile; ``opened`` is then freed.
         """
-        fresh = Held(opened)
+        fresh = Lease(opened)
         with self._lock:
             closed, old = self._closed, self._held
             if not closed:
@@ -163,5 +163,5 @@ class Holder:
             _free(self._held)
 
 
-def _free(held: Held) -> None:
+def _free(held: Lease) -> None:
     held.opened.session.__exit__(None, None, None)

@@ -29,7 +29,7 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenVariant:
     """An entered session of a variant. ``bundle`` is the one on disk, with what was added to it."""
 
     bundle: Bundle
@@ -60,7 +60,7 @@ class LoadOptions:
         return self.rebuild if callable(self.rebuild) else silent
 
 
-def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()) -> Opened:
+def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()) -> OpenVariant:
     """What `vggdeploy.load` opens; its errors."""
     if options.verify not in VERIFY:
         raise unknown_name("time to verify", options.verify, VERIFY)
@@ -87,7 +87,7 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
     raise ParityError(f"no variant of {path} could be proven here: {'; '.join(refused)}", "run: vggdeploy verify")
 
 
-def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> Opened:
+def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> OpenVariant:
     session = open_session(bundle, variant, device=device, threads=threads)
     with ExitStack() as keep:
         keep.enter_context(session)
@@ -98,7 +98,7 @@ def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None,
             if verify == "always" or not proofs.passed():
                 proofs.keep(_prove(session, bundle, variant, device, sha256))
         keep.pop_all()  # it stays open
-    return Opened(bundle, variant, session, device)
+    return OpenVariant(bundle, variant, session, device)
 
 
 def _prove(session: CheckedSession, bundle: Bundle, variant: Variant, device: Device, sha256: str) -> ParityRecord:
@@ -128,7 +128,7 @@ def _here(variant: Variant, device: Device) -> dict[str, str]:
     }
 
 
-def _rebuild_first(bundle: Bundle, options: LoadOptions) -> Opened | None:
+def _rebuild_first(bundle: Bundle, options: LoadOptions) -> OpenVariant | None:
     """The engine that was asked for, rebuilt, when those in the bundle do not fit; None when there is nothing to do."""
     named = [options.variant] if options.variant else ()
     found = unfit(bundle, backend=options.backend, variants=named, device=options.where)
@@ -180,7 +180,7 @@ def rebuild_engine(
     *,
     threads: int | None = None,
     on_progress: OnProgress = silent,
-) -> Opened:
+) -> OpenVariant:
     """Build an engine for this machine from the bundle's ONNX, prove it on the golden pair, and add it to the bundle.
 
     Where the bundle cannot be written, the engine stays in the user's cache, and is found there the next time. So it does
@@ -220,7 +220,7 @@ def rebuild_engine(
                     added = add_engine(bundle, request, made, record, proof)
                     bundle, fresh = added.bundle, added.variant
             keep.pop_all()
-    return Opened(bundle, fresh, session, device)
+    return OpenVariant(bundle, fresh, session, device)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def evaluate(
     split = options.split
     check_split(split)
     if options.samples is not None and options.samples < 1:
-        raise UsageError(f"{options.samples} samples", "give at least 1")
+        raise UsageError(f"--samples is {options.samples}", "give at least 1")
     with open_model(
         Path(path), backend=options.backend, variant=options.variant, device=options.device, threads=options.threads
     ) as model:

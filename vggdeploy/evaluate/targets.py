@@ -66,7 +66,7 @@ def open_model(
         IncompatibleError, ParityError: it cannot run here, or does not compute what was trained.
     """
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads", "give at least 1")
+        raise UsageError(f"the number of threads cannot be {threads}", "give at least 1")
     if (path / MANIFEST_NAME).exists():
         opened = _bundle(path, backend, variant, device, threads)
     elif (path / CHECKPOINT_NAME).exists():

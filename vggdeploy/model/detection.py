@@ -39,10 +39,13 @@ class Backbone(nn.Module):
         last = len(model.spec.blocks)
         if not levels or any(a >= b for a, b in pairwise(levels)) or not (levels[0] >= 1 and levels[-1] <= last):
             raise UsageError(
-                f"levels {tuple(levels)}", f"give some of 1…{last}, in rising order, for example (3, 4, 5)"
+                f"the levels cannot be {tuple(levels)}",
+                f"give some of 1…{last}, in rising order, for example (3, 4, 5)",
             )
         if not 0 <= frozen <= levels[-1]:
-            raise UsageError(f"{frozen} frozen blocks", f"give 0…{levels[-1]}, the blocks that there are")
+            raise UsageError(
+                f"the number of frozen blocks cannot be {frozen}", f"give 0…{levels[-1]}, the blocks that there are"
+            )
         start = 0
         for number, end in enumerate(_block_ends(model.spec)[: levels[-1]], 1):
             self.add_module(f"block{number}", deepcopy(model.features[start:end]))

@@ -16,8 +16,8 @@ from vggdeploy.data.sources import get_dataset
 from vggdeploy.errors import TargetError, TrainingError
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
-from vggdeploy.optimize.held_out import DECIDES, HeldOut, Hits, origin_of, size_of
-from vggdeploy.optimize.tuning import Tuning, TuningJob
+from vggdeploy.optimize.held_out import DECIDES, HeldOut, origin_of, size_of
+from vggdeploy.optimize.tuning import Hits, Tuning, TuningJob
 from vggdeploy.records import AccuracyDrop, StepRecord, to_json
 from vggdeploy.system.files import (
     atomic_directory,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from vggdeploy.errors import CheckpointError, DataError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.layers import summarise
 from vggdeploy.model.vgg import VGG
-from vggdeploy.parity.metrics import paired_drop, top1
-from vggdeploy.parity.reference import Array
+from vggdeploy.optimize.tuning import Hits, pack, unpack
+from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import AccuracyDrop, OriginalNetwork, Size
-from vggdeploy.runtime import CheckedSession
-from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.spec import ModelSpec
 
 DECIDES, REPORTED = "validation", "test"
@@ -133,42 +130,3 @@ def _positions(count: int, spec: ModelSpec) -> Iterator[NDArray[np.int64]]:
 def _few(names: Any) -> str:
     shown = list(names)[:3]
     return ", ".join(shown) + (" …" if len(names) > len(shown) else "")
-
-
-Hits = NDArray[np.bool_]
-
-
-def hits_of(session: CheckedSession, batches: Iterable[tuple[Array, NDArray[np.int64]]]) -> Hits:
-    """Which images an open classifier has right, of batches as the graph wants them with their labels."""
-    found = []
-    for images, labels in batches:
-        chosen = top1(run_batch(session, images))
-        assert chosen is not None  # noqa: S101  # a classifier that we exported has logits
-        found.append(chosen == labels)
-    return np.concatenate(found)
-
-
-def pack(hits: Hits) -> str:
-    return base64.b64encode(np.packbits(hits).tobytes()).decode()
-
-
-def unpack(text: str, count: int) -> Hits | None:
-    """The reverse of `pack`; None where ``text`` is not of ``count`` images."""
-    data = _bits(text)
-    return data[:count] if data is not None and len(data) == 8 * -(-count // 8) else None
-
-
-def first_hits(origin: OriginalNetwork | None, dataset: str, split: str, count: int) -> Hits | None:
-    """Of the first ``count`` images of a split; None where they are not known: no step changed the network, or other
-    images."""
-    if origin is None or origin.dataset != dataset:
-        return None
-    data = _bits(origin.hits.get(split, ""))
-    return data[:count] if data is not None and len(data) >= count else None
-
-
-def _bits(text: str) -> Hits | None:
-    try:
-        return np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8)).astype(bool)
-    except ValueError:
-        return None

@@ -1,13 +1,22 @@
-"""What a change of structure needs beside its own numbers. Torch-free."""
+"""What a change of structure needs beside its own numbers, and which images the original network had right. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vggdeploy.errors import UsageError
+from vggdeploy.parity.metrics import top1
+from vggdeploy.parity.reference import Array
+from vggdeploy.records import OriginalNetwork
+from vggdeploy.runtime import CheckedSession
+from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.types import Device, OnProgress, silent
 
@@ -34,7 +43,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
-            raise UsageError(f"{self.epochs} epochs", "give 0 for no fine-tuning, or more")
+            raise UsageError(f"the number of epochs cannot be {self.epochs}", "give 0 for no fine-tuning, or more")
         Recipe(lr=self.lr, temperature=self.temperature, distill_weight=self.distill_weight, seed=self.seed)  # refuses
 
 
@@ -75,3 +84,42 @@ class Structure:
     ranks: int | Mapping[str, int] | None = None
     rank_keep: float | None = None
     job: TuningJob = TuningJob()
+
+
+Hits = NDArray[np.bool_]
+
+
+def hits_of(session: CheckedSession, batches: Iterable[tuple[Array, NDArray[np.int64]]]) -> Hits:
+    """Which images an open classifier has right, of batches as the graph wants them with their labels."""
+    found = []
+    for images, labels in batches:
+        chosen = top1(run_batch(session, images))
+        assert chosen is not None  # noqa: S101  # a classifier that we exported has logits
+        found.append(chosen == labels)
+    return np.concatenate(found)
+
+
+def pack(hits: Hits) -> str:
+    return base64.b64encode(np.packbits(hits).tobytes()).decode()
+
+
+def unpack(text: str, count: int) -> Hits | None:
+    """The reverse of `pack`; None where ``text`` is not of ``count`` images."""
+    data = _bits(text)
+    return data[:count] if data is not None and len(data) == 8 * -(-count // 8) else None
+
+
+def first_hits(origin: OriginalNetwork | None, dataset: str, split: str, count: int) -> Hits | None:
+    """Of the first ``count`` images of a split; None where they are not known: no step changed the network, or other
+    images."""
+    if origin is None or origin.dataset != dataset:
+        return None
+    data = _bits(origin.hits.get(split, ""))
+    return data[:count] if data is not None and len(data) >= count else None
+
+
+def _bits(text: str) -> Hits | None:
+    try:
+        return np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8)).astype(bool)
+    except ValueError:
+        return None

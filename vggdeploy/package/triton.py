@@ -45,7 +45,7 @@ def package_triton(order: Order) -> Made:
             f"'{name}' cannot name a model of Triton", "give letters, digits, '_', '-' and '.': --name vgg"
         )
     if order.instances is not None and order.instances < 1:
-        raise UsageError(f"{order.instances} instances", "give at least 1")
+        raise UsageError(f"the number of instances cannot be {order.instances}", "give at least 1")
     files = _files(variants)
     config = model_config(
         manifest, files, name=name, max_batch=_max_batch(order, variants), instances=order.instances or 1

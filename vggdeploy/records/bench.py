@@ -69,7 +69,7 @@ class CpuRoof(Record, frozen=True, kw_only=True):
 
 
 class Conditions(Record, frozen=True, kw_only=True):
-    """Under which conditions a report was measured. A counter is None where this machine has none.
+    """The conditions in which a report was measured. A counter is None where this machine has none.
 
     ``affinity``: the CPUs that the workers may use; ``pinned``, whether that was asked for. ``environment``: variables
     that libraries take thread counts and the like from. ``commit``: of the git repository in the current directory, with

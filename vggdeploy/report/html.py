@@ -7,7 +7,7 @@ from typing import Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import SearchReport
-from vggdeploy.report import search
+from vggdeploy.report import findings
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import RULE, Recommendation, recommend
 from vggdeploy.report.page import chart_html, grid_html, light_html, whole_page
@@ -114,7 +114,7 @@ def _won(report: SearchReport) -> str:
     return f"""<section class="card take">
 <h2>The search's winner</h2>
 <p class="name">{escape(one_line(name))}</p>
-<p>{escape(search.words(report))}</p>
+<p>{escape(findings.search_words(report))}</p>
 </section>"""
 
 

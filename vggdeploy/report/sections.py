@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, ScenarioRow
-from vggdeploy.report import grids, search
+from vggdeploy.report import findings, grids
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import pareto
 from vggdeploy.report.subjects import Cast
@@ -349,10 +349,10 @@ def _searches(results: Results) -> list[Section]:
         return []
     figures, found = [], []
     for report in results.searches:
-        rows = search.points(report)
+        rows = findings.search_points(report)
         if rows:
             draw = partial(_draw_front, rows, measured=report.measured)
-            figures.append(Figure(search.words(report), draw, one_line(report.bundle)))
+            figures.append(Figure(findings.search_words(report), draw, one_line(report.bundle)))
         found.append(grids.candidates(report))
     return [Section("search", "The search for the fastest", "", tuple(figures), tuple(found))]
 

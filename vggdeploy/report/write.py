@@ -13,7 +13,7 @@ from vggdeploy.errors import UsageError, one_line
 from vggdeploy.records import BenchReport, ParityReport, SearchReport
 from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
 from vggdeploy.records.evaluation import EvaluationReport
-from vggdeploy.report import search, tables
+from vggdeploy.report import findings, tables
 from vggdeploy.report.documents import GpuDetail, Result, Results, read_results
 from vggdeploy.report.findings import RULE, recommend
 from vggdeploy.report.pictures import need_plots
@@ -95,7 +95,7 @@ def markdown(results: Results, cast: Cast, *, title: str) -> str:
             name = found.label if found.row is not None else "none"
             lines += [f"**Recommended: {_text(name)}.** {_text(found.reason[:1].upper() + found.reason[1:])}.", ""]
     for one in results.searches:
-        lines += [f"**The search's winner: {_text(one.chosen or 'none')}.** {_text(search.words(one))}", ""]
+        lines += [f"**The search's winner: {_text(one.chosen or 'none')}.** {_text(findings.search_words(one))}", ""]
     if cast.subjects:
         lines += [_text(RULE), "", "| variant | verdict | why |", "|---|---|---|"]
     for s in cast.subjects:

@@ -41,7 +41,7 @@ class GpuOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.contexts <= MAX_CONTEXTS:
-            raise UsageError(f"{self.contexts} contexts", f"give 1 to {MAX_CONTEXTS}")
+            raise UsageError(f"the number of contexts cannot be {self.contexts}", f"give 1 to {MAX_CONTEXTS}")
         if any(size < 1 for size in self.graph_batches):
             raise UsageError(f"CUDA graphs for batches of {self.graph_batches}", "give sizes above 0")
 
@@ -182,7 +182,7 @@ class CheckedSession:
         in, while another computes and a third is copied out. Elsewhere one after the other.
         """
         if depth < 1:
-            raise UsageError(f"{depth} batches under way", "give at least 1")
+            raise UsageError(f"the number of batches under way cannot be {depth}", "give at least 1")
         if not isinstance(self._session, GpuSession):
             yield from map(self.run, batches)
             return

@@ -62,7 +62,7 @@ def open_session(
         IntegrityError: the file is no engine of the library that its record names.
     """
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads", "give at least 1")
+        raise UsageError(f"the number of threads cannot be {threads}", "give at least 1")
     backend = backend_for(variant)
     where = device or default_device(backend)
     if gpu is not None and where.kind == "cpu":

@@ -1,4 +1,4 @@
-"""Where a search stands: its trials, on disk after each of them, so that it can be gone on with."""
+"""Where a search stands: its trials are on disk after each of them, so a search can be resumed."""
 
 from __future__ import annotations
 

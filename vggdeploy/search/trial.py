@@ -25,11 +25,11 @@ from vggdeploy.model.layers import summarise
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.optimize.fine_tune import ChangedNetwork, restructure
-from vggdeploy.optimize.held_out import HeldOut, Hits, hits_of, origin_of, unpack
+from vggdeploy.optimize.held_out import HeldOut, origin_of
 from vggdeploy.optimize.optimize import BUNDLE_STEPS
 from vggdeploy.optimize.steps.structure import SCORED, SENSED
 from vggdeploy.optimize.steps.widths import Widths
-from vggdeploy.optimize.tuning import TuningJob
+from vggdeploy.optimize.tuning import Hits, TuningJob, hits_of, unpack
 from vggdeploy.optimize.variants import StepContext
 from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.records import AccuracyDrop, BenchRow, Candidate, Goal, StepRecord, to_json

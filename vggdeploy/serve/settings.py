@@ -43,17 +43,17 @@ class Settings(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         checks = {
-            f"port {self.port}": 0 <= self.port <= 65_535,
-            f"{self.workers} workers": 1 <= self.workers <= 256,
-            f"a queue of {self.queue}": self.queue >= 1,
-            f"a timeout of {self.timeout} s": 0 < self.timeout <= 3600,
-            f"a drain of {self.drain} s": 0 <= self.drain <= 3600,
-            f"a body of {self.max_body} bytes": self.max_body >= 1024,
-            f"{self.max_pixels} pixels": self.max_pixels >= 1,
+            f"--port is {self.port}": 0 <= self.port <= 65_535,
+            f"--workers is {self.workers}": 1 <= self.workers <= 256,
+            f"--queue is {self.queue}": self.queue >= 1,
+            f"--timeout is {self.timeout} s": 0 < self.timeout <= 3600,
+            f"--drain is {self.drain} s": 0 <= self.drain <= 3600,
+            f"--max-body is {self.max_body} bytes": self.max_body >= 1024,
+            f"--max-pixels is {self.max_pixels}": self.max_pixels >= 1,
         }
         for what, holds in checks.items():
             if not holds:
-                raise UsageError(f"{what} makes no server", "see: vggdeploy serve --help")
+                raise UsageError(f"{what}, which a server cannot work with", "see the limits: vggdeploy serve --help")
 
     @property
     def on_loopback(self) -> bool:

@@ -69,7 +69,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def thread_count(threads: int | None) -> Iterator[int]:
     """Compute with that many threads, for a while; yields how many they are."""
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads", "give at least 1")
+        raise UsageError(f"the number of threads cannot be {threads}", "give at least 1")
     before = torch.get_num_threads()
     try:
         if threads is not None:

@@ -20,7 +20,6 @@ from vggdeploy.system.files import check_writable
 from vggdeploy.system.optional import require
 from vggdeploy.types import Device, OnProgress, Verdict, silent
 from vggdeploy.verify.consistency import check_manifest, check_preprocessing
-from vggdeploy.verify.localise import localise
 from vggdeploy.verify.prove import Limits, prove, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, open_samples
 
@@ -175,6 +174,8 @@ def _take_apart(
     bundle: Bundle, records: Sequence[ParityRecord], threads: int | None, on_progress: OnProgress
 ) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
     """Every variant that failed, once; and a note for each that cannot be taken apart: its verdict stands all the same."""
+    from vggdeploy.verify.localise import localise  # late: it needs onnx
+
     reports, notes = [], []
     for name in dict.fromkeys(r.variant for r in records if r.verdict is Verdict.FAIL):
         on_progress(None, f"looking for the layer at which {name} leaves the reference")

@@ -22,10 +22,10 @@ from vggdeploy.bundle import Bundle, Variant, update_bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from vggdeploy.cli.app import run
 from vggdeploy.errors import BuildError, TargetError
-from vggdeploy.optimize.held_out import first_hits, pack
 from vggdeploy.optimize.steps import quantiser as int8
 from vggdeploy.optimize.steps.calibration import Int8Options
 from vggdeploy.optimize.steps.int8 import add_int8
+from vggdeploy.optimize.tuning import first_hits, pack
 from vggdeploy.optimize.variants import StepContext
 from vggdeploy.records import OriginalNetwork, Size, to_json
 from vggdeploy.runtime import open_session
@@ -275,7 +275,7 @@ def test_a_slip_is_answered(
 
 def test_options_of_int8_need_the_step(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["optimize", str(bundle_dir), "--step", "openvino-fp32", "--calibration-images", "64"]) == 2
-    assert "--step openvino-fp32,int8" in capsys.readouterr().err
+    assert "--calibration-images belongs to --step int8" in capsys.readouterr().err
 
 
 def make_folder(root: Path, counts: dict[str, int], *, size: tuple[int, int] = (48, 30), mode: str = "RGB") -> Path:

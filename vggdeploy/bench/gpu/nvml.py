@@ -12,7 +12,7 @@ from typing import Any, Self
 import msgspec
 
 from vggdeploy.bench.candidates import Candidate
-from vggdeploy.bench.messages import Turned
+from vggdeploy.bench.messages import TurnReply
 from vggdeploy.errors import CudaError, IncompatibleError, first_line
 from vggdeploy.records.gpu import GpuSamples
 from vggdeploy.runtime.gpu import cuda
@@ -182,7 +182,7 @@ def _open(device: Device) -> tuple[Any, Any]:
 _LOOK_SECONDS = 0.5
 
 
-def gpu_turn(candidate: Candidate, seconds: float, device: Device, ours: Collection[int]) -> Turned:
+def gpu_turn(candidate: Candidate, seconds: float, device: Device, ours: Collection[int]) -> TurnReply:
     """`Candidate.turn`, with the energy of the GPU's own counter, what slowed it down, and who else used it."""
     with GpuWatch(device, seconds=_LOOK_SECONDS, ours=ours) as watch:
         turned = candidate.turn(seconds)

@@ -16,7 +16,18 @@ from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.crew import Worker, shared
 from vggdeploy.bench.loadgen.rates import Search, no_rate
 from vggdeploy.bench.loadgen.scenarios import Issued, Load, run_scenario, scenario_row
-from vggdeploy.bench.messages import AllAsked, AskAll, Check, Checked, Gauge, Gauged, Open, Opened, RunLoad, Start
+from vggdeploy.bench.messages import (
+    AnswersReply,
+    AnswersRequest,
+    CheckReply,
+    CheckRequest,
+    GaugeReply,
+    GaugeRequest,
+    LoadRequest,
+    OpenReply,
+    OpenRequest,
+    StartRequest,
+)
 from vggdeploy.errors import UsageError
 from vggdeploy.records import LoadAnswers, ScenarioRow
 from vggdeploy.runtime import backend_for
@@ -64,33 +75,33 @@ class _Opened:
 
     entry: Entry
     worker: Worker
-    checked: Checked
+    checked: CheckReply
 
     def issue(self, load: Load, samples: Literal["unique", "same"] = "unique") -> Issued:
-        return self.worker.ask(RunLoad(name=self.entry.name, load=load, samples=samples), Issued)
+        return self.worker.ask(LoadRequest(name=self.entry.name, load=load, samples=samples), Issued)
 
     def answers(self, load: Load) -> LoadAnswers:
-        return self.worker.ask(AskAll(name=self.entry.name, load=load), AllAsked).answers
+        return self.worker.ask(AnswersRequest(name=self.entry.name, load=load), AnswersReply).answers
 
     def capacity(self, batch: int) -> float:
-        return self.worker.ask(Gauge(name=self.entry.name, batch=batch), Gauged).qps
+        return self.worker.ask(GaugeRequest(name=self.entry.name, batch=batch), GaugeReply).qps
 
 
 @contextmanager
 def _open(entry: Entry, descriptor: int, loads: Sequence[Load], threads: int | None) -> Iterator[_Opened]:
     """A process with the entry's session. After an error or Ctrl-C it is killed: LoadGen would go on to its end."""
-    worker = Worker(Start(pool=f"/proc/self/fd/{descriptor}", threads=threads), descriptor)
+    worker = Worker(StartRequest(pool=f"/proc/self/fd/{descriptor}", threads=threads), descriptor)
     try:
         batches = tuple({max(load.largest_batch, entry.variant.batch.min): None for load in loads})
-        opening = Open(
+        opening = OpenRequest(
             name=entry.name,
             bundle=str(entry.bundle.root),
             variant=entry.variant.name,
             device=str(entry.device),
             batches=batches,
         )
-        worker.ask(opening, Opened)
-        yield _Opened(entry, worker, worker.ask(Check(name=entry.name), Checked))
+        worker.ask(opening, OpenReply)
+        yield _Opened(entry, worker, worker.ask(CheckRequest(name=entry.name), CheckReply))
     except BaseException:
         worker.close(kill=True)
         raise

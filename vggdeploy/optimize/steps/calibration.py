@@ -35,7 +35,7 @@ class Int8Options:
             if target not in NAMES:
                 raise unknown_name("INT8 target", target, NAMES)
         if not self.targets:
-            raise UsageError("INT8 for nothing", f"name what for: {','.join(NAMES)}")
+            raise UsageError("--int8-for names no runtime", f"name one or more of {','.join(NAMES)}")
         if self.percentile is not None and self.method != "percentile":
             raise UsageError(f"a percentile for the method {self.method}", "give --calibration-method percentile, too")
         if self.percentile is not None and not 90 <= self.percentile <= 100:
@@ -68,7 +68,7 @@ def load_calibration(dataset: str, manifest: Manifest, *, images: int, data_dir:
     from vggdeploy.data.sources import get_dataset
 
     if images < MIN_IMAGES:
-        raise UsageError(f"{images} calibration images", f"give at least {MIN_IMAGES}")
+        raise UsageError(f"the number of calibration images cannot be {images}", f"give at least {MIN_IMAGES}")
     name = dataset or manifest.dataset
     if not name:
         raise DataError(

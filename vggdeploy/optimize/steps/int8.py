@@ -14,7 +14,6 @@ from vggdeploy.bundle import Bundle, QuantisationRecord, Variant
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from vggdeploy.errors import TargetError
 from vggdeploy.export.openvino import openvino_variant
-from vggdeploy.optimize.held_out import Hits, first_hits, hits_of
 from vggdeploy.optimize.steps.calibration import (
     DEFAULT_PERCENTILE,
     NAMES,
@@ -22,6 +21,7 @@ from vggdeploy.optimize.steps.calibration import (
     Int8Options,
     load_calibration,
 )
+from vggdeploy.optimize.tuning import Hits, first_hits, hits_of
 from vggdeploy.optimize.variants import StepContext, add_variants, onnx_fp32
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.bounds import accuracy_drop
