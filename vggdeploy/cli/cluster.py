@@ -56,13 +56,7 @@ def run(
     wanted = Task(kind=kind, bundle=str(bundle.resolve()), digest=opened.manifest.digest, **task)  # type: ignore[arg-type]
     wanted.check(opened)
     with render.progress(f"{kind} on Ray") as tell:
-        report = run_on_ray(
-            wanted,
-            sources,
-            directory,
-            options,
-            on_progress=tell,
-        )
+        report = run_on_ray(wanted, sources, directory, options, on_progress=tell)
     if json:
         render.emit_json(report)
         return 0

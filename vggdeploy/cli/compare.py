@@ -23,7 +23,6 @@ def compare(
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
-            "--fail-if-slower",
             metavar="PERCENT",
             help="Exit with 4 when a variant is shown to take so much longer, or cannot be judged.",
         ),
@@ -68,7 +67,7 @@ def parse_limit(text: str) -> float:
     except ValueError:
         found = math.nan
     if not 0 <= found < math.inf:
-        raise UsageError(f"--fail-if-slower {text}", "give a percentage of the time before, for example 5%")
+        raise UsageError(f"--fail-if-slower is {text}", "give a percentage of the time before, for example 5%")
     return found / 100
 
 

@@ -37,7 +37,6 @@ def optimize(
     step: Annotated[
         str,
         typer.Option(
-            "--step",
             metavar="STEP,STEP…",
             help="What to do, in this order: prune, low-rank, qat, openvino-fp32, openvino-bf16, int8.",
         ),
@@ -48,7 +47,7 @@ def optimize(
             "--output", "-o", help="The bundle or checkpoint to write. Default: a bundle is changed in place."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Test images to prove variants on.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Test images to prove variants on.")] = 1000,
     keep: Annotated[
         str | None,
         typer.Option(
@@ -92,13 +91,10 @@ def optimize(
             "is written, and the exit code is 4. int8 leaves layers in FP32 for it.",
         ),
     ] = None,
-    data: Annotated[
-        str, typer.Option("--data", help="The data set.", show_default="the one trained on", **STRUCTURE)
-    ] = "",
+    data: Annotated[str, typer.Option(help="The data set.", show_default="the one trained on", **STRUCTURE)] = "",
     device: Annotated[
         str | None,
         typer.Option(
-            "--device",
             help="cpu, cuda or cuda:INDEX, for fine-tuning.",
             show_default="a GPU, if there is one",
             **STRUCTURE,

@@ -18,7 +18,7 @@ def report(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The report: .html (self-contained, opens offline), .md or .csv.")
     ],
-    title: Annotated[str, typer.Option("--title", help="Of the report. Default: the bundles' names.")] = "",
+    title: Annotated[str, typer.Option(help="Of the report. Default: the bundles' names.")] = "",
     json: Json = False,
 ) -> None:
     """Make one file of several results: verdicts, what to take and why, pictures and every number."""
