@@ -103,7 +103,8 @@ def read_request(body: bytes, json_length: int | None) -> tuple[InferRequest, di
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
             raise InputError(
-                f"binary_data_size {str(size)[:20]} of {len(rest)} bytes", "send as many bytes as announced"
+                f"binary_data_size is {str(size)[:20]}, and {len(rest)} bytes are there",
+                "send as many bytes as announced",
             )
         tensors[tensor.name] = _from_bytes(tensor, rest[:size])
         rest = rest[size:]
