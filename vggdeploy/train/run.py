@@ -17,7 +17,7 @@ from vggdeploy.data.loaders import Images
 from vggdeploy.data.specs import DatasetSpec, Split
 from vggdeploy.errors import TrainingError, UsageError
 from vggdeploy.model.deployable import Deployable
-from vggdeploy.model.foreign.report import InitReport
+from vggdeploy.model.foreign.facts import InitReport
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import PreprocessSpec

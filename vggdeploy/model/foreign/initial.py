@@ -10,11 +10,20 @@ import torch
 from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, read_checkpoint
 from vggdeploy.errors import CheckpointError, unknown_name
 from vggdeploy.model.foreign.convert import CLASSIFIER, HEAD, Converted, convert
-from vggdeploy.model.foreign.facts import Difference, Facts, classifier_differences, facts_of, network_differences
+from vggdeploy.model.foreign.facts import (
+    KEEP_FRESH,
+    SOURCES,
+    Difference,
+    Facts,
+    InitReport,
+    KeepFresh,
+    classifier_differences,
+    facts_of,
+    network_differences,
+)
 from vggdeploy.model.foreign.files import StateFile, read_state_file
 from vggdeploy.model.foreign.layouts import Foreign, own_layout, recognise
 from vggdeploy.model.foreign.published import Published, fetch, is_published, published
-from vggdeploy.model.foreign.report import KEEP_FRESH, SOURCES, InitReport, KeepFresh
 from vggdeploy.model.vgg import VGG
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 

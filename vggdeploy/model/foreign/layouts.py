@@ -17,9 +17,8 @@ from typing import Literal
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError
-from vggdeploy.model.foreign.facts import Facts
+from vggdeploy.model.foreign.facts import Facts, shortened
 from vggdeploy.model.foreign.files import StateFile
-from vggdeploy.model.foreign.report import shortened
 from vggdeploy.model.layers import layers_of
 from vggdeploy.spec import ModelSpec
 
