@@ -139,7 +139,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         base, batch_norm = split_arch(arch)
         if not 0 < width <= MAX_CHANNELS:
-            raise UsageError(f"width ratio {width}", "give a number above 0, such as 0.25")
+            raise UsageError(f"the width ratio is {width}", "give a number above 0, such as 0.25")
         return cls(
             arch=f"{base}_bn" if batch_norm else base,
             blocks=scaled_blocks(ARCHITECTURES[base], width),
@@ -208,7 +208,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if self.mode not in ("L", "RGB"):
-            raise UsageError(f"image mode '{self.mode}'", "give L (grey) or RGB")
+            raise UsageError(f"the image mode is '{self.mode}'", "give L (grey) or RGB")
         if self.interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
             raise unknown_name("interpolation", self.interpolation, ("nearest", "bilinear", "bicubic", "lanczos"))
         if not 1 <= self.crop <= self.resize <= MAX_SIDE:

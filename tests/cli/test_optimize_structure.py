@@ -84,7 +84,7 @@ def test_a_missed_target_is_exit_4_and_nothing_is_written(
         ("--step prune --keep 1.5", "a share of 1.5"),
         ("--step prune --keep 0.5 --epochs -1", "number of epochs cannot be -1"),
         ("--step prune --keep 0.5 --lr 0", "learning rate 0.0"),
-        ("--step prune --keep 0.5 --max-accuracy-drop -1", "an accuracy drop of -1 points"),
+        ("--step prune --keep 0.5 --max-accuracy-drop -1", "--max-accuracy-drop is -1 points"),
         ("--step low-rank --rank 2.5", "'2.5' is not a whole number"),
         ("--step low-rank --rank 8 --device tpu", "tpu"),
         ("--step prunes --keep 0.5", "did you mean 'prune'"),

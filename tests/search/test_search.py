@@ -214,7 +214,7 @@ def test_the_first_that_may_hold_the_goal_is_trained_to_its_end(
 
 @pytest.mark.parametrize(
     ("target", "told"),
-    [("tpu", "unknown engine 'tpu'"), ("cpu:avx512", "a search for cpu:avx512"), ("tensorrt-rtx:sm89x", "sm89x")],
+    [("tpu", "engine 'tpu' is unknown"), ("cpu:avx512", "cpu:avx512"), ("tensorrt-rtx:sm89x", "sm89x")],
 )
 def test_a_target_that_there_is_not_is_refused(checkpoint: Path, tmp_path: Path, target: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):

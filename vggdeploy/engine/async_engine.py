@@ -174,7 +174,7 @@ class AsyncEngine:
     ) -> tuple[Answer, list[Prediction]]:
         """`classify`, and where its time went."""
         if top < 1:
-            raise UsageError(f"top={top}", "ask for at least 1")
+            raise UsageError(f"top is {top}", "ask for at least 1")
         need_scores(self.engine.bundle.manifest)
         answer = await self.answer(image, timeout=timeout)
         return answer, predictions(answer.manifest, probabilities(answer.outputs)[0], top)

@@ -153,7 +153,7 @@ class Engine:
             UsageError: ``top`` below 1, or a bundle without class scores.
         """
         if top < 1:
-            raise UsageError(f"top={top}", "ask for at least 1")
+            raise UsageError(f"top is {top}", "ask for at least 1")
         with self._holder.use() as held:
             manifest = held.opened.bundle.manifest
             need_scores(manifest)

@@ -50,7 +50,7 @@ def output_specs(spec: ModelSpec, names: Sequence[str]) -> tuple[TensorSpec, ...
     """
     known = output_layers(spec)
     if not names or len(set(names)) != len(names):
-        raise UsageError(f"outputs {list(names)}", "name at least one output, and each only once")
+        raise UsageError(f"the outputs are {list(names)}", "name at least one output, and each only once")
     for name in names:
         if name not in known:
             raise unknown_name("output", name, known)

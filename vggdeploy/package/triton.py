@@ -146,7 +146,7 @@ def _max_batch(order: Order, variants: Sequence[Variant]) -> int:
     if order.max_batch is None:
         return min(DEFAULT_MAX_BATCH, batch.max)
     if not 1 <= order.max_batch <= batch.max:
-        raise UsageError(f"a largest batch of {order.max_batch}", f"{variants[0].name} takes 1 to {batch.max}")
+        raise UsageError(f"--max-batch is {order.max_batch}", f"{variants[0].name} takes 1 to {batch.max}")
     return order.max_batch
 
 

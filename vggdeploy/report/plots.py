@@ -88,7 +88,8 @@ def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]], *, 
     classes = len(labels)
     if classes > MATRIX_CLASSES:
         raise UsageError(
-            f"a confusion matrix of {classes} classes", f"the picture holds {MATRIX_CLASSES}; show the confused pairs"
+            f"{classes} classes do not fit into a confusion matrix",
+            f"the picture holds {MATRIX_CLASSES}; show the confused pairs",
         )
     names = distinct(labels)
     rows = [

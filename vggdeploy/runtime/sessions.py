@@ -66,7 +66,10 @@ def open_session(
     backend = backend_for(variant)
     where = device or default_device(backend)
     if gpu is not None and where.kind == "cpu":
-        raise UsageError(f"settings of a GPU for {variant.name} on the CPU", "leave them out, or give --device cuda")
+        raise UsageError(
+            f"settings of a GPU do not fit {variant.name} on the CPU",
+            "leave them out, or give --device cuda",
+        )
     if hint not in backend.hints:
         raise UsageError(
             f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"

@@ -43,7 +43,7 @@ class Budget:
             return cls(trials=int(wanted))
         found = _TIME.fullmatch(wanted)
         if not found or not float(found[1]) > 0:
-            raise UsageError(f"a budget of '{text}'", "give a time such as 30m or 2h, or a number of trials such as 20")
+            raise UsageError(f"--budget is '{text}'", "give a time such as 30m or 2h, or a number of trials such as 20")
         return cls(seconds=float(found[1]) * _SECONDS[found[2]])
 
 
@@ -53,10 +53,12 @@ def check_goal(goal: Goal) -> None:
         UsageError: a limit that nothing can hold.
     """
     if not 0 <= goal.accuracy_drop <= 1:
-        raise UsageError(f"an accuracy drop of {100 * goal.accuracy_drop:g} points", "give 0 to 100 percentage points")
-    for value, what in ((goal.latency_ms, "milliseconds"), (goal.size_mb, "megabytes")):
+        raise UsageError(
+            f"--max-accuracy-drop is {100 * goal.accuracy_drop:g} points", "give 0 to 100 percentage points"
+        )
+    for value, what in ((goal.latency_ms, "--max-latency-ms"), (goal.size_mb, "--max-size-mb")):
         if value is not None and not value > 0:
-            raise UsageError(f"{value:g} {what}", "give a limit above 0")
+            raise UsageError(f"{what} is {value:g}", "give a limit above 0")
 
 
 def cost(macs: int, parameters: int, precision: Precision | None = None) -> float:

@@ -253,7 +253,9 @@ class SearchTarget:
         name, _, gpus = goal.target.partition(":")
         if name == CPU:
             if gpus:
-                raise UsageError(f"a search for {goal.target}", "the CPUs are those of this machine: --target cpu")
+                raise UsageError(
+                    f"the target {goal.target} asks for other CPUs", "search on this machine's: --target cpu"
+                )
             return cls(("onnx-fp32",), tuple(BUNDLE_STEPS), "cpu")
         engine = get_engine(name)
         if goal.latency_ms is not None:

@@ -134,7 +134,7 @@ def quantisation_aware_checkpoint(
     """
     job = job or TuningJob()
     if not job.tuning.epochs:
-        raise UsageError("qat without an epoch of training", "give it some: --epochs 3")
+        raise UsageError("qat needs at least one epoch of training", "give it some: --epochs 3")
     aware = replace(job, tuning=replace(job.tuning, quantisation_aware=True))
     return restructure("qat", source, output, lambda model, data: ChangedNetwork(model), aware)
 
@@ -155,7 +155,7 @@ def _ranks(layers: Mapping[str, Layer], ranks: int | Mapping[str, int]) -> dict[
         layer = layers[name]
         full = full_rank(layer)
         if rank < 1 or (rank > full and not isinstance(ranks, int)):
-            raise UsageError(f"rank {rank} of {name}", f"its full rank is {full}: {_pays(layer)}")
+            raise UsageError(f"{name} cannot have rank {rank}", f"its full rank is {full}: {_pays(layer)}")
         if rank <= saving_ranks(layer):
             found[name] = rank
         elif not isinstance(ranks, int):

@@ -38,7 +38,7 @@ def with_widths(spec: ModelSpec, widths: Mapping[str, int]) -> ModelSpec:
         if name not in own:
             raise unknown_name("layer", name, own)
         if not 1 <= width <= own[name]:
-            raise UsageError(f"{width} channels of {name}", f"it has {own[name]}: give 1 to {own[name]}")
+            raise UsageError(f"{name} cannot keep {width} channels", f"it has {own[name]}: give 1 to {own[name]}")
     chosen = iter((own | dict(widths)).values())
     blocks = tuple(tuple(next(chosen) for _ in block) for block in spec.blocks)
     arch, ratio = (spec.arch, spec.width) if blocks == spec.blocks else (CUSTOM, 1.0)

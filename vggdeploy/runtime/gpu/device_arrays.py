@@ -100,7 +100,7 @@ def check_same_batch(arrays: Mapping[str, Any], allowed: BatchRange) -> int:
     sizes = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(sizes.values())) != 1:
         texts = ", ".join(f"'{name}' has {size}" for name, size in sizes.items())
-        raise InputError(f"batches of different sizes: {texts}", "give all arrays the same first axis")
+        raise InputError(f"the batches differ in size: {texts}", "give all arrays the same first axis")
     batch: int = next(iter(sizes.values()))
     if not allowed.min <= batch <= allowed.max:
         raise InputError(
