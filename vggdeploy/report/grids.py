@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, SearchReport
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.gpu import GpuReport
 from vggdeploy.report import tables
-from vggdeploy.report.documents import GpuDetail, Results
+from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import smallest_batch
 from vggdeploy.report.subjects import Cast, Named
 from vggdeploy.report.tables import Column, Facts, Grid, Row, grid
@@ -92,7 +93,7 @@ def tries(bench: BenchReport, cast: Cast) -> Grid:
     return grid(tables.TRIES, rows, f"The search for the highest rate: {run_name(bench)}")
 
 
-def gpu_times(detail: GpuDetail) -> Grid:
+def gpu_times(detail: GpuReport) -> Grid:
     return grid(tables.GPU_TIMES, [(t,) for t in detail.times], f"{detail.variant} on {detail.gpu}")
 
 
@@ -154,7 +155,7 @@ def machines(results: Results) -> Grid:
                 machine += "".join(f"; {name} {text}" for name, text in told.items() if text)
         elif isinstance(result, SearchReport):
             machine = f"{result.machine.cpu}, {result.machine.cores} cores"
-        elif isinstance(result, GpuDetail):
+        elif isinstance(result, GpuReport):
             machine = result.gpu
         found = getattr(result, "tools", {}) or _tools(result)
         versions = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))

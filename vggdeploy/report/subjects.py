@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from vggdeploy.bundle import REFERENCE
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, BenchRow, FreshStart, ParityReport, ScenarioRow
 from vggdeploy.report.documents import Results
 from vggdeploy.types import Verdict
 
 _WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)
-REFERENCE = "torch-fp32"  # `vggdeploy.bundle.REFERENCE`: what every other variant is compared with
-
 
 Named = BenchRow | ScenarioRow | FreshStart
 

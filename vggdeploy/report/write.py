@@ -13,8 +13,9 @@ from vggdeploy.errors import UsageError, one_line
 from vggdeploy.records import BenchReport, ParityReport, SearchReport
 from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.gpu import GpuReport
 from vggdeploy.report import findings, tables
-from vggdeploy.report.documents import GpuDetail, Result, Results, read_results
+from vggdeploy.report.documents import Result, Results, read_results
 from vggdeploy.report.findings import RULE, recommend
 from vggdeploy.report.pictures import need_plots
 from vggdeploy.report.sections import sections
@@ -165,7 +166,7 @@ def _records(result: Result) -> Iterator[_Line]:
         for c in result.front:
             about = {"kind": "search", "variant": c.variant, "backend": c.backend, "output": f"trial {c.trial + 1}"}
             yield about, tables.CANDIDATES, (c,)
-    elif isinstance(result, GpuDetail):
+    elif isinstance(result, GpuReport):
         for t in result.times:
             about = {"kind": "gpu", "variant": result.variant, "backend": result.backend, "batch": t.batch}
             yield about, tables.GPU_TIMES, (t,)
