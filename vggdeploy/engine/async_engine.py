@@ -120,7 +120,7 @@ class AsyncEngine:
         self.max_batch = min(USUAL_BATCH, accepted) if limits.max_batch is None else limits.max_batch
         if self.max_batch > accepted:
             raise UsageError(
-                f"batches of {self.max_batch}; {engine.variant.name} takes {accepted} at most",
+                f"max_batch is {self.max_batch}, and {engine.variant.name} takes {accepted} at most",
                 "ask for less, or export/build with a larger maximum batch",
             )
         self.engine = engine
@@ -214,7 +214,9 @@ class AsyncEngine:
             session.check(feeds, least=1)  # alone, before it can spoil a batch
             batch = feeds[session.inputs[0].name]
             if len(batch) > self.max_batch:
-                raise InputError(f"{len(batch)} rows; {self.max_batch} are computed together at most", "split them")
+                raise InputError(
+                    f"{len(batch)} rows were sent, and {self.max_batch} are computed together at most", "split them"
+                )
             self._batcher.submit(ticket, batch, len(batch))
         except BaseException as error:
             self._batcher.fail(ticket, error)
@@ -303,7 +305,9 @@ class AsyncEngine:
         except TimeoutError:
             if limit is None:  # it came from somewhere else
                 raise
-            raise DeadlineError(f"no answer within {limit:g} s", "allow more time, or send less at a time") from None
+            raise DeadlineError(
+                f"there was no answer within {limit:g} s", "allow more time, or send less at a time"
+            ) from None
         opened = ticket.group.opened
         return Answer(
             outputs=outputs,

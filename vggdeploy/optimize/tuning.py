@@ -72,7 +72,9 @@ class TuningJob:
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
-            raise UsageError(f"an accuracy drop of {100 * self.max_drop:g} points", "give 0 to 100 percentage points")
+            raise UsageError(
+                f"--max-accuracy-drop is {100 * self.max_drop:g} points", "give 0 to 100 percentage points"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

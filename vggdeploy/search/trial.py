@@ -260,11 +260,13 @@ class SearchTarget:
         engine = get_engine(name)
         if goal.latency_ms is not None:
             raise UsageError(
-                f"a latency limit for {goal.target}, which is not measured here",
+                f"{goal.target} is not measured here, so no limit of its latency can be held",
                 "leave --max-latency-ms out, and bench the engine on its GPU",
             )
         if "cpu" not in engine.builds_on and gpus:
-            raise UsageError(f"GPUs for {engine.name}, which builds for the one it runs on", f"--target {engine.name}")
+            raise UsageError(
+                f"{engine.name} builds for the GPU it runs on, and takes no others", f"--target {engine.name}"
+            )
         wanted = tuple(part.strip() for part in gpus.split(",") if part.strip())
         library = open_library(engine)
         if wanted:

@@ -54,7 +54,7 @@ def prune_checkpoint(
     require("torch_pruning", to="prune channels", extra="optimize")
     for name, share in keep.items() if isinstance(keep, Mapping) else (("", keep),):
         check_share(share, f"of {name} to keep" if name else "to keep")
-    check_share(floor, "as the floor")
+    check_share(floor, "for the floor")
 
     def change(model: VGG, data: HeldOut) -> ChangedNetwork:
         from vggdeploy.optimize.steps.prune import measure_sensitivity, prune, taylor_scores  # late: Torch-Pruning

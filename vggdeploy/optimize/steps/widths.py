@@ -82,7 +82,7 @@ def allocate(spec: ModelSpec, sensitivity: Sensitivity, keep: float, *, floor: f
         TargetError: at the floor there is still more than ``keep``.
     """
     check_share(keep, "to keep")
-    check_share(floor, "as the floor")
+    check_share(floor, "for the floor")
     full, target = macs_of(spec), keep * macs_of(spec)
     own = widths_of(spec)
     least = {name: share_of(width, floor) for name, width in own.items()}
@@ -111,7 +111,7 @@ def allocate(spec: ModelSpec, sensitivity: Sensitivity, keep: float, *, floor: f
 def check_share(value: float, what: str) -> None:
     """Refuse what is no share: 0 or less, more than 1, or no number."""
     if not 0 < value <= 1:
-        raise UsageError(f"a share of {value:g} {what}", "give a number above 0, at most 1, such as 0.5")
+        raise UsageError(f"the share {what} is {value:g}", "give a number above 0, at most 1, such as 0.5")
 
 
 def _ranks_fit(spec: ModelSpec, widths: Mapping[str, int]) -> bool:
