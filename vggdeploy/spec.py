@@ -243,12 +243,12 @@ def parse_blocks(text: str) -> Blocks:
     Raises:
         UsageError: something else.
     """
-    found = [_BLOCK.fullmatch(part.strip().lower()) for part in text.split(",")]
-    if not all(found):
+    matches = [_BLOCK.fullmatch(part.strip().lower()) for part in text.split(",")]
+    if not all(matches):
         raise UsageError(
             f"'{text}' is not a list of blocks", "give convolutions x channels of each, for example 1x64,1x128,2x256"
         )
-    return tuple((int(match[2]),) * int(match[1]) for match in found if match)
+    return tuple((int(match[2]),) * int(match[1]) for match in matches if match)
 
 
 def format_blocks(blocks: Blocks) -> str:
@@ -291,11 +291,11 @@ def pools(blocks: Blocks) -> tuple[bool, ...]:
 
 def grouped(channels: Sequence[int], after: Sequence[bool]) -> Blocks:
     """Convolutions and where pools follow → blocks. The last block ends at the last convolution."""
-    found: list[tuple[int, ...]] = []
+    blocks: list[tuple[int, ...]] = []
     block: list[int] = []
     for index, width in enumerate(channels):
         block.append(width)
         if index == len(channels) - 1 or after[index]:
-            found.append(tuple(block))
+            blocks.append(tuple(block))
             block = []
-    return tuple(found)
+    return tuple(blocks)

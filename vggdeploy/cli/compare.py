@@ -63,12 +63,12 @@ def parse_limit(text: str) -> float:
         UsageError: no percentage of at least 0.
     """
     try:
-        found = float(text.strip().removesuffix("%"))
+        percent = float(text.strip().removesuffix("%"))
     except ValueError:
-        found = math.nan
-    if not 0 <= found < math.inf:
+        percent = math.nan
+    if not 0 <= percent < math.inf:
         raise UsageError(f"--fail-if-slower is {text}", "give a percentage of the time before, for example 5%")
-    return found / 100
+    return percent / 100
 
 
 def show(report: ComparisonReport) -> None:

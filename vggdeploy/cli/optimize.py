@@ -186,13 +186,13 @@ def _by_layer(text: str, kind: type[float] | type[int], example: str) -> Any:
     try:
         if "=" not in text:
             return kind(text)
-        found = {}
+        numbers = {}
         for part in split_names(text):
             name, _, value = part.partition("=")
-            if name.strip() in found:
+            if name.strip() in numbers:
                 raise UsageError(f"{name.strip()} is given twice", example)
-            found[name.strip()] = kind(value)
-        return found
+            numbers[name.strip()] = kind(value)
+        return numbers
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise UsageError(f"'{text}' is not {what}, nor some by layer", example) from None

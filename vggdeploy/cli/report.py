@@ -34,6 +34,6 @@ def report(
         return
     for light in summary.lights:
         render.out.print(f"{render.LIGHTS[light.verdict]}  [bold]{escape(light.label)}[/]  [dim]{escape(light.why)}[/]")
-    for found in summary.recommended:
-        render.out.print(f"recommended: [bold]{escape(found.label or 'none')}[/]; {escape(found.reason)}")
+    for one in summary.recommended:
+        render.out.print(f"recommended: [bold]{escape(one.label or 'none')}[/]; {escape(one.reason)}")
     render.out.print(escape(summary.file))

@@ -162,8 +162,8 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> NDArray[np.float32]:
         """The vector of one image, ``float32 [D]``; arguments and errors as `Engine.embed` and `classify`."""
-        found = await self.embedded(image, output=output, pool=pool, normalise=normalise, timeout=timeout)
-        return found[1]
+        answered = await self.embedded(image, output=output, pool=pool, normalise=normalise, timeout=timeout)
+        return answered[1]
 
     async def run(self, feeds: Mapping[str, Array], *, timeout: float | None = None) -> Outputs:
         """Raw arrays of up to ``max_batch`` rows, as `Engine.run`; errors also as `classify`."""
@@ -289,13 +289,13 @@ class AsyncEngine:
         outputs = run_batch(held.opened.session, batch)
         if len(arrays) == 1:
             return [{name: array[:rows] for name, array in outputs.items()}]
-        found: list[Outputs] = []
+        parts: list[Outputs] = []
         start = 0
         for array in arrays:
             stop = start + len(array)
-            found.append({name: values[start:stop].copy() for name, values in outputs.items()})
+            parts.append({name: values[start:stop].copy() for name, values in outputs.items()})
             start = stop
-        return found
+        return parts
 
     async def _answer(self, ticket: Ticket[Array, Outputs], timeout: float | None) -> Answer:
         limit = self._limits.timeout if timeout is None else timeout

@@ -191,7 +191,7 @@ class Engine:
         """
         with self._holder.use() as held:
             vectors = embedding(held.opened.bundle.manifest.outputs, output, pool=pool, normalise=normalise)
-            parts = [vectors(found) for found in _batches(held.opened, images)]
+            parts = [vectors(outputs) for outputs in _batches(held.opened, images)]
         return np.concatenate([vectors.empty(), *parts])
 
 

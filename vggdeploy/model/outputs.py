@@ -20,19 +20,19 @@ PROBABILITIES = "probabilities"
 
 def output_layers(spec: ModelSpec) -> dict[str, Layer]:
     """Output name → the layer after which it is taken, in the network's order."""
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for layer in layers_of(spec):
         if (layer.kind in ("relu", "pool") and layer.part == "features") or (
             layer.kind == "conv" and not spec.batch_norm
         ):
-            found[layer.name] = layer
+            layers[layer.name] = layer
         elif layer.kind == "batch_norm":
-            found[layer.name.replace("bn", "conv")] = layer
+            layers[layer.name.replace("bn", "conv")] = layer
         elif layer.name in ("relu6", "relu7"):
-            found[layer.name.replace("relu", "fc")] = layer
+            layers[layer.name.replace("relu", "fc")] = layer
         elif layer.name == "fc8":
-            found[LOGITS] = found[PROBABILITIES] = layer
-    return found
+            layers[LOGITS] = layers[PROBABILITIES] = layer
+    return layers
 
 
 def macs_of(spec: ModelSpec, names: Iterable[str]) -> int:

@@ -121,15 +121,15 @@ def _files(variants: Sequence[Variant]) -> dict[str, Variant]:
         raise UsageError(
             "engines of one model need the same precision and the same batch range", "name those that agree"
         )
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for variant in variants:
         for capability in capabilities(variant):
-            if capability in found:
+            if capability in files:
                 raise UsageError(
-                    f"{found[capability]} and {variant.name} are both for compute capability {capability}",
+                    f"{files[capability]} and {variant.name} are both for compute capability {capability}",
                     "name one of them",
                 )
-            found[capability] = variant.name
+            files[capability] = variant.name
     names = {f"model.{'-'.join(v.build.targets) if v.build else v.name}.{suffix}": v for v in variants}
     if len(names) != len(variants):
         raise UsageError("two engines are for the same GPUs", "name one of them")

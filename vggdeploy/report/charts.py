@@ -285,10 +285,10 @@ def layer_errors(rows: Rows, *, culprit: str | None) -> Chart:
 
 def _dark(chart: Any) -> Chart:
     """With the parameter that the page sets, and axes that share the width between labels and plot."""
-    found: Chart = chart.add_params(alt.param(name=DARK, value=False)).properties(
+    dark: Chart = chart.add_params(alt.param(name=DARK, value=False)).properties(
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
-    return found
+    return dark
 
 
 def _log(rows: Rows, *fields: str, least: float = 1.0) -> alt.Scale:

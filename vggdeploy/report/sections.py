@@ -198,9 +198,9 @@ def _cost(results: Results, cast: Cast) -> Section:
 
 def _tries(row: ScenarioRow) -> set[tuple[float, float, bool]]:
     """(rate, p99, valid) of a server's row, and of every run of the search that led to it."""
-    found = [(row.target_qps, row.p99_ms, row.valid)]
-    found += [(t.qps, t.p99_ms, t.valid) for t in (row.search.tries if row.search else ())]
-    return {(qps, p99, valid) for qps, p99, valid in found if qps and p99}
+    tries = [(row.target_qps, row.p99_ms, row.valid)]
+    tries += [(t.qps, t.p99_ms, t.valid) for t in (row.search.tries if row.search else ())]
+    return {(qps, p99, valid) for qps, p99, valid in tries if qps and p99}
 
 
 def _roofline(results: Results, cast: Cast) -> Section:
@@ -279,14 +279,14 @@ def _parity(results: Results, cast: Cast) -> Section:
 
 
 def _layers(results: Results) -> Section:
-    found = [report for parity in results.parity for report in parity.layers]
-    figures = tuple(layer_figure(report) for report in found)
+    reports = [report for parity in results.parity for report in parity.layers]
+    figures = tuple(layer_figure(report) for report in reports)
     missing = (
         ""
-        if found
+        if reports
         else "No layers were compared: vggdeploy verify BUNDLE --layers --json, for an ONNX variant that fails"
     )
-    return Section("layers", "Error layer by layer", "", figures, tuple(map(grids.layers, found)), missing=missing)
+    return Section("layers", "Error layer by layer", "", figures, tuple(map(grids.layers, reports)), missing=missing)
 
 
 def layer_figure(report: LayerReport) -> Figure:
@@ -325,20 +325,20 @@ def _searches(results: Results) -> list[Section]:
     """A section for the searches, where there are any: most reports have none, and miss nothing."""
     if not results.searches:
         return []
-    figures, found = [], []
+    figures, tables = [], []
     for report in results.searches:
         rows = findings.search_points(report)
         if rows:
             draw = _drawn("front", rows, measured=report.measured)
             figures.append(Figure(findings.search_words(report), draw, one_line(report.bundle)))
-        found.append(grids.candidates(report))
-    return [Section("search", "The search for the fastest", "", tuple(figures), tuple(found))]
+        tables.append(grids.candidates(report))
+    return [Section("search", "The search for the fastest", "", tuple(figures), tuple(tables))]
 
 
 def _commands(results: Results) -> Section:
-    found = [str(getattr(d.result, "command", "")) for d in results.documents]
-    commands = tuple(dict.fromkeys(one_line(line) for line in found if line))
-    without = [one_line(d.path.name) for d, line in zip(results.documents, found, strict=True) if not line]
+    lines = [str(getattr(d.result, "command", "")) for d in results.documents]
+    commands = tuple(dict.fromkeys(one_line(line) for line in lines if line))
+    without = [one_line(d.path.name) for d, line in zip(results.documents, lines, strict=True) if not line]
     missing = f"Made before commands were recorded: {', '.join(without)}." if without else ""
     text = "From the directory that they were run in, these make the results again." if commands else ""
     return Section("repeat", "Repeat it", text, commands=commands, missing=missing)

@@ -92,9 +92,9 @@ def markdown(results: Results, cast: Cast, *, title: str) -> str:
     lines = [f"# {_text(title)}", ""]
     for bench in results.bench:
         if bench.rows:
-            found = recommend(bench, cast)
-            name = found.label if found.row is not None else "none"
-            lines += [f"**Recommended: {_text(name)}.** {_text(found.reason[:1].upper() + found.reason[1:])}.", ""]
+            advice = recommend(bench, cast)
+            name = advice.label if advice.row is not None else "none"
+            lines += [f"**Recommended: {_text(name)}.** {_text(advice.reason[:1].upper() + advice.reason[1:])}.", ""]
     for one in results.searches:
         lines += [f"**The search's winner: {_text(one.chosen or 'none')}.** {_text(findings.search_words(one))}", ""]
     if cast.subjects:

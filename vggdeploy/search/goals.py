@@ -99,16 +99,16 @@ def choose_widths(spec: ModelSpec, sensitivity: Sensitivity, keep: float, hidden
 
 def misses(goal: Goal, candidate: Candidate) -> tuple[str, ...]:
     """What a candidate misses of the goal, in words; nothing where it holds it."""
-    found = []
+    missed = []
     if candidate.drop.upper > goal.accuracy_drop:
-        found.append(
+        missed.append(
             f"accuracy may have fallen by {100 * candidate.drop.upper:.2f} points, the limit is {100 * goal.accuracy_drop:g}"
         )
     if goal.latency_ms is not None and candidate.latency_ms is not None and candidate.latency_ms > goal.latency_ms:
-        found.append(f"{candidate.latency_ms:.2f} ms, the limit is {goal.latency_ms:g}")
+        missed.append(f"{candidate.latency_ms:.2f} ms, the limit is {goal.latency_ms:g}")
     if goal.size_mb is not None and candidate.bytes > goal.size_mb * MEGABYTE:
-        found.append(f"{candidate.bytes / MEGABYTE:.2f} MB, the limit is {goal.size_mb:g}")
-    return tuple(found)
+        missed.append(f"{candidate.bytes / MEGABYTE:.2f} MB, the limit is {goal.size_mb:g}")
+    return tuple(missed)
 
 
 def speed_of(candidate: Candidate) -> float:

@@ -128,7 +128,7 @@ def candidates(
     its proof, gives none."""
     bundle = _bundle(checkpoint, output, work, on_progress, target)
     summary = summarise(bundle.manifest.spec)
-    found = []
+    made = []
     speeds = _speeds(original, bundle, work.threads, on_progress) if target.measured else {}
     for variant in filter(target.stands_for, _runnable(bundle)):
         on_progress(None, f"accuracy of {variant.name} on the validation split")
@@ -148,8 +148,8 @@ def candidates(
             ratio_low=row.low if row else None,
             ratio_high=row.high if row else None,
         )
-        found.append(msgspec.structs.replace(one, misses=misses(goal, one)))
-    return found
+        made.append(msgspec.structs.replace(one, misses=misses(goal, one)))
+    return made
 
 
 def drop_of(original: Original, bundle: Bundle, variant: Variant, split: str, work: StepContext) -> AccuracyDrop:

@@ -103,10 +103,10 @@ def run_scenario(issue: Issue, load: Load, answers: LoadAnswers | None = None, *
     Raises:
         VggdeployError: the session failed under load.
     """
-    found = issue(load, "unique")
+    issued = issue(load, "unique")
     # A quarter of the time is enough for a median.
     same = issue(replace(load, seconds=load.seconds / 4), "same") if load.scenario in _STREAMS else None
-    return scenario_row(load, found, same, answers, **about)
+    return scenario_row(load, issued, same, answers, **about)
 
 
 def scenario_row(

@@ -67,12 +67,12 @@ def load_initial_weights(
         if not without and allow_head_mismatch and _other_head(origin.facts, spec):
             without = HEAD
         _refuse(source, spec, classifier_differences(origin.facts, spec, head=not without))
-    found = convert(origin.foreign, spec, without=without)
+    converted = convert(origin.foreign, spec, without=without)
     target = model.state_dict()
     with torch.no_grad():
-        for key, tensor in found.state.items():
+        for key, tensor in converted.state.items():
             target[key].copy_(tensor)
-    return report(source, origin.layout, origin.foreign.file, found, origin.preprocess)
+    return report(source, origin.layout, origin.foreign.file, converted, origin.preprocess)
 
 
 def report(

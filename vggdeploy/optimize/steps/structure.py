@@ -148,7 +148,7 @@ def _named_widths(own: Widths, keep: Mapping[str, float]) -> Widths:
 
 def _ranks(layers: Mapping[str, Layer], ranks: int | Mapping[str, int]) -> dict[str, int]:
     """Layer → rank, of the layers that become smaller."""
-    found = {}
+    chosen = {}
     for name, rank in (dict.fromkeys(("fc6", "fc7"), ranks) if isinstance(ranks, int) else ranks).items():
         if name not in layers:
             raise unknown_name("layer with a rank", name, layers)
@@ -157,13 +157,13 @@ def _ranks(layers: Mapping[str, Layer], ranks: int | Mapping[str, int]) -> dict[
         if rank < 1 or (rank > full and not isinstance(ranks, int)):
             raise UsageError(f"{name} cannot have rank {rank}", f"its full rank is {full}: {_pays(layer)}")
         if rank <= saving_ranks(layer):
-            found[name] = rank
+            chosen[name] = rank
         elif not isinstance(ranks, int):
             raise UsageError(f"rank {rank} would not make {name} smaller", _pays(layer))
-    if not found:
+    if not chosen:
         hint = "; ".join(f"{name}: {_pays(layers[name])}" for name in ("fc6", "fc7"))
         raise UsageError(f"rank {ranks} makes neither fc6 nor fc7 smaller", hint)
-    return found
+    return chosen
 
 
 def _pays(layer: Layer) -> str:
