@@ -52,10 +52,14 @@ def export(
         Path | None, typer.Option("--labels", help="A text file, a label on each line, or a JSON list.", **ELSEWHERE)
     ] = None,
     mean: Annotated[
-        str | None, typer.Option("--mean", help="Mean of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+        str | None,
+        typer.Option("--mean", help="Mean of each channel, or one for all, 0–1. Default: ImageNet's.", **ELSEWHERE),
     ] = None,
     std: Annotated[
-        str | None, typer.Option("--std", help="Deviation of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+        str | None,
+        typer.Option(
+            "--std", help="Deviation of each channel, or one for all, 1/255 to 1. Default: ImageNet's.", **ELSEWHERE
+        ),
     ] = None,
     resize: Annotated[
         int | None,
