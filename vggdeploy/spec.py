@@ -196,7 +196,8 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """From an image to the graph's input.
 
     On the host: decode, convert to ``mode``, resize the shorter side to ``resize`` pixels, crop the centre
-    ``crop`` × ``crop``. In the graph: ``(pixel / 255 − mean) / std`` per channel, ``mean`` and ``std`` in units of 0–1.
+    ``crop`` × ``crop``. In the graph: ``(pixel / 255 − mean) / std`` per channel, ``mean`` and ``std`` in units of 0–1:
+    a mean from 0 to 1, a std from 1/255 (which leaves pixels of 0–255) to 1.
     """
 
     mode: str = "RGB"
@@ -219,6 +220,8 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             )
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise UsageError(f"mean {self.mean} or std {self.std} cannot normalise", "finite numbers, std above 0")
+        if not _of_unit_pixels(self.mean, self.std):
+            raise _other_units(self.mean, self.std)
 
     @property
     def channels(self) -> int:
@@ -232,6 +235,31 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def shift(self) -> tuple[float, ...]:
         return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
+
+
+_LEAST_STD = 0.0039  # 1/255, as people round it
+
+
+def _of_unit_pixels(mean: Sequence[float], std: Sequence[float]) -> bool:
+    return all(0 <= m <= 1 for m in mean) and all(_LEAST_STD <= s <= 1 for s in std)
+
+
+def _other_units(mean: Sequence[float], std: Sequence[float]) -> UsageError:
+    """What is wrong with these, and what they are in units of 0–1 where that can be told."""
+
+    def text(values: Sequence[float], digits: int) -> str:
+        return ",".join(f"{value:.{digits}g}" for value in (values if len(set(values)) > 1 else values[:1]))
+
+    high = max(*mean, *std) > 1  # of pixels from 0 to 255; else divided by 255 once too often
+    scaled_mean, scaled_std = ([value / 255 if high else value * 255 for value in values] for values in (mean, std))
+    mean_1 = scaled_mean if _of_unit_pixels(scaled_mean, ()) and not (high and max(mean) <= 1) else mean
+    std_1 = scaled_std if _of_unit_pixels((), scaled_std) else std
+    cause = f"mean {text(mean, 6)} and std {text(std, 6)} are not those of pixels from 0 to 1"
+    hint = "--mean 0 --std 1 for weights that were trained with ToTensor alone"
+    if not _of_unit_pixels(mean_1, std_1):
+        return UsageError(cause, f"give a mean from 0 to 1 and a std from 1/255 to 1: {hint}")
+    cause += f": they would be {text(mean_1, 3)} and {text(std_1, 3)}"
+    return UsageError(cause, f"give --mean {text(mean_1, 5)} --std {text(std_1, 5)}; or {hint}")
 
 
 _BLOCK = re.compile(r"([1-9]\d{0,2})[x×]([1-9]\d{0,5})")

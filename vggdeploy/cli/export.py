@@ -48,10 +48,12 @@ def export(
         Path | None, typer.Option(help="A text file, a label on each line, or a JSON list.", **ELSEWHERE)
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="Mean of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+        str | None,
+        typer.Option(help="Mean of each channel, or one for all, 0–1. Default: ImageNet's.", **ELSEWHERE),
     ] = None,
     std: Annotated[
-        str | None, typer.Option(help="Deviation of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+        str | None,
+        typer.Option(help="Deviation of each channel, or one for all, 1/255 to 1. Default: ImageNet's.", **ELSEWHERE),
     ] = None,
     resize: Annotated[
         int | None, typer.Option(help="Shorter side before the crop. Default: 8/7 of the size.", **ELSEWHERE)

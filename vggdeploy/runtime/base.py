@@ -67,6 +67,14 @@ class GpuSession(Protocol):
 Array = NDArray[Any]
 
 
+def shareable(array: Array) -> Array:
+    """The array itself where OpenVINO and PyTorch can read it where it lies, else a copy.
+
+    Both take only what is aligned and writeable, though neither writes into it. PyTorch takes no negative strides.
+    """
+    return np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
+
+
 class Session(Protocol):
     """One open variant. Nothing is allocated before ``__enter__``; everything is freed by ``__exit__``."""
 
@@ -240,6 +248,9 @@ class CheckedSession:
             array = feeds[name]
             if not isinstance(array, np.ndarray):
                 raise InputError(f"input '{name}' is a {type(array).__name__}", f"give a NumPy array: {spec}")
+            if array.dtype != dtype and array.dtype.newbyteorder("=") == dtype:
+                cause = f"the numbers of input '{name}' are in the byte order of another machine ({array.dtype.str})"
+                raise InputError(cause, f"convert them: array.astype('{dtype}')")
             if array.dtype != dtype or array.shape[1:] != item or array.ndim != len(item) + 1:
                 raise InputError(f"input '{name}' is {array.dtype}{list(array.shape)}", f"give {spec}")
             if not least <= array.shape[0] <= self.batch.max:
