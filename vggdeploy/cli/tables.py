@@ -32,7 +32,7 @@ def bundle_table(bundle: Bundle) -> None:
     out.print(f"[bold]{escape(str(bundle.root))}[/]  {escape(manifest.spec.title)}")
     table(grid(tables.VARIANTS, [_variant_row(bundle, v) for v in manifest.variants]))
     for v in manifest.variants:
-        for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.thresholds[v.precision])) if v.parity else ():
+        for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.limits(v.precision))) if v.parity else ():
             print_reason(v.name, reason)
 
 
