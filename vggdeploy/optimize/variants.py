@@ -15,7 +15,7 @@ from vggdeploy.export.openvino import openvino_variant, read_back
 from vggdeploy.optimize.steps.calibration import Int8Options
 from vggdeploy.optimize.tuning import Structure
 from vggdeploy.parity import Reference, reference_outputs
-from vggdeploy.parity.stress import references_of
+from vggdeploy.parity.reference import golden_reference
 from vggdeploy.runtime import open_session, runnable
 from vggdeploy.types import OnProgress, Precision, silent
 from vggdeploy.verify.prove import Limits, prove, refuse_failures, with_parity
@@ -41,7 +41,7 @@ class StepContext:
         reference = manifest.reference()
         key = bundle.sha256(reference.path)
         if key not in self._references:
-            found = references_of(bundle)
+            found = [golden_reference(bundle)]
             if manifest.dataset and runnable(reference).runs:
                 dtype = manifest.input.dtype
                 chosen = open_samples(

@@ -60,6 +60,7 @@ def check_golden(
         edges = stress_reference(bundle) if stress else None
         if edges is not None:
             at_the_edges = compare(session, edges, bundle, variant, device, criteria=criteria)
+            record = msgspec.structs.replace(record, stress=at_the_edges.outputs)
             wrong += [f"on the stress images, {reason}" for reason in at_the_edges.reasons]
     except VggdeployError as error:
         return msgspec.structs.replace(record, verdict=Verdict.FAIL, reasons=(*wrong, error.cause))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import Bundle, Manifest
-from vggdeploy.parity.reference import Reference, golden_reference
+from vggdeploy.parity.reference import Reference
 from vggdeploy.preprocess import normalise
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.types import ImageSource
@@ -61,9 +61,3 @@ def stress_reference(bundle: Bundle) -> Reference | None:
         return None
     images = stress_input(bundle.manifest, len(next(iter(outputs.values()))))
     return Reference(images, dict(outputs), f"stress set ({len(images)} images)", source=ImageSource.STRESS)
-
-
-def references_of(bundle: Bundle) -> list[Reference]:
-    """All that travels in the bundle: the stress set, where there is one, and the golden pair."""
-    edges = stress_reference(bundle)
-    return [*((edges,) if edges else ()), golden_reference(bundle)]

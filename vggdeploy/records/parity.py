@@ -118,8 +118,9 @@ class ParityRecord(Record, frozen=True, kw_only=True):
 
     ``limits`` are those that the verdict was reached by, None in records older than this field. ``products`` are the
     convolutions and matrix products by the type they compute in, as the shipped file has them; empty where it was not
-    read (an engine: what was read when it was built stands in its variant's proof). ``host`` is what the answers depend on
-    beside the bytes: the CPU and its instructions, the GPU and its driver, the library and its version.
+    read (an engine: what was read when it was built stands in its variant's proof). ``batches``, ``stress`` (the images of
+    that set) and ``repeats`` are what the golden pair's record has beside. ``host`` is what the answers depend on beside
+    the bytes: the CPU and its instructions, the GPU and its driver, the library and its version.
     """
 
     variant: str
@@ -140,13 +141,15 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     products: dict[str, int] = {}
     source: ImageSource = ImageSource.REAL
     batches: tuple[BatchParity, ...] = ()
+    stress: tuple[OutputParity, ...] = ()
     repeats: Repeats | None = None
     host: dict[str, str] = {}
 
     @property
     def distances(self) -> tuple[Distance, ...]:
         """What later proofs of the variant are measured against."""
-        return tuple(Distance(source=self.source, output=o.output, relative_l2=o.relative_l2) for o in self.outputs)
+        measured = [(self.source, o) for o in self.outputs] + [(ImageSource.STRESS, o) for o in self.stress]
+        return tuple(Distance(source=s, output=o.output, relative_l2=o.relative_l2) for s, o in measured)
 
 
 class Check(Record, frozen=True, kw_only=True):

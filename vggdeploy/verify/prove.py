@@ -65,7 +65,9 @@ def prove(
         sizes, note = fitting(bundle.manifest, promised(variant.batch), memory)
         with open_session(bundle, variant, device=where, threads=threads) as session:
             records = [
-                check_golden(session, bundle, variant, where, sizes=sizes, criteria=criteria, repeated=True)
+                check_golden(
+                    session, bundle, variant, where, sizes=sizes, criteria=criteria, stress=True, repeated=True
+                )
                 if reference.source is ImageSource.GOLDEN
                 else compare(session, reference, bundle, variant, where, criteria=criteria, sizes=sizes)
                 for reference in references
@@ -99,7 +101,12 @@ def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str =
         asked = next((r for r in own if r.batches), own[-1])
         reasons = (*dict.fromkeys((*own[-1].reasons, *asked.reasons)), *((note,) if note else ()))
         written = msgspec.structs.replace(
-            own[-1], reasons=reasons, tools=tool_versions(), batches=asked.batches, repeats=asked.repeats
+            own[-1],
+            reasons=reasons,
+            tools=tool_versions(),
+            batches=asked.batches,
+            stress=asked.stress,
+            repeats=asked.repeats,
         )
         variant = manifest.variant(name)
         passed = all(r.verdict is not Verdict.FAIL for r in own)
