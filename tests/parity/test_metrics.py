@@ -129,7 +129,7 @@ def test_close_outputs_without_flips_pass() -> None:
 def test_a_distance_above_its_threshold_fails_and_is_named() -> None:
     verdict, reasons = judge((parity(0.5),), flip_count(0, 400), FP16)
     assert verdict is Verdict.FAIL
-    assert "relative L2 0.5 is above 0.01" in reasons[0]
+    assert "relative L2 0.5 is above 0.004" in reasons[0]
 
 
 def test_nan_distances_fail() -> None:

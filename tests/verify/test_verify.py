@@ -60,7 +60,7 @@ def test_one_backend_alone_can_be_asked_for(bundle_dir: Path, capsys: pytest.Cap
         (["--backend", "onxruntime"], "unknown backend", "did you mean 'onnxruntime'"),
         (["--backend", "tensorrt"], "no chosen variant runs on tensorrt", "one: onnxruntime, torch, torchscript"),
         (["--samples", "0"], "--samples is 0", "at least 1, or all"),
-        (["--samples", "some"], "--samples some", "at least 1, or all"),
+        (["--samples", "some"], "--samples is some", "at least 1, or all"),
         (["--samples", "9", "--data", "golden"], "with --data golden", "leave --samples out"),
         (["--max-flips", "-1"], "--max-flips is -1", "percent from 0 to 100"),
         (["--max-flips", "nan"], "--max-flips is nan", "percent from 0 to 100"),
