@@ -102,10 +102,10 @@ def test_no_width_leaves_a_convolution_without_channels() -> None:
         ({"hidden": 0}, "hidden width"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"dropout": float("nan")}, "dropout nan"),
-        ({"width": 0.0}, "width ratio 0.0"),
-        ({"width": -1.0}, "width ratio -1.0"),
-        ({"width": float("nan")}, "width ratio nan"),
-        ({"width": float("inf")}, "width ratio inf"),
+        ({"width": 0.0}, "width ratio is 0.0"),
+        ({"width": -1.0}, "width ratio is -1.0"),
+        ({"width": float("nan")}, "width ratio is nan"),
+        ({"width": float("inf")}, "width ratio is inf"),
     ],
 )
 def test_what_makes_no_network_is_refused(change: dict[str, float], cause: str) -> None:
@@ -139,7 +139,7 @@ def test_scale_and_shift_are_the_usual_normalisation(mean: float, std: float, pi
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"mode": "CMYK"}, "image mode 'CMYK'"),
+        ({"mode": "CMYK"}, "image mode is 'CMYK'"),
         ({"interpolation": "bilinaer"}, "did you mean 'bilinear'"),
         ({"resize": 20, "crop": 32}, "crop 32 does not fit resize 20"),
         ({"crop": 0}, "crop 0"),

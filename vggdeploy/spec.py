@@ -139,7 +139,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         base, batch_norm = split_arch(arch)
         if not 0 < width <= MAX_CHANNELS:
-            raise UsageError(f"width ratio {width}", "give a number above 0, such as 0.25")
+            raise UsageError(f"the width ratio is {width}", "give a number above 0, such as 0.25")
         return cls(
             arch=f"{base}_bn" if batch_norm else base,
             blocks=scaled_blocks(ARCHITECTURES[base], width),
@@ -208,7 +208,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if self.mode not in ("L", "RGB"):
-            raise UsageError(f"image mode '{self.mode}'", "give L (grey) or RGB")
+            raise UsageError(f"the image mode is '{self.mode}'", "give L (grey) or RGB")
         if self.interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
             raise unknown_name("interpolation", self.interpolation, ("nearest", "bilinear", "bicubic", "lanczos"))
         if not 1 <= self.crop <= self.resize <= MAX_SIDE:
@@ -243,12 +243,12 @@ def parse_blocks(text: str) -> Blocks:
     Raises:
         UsageError: something else.
     """
-    found = [_BLOCK.fullmatch(part.strip().lower()) for part in text.split(",")]
-    if not all(found):
+    matches = [_BLOCK.fullmatch(part.strip().lower()) for part in text.split(",")]
+    if not all(matches):
         raise UsageError(
             f"'{text}' is not a list of blocks", "give convolutions x channels of each, for example 1x64,1x128,2x256"
         )
-    return tuple((int(match[2]),) * int(match[1]) for match in found if match)
+    return tuple((int(match[2]),) * int(match[1]) for match in matches if match)
 
 
 def format_blocks(blocks: Blocks) -> str:
@@ -291,11 +291,11 @@ def pools(blocks: Blocks) -> tuple[bool, ...]:
 
 def grouped(channels: Sequence[int], after: Sequence[bool]) -> Blocks:
     """Convolutions and where pools follow → blocks. The last block ends at the last convolution."""
-    found: list[tuple[int, ...]] = []
+    blocks: list[tuple[int, ...]] = []
     block: list[int] = []
     for index, width in enumerate(channels):
         block.append(width)
         if index == len(channels) - 1 or after[index]:
-            found.append(tuple(block))
+            blocks.append(tuple(block))
             block = []
-    return tuple(found)
+    return tuple(blocks)

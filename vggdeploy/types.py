@@ -142,7 +142,8 @@ class Device(msgspec.Struct, frozen=True):
         good = kind == "cpu" or on_gpu if not colon else on_gpu and index.isdecimal() and len(index) <= 3
         if not good:  # "cpu:1" too: an index that nobody reads would be ignored in silence
             raise UsageError(
-                f"unknown device '{text}'", "give cpu, cuda or cuda:INDEX (ONNX Runtime: also cuda+tensorrt, cuda+rtx)"
+                f"the device '{text}' is unknown",
+                "give cpu, cuda or cuda:INDEX (ONNX Runtime: also cuda+tensorrt, cuda+rtx)",
             )
         return cls(kind, int(index or 0))
 

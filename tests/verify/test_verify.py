@@ -57,7 +57,7 @@ def test_one_backend_alone_can_be_asked_for(bundle_dir: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("options", "told", "fix"),
     [
-        (["--backend", "onxruntime"], "unknown backend", "did you mean 'onnxruntime'"),
+        (["--backend", "onxruntime"], "is unknown", "did you mean 'onnxruntime'"),
         (["--backend", "tensorrt"], "no chosen variant runs on tensorrt", "one: onnxruntime, torch, torchscript"),
         (["--samples", "0"], "--samples is 0", "at least 1, or all"),
         (["--samples", "some"], "--samples is some", "at least 1, or all"),
@@ -69,7 +69,7 @@ def test_one_backend_alone_can_be_asked_for(bundle_dir: Path, capsys: pytest.Cap
         (["--tolerance", "inf"], "--tolerance is inf", "--tolerance 0.001"),
         (["--tolerance", "-1e-3"], "--tolerance is -0.001", "--tolerance 0.001"),
         (["--min-cosine", "2"], "--min-cosine is 2", "from -1 to 1"),
-        (["--device", "gpu:x"], "unknown device", "cuda:INDEX"),
+        (["--device", "gpu:x"], "the device 'gpu:x' is unknown", "cuda:INDEX"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error_in_the_options_own_units(

@@ -55,9 +55,9 @@ class Candidate:
         """Nanoseconds of one call on the next batch of the pool."""
         feeds = next(self._walk)
         start = time.perf_counter_ns()
-        found = self._session.run(feeds)
+        outputs = self._session.run(feeds)
         taken = time.perf_counter_ns() - start
-        self._last = feeds, found
+        self._last = feeds, outputs
         return taken
 
     def turn(self, seconds: float) -> TurnReply:

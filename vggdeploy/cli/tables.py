@@ -93,9 +93,9 @@ def parity_table(report: ParityReport) -> None:
     _print_checks(report.checks)
     for text in report.notes:
         print_reason("note", text)
-    for found in report.layers:
-        out.print(f"\n[bold]{escape(found.variant)}:[/] {escape(found.reason)}")
-        table(grid(tables.LAYERS, tables.layer_rows(found)))
+    for layers in report.layers:
+        out.print(f"\n[bold]{escape(layers.variant)}:[/] {escape(layers.reason)}")
+        table(grid(tables.LAYERS, tables.layer_rows(layers)))
 
 
 def _print_checks(checks: Sequence[Check]) -> None:
@@ -139,10 +139,10 @@ def scenario_table(report: BenchReport) -> None:
     _reasons(report.scenarios)
     for r in report.scenarios:
         if r.search is not None:
-            found = f"{r.search.qps:,.1f} queries a second" if r.search.qps is not None else "[yellow]none[/]"
+            rate = f"{r.search.qps:,.1f} queries a second" if r.search.qps is not None else "[yellow]none[/]"
             out.print(
                 f"\n[bold]{escape(r.variant)}[/] in batches of at most {r.batch}, "
-                f"highest rate with p99 ≤ {r.search.bound_ms:g} ms: [bold]{found}[/]"
+                f"highest rate with p99 ≤ {r.search.bound_ms:g} ms: [bold]{rate}[/]"
             )
             tries = sorted(r.search.tries, key=lambda t: (t.qps, t.confirms))
             table(grid(tables.TRIES, [(Facts(variant=r.variant, batch=r.batch), t, r.search) for t in tries]))

@@ -13,7 +13,7 @@ import msgspec
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.errors import CheckpointError, DataError, UsageError
-from vggdeploy.model.foreign.report import SOURCES, InitReport
+from vggdeploy.model.foreign.facts import SOURCES, InitReport
 from vggdeploy.spec import ModelSpec, PreprocessSpec, parse_blocks
 from vggdeploy.system.files import check_replaceable, read_regular, scratch_directory
 from vggdeploy.system.machine import release_memory

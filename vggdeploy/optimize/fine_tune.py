@@ -180,4 +180,4 @@ def _write(made: Path, target: Path, step: StepRecord, *, source: Path, overwrit
 
 
 def _mean(hits: dict[str, Hits]) -> dict[str, float]:
-    return {split: float(found.mean()) for split, found in hits.items()}
+    return {split: float(right.mean()) for split, right in hits.items()}

@@ -66,9 +66,9 @@ def _prove(bundle: Bundle, variant: Variant) -> None:
     if not runnable(variant, device).runs:
         return
     with open_session(bundle, variant, device=device) as session:
-        found = check_golden(session, bundle, variant, device, stress=True)
-    if found.verdict is Verdict.FAIL:
+        record = check_golden(session, bundle, variant, device, stress=True)
+    if record.verdict is Verdict.FAIL:
         raise ParityError(
-            f"{variant.name} misses the golden pair on this machine: {'; '.join(found.reasons)}",
+            f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",
             "nothing was written; see: vggdeploy verify",
         )

@@ -53,17 +53,17 @@ class Column:
 
     def cell(self, row: Row) -> Cell:
         """What this column says of a row: a dash where there is no value."""
-        found = value_of(row, self.key)
-        if found is None or found in ("", ()):
+        value = value_of(row, self.key)
+        if value is None or value in ("", ()):
             return NONE
-        number = isinstance(found, (int, float)) and not isinstance(found, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if callable(self.write):
-            told = self.write(found, *(value_of(row, key) for key in self.also))
-        elif isinstance(found, tuple):
-            told = "; ".join(found)
+            told = self.write(value, *(value_of(row, key) for key in self.also))
+        elif isinstance(value, tuple):
+            told = "; ".join(value)
         else:
-            told = format(found if self.scale == 1 else found * self.scale, self.write)
-        return told if isinstance(told, Cell) else Cell(one_line(told), found * self.scale if number else None)
+            told = format(value if self.scale == 1 else value * self.scale, self.write)
+        return told if isinstance(told, Cell) else Cell(one_line(told), value * self.scale if number else None)
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def grid(columns: Iterable[Column], rows: Iterable[Row], caption: str = "") -> G
 
 def numbers(columns: Iterable[Column], row: Row) -> dict[str, float | str]:
     """Every number behind a row by its name in the CSV, and its verdict. Lists have an index in their names."""
-    found: dict[str, float | str] = {}
+    named: dict[str, float | str] = {}
     for column in columns:
         for key in (column.key, *column.also):
-            found.update(_numbers(value_of(row, key), key))
-    return found
+            named.update(_numbers(value_of(row, key), key))
+    return named
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float | str]]:
@@ -108,10 +108,10 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float | str]]:
 def value_of(row: Row, key: str) -> Any:
     """The field ``key`` of the first part of a row that has one of this name; None where no part has it."""
     first, *rest = key.split(".")
-    found = next((getattr(part, first) for part in row if hasattr(part, first)), None)
+    value = next((getattr(part, first) for part in row if hasattr(part, first)), None)
     for name in rest:
-        found = _part(found, name)
-    return found
+        value = _part(value, name)
+    return value
 
 
 def _part(value: Any, name: str) -> Any:

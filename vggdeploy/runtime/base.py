@@ -43,7 +43,9 @@ class GpuOptions:
         if not 1 <= self.contexts <= MAX_CONTEXTS:
             raise UsageError(f"the number of contexts cannot be {self.contexts}", f"give 1 to {MAX_CONTEXTS}")
         if any(size < 1 for size in self.graph_batches):
-            raise UsageError(f"CUDA graphs for batches of {self.graph_batches}", "give sizes above 0")
+            raise UsageError(
+                f"CUDA graphs cannot be captured for batches of {self.graph_batches}", "give sizes above 0"
+            )
 
 
 class Handle(Protocol):

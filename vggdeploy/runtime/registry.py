@@ -59,8 +59,8 @@ class Backend:
             self.import_library(to=f"run the {self.name} backend")
         except IncompatibleError as error:
             return Availability(False, str(device), error.cause, error.hint)
-        found: Availability = self.load().probe(device)
-        return found
+        availability: Availability = self.load().probe(device)
+        return availability
 
 
 _ORT_DEVICES = ("cpu", "cuda", "cuda+tensorrt", "cuda+rtx")

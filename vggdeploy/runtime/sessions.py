@@ -26,16 +26,16 @@ def runnable(variant: Variant, device: Device | None = None) -> Availability:
     an engine has to fit."""
     backend = backend_for(variant)
     where = device or default_device(backend)
-    found = backend.probe(where)
-    if found.runs and variant.precision in found.lacks:
+    availability = backend.probe(where)
+    if availability.runs and variant.precision in availability.lacks:
         reason = (
             f"this {where.kind} has no {variant.precision} arithmetic: {backend.name} would compute in another type"
         )
-        return replace(found, runs=False, reason=reason, fix="use another variant of the bundle")
-    if not found.runs or variant.build is None:
-        return found
+        return replace(availability, runs=False, reason=reason, fix="use another variant of the bundle")
+    if not availability.runs or variant.build is None:
+        return availability
     wrong = preflight.mismatch(variant, preflight.host_of(variant, where))
-    return replace(found, runs=False, reason=wrong.cause, fix=wrong.fix) if wrong else found
+    return replace(availability, runs=False, reason=wrong.cause, fix=wrong.fix) if wrong else availability
 
 
 def conditions(variant: Variant, device: Device) -> dict[str, str]:
@@ -92,14 +92,17 @@ def open_session(
     backend = backend_for(variant)
     where = device or default_device(backend)
     if gpu is not None and where.kind == "cpu":
-        raise UsageError(f"settings of a GPU for {variant.name} on the CPU", "leave them out, or give --device cuda")
+        raise UsageError(
+            f"settings of a GPU do not fit {variant.name} on the CPU",
+            "leave them out, or give --device cuda",
+        )
     if hint not in backend.hints:
         raise UsageError(
             f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"
         )
-    found = runnable(variant, where)
-    if not found.runs:
-        raise IncompatibleError(f"{variant.name} cannot run here: {found.reason}", found.fix)
+    availability = runnable(variant, where)
+    if not availability.runs:
+        raise IncompatibleError(f"{variant.name} cannot run here: {availability.reason}", availability.fix)
     manifest = bundle.manifest
     path, sha256 = file or (bundle.path(variant.path), bundle.sha256(variant.path))
     preflight.check_file(variant, path)

@@ -110,16 +110,16 @@ def usable_cores(root: Path = ROOT) -> int:
 
 def cpu_quota(root: Path = ROOT) -> float | None:
     """The smallest CPU quota, in cores, of this process's control group and those above it; None without one."""
-    found = [*_v2_quotas(root), *_v1_quotas(root)]
-    return min(found, default=None)
+    quotas = [*_v2_quotas(root), *_v1_quotas(root)]
+    return min(quotas, default=None)
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
     """The smallest memory limit, in bytes, of this process's control group and those above it; None without one."""
-    found = [_number(folder / "memory.max") for folder in _folders(root, "")]
-    found += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
+    limits = [_number(folder / "memory.max") for folder in _folders(root, "")]
+    limits += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
     # Version 1 writes "no limit" as the largest page-aligned number.
-    return min((limit for limit in found if limit is not None and 0 < limit < 2**62), default=None)
+    return min((limit for limit in limits if limit is not None and 0 < limit < 2**62), default=None)
 
 
 def _v2_quotas(root: Path) -> Iterator[float]:

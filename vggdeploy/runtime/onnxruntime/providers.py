@@ -153,13 +153,13 @@ def _register_rtx() -> str:
 
 def _rtx_device(device: Device) -> Any:
     name = _register_rtx()
-    found = [d for d in ort.get_ep_devices() if d.ep_name == name]
-    if device.index >= len(found):
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
+    if device.index >= len(devices):
         raise IncompatibleError(
-            f"the TensorRT for RTX plugin finds {len(found)} GPUs, not {device}",
+            f"the TensorRT for RTX plugin finds {len(devices)} GPUs, not {device}",
             "it needs an NVIDIA RTX GPU (Ampere or newer) and its driver",
         )
-    return found[device.index]
+    return devices[device.index]
 
 
 def probe(device: Device) -> Availability:

@@ -42,8 +42,8 @@ class OnnxRuntimeSession:
         session = self._open(graphs=True) if graphs else None
         if session is None:
             graphs, session = False, self._open(graphs=False)
-        found = {t.name for t in session.get_inputs()}, {t.name for t in session.get_outputs()}
-        if found[0] != {s.name for s in self.inputs} or not set(self._names) <= found[1]:
+        names = {t.name for t in session.get_inputs()}, {t.name for t in session.get_outputs()}
+        if names[0] != {s.name for s in self.inputs} or not set(self._names) <= names[1]:
             raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest", "export it again")
         self._session = session
         self._graphs = GraphRunner(session, source) if graphs else None
