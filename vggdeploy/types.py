@@ -61,10 +61,12 @@ class ImageSource(StrEnum):
     """Where the images come from that a variant is compared on.
 
     ``golden``: the pair in the bundle. Too few to bound flips, so none is judged. ``synthetic``: made where there is no
-    data set. They give the golden pair its inputs, and say nothing more about real images.
+    data set. They give the golden pair its inputs, and say nothing more about real images. ``stress``: patterns at the ends
+    of the pixels' range, which no data set holds.
     """
 
     GOLDEN = "golden"
+    STRESS = "stress"
     REAL = "real"
     SYNTHETIC = "synthetic"
 

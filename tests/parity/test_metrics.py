@@ -21,10 +21,10 @@ from vggdeploy.parity.bounds import (
 )
 from vggdeploy.parity.judge import judge
 from vggdeploy.parity.metrics import ClassCounts, OutputStats, cosine, top1, top5
-from vggdeploy.records import DEFAULT_THRESHOLDS, OutputParity
+from vggdeploy.records import CEILINGS, OutputParity
 from vggdeploy.types import Verdict
 
-FP16 = DEFAULT_THRESHOLDS["fp16"]
+FP16 = CEILINGS["fp16"]
 
 
 def parity(relative_l2: float = 0.0, cosine_min: float = 1.0) -> OutputParity:
@@ -129,7 +129,7 @@ def test_close_outputs_without_flips_pass() -> None:
 def test_a_distance_above_its_threshold_fails_and_is_named() -> None:
     verdict, reasons = judge((parity(0.5),), flip_count(0, 400), FP16)
     assert verdict is Verdict.FAIL
-    assert "relative L2 0.5 is above 0.01" in reasons[0]
+    assert "relative L2 0.5 is above 0.004" in reasons[0]
 
 
 def test_nan_distances_fail() -> None:
@@ -268,7 +268,7 @@ def test_a_rate_at_the_limit_cannot_be_decided() -> None:
 
 
 def test_an_accuracy_limit_is_judged_by_the_paired_bounds() -> None:
-    limit = DEFAULT_THRESHOLDS["fp16"].__class__(relative_l2=1, cosine=-1, flip_rate=1, accuracy_drop=0.02)
+    limit = CEILINGS["fp16"].__class__(relative_l2=1, cosine=-1, flip_rate=1, accuracy_drop=0.02)
     flips = flip_count(0, 2000)
     assert judge((parity(),), flips, limit, drop=accuracy_drop(0, 0, 2000))[0] is Verdict.PASS
     assert judge((parity(),), flips, limit, drop=accuracy_drop(200, 0, 2000))[0] is Verdict.FAIL

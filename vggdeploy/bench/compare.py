@@ -149,7 +149,8 @@ def _no_rounds(scenario: str) -> str:
 
 def _machine_differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
     """What makes a latency mean something else."""
-    for name in ("cpu", "cores", "gpu"):
+    told = None not in (old.machine.affinity, new.machine.affinity)  # older documents leave these out
+    for name in ("cpu", "cores", "gpu", *(("features", "caches", "affinity", "quota") if told else ())):
         before, after = getattr(old.machine, name), getattr(new.machine, name)
         if before != after:
             yield one_line(f"another machine: {name} {before or 'none'}, then {after or 'none'}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from vggdeploy.errors import BundleError, IntegrityError, unknown_name
-from vggdeploy.records import DEFAULT_THRESHOLDS, ParityRecord, Record, Thresholds, from_json, to_json
+from vggdeploy.records import CEILINGS, Distance, ParityRecord, Record, Thresholds, from_json, to_json
 from vggdeploy.records.schema import json_schema
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
@@ -103,7 +103,10 @@ class Measurement(Record, frozen=True, kw_only=True):
 
 
 class Variant(Record, frozen=True, kw_only=True):
-    """One exported, optimised or built model. ``path`` is its main file (for the reference: its directory)."""
+    """One exported, optimised or built model. ``path`` is its main file (for the reference: its directory).
+
+    ``distances`` are those that were measured when it was made, of each kind of images.
+    """
 
     name: str
     format: str
@@ -114,6 +117,7 @@ class Variant(Record, frozen=True, kw_only=True):
     build: BuildRecord | None = None
     quantisation: QuantisationRecord | None = None
     parity: ParityRecord | None = None
+    distances: tuple[Distance, ...] = ()
     measured: tuple[Measurement, ...] = ()
 
     @property
@@ -124,11 +128,19 @@ class Variant(Record, frozen=True, kw_only=True):
 
 
 class GoldenFiles(Record, frozen=True, kw_only=True):
-    """The inputs and the reference's outputs that travel with the bundle: graph name → ``.npy`` file."""
+    """The inputs and the reference's outputs that travel with the bundle: graph name → ``.npy`` file.
+
+    ``stress`` are its outputs for the first of `vggdeploy.parity.stress.stress_images`, which are made by formula.
+    """
 
     inputs: dict[str, str]
     outputs: dict[str, str]
     data: str
+    stress: dict[str, str] = {}
+
+    @property
+    def files(self) -> list[str]:
+        return [*self.inputs.values(), *self.outputs.values(), *self.stress.values()]
 
 
 class Origin(Record, frozen=True, kw_only=True):
@@ -159,7 +171,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     golden: GoldenFiles
     variants: tuple[Variant, ...]
     dataset: str = ""
-    thresholds: dict[str, Thresholds] = msgspec.field(default_factory=lambda: dict(DEFAULT_THRESHOLDS))
+    thresholds: dict[str, Thresholds] = msgspec.field(default_factory=lambda: dict(CEILINGS))
     tools: dict[str, str] = {}
     files: tuple[FileRecord, ...] = ()
     origin: Origin | None = None
@@ -174,6 +186,15 @@ class Manifest(Record, frozen=True, kw_only=True):
             if variant.name == name:
                 return variant
         raise unknown_name("variant", name, [v.name for v in self.variants])
+
+    def sha256(self, relative: str) -> str:
+        """The recorded hash of a file; for a directory, of its largest file (the weights). "" where there is none."""
+        inside = [r for r in self.files if is_in(r.path, relative)]
+        return max(inside, key=lambda record: record.size).sha256 if inside else ""
+
+    def limits(self, precision: Precision) -> Thresholds:
+        """What a variant is judged by: the stricter of the manifest's limits and the package's ceiling."""
+        return CEILINGS[precision].stricter(self.thresholds[precision])
 
     def reference(self) -> Variant:
         """The FP32 model that every variant is compared with.
@@ -234,7 +255,32 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
             "restore the bundle from its source, or export it again",
         )
     _check_sense(manifest, data, what)
-    return manifest
+    return _without_foreign_proofs(manifest)
+
+
+def _without_foreign_proofs(manifest: Manifest) -> Manifest:
+    """A proof belongs to the bytes that ran: where a variant's file is another one, nothing is proven about it."""
+    changed = []
+    for variant in manifest.variants:
+        proof, sha256 = variant.parity, manifest.sha256(variant.path)
+        if proof is not None and proof.verdict is not Verdict.UNPROVEN and proof.sha256 != sha256:
+            reason = (
+                f"the proof on record is of other bytes (SHA-256 {proof.sha256[:12]}…, the file has {sha256[:12]}…)"
+            )
+            replaced = ParityRecord(
+                variant=variant.name,
+                backend=proof.backend,
+                device=proof.device,
+                verdict=Verdict.UNPROVEN,
+                reasons=(reason,),
+            )
+            changed.append(msgspec.structs.replace(variant, parity=replaced, measured=()))
+    return manifest.with_variants(*changed)
+
+
+def is_in(path: str, directory: str) -> bool:
+    """Whether ``path`` is ``directory``, or lies below it."""
+    return path == directory or path.startswith(f"{directory}/")
 
 
 _DIGEST = re.compile(rb'(?<="digest": ")[0-9a-f]{64}(?=")')

@@ -32,7 +32,7 @@ def bundle_table(bundle: Bundle) -> None:
     out.print(f"[bold]{escape(str(bundle.root))}[/]  {escape(manifest.spec.title)}")
     table(grid(tables.VARIANTS, [_variant_row(bundle, v) for v in manifest.variants]))
     for v in manifest.variants:
-        for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.thresholds[v.precision])) if v.parity else ():
+        for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.limits(v.precision))) if v.parity else ():
             print_reason(v.name, reason)
 
 
@@ -87,6 +87,7 @@ def parity_table(report: ParityReport) -> None:
     """Each variant's worst output against the reference, with the reason for every verdict that is not a pass."""
     rows = [(r, max(r.outputs, key=lambda o: o.relative_l2, default=None)) for r in report.variants]
     table(grid(tables.PARITY, rows))
+    _print_asked(report.variants)
     for r in report.variants:
         for reason in r.reasons:
             print_reason(r.variant, reason)
@@ -96,6 +97,19 @@ def parity_table(report: ParityReport) -> None:
     for layers in report.layers:
         out.print(f"\n[bold]{escape(layers.variant)}:[/] {escape(layers.reason)}")
         table(grid(tables.LAYERS, tables.layer_rows(layers)))
+
+
+def _print_asked(records: Sequence[ParityRecord]) -> None:
+    """What the golden pair was asked beside: a line for all variants that were asked the same."""
+    told: dict[str, list[str]] = {}
+    for r in records:
+        if r.batches and r.repeats:
+            sizes = ", ".join(str(b.batch) for b in r.batches)
+            stress = f", {r.stress[0].samples} stress images" if r.stress else ""
+            text = f"golden images in batches of {sizes}{stress}; {r.repeats.calls - r.repeats.differing} of {r.repeats.calls} repeated calls the same"
+            told.setdefault(text, []).append(r.variant)
+    for text, names in told.items():
+        out.print(f"[dim]{escape(', '.join(names))}: {escape(text)}[/]")
 
 
 def _print_checks(checks: Sequence[Check]) -> None:

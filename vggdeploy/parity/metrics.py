@@ -77,6 +77,17 @@ class OutputStats:
         return float(10 * np.log10(self._reference_sq / self._error_sq))
 
 
+def distance(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
+    """Relative L2; infinite where the shapes differ or the reference is zero and the candidate is not."""
+    if reference.shape != candidate.shape:
+        return float("inf")
+    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    difference, length = float(np.linalg.norm(a - b)), float(np.linalg.norm(a))
+    if not difference:
+        return 0.0
+    return difference / length if length else float("inf")
+
+
 def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine similarity of each row pair. Two zero rows are alike (1); a zero row and another are not (0)."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vggdeploy.records.base import RESULT_VERSION, Record
-from vggdeploy.types import Precision, Verdict
+from vggdeploy.types import ImageSource, Precision, Verdict
 
 
 class Thresholds(Record, frozen=True, kw_only=True):
@@ -21,13 +21,24 @@ class Thresholds(Record, frozen=True, kw_only=True):
     flip_rate: float
     accuracy_drop: float | None = None
 
+    def stricter(self, other: Thresholds) -> Thresholds:
+        """Of each limit the stricter one of the two."""
+        drops = [t.accuracy_drop for t in (self, other) if t.accuracy_drop is not None]
+        return Thresholds(
+            relative_l2=min(self.relative_l2, other.relative_l2),
+            cosine=max(self.cosine, other.cosine),
+            flip_rate=min(self.flip_rate, other.flip_rate),
+            accuracy_drop=min(drops, default=None),
+        )
 
+
+# What the package accepts of each precision at most, whatever a manifest says; benchmarks/parity_power.py has the study.
 # FP32 engines differ by summation order only; FP16 carries 11 significand bits through up to 19 layers; INT8 carries 8.
-DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
-    Precision.FP32: Thresholds(relative_l2=1e-4, cosine=0.99999, flip_rate=0.01),
-    Precision.FP16: Thresholds(relative_l2=1e-2, cosine=0.9995, flip_rate=0.01),
-    Precision.BF16: Thresholds(relative_l2=5e-2, cosine=0.997, flip_rate=0.02),
-    Precision.INT8: Thresholds(relative_l2=2e-1, cosine=0.97, flip_rate=0.03),
+CEILINGS: dict[str, Thresholds] = {
+    Precision.FP32: Thresholds(relative_l2=1e-5, cosine=0.9999999, flip_rate=0.01),
+    Precision.FP16: Thresholds(relative_l2=4e-3, cosine=0.9999, flip_rate=0.01),
+    Precision.BF16: Thresholds(relative_l2=2e-2, cosine=0.999, flip_rate=0.02),
+    Precision.INT8: Thresholds(relative_l2=1e-1, cosine=0.98, flip_rate=0.03),
 }
 
 
@@ -47,6 +58,34 @@ class OutputParity(Record, frozen=True, kw_only=True):
     cosine_mean: float
     snr_db: float | None = None
     tolerance: float | None = None
+
+
+class Distance(Record, frozen=True, kw_only=True):
+    """How far an output stood from the reference when its variant was made: what later distances are measured against."""
+
+    source: ImageSource
+    output: str
+    relative_l2: float
+
+
+class BatchParity(Record, frozen=True, kw_only=True):
+    """The golden images in batches of one size: how many calls, and the largest relative L2 distance of an output."""
+
+    batch: int
+    calls: int
+    relative_l2: float
+
+
+class Repeats(Record, frozen=True, kw_only=True):
+    """One batch, asked for again and again, also from several threads at once: how often the answer was another.
+
+    ``upper``: one-sided 95% Clopper–Pearson bound of the share of calls that are answered otherwise.
+    """
+
+    calls: int
+    differing: int
+    threads: int
+    upper: float
 
 
 class FlipCount(Record, frozen=True, kw_only=True):
@@ -79,7 +118,9 @@ class ParityRecord(Record, frozen=True, kw_only=True):
 
     ``limits`` are those that the verdict was reached by, None in records older than this field. ``products`` are the
     convolutions and matrix products by the type they compute in, as the shipped file has them; empty where it was not
-    read (an engine: what was read when it was built stands in its variant's proof).
+    read (an engine: what was read when it was built stands in its variant's proof). ``batches``, ``stress`` (the images of
+    that set) and ``repeats`` are what the golden pair's record has beside. ``host`` is what the answers depend on beside
+    the bytes: the CPU and its instructions, the GPU and its driver, the library and its version.
     """
 
     variant: str
@@ -98,6 +139,17 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
     limits: Thresholds | None = None
     products: dict[str, int] = {}
+    source: ImageSource = ImageSource.REAL
+    batches: tuple[BatchParity, ...] = ()
+    stress: tuple[OutputParity, ...] = ()
+    repeats: Repeats | None = None
+    host: dict[str, str] = {}
+
+    @property
+    def distances(self) -> tuple[Distance, ...]:
+        """What later proofs of the variant are measured against."""
+        measured = [(self.source, o) for o in self.outputs] + [(ImageSource.STRESS, o) for o in self.stress]
+        return tuple(Distance(source=s, output=o.output, relative_l2=o.relative_l2) for s, o in measured)
 
 
 class Check(Record, frozen=True, kw_only=True):

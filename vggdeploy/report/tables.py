@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, LayerReport
+from vggdeploy.records import BatchParity, BenchReport, LayerReport, OutputParity
 from vggdeploy.types import Verdict
 
 MARKS = {Verdict.PASS: "✔", Verdict.FAIL: "✘", Verdict.INCONCLUSIVE: "?", Verdict.UNPROVEN: "–"}
@@ -141,6 +141,18 @@ def verdict_cell(verdict: Verdict | str) -> Cell:
 
 def _mood(texts: Mapping[Any, str], lights: Mapping[Any, Verdict]) -> Callable[[Any], Cell]:
     return lambda value: Cell(texts.get(value, str(value)), light=lights.get(value))
+
+
+def _sizes(batches: Sequence[BatchParity]) -> str:
+    return ", ".join(str(batch.batch) for batch in batches)
+
+
+def _worst(outputs: Sequence[OutputParity]) -> str:
+    return format(max(output.relative_l2 for output in outputs), ".1e")
+
+
+def _repeats(calls: int, differing: int, upper: float) -> str:
+    return f"{differing} of {calls} differ (≤ {upper:.2%}, one-sided 95%)"
 
 
 _run = _mood({True: "valid", False: "invalid"}, {True: Verdict.PASS, False: Verdict.INCONCLUSIVE})
@@ -282,7 +294,9 @@ PARITY = (
     Column("tolerance", "smallest tolerance", ".1e", wide=True),
     Column("flips.upper", "top-1 flips (95%)", _flips, ("flips.flips", "flips.samples")),
     Column("drop.drop", "accuracy drop (95%)", _at_most, ("drop.upper",), wide=True),
-    Column("candidate_accuracy", "accuracy", _accuracies, ("reference_accuracy",)), RAN_ON,
+    Column("candidate_accuracy", "accuracy", _accuracies, ("reference_accuracy",)),
+    Column("batches", "batch sizes", _sizes, wide=True), Column("stress", "stress: relative L2", _worst, wide=True),
+    Column("repeats.calls", "repeated calls", _repeats, ("repeats.differing", "repeats.upper"), wide=True), RAN_ON,
     *_data("samples", "cosine_mean", "reference_accuracy", "flips", "top5_flips", "drop", "limits", "products"),
 )  # fmt: skip
 CHECKS = (

@@ -17,7 +17,8 @@ from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import backend_for, default_device
-from vggdeploy.types import Device, TensorSpec
+from vggdeploy.system.machine import ISA_VARIABLES, fingerprint
+from vggdeploy.types import Device, Precision, TensorSpec
 
 
 def runnable(variant: Variant, device: Device | None = None) -> Availability:
@@ -35,6 +36,31 @@ def runnable(variant: Variant, device: Device | None = None) -> Availability:
         return availability
     wrong = preflight.mismatch(variant, preflight.host_of(variant, where))
     return replace(availability, runs=False, reason=wrong.cause, fix=wrong.fix) if wrong else availability
+
+
+def conditions(variant: Variant, device: Device) -> dict[str, str]:
+    """What a variant's answers depend on beside its bytes: the machine, the library and its version, a GPU's driver, and
+    the variables that keep a library from instructions that the CPU has."""
+    found = runnable(variant, device)
+    gpu = preflight.host_of(variant, device).gpu
+    return {
+        "machine": fingerprint(),
+        "backend": backend_for(variant).name,
+        "version": found.version,
+        "device": found.device,
+        "driver": gpu.driver if gpu else "",
+        **{name: os.environ[name] for name in ISA_VARIABLES if name in os.environ},
+    }
+
+
+def depends_on_machine(variant: Variant, device: Device) -> bool:
+    """Whether the same bytes may answer otherwise on another machine than rounding of FP32 explains.
+
+    An engine does, and so does whatever runs on a GPU. On a CPU the instructions decide what narrow types are computed
+    in; OpenVINO and TorchScript choose their kernels by them, too.
+    """
+    narrow = variant.precision is not Precision.FP32
+    return bool(variant.build) or device.kind != "cpu" or narrow or variant.format in ("openvino", "torchscript")
 
 
 def open_session(

@@ -25,6 +25,7 @@ from vggdeploy.optimize.tuning import Hits, first_hits, hits_of
 from vggdeploy.optimize.variants import StepContext, add_variants, onnx_fp32
 from vggdeploy.parity import Reference, compare, reference_outputs
 from vggdeploy.parity.bounds import accuracy_drop
+from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.records import AccuracyDrop, ParityRecord
 from vggdeploy.runtime import CheckedSession, open_session
@@ -210,9 +211,9 @@ class _Judge:
         return variant, file
 
     def _compare(self, variant: Variant, file: Path, reference: Reference) -> ParityRecord:
-        limits = Limits(accuracy_drop=self.options.max_drop).over(self.bundle.manifest.thresholds[Precision.INT8])
+        criteria = Limits(accuracy_drop=self.options.max_drop).over(criteria_of(self.bundle, variant))
         with self._opened(variant, file) as session:
-            return compare(session, reference, self.bundle, variant, Device(), thresholds=limits)
+            return compare(session, reference, self.bundle, variant, Device(), criteria=criteria)
 
     def _holds(self, record: ParityRecord) -> bool:
         limit = self.options.max_drop
