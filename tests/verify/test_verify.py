@@ -60,7 +60,7 @@ def test_one_backend_alone_can_be_asked_for(bundle_dir: Path, capsys: pytest.Cap
         (["--backend", "onxruntime"], "unknown backend", "did you mean 'onnxruntime'"),
         (["--backend", "tensorrt"], "no chosen variant runs on tensorrt", "one: onnxruntime, torch, torchscript"),
         (["--samples", "0"], "--samples is 0", "at least 1, or all"),
-        (["--samples", "some"], "--samples some", "at least 1, or all"),
+        (["--samples", "some"], "--samples is some", "at least 1, or all"),
         (["--samples", "9", "--data", "golden"], "with --data golden", "leave --samples out"),
         (["--max-flips", "-1"], "--max-flips is -1", "percent from 0 to 100"),
         (["--max-flips", "nan"], "--max-flips is nan", "percent from 0 to 100"),
@@ -149,11 +149,13 @@ def test_what_was_undecided_says_how_many_images_decide_it_and_they_do(
     code, report = verify(bundle_dir, capsys, *limit, "--samples", "100")
     assert code == 3
     flips, drop = report.variants[1].reasons
-    assert "look at 299 images" in flips
-    assert "accuracy may have fallen by 2.28% at 95% confidence, the limit is 1.50%; look at 154 images" in drop
-    code, report = verify(bundle_dir, capsys, *limit, "--samples", "154")
+    assert "look at 352 images" in flips
+    assert (
+        "accuracy may have fallen by 3.47% at one-sided 95% confidence, the limit is 1.50%; look at 234 images" in drop
+    )
+    code, report = verify(bundle_dir, capsys, *limit, "--samples", "234")
     assert "accuracy" not in " ".join(report.variants[1].reasons)
-    code, _ = verify(bundle_dir, capsys, *limit, "--samples", "299")
+    code, _ = verify(bundle_dir, capsys, *limit, "--samples", "352")
     assert code == 0
 
 
@@ -167,9 +169,9 @@ def test_the_reference_runs_once_for_all_variants(bundle_dir: Path, monkeypatch:
         return real(self, feeds)
 
     monkeypatch.setattr(TorchSession, "run", counting)
-    report = verify_bundle(Bundle.open(bundle_dir), VerifyOptions(samples=300))
+    report = verify_bundle(Bundle.open(bundle_dir), VerifyOptions(samples=352))
     assert exit_code(report) == 0
-    assert seen == 300 + 32  # the images, and the golden pair against which the reference itself is checked
+    assert seen == 352 + 32  # the images, and the golden pair against which the reference itself is checked
 
 
 def test_only_a_few_batches_of_images_are_in_memory_at_once(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

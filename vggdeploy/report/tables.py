@@ -280,8 +280,8 @@ PARITY = (
     VARIANT, VERDICT, ON, _text("output", "output", wide=True), MAX_ABS,
     Column("mean_abs", "mean |Δ|", ".1e", wide=True), RELATIVE_L2, COSINE, Column("snr_db", "SNR dB", ".1f", wide=True),
     Column("tolerance", "smallest tolerance", ".1e", wide=True),
-    Column("flips.upper", "top-1 flips (95%)", _flips, ("flips.flips", "flips.samples")),
-    Column("drop.drop", "accuracy drop (95%)", _at_most, ("drop.upper",), wide=True),
+    Column("flips.upper", "top-1 flips (one-sided 95%)", _flips, ("flips.flips", "flips.samples")),
+    Column("drop.drop", "accuracy drop (one-sided 95%)", _at_most, ("drop.upper",), wide=True),
     Column("candidate_accuracy", "accuracy", _accuracies, ("reference_accuracy",)), RAN_ON,
     *_data("samples", "cosine_mean", "reference_accuracy", "flips", "top5_flips", "drop", "limits", "products"),
 )  # fmt: skip
