@@ -87,8 +87,8 @@ def optimize(
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="Percentage points below the original, at most, with 95% confidence, on the validation split; else nothing "
-            "is written, and the exit code is 4. int8 leaves layers in FP32 for it.",
+            help="Percentage points below the original, at most, with one-sided 95% confidence, on the validation split; else "
+            "nothing is written, and the exit code is 4. int8 leaves layers in FP32 for it.",
         ),
     ] = None,
     data: Annotated[str, typer.Option(help="The data set.", show_default="the one trained on", **STRUCTURE)] = "",

@@ -24,7 +24,7 @@ def search(
         float,
         typer.Option(
             metavar="POINTS",
-            help="Percentage points below the original, at most, with 95% confidence, on the validation split.",
+            help="Percentage points below the original, at most, with one-sided 95% confidence, on the validation split.",
         ),
     ],
     max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds for one image, at most.")] = None,

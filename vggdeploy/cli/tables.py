@@ -106,7 +106,8 @@ def _print_asked(records: Sequence[ParityRecord]) -> None:
         if r.batches and r.repeats:
             sizes = ", ".join(str(b.batch) for b in r.batches)
             stress = f", {r.stress[0].samples} stress images" if r.stress else ""
-            text = f"golden images in batches of {sizes}{stress}; {r.repeats.calls - r.repeats.differing} of {r.repeats.calls} repeated calls the same"
+            same = f"{r.repeats.calls - r.repeats.differing} of {r.repeats.calls} repeated calls the same"
+            text = f"golden images in batches of {sizes}{stress}; {same}"
             told.setdefault(text, []).append(r.variant)
     for text, names in told.items():
         out.print(f"[dim]{escape(', '.join(names))}: {escape(text)}[/]")
@@ -195,7 +196,7 @@ def evaluation_table(report: EvaluationReport) -> None:
     a = report.accuracy
     out.print(f"[bold]{escape(report.target)}[/]: {a.hits:,} of {a.samples:,} images right")
     table(grid(tables.EVALUATIONS, [(report,)]))
-    out.print("[dim]intervals: 95%, Clopper–Pearson[/]")
+    out.print("[dim]intervals: two-sided 95%, Clopper–Pearson[/]")
     _class_table(report)
     if report.confusion is not None and len(report.classes) <= MATRIX_CLASSES:
         matrix = _matrix(report, report.confusion)
@@ -252,7 +253,8 @@ def steps_table(checkpoint: Checkpoint) -> None:
     original = Facts(step="original", accuracy=origin.accuracy, before=origin.size, after=origin.size)
     rows: list[Row] = [(original,), *((Facts(before=origin.size), step) for step in checkpoint.steps)]
     table(grid(tables.STEPS, rows))
-    out.print(f"[dim]lost: percentage points below the original on {escape(origin.dataset)}, with paired 95% bounds[/]")
+    lost = f"lost: percentage points below the original on {escape(origin.dataset)}, with paired one-sided 95% bounds"
+    out.print(f"[dim]{lost}[/]")
 
 
 def doctor_table(found: Diagnosis) -> None:

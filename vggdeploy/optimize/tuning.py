@@ -53,8 +53,8 @@ class TuningJob:
 
     Args:
         tuning: how the changed network is fine-tuned.
-        max_drop: how much of the original's accuracy may be lost, as a fraction: the upper end of the paired 95% interval
-            on the validation split has to stay at or below it. None: anything.
+        max_drop: how much of the original's accuracy may be lost, as a fraction: the one-sided 95% upper bound of
+            the paired drop on the validation split has to stay at or below it. None: anything.
         teacher: of ``tuning.distill``, opened already.
         dataset: default the one that the network was trained on.
     """

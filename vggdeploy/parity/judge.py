@@ -24,7 +24,8 @@ def judge(
     """The verdict, and a line for each criterion that was missed or could not be decided.
 
     Distances decide on the samples that were seen. Flips are judged by their bounds: fail when even the lower one is
-    above the limit, inconclusive when the limit lies between them; the accuracy drop likewise, where a limit is set.
+    above the limit, inconclusive when the limit lies between them; the accuracy drop likewise, where a limit is set. Those
+    bounds hold at any number of looks, so an inconclusive verdict may be asked again with more images.
     A golden pair is too small for that; there a flip fails only together with a distance, and nothing is promised.
 
     ``allowed``: output → the largest distance that the variant's own record allows.
@@ -66,8 +67,8 @@ def judge(
 def _undecided_flips(flips: FlipCount, limit: float) -> str:
     needed = samples_to_decide(flips.flips, flips.samples, limit)
     return (
-        f"{flips.flips} of {flips.samples} top-1 classes changed: up to {flips.upper:.2%} at 95% confidence, the limit is "
-        f"{limit:.2%}; {_look_at(needed, fails=flips.flips > limit * flips.samples)}, or accept that bound: "
+        f"{flips.flips} of {flips.samples} top-1 classes changed: up to {flips.upper:.2%} at one-sided 95% confidence, the "
+        f"limit is {limit:.2%}; {_look_at(needed, fails=flips.flips > limit * flips.samples)}, or accept that bound: "
         f"--max-flips {_rounded_up(flips.upper):g}"
     )
 
@@ -75,7 +76,7 @@ def _undecided_flips(flips: FlipCount, limit: float) -> str:
 def _undecided_drop(drop: AccuracyDrop, limit: float) -> str:
     needed = drop_samples_to_decide(drop.lost, drop.won, drop.samples, limit)
     return (
-        f"accuracy may have fallen by {drop.upper:.2%} at 95% confidence, the limit is {limit:.2%}; "
+        f"accuracy may have fallen by {drop.upper:.2%} at one-sided 95% confidence, the limit is {limit:.2%}; "
         f"{_look_at(needed, fails=drop.drop > limit)}, or accept that bound: "
         f"--max-accuracy-drop {_rounded_up(drop.upper):g}"
     )

@@ -118,7 +118,7 @@ def top5(outputs: Outputs) -> NDArray[np.int64] | None:
 
 
 def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> AccuracyDrop:
-    """The drop of accuracy from which of the same samples were right before, and which are after."""
+    """The drop of accuracy from which of the same samples were right before, and which are after; bounds for a single look."""
     return accuracy_drop(int((before & ~after).sum()), int((after & ~before).sum()), len(after))
 
 
@@ -158,7 +158,7 @@ class ClassCounts:
         return flip_count(self._missing, self._judged) if self._judged else None
 
     def drop(self) -> AccuracyDrop | None:
-        return accuracy_drop(self._lost, self._won, self._labelled) if self._labelled else None
+        return accuracy_drop(self._lost, self._won, self._labelled, anytime=True) if self._labelled else None
 
     def accuracies(self) -> tuple[float | None, float | None]:
         """Of the reference and of the candidate, as fractions."""

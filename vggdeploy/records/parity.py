@@ -11,9 +11,9 @@ class Thresholds(Record, frozen=True, kw_only=True):
 
     ``relative_l2``: ‖candidate − reference‖₂ / ‖reference‖₂ over all samples of an output, at most this.
     ``cosine``: the smallest per-sample cosine similarity, at least this.
-    ``flip_rate``: share of samples whose top-1 class may change; judged by its 95% Clopper–Pearson bounds.
-    ``accuracy_drop``: how much lower the task accuracy may be, as a fraction; judged by its 95% paired bounds, and only
-    where it is asked for: half a point takes more than a thousand labelled images to promise.
+    ``flip_rate``: share of samples whose top-1 class may change; judged by its one-sided 95% bounds.
+    ``accuracy_drop``: how much lower the task accuracy may be, as a fraction; judged by its one-sided 95% bounds,
+    and only where it is asked for: half a point takes more than a thousand labelled images to promise.
     """
 
     relative_l2: float
@@ -89,19 +89,26 @@ class Repeats(Record, frozen=True, kw_only=True):
 
 
 class FlipCount(Record, frozen=True, kw_only=True):
-    """Samples whose top-1 class changed, with one-sided 95% Clopper–Pearson bounds of the rate."""
+    """Samples whose top-1 class changed, with one-sided 95% bounds of the rate.
+
+    ``anytime``: the bounds hold however often more samples are looked at (by betting: Waudby-Smith & Ramdas 2024). Where it is
+    false they are Clopper & Pearson's, for a single look: of records older than this field.
+    """
 
     flips: int
     samples: int
     lower: float
     upper: float
+    anytime: bool = False
 
 
 class AccuracyDrop(Record, frozen=True, kw_only=True):
     """Task accuracy of both on the same labelled samples, as a difference of paired proportions (fractions).
 
     ``lost``: samples that only the reference got right; ``won``: only the candidate. ``drop`` is reference − candidate,
-    with one-sided 95% bounds (Bonett & Price 2012); ``p_value`` is McNemar's exact test that neither is better.
+    with one-sided 95% bounds: ``anytime``, those that hold however often more samples are looked at (by betting), else those
+    of Bonett & Price 2012 for a single look. ``p_value`` is McNemar's exact two-sided test, for a single look, that neither is
+    better.
     """
 
     lost: int
@@ -111,6 +118,7 @@ class AccuracyDrop(Record, frozen=True, kw_only=True):
     lower: float
     upper: float
     p_value: float
+    anytime: bool = False
 
 
 class ParityRecord(Record, frozen=True, kw_only=True):
