@@ -42,8 +42,7 @@ def _print_bounds(bundle: Bundle, variant: Variant) -> None:
     from vggdeploy.cli.render import out
     from vggdeploy.verify.readback import read_bounds
 
-    recorded = variant.quantisation.saturation if variant.quantisation else None
-    bounds = recorded or read_bounds(bundle, variant)
+    bounds = read_bounds(bundle, variant) or (variant.quantisation.saturation if variant.quantisation else None)
     if bounds is None:
         return
     out.print(f"\n[bold]{escape(variant.name)}[/] on CPUs without VNNI")

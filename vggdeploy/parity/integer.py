@@ -1,14 +1,15 @@
 """What a Q/DQ graph says, computed exactly: the reference for every INT8 kernel, whatever the CPU.
 
-Products of dequantised integers are sums of integers below 2⁵³, which FP64 holds without rounding, in any order; what
-stands between them is computed in FP64. Operators are those of https://onnx.ai/onnx/operators as the exporter and the
-quantiser here write them.
+Products of dequantised integers are sums of integers below 2⁵³, which FP64 holds without rounding, in any order. What stands
+between them is computed in FP32 as the graph says, and a sum is brought to its next scale by one factor in FP32, as ONNX
+Runtime and OpenVINO do: where a value lies in the middle of two codes, one code moves the whole network. Operators are those
+of https://onnx.ai/onnx/operators as the exporter and the quantiser here write them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ Operator = Callable[..., Array]
 
 
 class IntegerReference:
-    """An ONNX graph in exact integers. ``run`` takes graph input name → array, and gives output name → ``float64``."""
+    """An ONNX graph in exact integers. ``run`` takes graph input name → array, and gives output name → array."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -33,7 +34,9 @@ class IntegerReference:
                        for node in sorted_nodes(graph.node)]  # fmt: skip
         self._constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
         self._outputs = [value.name for value in graph.output]
-        unknown = sorted({node.op_type for node, _ in self._nodes} - {*_OPERATORS, *_PRODUCTS, "DequantizeLinear"})
+        unknown = sorted(
+            {node.op_type for node, _ in self._nodes} - {*_OPERATORS, *_PRODUCTS, "QuantizeLinear", "DequantizeLinear"}
+        )
         if unknown:
             raise BundleError(
                 f"the exact reference does not know the operators {', '.join(unknown)}",
@@ -42,58 +45,75 @@ class IntegerReference:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         values: dict[str, Any] = {**self._constants, **feeds, "": None}
-        codes: dict[str, tuple[Array, Array]] = {}  # dequantised value → integers with the zero at 0, scale
+        scaled: dict[str, Scaled] = {}
         for node, attributes in self._nodes:
-            given = [values[name] for name in node.input]
-            name = node.output[0]
+            given, name, first = [values[name] for name in node.input], node.output[0], scaled.get(node.input[0])
             if node.op_type == "DequantizeLinear":
-                codes[name] = _dequantised(*given, **attributes)
-                values[name] = codes[name][0] * codes[name][1]
+                scaled[name] = _dequantised(*given, **attributes)
             elif node.op_type in _PRODUCTS:
-                values[name] = _product(node, given, codes, attributes)
+                scaled[name] = _product(node, given, scaled, attributes)
+            elif node.op_type == "Relu" and first is not None:
+                scaled[name] = Scaled(np.maximum(first.integers, 0), first.scale)
+            elif node.op_type == "QuantizeLinear":
+                values[name] = _quantised(given[0] if first is None else first, *given[1:], **attributes)
             else:
                 values[name] = _OPERATORS[node.op_type](*given, **attributes)
+            if name in scaled:
+                values[name] = scaled[name].value
         return {name: np.asarray(values[name]) for name in self._outputs}
 
 
-def _dequantised(x: Array, scale: Array, zero: Array | None = None, *, axis: int = 1) -> tuple[Array, Array]:
-    """Integers, and a scale that can be multiplied with them: of one number, or along ``axis``."""
-    scale, zero = _along(scale, axis, x.ndim), _along(zero, axis, x.ndim) if zero is not None else np.zeros(())
-    return x.astype(np.float64) - zero, scale
+class Scaled(NamedTuple):
+    """A tensor as integers (in FP64, which has all of them below 2⁵³) and the FP32 scale that they are multiplied with."""
+
+    integers: Array
+    scale: NDArray[np.float32]
+
+    @property
+    def value(self) -> NDArray[np.float32]:
+        return np.asarray(self.integers * self.scale, np.float32)
+
+
+def _dequantised(x: Array, scale: Array, zero: Array | None = None, *, axis: int = 1) -> Scaled:
+    zero = np.zeros((), x.dtype) if zero is None else zero
+    return Scaled(x.astype(np.float64) - _along(zero, axis, x.ndim), _along(scale, axis, x.ndim))
 
 
 def _along(values: Array, axis: int, ndim: int) -> Array:
-    values = values.astype(np.float64)
-    return (
-        values.reshape([-1 if n == axis % ndim else 1 for n in range(ndim)]) if values.size > 1 else values.reshape(())
-    )
+    """One number, or those of ``axis``."""
+    return values.reshape([-1 if n == axis % ndim else 1 for n in range(ndim)] if values.size > 1 else ())
 
 
-def _quantised(x: Array, scale: Array, zero: Array | None = None, *, axis: int = 1) -> Array:
-    kind = np.dtype(np.uint8) if zero is None else zero.dtype
-    zero = np.zeros((), kind) if zero is None else zero
-    rounded = np.rint(x / _along(scale, axis, x.ndim)) + _along(
-        zero, axis, x.ndim
-    )  # ties to even, as the standard says
-    return np.asarray(np.clip(rounded, np.iinfo(kind).min, np.iinfo(kind).max), kind)
+def _quantised(x: Array | Scaled, scale: Array, zero: Array | None = None, *, axis: int = 1) -> Array:
+    """Rounded to the nearest code, ties to the even one. A sum of integers is multiplied once, by the quotient of the scales,
+    as the kernels of both libraries do."""
+    zero = np.zeros((), np.uint8) if zero is None else zero
+    if isinstance(x, Scaled):
+        steps = x.integers.astype(np.float32) * (x.scale / _along(scale, axis, x.integers.ndim))
+    else:
+        steps = x / _along(scale, axis, x.ndim)
+    codes = np.rint(steps) + _along(zero, axis, steps.ndim)
+    return np.asarray(np.clip(codes, np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max), zero.dtype)
 
 
 def _product(
-    node: onnx.NodeProto, given: Sequence[Any], codes: Mapping[str, tuple[Array, Array]], attributes: Attributes
-) -> Array:
-    """In integers where both inputs were dequantised by one scale (the weights: one for each output), else in FP64."""
-    apply, (data, weights) = _PRODUCTS[node.op_type], given[:2]
-    bias = given[2] if len(given) > 2 else None
-    (x, x_scale), (w, w_scale) = (codes.get(name, (None, np.ones(()))) for name in node.input[:2])
+    node: onnx.NodeProto, given: Sequence[Any], scaled: Mapping[str, Scaled], attributes: Attributes
+) -> Scaled:
+    """In integers where one scale belongs to the data and at most one to each output; else in FP64, with the scale 1."""
+    apply, bias = _PRODUCTS[node.op_type], given[2] if len(given) > 2 else None
+    x, w = (scaled.get(name) for name in node.input[:2])
     outputs = 0 if node.op_type == "Conv" or attributes.get("transB") else 1
-    by_output = w_scale.size == 1 or w_scale.size == w_scale.shape[outputs]
-    if x is None or w is None or x_scale.size != 1 or not by_output:
-        y, scale = apply(np.asarray(data, np.float64), np.asarray(weights, np.float64), **attributes), np.ones(1)
-    else:
-        y, scale = apply(x, w, **attributes), np.reshape(x_scale * w_scale, -1)
+    if x is None or w is None or x.scale.size != 1 or w.scale.size not in (1, *w.scale.shape[outputs : outputs + 1]):
+        x, w = (Scaled(np.asarray(array, np.float64), np.ones((), np.float32)) for array in given[:2])
+    y = apply(x.integers, w.integers, **attributes)
     channels = [1, -1, *[1] * (y.ndim - 2)]
-    y = y * scale.reshape(channels)
-    return y if bias is None else y + np.asarray(bias, np.float64).reshape(channels)
+    scale = np.reshape(x.scale * w.scale, channels)
+    if bias is None:
+        return Scaled(y, scale)
+    added = scaled.get(node.input[2])
+    if added is None or not np.allclose(added.scale.reshape(-1), scale.reshape(-1), rtol=1e-5, atol=0):
+        return Scaled(y + np.reshape(bias, channels) / scale.astype(np.float64), scale)
+    return Scaled(y + added.integers.reshape(channels), scale)
 
 
 def _convolution(x: Array, w: Array, *, group: int = 1, **attributes: Any) -> Array:
@@ -167,12 +187,11 @@ def _softmax(x: Array, *, axis: int = -1) -> Array:
 
 def _cast(x: Array, *, to: int, **_: Any) -> Array:
     kind = onnx.helper.tensor_dtype_to_np_dtype(to)
-    return x.astype(np.float64 if kind.kind == "f" else kind)
+    return x.astype(np.float32 if kind.kind == "f" else kind)
 
 
 _PRODUCTS: dict[str, Operator] = {"Conv": _convolution, "Gemm": _gemm, "MatMul": lambda a, b: a @ b}
 _OPERATORS: dict[str, Operator] = {
-    "QuantizeLinear": _quantised,
     "Cast": _cast,
     "Identity": lambda x: x,
     "Transpose": lambda x, *, perm: x.transpose(perm),

@@ -108,15 +108,20 @@ def widest_pairs(weights: Array) -> NDArray[np.int64]:
     """The largest sum that two neighbours, or one alone, can have in one sign, of each output channel: ``[outputs]``."""
     outputs, channels, positions = weights.shape
     rows = weights.reshape(outputs, -1)
-    found = np.maximum(rows.max(axis=1, initial=0).astype(np.int64), -rows.min(axis=1, initial=0).astype(np.int64))
+    found = _largest(rows)
     for pairs in pairings(channels, positions):
         for start in range(0, outputs, _ROWS):
             part = slice(start, start + _ROWS)
-            both = rows[part][:, pairs].astype(np.int16)
-            for sign in (1, -1):
-                sums = np.maximum(sign * both, 0).sum(axis=2)
-                found[part] = np.maximum(found[part], sums.max(axis=1, initial=0))
+            first, second = (np.take(rows[part], index, axis=1) for index in pairs.T)
+            # The sum of two weights of opposite sign is no larger than one of them alone.
+            found[part] = np.maximum(found[part], _largest(np.add(first, second, dtype=np.int16)))
     return found
+
+
+def _largest(rows: Array) -> NDArray[np.int64]:
+    """The largest magnitude of each row."""
+    high, low = rows.max(axis=1, initial=0).astype(np.int64), rows.min(axis=1, initial=0).astype(np.int64)
+    return np.asarray(np.maximum(high, -low), np.int64)
 
 
 def int8_products(graph: onnx.GraphProto, layers: dict[str, str]) -> Iterator[Int8Product]:

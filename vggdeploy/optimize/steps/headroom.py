@@ -23,7 +23,7 @@ _FACTORS = np.linspace(1, 2, 9, dtype=np.float32)
 # After a ReLU all inputs are positive, so rounding errors of one sign add up: how much their sum counts beside their squares.
 _COMMON = 0.3
 _CODE = 127  # the largest; -128 is never used, so that weights are symmetric
-_ROWS = 64  # output channels that are rounded together
+_ROWS = 16  # output channels that are rounded together
 
 
 def fit_pairs(model: onnx.ModelProto, originals: Mapping[str, Array]) -> None:
@@ -65,27 +65,37 @@ def fitted(exact: Array, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float
     Args:
         exact: the weights in steps of the scale as it was, so from -127 to 127.
     """
-    best = np.full(len(exact), np.inf)
-    codes, factors = np.zeros(exact.shape, np.int8), np.ones(len(exact), np.float32)
+    steps = exact.reshape(len(exact), -1)
+    wide = [_wide(np.rint(steps), pairs, limit) for pairs in pairings(*exact.shape[1:])]
+    best, factors = np.full(len(steps), np.inf), np.ones(len(steps), np.float32)
+    codes = np.zeros(steps.shape, np.int8)
     for factor in _FACTORS:
-        steps = (exact / factor).reshape(len(exact), -1)
-        found = np.clip(np.rint(steps), -_CODE, _CODE)
-        for pairs in pairings(*exact.shape[1:]):
-            _narrow(found, steps, pairs, limit)
-        wrong = found - steps
-        error = (np.square(wrong).sum(axis=1) + _COMMON * np.square(wrong.sum(axis=1))) * float(factor) ** 2
+        scaled = steps / factor
+        found = np.rint(scaled)
+        np.clip(found, -_CODE, _CODE, out=found)
+        for places in wide:
+            _narrow(found, scaled, places, limit)
+        wrong = found - scaled
+        error = (np.einsum("oi,oi->o", wrong, wrong) + _COMMON * np.square(wrong.sum(axis=1))) * factor**2
         better = error < best
-        best[better], factors[better] = error[better], factor
-        codes[better] = found[better].reshape(-1, *exact.shape[1:])
-    return codes, factors
+        best[better], factors[better], codes[better] = error[better], factor, found[better]
+    return codes.reshape(exact.shape), factors
 
 
-def _narrow(codes: Array, steps: Array, pairs: NDArray[np.int64], limit: int) -> None:
+Places = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # rows, and the columns of both neighbours
+
+
+def _wide(codes: Array, pairs: NDArray[np.int64], limit: int) -> Places:
+    """The pairs that are too wide with some factor: a larger one narrows them, but for rounding."""
+    row, pair = np.nonzero(np.abs(codes[:, pairs[:, 0]] + codes[:, pairs[:, 1]]) > limit - 2)
+    return row, pairs[pair, 0], pairs[pair, 1]
+
+
+def _narrow(codes: Array, steps: Array, places: Places, limit: int) -> None:
     """Move each pair that is too wide to the nearest one that fits, in place. Magnitudes only shrink, so that a pair that
     fits stays one that fits."""
-    first, second = codes[:, pairs[:, 0]], codes[:, pairs[:, 1]]
-    row, pair = np.nonzero((first * second > 0) & (np.abs(first + second) > limit))
-    here, there = pairs[pair, 0], pairs[pair, 1]
+    over = np.abs(codes[places[0], places[1]] + codes[places[0], places[2]]) > limit
+    row, here, there = (place[over] for place in places)
     sign = np.sign(codes[row, here])
     a, b = (np.clip(steps[row, i], codes[row, i] - 0.5, codes[row, i] + 0.5) * sign for i in (here, there))
     kept = np.clip(np.rint((limit + a - b) / 2), limit - _CODE, _CODE)
