@@ -74,11 +74,42 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     rebuilds: RebuildSpread | None = None
 
 
+INT16, INT32 = 2**15 - 1, 2**31 - 1
+
+
+class ProductBound(Record, frozen=True, kw_only=True):
+    """What a convolution or matrix product in INT8 can come to, whatever the image, on CPUs without VNNI.
+
+    ``pair`` is the largest magnitude of two neighbouring products, which such CPUs cut off at 32,767. ``saturating`` of
+    the ``channels`` can exceed that; ``worst`` are at most eight of them, the worst first. ``accumulator`` is the largest
+    magnitude of the whole sum, which has 32 bits. ``channels`` is 0 where a file does not show its weights.
+    """
+
+    layer: str
+    channels: int
+    saturating: int
+    worst: tuple[int, ...] = ()
+    pair: int
+    accumulator: int
+
+
+class SaturationRecord(Record, frozen=True, kw_only=True):
+    """The bounds of every INT8 product of one file, which ``sha256`` names: see `vggdeploy.parity.saturation`."""
+
+    sha256: Sha256
+    products: tuple[ProductBound, ...]
+
+    @property
+    def excluded(self) -> bool:
+        """Whether no image can saturate anything: neither a pair nor a whole sum."""
+        return all(not p.saturating and p.accumulator <= INT32 for p in self.products)
+
+
 class QuantisationRecord(Record, frozen=True, kw_only=True):
     """How an INT8 variant was made: what its ranges were measured on, and how.
 
     ``kept`` are the layers that stayed in FP32, as the network names them. ``activations`` is ``uint8`` (CPUs) or
-    ``int8``, symmetric (TensorRT).
+    ``int8``, symmetric (TensorRT). ``saturation`` is None in bundles from before it was looked at.
     """
 
     library: str
@@ -90,6 +121,7 @@ class QuantisationRecord(Record, frozen=True, kw_only=True):
     activations: str
     kept: tuple[str, ...] = ()
     bias_corrected: bool = False
+    saturation: SaturationRecord | None = None
 
 
 class Measurement(Record, frozen=True, kw_only=True):
@@ -125,6 +157,11 @@ class Variant(Record, frozen=True, kw_only=True):
         if self.name == REFERENCE:
             return Verdict.PASS
         return self.parity.verdict if self.parity else Verdict.UNPROVEN
+
+    def cannot_saturate(self, sha256: str = "") -> bool:
+        """Whether it is recorded that no image can saturate this INT8 file, and of the bytes that ``sha256`` names."""
+        found = self.quantisation.saturation if self.quantisation else None
+        return found is not None and found.excluded and sha256 in ("", found.sha256)
 
 
 class GoldenFiles(Record, frozen=True, kw_only=True):

@@ -105,6 +105,7 @@ class Source:
     build: BuildRecord | None = None  # of an engine: with the batch sizes that get CUDA graphs
     precision: Precision = Precision.FP32
     hint: Hint = "latency"
+    cannot_saturate: bool = False  # of an INT8 file: no image can, as its record says of these bytes
 
     @property
     def thread_count(self) -> int:

@@ -17,7 +17,7 @@ from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import backend_for, default_device
-from vggdeploy.system.machine import ISA_VARIABLES, fingerprint
+from vggdeploy.system.machine import ISA_VARIABLES, fingerprint, int8_saturates
 from vggdeploy.types import Device, Precision, TensorSpec
 
 
@@ -32,6 +32,8 @@ def runnable(variant: Variant, device: Device | None = None) -> Availability:
             f"this {where.kind} has no {variant.precision} arithmetic: {backend.name} would compute in another type"
         )
         return replace(availability, runs=False, reason=reason, fix="use another variant of the bundle")
+    if availability.runs and _may_saturate(variant):
+        return replace(availability, runs=False, reason=_SATURATES, fix=_REQUANTISE)
     if not availability.runs or variant.build is None:
         return availability
     wrong = preflight.mismatch(variant, preflight.host_of(variant, where))
@@ -61,6 +63,15 @@ def depends_on_machine(variant: Variant, device: Device) -> bool:
     """
     narrow = variant.precision is not Precision.FP32
     return bool(variant.build) or device.kind != "cpu" or narrow or variant.format in ("openvino", "torchscript")
+
+
+_SATURATES = "INT8 products may saturate on this CPU, which has no VNNI, and nothing proves that this file's cannot"
+_REQUANTISE = "quantise it again: vggdeploy optimize BUNDLE --step int8"
+
+
+def _may_saturate(variant: Variant, sha256: str = "") -> bool:
+    inexact = variant.precision is Precision.INT8 and not backend_for(variant).exact_int8
+    return inexact and int8_saturates() and not variant.cannot_saturate(sha256)
 
 
 def open_session(
@@ -106,6 +117,8 @@ def open_session(
     manifest = bundle.manifest
     path, sha256 = file or (bundle.path(variant.path), bundle.sha256(variant.path))
     preflight.check_file(variant, path)
+    if _may_saturate(variant, sha256):  # the record that `runnable` believed is of another file
+        raise IncompatibleError(f"{variant.name} cannot run here: {_SATURATES}", _REQUANTISE)
     source = Source(
         path=path,
         sha256=sha256,
@@ -120,6 +133,7 @@ def open_session(
         build=variant.build,
         precision=variant.precision,
         hint=hint,
+        cannot_saturate=variant.cannot_saturate(sha256),
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)

@@ -26,6 +26,12 @@ ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"
 ROOT = Path("/")
 
 
+# Each multiplies bytes into 32 bits. An x86 CPU without any of them uses vpmaddubsw, whose sums of two products have 16.
+_WIDE_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that hide them; OpenVINO follows it, too.
+_NARROW_ISAS = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
+
+
 @functools.cache
 def machine() -> Machine:
     """This machine, as far as this process may use it: the limits of a container are its cores and its memory."""
@@ -44,6 +50,14 @@ def machine() -> Machine:
         affinity=len(os.sched_getaffinity(0)),
         quota=cpu_quota(),
     )
+
+
+def int8_saturates() -> bool:
+    """Whether INT8 kernels on this CPU may cut sums of two products off at 16 bits: see `vggdeploy.parity.saturation`."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    limits = {os.environ.get(f"{name}_MAX_CPU_ISA", "").upper() for name in ("ONEDNN", "DNNL")}
+    return bool(limits & _NARROW_ISAS) or not _WIDE_INT8 & set(machine().features)
 
 
 def fingerprint() -> str:

@@ -20,6 +20,7 @@ from vggdeploy.parity.reference import sample_bytes
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import LayerParity, LayerReport
 from vggdeploy.runtime import open_session
+from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import require
@@ -138,6 +139,7 @@ def run_taps(
     model.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(taps.values()) if t not in present)
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry(*EXACT_INT8)
     options.intra_op_num_threads = threads or 0
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = session.run(list(taps.values()), {model.graph.input[0].name: images})

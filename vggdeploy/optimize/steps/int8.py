@@ -33,6 +33,7 @@ from vggdeploy.system.files import scratch_directory, sha256_of
 from vggdeploy.system.optional import installed, require, version
 from vggdeploy.types import Device, Precision, Verdict
 from vggdeploy.verify.prove import Limits
+from vggdeploy.verify.readback import layer_names
 from vggdeploy.verify.samples import Samples
 
 _CALIBRATION_BYTES = 8 * 2**20  # of a batch's pixels: the calibrator holds every activation of it
@@ -122,10 +123,11 @@ class _Judge:
         Raises:
             TargetError: the limits are missed even with one layer in INT8.
         """
-        from vggdeploy.optimize.steps.quantiser import CPU, TENSORRT, layer_names
+        from vggdeploy.optimize.steps.quantiser import CPU, TENSORRT, weighted_nodes
+        from vggdeploy.parity.saturation import read_saturation
 
         self._check_images()
-        names = layer_names(self.path)
+        names = weighted_nodes(self.path)
         flavour = {"cpu": CPU, "tensorrt": TENSORRT}[target]
         self._measure_shifts(flavour, data)
         kept: list[str] = []
@@ -149,6 +151,7 @@ class _Judge:
             activations="int8" if flavour.symmetric else "uint8",
             kept=tuple(names[name] for name in kept),
             bias_corrected=True,
+            saturation=read_saturation(file, layer_names(self.bundle.manifest.spec)),
         )
         return msgspec.structs.replace(variant, quantisation=about), file
 

@@ -14,7 +14,8 @@ import onnxruntime as ort
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError, first_line
 from vggdeploy.runtime.base import Array, Source
 from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
-from vggdeploy.runtime.onnxruntime.providers import open_on, probe
+from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8, open_on, probe
+from vggdeploy.types import Precision
 
 _QUIET = 3  # ONNX Runtime's severity for errors only
 _UNTOLD = 4  # … for what ends the process: of an attempt that may fail
@@ -55,6 +56,8 @@ class OnnxRuntimeSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = source.thread_count
         options.log_severity_level = _UNTOLD if graphs else _QUIET
+        if source.precision is Precision.INT8 and source.device.kind == "cpu" and not source.cannot_saturate:
+            options.add_session_config_entry(*EXACT_INT8)
         try:
             return open_on(source, source.path, options, graphs=graphs)
         except VggdeployError:
