@@ -278,7 +278,10 @@ def _clipped(limit: Callable[[float], float]) -> Plant:
 
     def plant(net: Network, layer: str, _: Random) -> None:
         relu, quantiser, kind = net.relu(layer), net.quantiser(layer), net.dtype(layer)
-        top = limit(net.peaks.get(layer, 12.0))
+        peak = net.peaks.get(layer, 12.0)
+        top = limit(peak)
+        if top >= peak:
+            return  # nothing is cut
         if quantiser is not None:
             stored = net.tensors()
             zero = onnx.numpy_helper.to_array(stored[quantiser.input[2]])

@@ -154,12 +154,12 @@ class Network:
             scales = [numpy_helper.to_array(self.tensors()[p.input[1]]) for p in pairs if p is not None]
             scale = np.broadcast_to(np.asarray(scales[0] * scales[1], np.float32), values.shape)
             self.store(maker.input[0], np.rint(values / scale).astype(np.int32))
-            self.store(maker.input[1], np.ascontiguousarray(scale))
+            self.store(maker.input[1], scale)
 
     # Changes.
 
     def store(self, name: str, values: Array) -> None:
-        self.tensors()[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.tensors()[name].CopyFrom(numpy_helper.from_array(np.array(values, order="C"), name))
 
     def constant(self, values: Any) -> str:
         """A new initialiser; its name."""

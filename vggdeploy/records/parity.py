@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vggdeploy.records.base import RESULT_VERSION, Record
 from vggdeploy.types import ImageSource, Precision, Verdict
 
@@ -169,25 +171,38 @@ class Check(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
 
 
+Evidence = Literal["structure", "weights", "output"]
+
+
 class LayerParity(Record, frozen=True, kw_only=True):
-    """One layer of a variant beside the reference's. ``largest`` is the reference's largest magnitude."""
+    """One layer of a variant beside the reference's. ``largest`` is the reference's largest magnitude.
+
+    ``isolated`` is the relative L2 distance of what the layer makes of the reference's input: its own error. The other
+    distances are of what it makes of what the layers before it made. None where nothing of the reference's shape is made.
+    """
 
     layer: str
-    relative_l2: float
-    max_abs: float
-    cosine_min: float
+    relative_l2: float | None
+    max_abs: float | None
+    cosine_min: float | None
     largest: float
     finite: bool
+    isolated: float | None = None
 
 
 class LayerReport(Record, frozen=True, kw_only=True):
-    """Where a variant's error comes from: its layers in order, and the first whose error jumps (None: none does)."""
+    """Where a variant's error comes from: its layers in order, and the one at fault (None: none is).
+
+    ``evidence`` says what differs: its ``structure`` (operations and their settings), its ``weights`` (or biases), or its
+    ``output`` when it is run alone.
+    """
 
     variant: str
     precision: Precision
     layers: tuple[LayerParity, ...]
     culprit: str | None
     reason: str
+    evidence: tuple[Evidence, ...] = ()
 
 
 class ParityReport(Record, frozen=True, kw_only=True):

@@ -225,7 +225,8 @@ def distances(rows: Rows, *, names: Sequence[str]) -> Chart:
 
 
 def layer_errors(rows: Rows, *, culprit: str | None) -> Chart:
-    """The error after each layer, from the first to the last. Rows: layer, error (above 0), told, marked, finite, largest.
+    """The error after each layer, from the first to the last. Rows: layer, error (above 0), told, alone, marked,
+    finite, largest.
 
     The culprit is red, larger, and named in words: no colour has to be seen.
     """
@@ -252,12 +253,15 @@ def layer_errors(rows: Rows, *, culprit: str | None) -> Chart:
         x=x,
         shape=alt.Shape(
             "finite:N",
-            scale=alt.Scale(domain=["finite", "NaN or infinity"], range=["circle", "triangle-up"]),
+            scale=alt.Scale(
+                domain=["finite", "NaN or infinity", "another shape"], range=["circle", "triangle-up", "cross"]
+            ),
             legend=None,
         ),
         tooltip=[
             alt.Tooltip("layer:N"),
             alt.Tooltip("told:N", title="relative L2"),
+            alt.Tooltip("alone:N", title="of this layer alone"),
             alt.Tooltip("max_abs:Q", title="max |Δ|", format=".2e"),
             alt.Tooltip("cosine_min:Q", title="min cosine", format=".6f"),
             alt.Tooltip("largest:Q", title="reference's largest", format=".3~g"),

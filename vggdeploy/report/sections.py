@@ -290,17 +290,19 @@ def _layers(results: Results) -> Section:
 
 
 def layer_figure(report: LayerReport) -> Figure:
-    """The error after each layer, with the culprit marked. An error of 0 stands at the left end."""
-    above = [r.relative_l2 for r in report.layers if r.relative_l2 > 0]
-    floor = min(above, default=1e-8) / 3
+    """The error after each layer, with the culprit marked. An error of 0 stands at the left end, what has no output of the
+    reference's shape at the right."""
+    above = [r.relative_l2 for r in report.layers if r.relative_l2]
+    floor, ceiling = min(above, default=1e-8) / 3, max(above, default=1.0)
     rows = [
         {
             "layer": one_line(r.layer),
-            "error": r.relative_l2 if r.relative_l2 > 0 else floor,
-            "told": f"{r.relative_l2:.1e}",
+            "error": ceiling if r.relative_l2 is None else r.relative_l2 or floor,
+            "told": "another shape" if r.relative_l2 is None else f"{r.relative_l2:.1e}",
+            "alone": "unknown" if r.isolated is None else f"{r.isolated:.1e}",
             "marked": r.layer == report.culprit,
-            "word": "overflow" if not r.finite else "first jump",
-            "finite": "finite" if r.finite else "NaN or infinity",
+            "word": "overflow" if not r.finite else "at fault",
+            "finite": "NaN or infinity" if not r.finite else "another shape" if r.relative_l2 is None else "finite",
             "max_abs": r.max_abs,
             "cosine_min": r.cosine_min,
             "largest": r.largest,

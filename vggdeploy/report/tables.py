@@ -304,9 +304,9 @@ CHECKS = (
     _text("against", "against"), _text("reasons", "what differs", long=True),
 )  # fmt: skip
 LAYERS = (
-    Column("index", "#", "d"), _text("layer", "layer"), RELATIVE_L2, MAX_ABS, COSINE,
+    Column("index", "#", "d"), _text("layer", "layer"), Column("isolated", "alone", ".1e"), RELATIVE_L2, MAX_ABS, COSINE,
     Column("largest", "reference's largest", ".3g"),
-    _light("first", "culprit", _mood({True: "first jump", False: ""}, {True: Verdict.FAIL})),
+    _light("first", "culprit", _mood({True: "at fault", False: ""}, {True: Verdict.FAIL})),
 )  # fmt: skip
 EVALUATIONS = (
     VARIANT, ON, Column("accuracy.rate", "accuracy (95%)", _interval(".2%"), ("accuracy.lower", "accuracy.upper")),
