@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -35,6 +36,23 @@ def compare(
 
     Memory does not grow with the number of images. ``thresholds`` stand in for those of the manifest.
     """
+    answers = run_all(session, reference.images)
+    return compare_answers(answers, reference, bundle, variant, device, thresholds=thresholds)
+
+
+def compare_answers(
+    answered: Iterable[Mapping[str, Array]],
+    reference: Reference,
+    bundle: Bundle,
+    variant: Variant,
+    device: Device | str,
+    *,
+    thresholds: Thresholds | None = None,
+) -> ParityRecord:
+    """`compare`, of the answers that something gave to the reference's images: graph output name → rows, batch by batch.
+
+    A known error that they raise is a failure of the variant.
+    """
     limits = thresholds or bundle.manifest.thresholds[variant.precision]
     about: dict[str, Any] = {
         "variant": variant.name,
@@ -48,7 +66,7 @@ def compare(
     classes = ClassCounts()
     done = 0
     try:
-        for answers in run_all(session, reference.images):
+        for answers in answered:
             batch = slice(done, done + len(next(iter(answers.values()))))
             wanted = {name: rows[batch] for name, rows in reference.outputs.items()}
             for name, stat in stats.items():
@@ -82,7 +100,7 @@ def _update(stat: OutputStats, reference: Array, candidate: Array) -> None:
         stat.update(reference[start:stop], candidate[start:stop])
 
 
-def unproven(variant: Variant, reason: str, device: Device) -> ParityRecord:
+def unproven(variant: Variant, reason: str, device: Device | str) -> ParityRecord:
     """The record of a variant that cannot run here: never a pass."""
     return ParityRecord(
         variant=variant.name,
