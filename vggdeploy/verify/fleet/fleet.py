@@ -136,11 +136,8 @@ class _Proof:
         failed = next((r for r in records if r.verdict is not Verdict.PASS), None)
         if failed is not None:
             return failed
-        complete = all(
-            len(found.batches.get((size, rows), ())) == len(self._outputs)
-            for size, batches in sizes.items()
-            for rows in batches
-        )
+        due = [(size, rows) for size, batches in sizes.items() for rows in batches]
+        complete = all(len(found.batches.get(key, ())) == len(self._outputs) for key in due)
         if found.trouble or not records or not complete:
             return unproven(variant, found.trouble or "not every image was answered", self._target.name)
         worst = max(records, key=lambda r: max(output.relative_l2 for output in r.outputs))
