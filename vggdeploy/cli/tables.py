@@ -16,7 +16,7 @@ from vggdeploy.engine.selection import Choice
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, BenchRow, Check, ParityRecord, ParityReport, ScenarioRow, Thresholds
 from vggdeploy.records.evaluation import EvaluationReport
-from vggdeploy.report import tables
+from vggdeploy.report import grids, tables
 from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
 from vggdeploy.system.machine import fingerprint
 from vggdeploy.types import Verdict
@@ -94,6 +94,10 @@ def parity_table(report: ParityReport) -> None:
     _print_checks(report.checks)
     for text in report.notes:
         print_reason("note", text)
+    if report.fleet:
+        table(grids.fleet(report))
+        for reason in grids.fleet_reasons(report):
+            out.print(f"  [dim]{escape(reason)}[/]")
     for layers in report.layers:
         out.print(f"\n[bold]{escape(layers.variant)}:[/] {escape(layers.reason)}")
         table(grid(tables.LAYERS, tables.layer_rows(layers)))

@@ -25,7 +25,14 @@ from vggdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vggdeploy.records import ParityReport
 
-MODES: Modes = {"-o": ("--layers",), "--samples": ("without --data golden",)}
+_FLEET = ("--fleet",)
+MODES: Modes = {
+    "-o": ("--layers",),
+    "--samples": ("without --data golden",),
+    "--target": _FLEET,
+    "--timeout": _FLEET,
+    "--prepare": _FLEET,
+}
 
 
 def verify(
@@ -61,6 +68,22 @@ def verify(
             help="Compare decoding, resizing and cropping with golden arrays and torchvision, too.",
         ),
     ] = False,
+    fleet: Annotated[
+        bool,
+        typer.Option("--fleet", help="Also run the golden pair on emulated CPUs, in WebAssembly and in Chromium."),
+    ] = False,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="With --fleet: only this target; may be repeated.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="With --fleet: for one variant on one target.")
+    ] = 600,
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare", help="With --fleet: fetch what is missing into the user's cache (npm, apt-get, pip)."
+        ),
+    ] = False,
     data_dir: DataDir = None,
     threads: Threads = None,
     record: Annotated[bool, typer.Option("--record", help="Write the verdicts to the bundle's manifest.")] = False,
@@ -72,6 +95,8 @@ def verify(
     from vggdeploy.cli import tables
     from vggdeploy.cli.options import rebuilt, with_command
     from vggdeploy.types import Device, Verdict
+    from vggdeploy.verify.fleet.fleet import FleetOptions
+    from vggdeploy.verify.fleet.targets import find_targets
     from vggdeploy.verify.prove import Limits
     from vggdeploy.verify.verify import VerifyOptions, exit_code, verify_bundle
 
@@ -82,11 +107,14 @@ def verify(
     if output is not None:
         check_pictures(output, bundle)
     count = samples_from(samples)
+    targets = find_targets(target or ())
     where = Device.parse(device) if device else None
     opened = Bundle.open(bundle)
     if rebuild:
         opened = rebuilt(opened, backends=backend or (), variants=variant or (), device=device)
     with render.progress("starting") as tell:
+        for chosen in targets if prepare else ():
+            chosen.prepare(tell)
         report = verify_bundle(
             opened,
             VerifyOptions(
@@ -101,6 +129,7 @@ def verify(
                 limits=limits,
                 layers=layers,
                 strict_preprocess=strict_preprocess,
+                fleet=FleetOptions(targets, timeout, threads, limits) if fleet else None,
             ),
             on_progress=tell,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -89,6 +90,25 @@ def compare(
         criteria: default those of the bundle, see `criteria_of`.
         sizes: of the first batches, see `run_all`.
     """
+    answers = run_all(session, reference.images, sizes)
+    host = conditions(variant, device)
+    return compare_answers(answers, reference, bundle, variant, device, criteria=criteria, host=host)
+
+
+def compare_answers(
+    answered: Iterable[Mapping[str, Array]],
+    reference: Reference,
+    bundle: Bundle,
+    variant: Variant,
+    device: Device | str,
+    *,
+    criteria: Criteria | None = None,
+    host: Mapping[str, str] = MappingProxyType({}),
+) -> ParityRecord:
+    """`compare`, of the answers that something gave to the reference's images: graph output name → rows, batch by batch.
+
+    A known error that they raise is a failure of the variant. ``host``: see `vggdeploy.runtime.sessions.conditions`.
+    """
     criteria = criteria or criteria_of(bundle, variant)
     about: dict[str, Any] = {
         "variant": variant.name,
@@ -98,13 +118,13 @@ def compare(
         "sha256": bundle.sha256(variant.path),
         "limits": criteria.of(reference.source),
         "source": reference.source,
-        "host": conditions(variant, device),
+        "host": dict(host),
     }
     stats = {name: OutputStats(name) for name in reference.outputs}
     classes = ClassCounts()
     done = 0
     try:
-        for answers in run_all(session, reference.images, sizes):
+        for answers in answered:
             batch = slice(done, done + len(next(iter(answers.values()))))
             wanted = {name: rows[batch] for name, rows in reference.outputs.items()}
             for name, stat in stats.items():
@@ -141,7 +161,7 @@ def _update(stat: OutputStats, reference: Array, candidate: Array) -> None:
         stat.update(reference[start:stop], candidate[start:stop])
 
 
-def unproven(variant: Variant, reason: str, device: Device) -> ParityRecord:
+def unproven(variant: Variant, reason: str, device: Device | str) -> ParityRecord:
     """The record of a variant that cannot run here: never a pass."""
     return ParityRecord(
         variant=variant.name,

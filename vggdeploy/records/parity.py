@@ -205,6 +205,20 @@ class LayerReport(Record, frozen=True, kw_only=True):
     evidence: tuple[Evidence, ...] = ()
 
 
+class FleetTarget(Record, frozen=True, kw_only=True):
+    """The golden pair on a target that is not this machine: one record for each variant, and no time of any.
+
+    ``isa``: the instruction sets that the processor says it has, asked where the variants ran; ``tools``: the versions of
+    what ran them. Both are empty where nothing could run.
+    """
+
+    target: str
+    title: str
+    isa: tuple[str, ...] = ()
+    tools: dict[str, str] = {}
+    variants: tuple[ParityRecord, ...] = ()
+
+
 class ParityReport(Record, frozen=True, kw_only=True):
     """All variants of one bundle: what ``vggdeploy verify --json`` prints.
 
@@ -218,12 +232,15 @@ class ParityReport(Record, frozen=True, kw_only=True):
     layers: tuple[LayerReport, ...] = ()
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    fleet: tuple[FleetTarget, ...] = ()
     command: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the variants that ran here and of the checks; ``unproven`` only when no variant ran."""
+        """The worst verdict of the variants that ran, here or on a target, and of the checks; ``unproven`` only when no
+        variant ran here."""
         ran = {record.verdict for record in self.variants}
+        ran |= {Verdict.FAIL for target in self.fleet for record in target.variants if record.verdict is Verdict.FAIL}
         wrong = {check.verdict for check in self.checks} - {Verdict.PASS}
         found = ran | wrong
         order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)

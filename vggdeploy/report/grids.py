@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, LayerReport, SearchReport
+from vggdeploy.records import BenchReport, LayerReport, ParityRecord, ParityReport, SearchReport
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.report import tables
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import smallest_batch
 from vggdeploy.report.subjects import Cast, Named
-from vggdeploy.report.tables import Column, Facts, Grid, Row, grid
+from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
 
 
 def reasons(told: Iterable[tuple[str, Iterable[str]]]) -> tuple[str, ...]:
@@ -112,6 +112,34 @@ def checks(results: Results) -> Grid:
     """What was compared of each bundle as a whole."""
     rows = [(Facts(bundle=report.bundle), check) for report in results.parity for check in report.checks]
     return grid(tables.CHECKS, rows, "What the manifest says")
+
+
+def fleet(report: ParityReport) -> Grid:
+    """A row for each target, a column for each variant: its verdict, and its distance where it answered."""
+    first, *others = tables.FLEET
+    names = [record.variant for record in report.fleet[0].variants]
+    rows = []
+    for found in report.fleet:
+        about = Facts(
+            target=found.target,
+            isa=" ".join(found.isa),
+            tools=", ".join(f"{name} {text}" for name, text in found.tools.items()),
+        )
+        told = [column.cell((about,)) for column in tables.FLEET]
+        rows.append([told[0], *map(_fleet_cell, found.variants), *told[1:]])
+    columns = (first, *(Column("", one_line(name), left=True) for name in names), *others)
+    return Grid("The golden pair on other machines, relative L2", columns, rows)
+
+
+def fleet_reasons(report: ParityReport) -> tuple[str, ...]:
+    """Why a variant failed or could not run on a target, each reason once."""
+    return reasons((f"{r.variant} on {t.target}", r.reasons) for t in report.fleet for r in t.variants)
+
+
+def _fleet_cell(record: ParityRecord) -> Cell:
+    farthest = max((output.relative_l2 for output in record.outputs), default=None)
+    told = f"{record.verdict} {farthest:.1e}" if farthest is not None else str(record.verdict)
+    return Cell(told, farthest, record.verdict)
 
 
 def layers(report: LayerReport) -> Grid:

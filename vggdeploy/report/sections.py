@@ -57,6 +57,7 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         _cost(results, cast),
         _roofline(results, cast),
         _parity(results, cast),
+        _fleet(results),
         _layers(results),
         _accuracy(results, cast),
         *_searches(results),
@@ -276,6 +277,13 @@ def _parity(results: Results, cast: Cast) -> Section:
         (cast.label(r.variant, r.sha256, p.bundle), r.reasons) for p in results.parity for r in p.variants
     )
     return Section("parity", "Parity per output", "", tuple(figures), tables, missing=missing, notes=notes)
+
+
+def _fleet(results: Results) -> Section:
+    found = [report for report in results.parity if report.fleet]
+    notes = tuple(reason for report in found for reason in grids.fleet_reasons(report))
+    missing = "" if found else "No other machine was asked: vggdeploy verify BUNDLE --fleet --json"
+    return Section("fleet", "On other machines", grids=tuple(map(grids.fleet, found)), missing=missing, notes=notes)
 
 
 def _layers(results: Results) -> Section:

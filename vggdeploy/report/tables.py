@@ -303,6 +303,8 @@ CHECKS = (
     _text("bundle", "bundle", wide=True), _text("what", "what"), _light("verdict", "verdict", verdict_cell),
     _text("against", "against"), _text("reasons", "what differs", long=True),
 )  # fmt: skip
+# Behind these stands a column for each variant.
+FLEET = (_text("target", "target"), _text("isa", "instruction sets", long=True), _text("tools", "run by", wide=True))
 LAYERS = (
     Column("index", "#", "d"), _text("layer", "layer"), Column("isolated", "alone", ".1e"), RELATIVE_L2, MAX_ABS, COSINE,
     Column("largest", "reference's largest", ".3g"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vggdeploy.errors import UsageError, one_line
-from vggdeploy.records import BenchReport, ParityReport, SearchReport
+from vggdeploy.records import BenchReport, ParityRecord, ParityReport, SearchReport
 from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
@@ -149,14 +149,12 @@ def comma_separated(results: Results) -> str:
 def _records(result: Result) -> Iterator[_Line]:
     """The parts of a result that hold numbers: what identifies them, and the columns that name their numbers."""
     if isinstance(result, ParityReport):
-        for r in result.variants:
-            about = {"kind": "parity", **_who(r), "on": r.data}
-            yield about, tables.PARITY, (r,)
-            for o in r.outputs:
-                yield {**about, "output": o.output}, tables.PARITY, (o,)
+        yield from _parity_records("parity", result.variants)
+        for target in result.fleet:
+            yield from _parity_records("fleet", target.variants)
         for report in result.layers:
             for layer in report.layers:
-                about = {"kind": "layer", "variant": report.variant, "output": layer.layer}
+                about: dict[str, Any] = {"kind": "layer", "variant": report.variant, "output": layer.layer}
                 yield about, tables.LAYERS, (layer,)
     elif isinstance(result, BenchReport):
         yield from _bench_records(result)
@@ -170,6 +168,14 @@ def _records(result: Result) -> Iterator[_Line]:
         for t in result.times:
             about = {"kind": "gpu", "variant": result.variant, "backend": result.backend, "batch": t.batch}
             yield about, tables.GPU_TIMES, (t,)
+
+
+def _parity_records(kind: str, records: Sequence[ParityRecord]) -> Iterator[_Line]:
+    for r in records:
+        about = {"kind": kind, **_who(r), "on": r.data}
+        yield about, tables.PARITY, (r,)
+        for o in r.outputs:
+            yield {**about, "output": o.output}, tables.PARITY, (o,)
 
 
 def _bench_records(bench: BenchReport) -> Iterator[_Line]:

@@ -17,6 +17,7 @@ from onnx import NodeProto, helper, numpy_helper
 from vggdeploy.bundle.precision import type_name
 from vggdeploy.errors import BuildError
 from vggdeploy.parity.products import KEY, PRODUCTS, sorted_nodes
+from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8
 from vggdeploy.spec import ModelSpec, pools
 from vggdeploy.verify.readback import layer_names
 

@@ -13,13 +13,14 @@ from vggdeploy.bundle.store import now
 from vggdeploy.errors import BuildError, IncompatibleError, UsageError
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.reference import GOLDEN, golden_reference
-from vggdeploy.records import Check, LayerReport, ParityRecord, ParityReport
+from vggdeploy.records import Check, FleetTarget, LayerReport, ParityRecord, ParityReport
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import get_backend
 from vggdeploy.system.files import check_writable
 from vggdeploy.system.optional import require
 from vggdeploy.types import Device, OnProgress, Verdict, silent
 from vggdeploy.verify.consistency import check_manifest, check_preprocessing
+from vggdeploy.verify.fleet.fleet import FleetOptions, prove_fleet
 from vggdeploy.verify.prove import Limits, prove, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, open_samples
 
@@ -43,6 +44,7 @@ class VerifyOptions:
         limits: in place of the manifest's thresholds, for this run.
         layers: look for the layer at which each variant that fails leaves the reference.
         strict_preprocess: also compare what images become on this machine with the golden arrays, and with torchvision.
+        fleet: also run the golden pair on targets that are not this machine.
     """
 
     variants: Sequence[str] = ()
@@ -56,6 +58,7 @@ class VerifyOptions:
     limits: Limits | None = None
     layers: bool = False
     strict_preprocess: bool = False
+    fleet: FleetOptions | None = None
 
 
 def verify_bundle(
@@ -104,6 +107,10 @@ def verify_bundle(
             draft.manifest = with_parity(bundle.manifest, records)
     checks = _check_bundle(bundle, chosen, options.strict_preprocess, on_progress)
     layers, untaken = _take_apart(bundle, records, threads, on_progress) if options.layers else ((), ())
+    fleet: tuple[FleetTarget, ...] = ()
+    if options.fleet is not None:
+        candidates = [variant for variant in wanted if variant.name != REFERENCE]
+        fleet = prove_fleet(bundle, candidates, options.fleet, on_progress=on_progress)
     return ParityReport(
         bundle=str(bundle.root),
         created=now(),
@@ -111,6 +118,7 @@ def verify_bundle(
         layers=layers,
         checks=checks,
         notes=(*notes, *untaken),
+        fleet=fleet,
     )
 
 
