@@ -55,8 +55,8 @@ _EXACT = 1e-5  # what a ReLU, a pool or the preprocessing may differ by, likewis
 _KERNELS = 1.5  # times the error of the same file run node by node: from there on a library's kernels are named
 
 
-def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> LayerReport:
-    """Run every layer of an ONNX variant alone, on the golden images, and compare it with the checkpoint's.
+def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images: int = _IMAGES) -> LayerReport:
+    """Run every layer of an ONNX variant alone, on so many golden images, and compare it with the checkpoint's.
 
     Raises:
         UsageError: the variant is not ONNX.
@@ -76,18 +76,17 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> Lay
         )
     model = load_model(bundle.path(manifest.reference().path)).eval()
     graph = Graph(onnx.load(bundle.path(source.path)))
-    images = bundle.golden()[0][manifest.input.name]
     largest = max(int(np.prod(layer.shape)) * 4 for layer in layers_of(manifest.spec))
-    images = images[: min(_IMAGES, max(1, _BYTES // largest))]
-    pixels = images
+    given = bundle.golden()[0][manifest.input.name][: min(images, max(1, _BYTES // largest))]
+    pixels = given
     if manifest.input.dtype == "uint8":
-        pixels = normalise(images.astype(np.uint8, copy=False), manifest.preprocess)
+        pixels = normalise(given.astype(np.uint8, copy=False), manifest.preprocess)
     with torch.inference_mode():
-        examined = Examination(graph, model, source.precision, images, threads)
+        examined = Examination(graph, model, source.precision, given, threads)
         examined.run(pixels)
     if not examined.findings:
         with open_session(bundle, chosen, threads=threads) as session:
-            examined.add_shipped(run_batch(session, images[: session.batch.max]))
+            examined.add_shipped(run_batch(session, given[: session.batch.max]))
     release_memory()
     culprit, evidence, reason = examined.verdict()
     return LayerReport(

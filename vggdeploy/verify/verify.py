@@ -17,13 +17,14 @@ from vggdeploy.records import Check, FleetTarget, LayerReport, ParityRecord, Par
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import get_backend
 from vggdeploy.system.files import check_writable
-from vggdeploy.system.optional import require
+from vggdeploy.system.optional import installed, require
 from vggdeploy.types import Device, OnProgress, Verdict, silent
 from vggdeploy.verify.consistency import check_manifest, check_preprocessing
 from vggdeploy.verify.fleet.fleet import FleetOptions, prove_fleet
 from vggdeploy.verify.prove import Limits, prove, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, open_samples
 
+_EXAMINED = 2  # golden images on which the layers of a file that passes are compared: its numbers are what is looked at
 ONLY_GOLDEN = "golden"  # in place of a data set's name
 _SLIM = "this slim bundle has no FP32 reference here: only its answers to the golden pair are compared with"
 
@@ -102,6 +103,9 @@ def verify_bundle(
         records += prove(bundle, variant, against, threads, on_progress, options.limits, options.device)
     if bundle.manifest.origin is not None:
         records = [msgspec.structs.replace(r, reasons=(*r.reasons, _SLIM)) for r in records]
+    else:
+        records, unread = _examined(bundle, records, threads, on_progress)
+        notes += unread
     if options.record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(bundle.manifest, records)
@@ -176,6 +180,39 @@ def _check_bundle(bundle: Bundle, chosen: Samples | None, strict: bool, on_progr
         on_progress(None, "preparing the golden images")
         checks += check_preprocessing(bundle)
     return checks
+
+
+def _examined(
+    bundle: Bundle, records: list[ParityRecord], threads: int | None, on_progress: OnProgress
+) -> tuple[list[ParityRecord], tuple[str, ...]]:
+    """The records; those of an ONNX variant whose answers pass fail where a layer of the file is not the checkpoint's: an
+    activation, a padding or coarser weights can be too small a fault for any distance."""
+    passing = [v for v in bundle.manifest.candidates() if v.format == "onnx" and _passes(records, v)]
+    missing = [name for name in ("torch", "onnx") if passing and not installed(name)]
+    if missing:
+        return records, (f"the layers of the ONNX files were not compared: {' and '.join(missing)} is not installed",)
+    notes: list[str] = []
+    for variant in passing:
+        from vggdeploy.verify.localise import localise  # late: it needs torch and onnx
+
+        on_progress(None, f"comparing the layers of {variant.name} with the checkpoint's")
+        try:
+            found = localise(bundle, variant.name, threads=threads, images=_EXAMINED)
+        except BuildError as error:
+            notes.append(f"the layers of {variant.name} were not compared: {error.cause}")
+            continue
+        if found.culprit is not None:
+            records = [_failed(r, found.reason) if r.variant == variant.name else r for r in records]
+    return records, tuple(notes)
+
+
+def _passes(records: Sequence[ParityRecord], variant: Variant) -> bool:
+    verdicts = {r.verdict for r in records if r.variant == variant.name}
+    return bool(verdicts) and not verdicts & {Verdict.FAIL, Verdict.UNPROVEN}
+
+
+def _failed(record: ParityRecord, reason: str) -> ParityRecord:
+    return msgspec.structs.replace(record, verdict=Verdict.FAIL, reasons=(reason, *record.reasons))
 
 
 def _take_apart(
