@@ -30,13 +30,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The variants whose golden pair was run at load."""
     run: list[str] = []
-    real = loading.check_golden
+    real = loading.prove_at_load
 
-    def counted(session, bundle, variant, device, **options):
+    def counted(session, bundle, variant, device):
         run.append(variant.name)
-        return real(session, bundle, variant, device, **options)
+        return real(session, bundle, variant, device)
 
-    monkeypatch.setattr(loading, "check_golden", counted)
+    monkeypatch.setattr(loading, "prove_at_load", counted)
     return run
 
 

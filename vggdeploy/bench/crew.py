@@ -237,4 +237,5 @@ class Crew:
             peak_rss_bytes=opened.peak_rss,
             sha256=opened.sha256,
             size_bytes=opened.size,
+            proof_ms=opened.proof_ms,
         )

@@ -43,6 +43,7 @@ class OpenReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     first_ms: float
     answered: int
     peak_rss: int | None
+    proof_ms: float | None = None
     sha256: str
     size: int
     threads: int

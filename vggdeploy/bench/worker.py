@@ -41,6 +41,7 @@ from vggdeploy.bench.messages import (
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime import CheckedSession, open_session, runnable
+from vggdeploy.runtime.sessions import depends_on_machine
 from vggdeploy.system.machine import usable_cores
 from vggdeploy.types import Device
 
@@ -101,12 +102,13 @@ class Desk:
         answered = time.monotonic_ns()
         for batch in request.batches[1:]:
             session.run({name: self._images[:batch]})
-        self._opened[request.name] = _Opening(bundle, variant, device, session, request.batches)
+        self._opened[request.name] = one = _Opening(bundle, variant, device, session, request.batches)
         return OpenReply(
             load_ms=(ready - start) / 1e6,
             first_ms=(answered - ready) / 1e6,
             answered=answered,
             peak_rss=peak_rss(),
+            proof_ms=_proof_ms(one),
             sha256=bundle.sha256(variant.path),
             size=bundle.size(variant),
             threads=threads or usable_cores(),
@@ -158,6 +160,17 @@ class Desk:
                 return AnswersReply(
                     answers=answers.check_answers(one.session, golden, images, request.load, thresholds)
                 )
+
+
+def _proof_ms(one: _Opening) -> float | None:
+    """What a load on a machine that the variant was not proven on takes for the golden pair; None where it runs none."""
+    if not depends_on_machine(one.variant, one.device):
+        return None
+    from vggdeploy.parity.compare import prove_at_load  # here: it is no part of a cold start
+
+    start = time.monotonic_ns()
+    prove_at_load(one.session, one.bundle, one.variant, one.device)
+    return (time.monotonic_ns() - start) / 1e6
 
 
 def failed(error: BaseException) -> FailureReply:

@@ -14,7 +14,7 @@ from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.engine.selection import measured_threads, select, unfit
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
-from vggdeploy.parity import check_golden
+from vggdeploy.parity.compare import prove_at_load
 from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.records import ParityRecord, from_json, to_json
 from vggdeploy.runtime import CheckedSession, backend_for, open_session
@@ -107,9 +107,7 @@ def _prove(session: CheckedSession, bundle: Bundle, variant: Variant, device: De
     Raises:
         ParityError: the answers miss the thresholds.
     """
-    sizes = {session.batch.min, session.batch.opt}
-    record = check_golden(session, bundle, variant, device, sizes=sorted(sizes), stress=True)
-    record = msgspec.structs.replace(record, sha256=sha256)
+    record = msgspec.structs.replace(prove_at_load(session, bundle, variant, device), sha256=sha256)
     if record.verdict is not Verdict.PASS:
         raise ParityError(
             f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",

@@ -72,6 +72,12 @@ def check_golden(
     return msgspec.structs.replace(record, verdict=verdict, reasons=reasons, batches=tuple(batches), repeats=repeats)
 
 
+def prove_at_load(session: CheckedSession, bundle: Bundle, variant: Variant, device: Device) -> ParityRecord:
+    """The part of the proof that a load has time for: the smallest batch, the usual one, and the stress images."""
+    sizes = sorted({session.batch.min, session.batch.opt})
+    return check_golden(session, bundle, variant, device, sizes=sizes, stress=True)
+
+
 def compare(
     session: CheckedSession,
     reference: Reference,

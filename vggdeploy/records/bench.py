@@ -48,7 +48,8 @@ class FreshStart(Record, frozen=True, kw_only=True):
     the hashes of the variant's files, session, one call; the files are in the system's cache. Of that, ``load_ms`` is the
     opening of the session, its library imported, and ``first_ms`` the first call. ``peak_rss_bytes`` is the most memory
     that was resident after one batch of every size that was measured; None where the system does not tell. ``size_bytes``
-    is what the variant's files take in the bundle; None in records older than this field.
+    is what the variant's files take in the bundle; None in records older than this field. ``proof_ms`` is what the golden
+    pair takes that the first load on another machine runs before that answer; None for a variant that does not need it.
     """
 
     variant: str
@@ -60,6 +61,7 @@ class FreshStart(Record, frozen=True, kw_only=True):
     peak_rss_bytes: int | None
     sha256: str
     size_bytes: int | None = None
+    proof_ms: float | None = None
 
 
 class CpuRoof(Record, frozen=True, kw_only=True):

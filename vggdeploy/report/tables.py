@@ -262,6 +262,7 @@ STARTS = (
     Column("size_bytes", "size MB", ",.2f", scale=1e-6, wide=True),
     Column("peak_rss_bytes", "peak memory MB", ",.1f", scale=1e-6), Column("cold_start_ms", "cold start ms", ",.0f"),
     Column("load_ms", "of that: load ms", ",.0f"), Column("first_ms", "first call ms", ",.2f"),
+    Column("proof_ms", "proof on a new machine ms", ",.1f"),
 )  # fmt: skip
 SCENARIOS = (
     VARIANT, VERDICT, RUN, _text("scenario", "scenario"), BATCH, QUERIES,
