@@ -50,14 +50,21 @@ CALIBRATION = {"speed": 64, "accuracy": 300}  # what speed is does not depend on
 
 def our_network(job: Job, name: str) -> Network:
     """Our session of our file, opened as a bundle's would be."""
-    from vggdeploy.bundle import Variant
+    from vggdeploy.bundle import QuantisationRecord, Variant
+    from vggdeploy.parity.saturation import read_saturation
     from vggdeploy.runtime import open_session
     from vggdeploy.types import Precision
 
     kind = "openvino" if "openvino" in name else "onnx"
     bundle, path = Bundle.open(job.bundle, only=()), job.path(OUR_FILE)
     batch = bundle.manifest.variant("onnx-fp32").batch
-    variant = Variant(name=f"{kind}-int8", format=kind, precision=Precision.INT8, path="ours", batch=batch)
+    about = QuantisationRecord(
+        library="onnxruntime", version="", method="min-max", data="", images=0, activations="uint8",
+        saturation=read_saturation(path, {}),
+    )  # fmt: skip
+    variant = Variant(
+        name=f"{kind}-int8", format=kind, precision=Precision.INT8, path="ours", batch=batch, quantisation=about
+    )
     session = open_session(bundle, variant, threads=job.threads, file=(path, sha256_of(path)))
     session.__enter__()  # until the process ends
     return Network(lambda images: session.run({"image": images})["logits"])

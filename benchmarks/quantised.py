@@ -217,7 +217,7 @@ def answers(opened: Network, images: Array) -> Array:
 
 
 def judged(logits: Array, reference: Array, labels: Array) -> dict[str, Any]:
-    """Accuracy of a network's answers, and how far it fell below the reference's (paired, 95%)."""
+    """Accuracy of a network's answers, and how far it fell below the reference's (paired, one-sided 95%)."""
     right, classes = reference.argmax(1) == labels, logits.argmax(1)
     drop = paired_drop(right, classes == labels)
     return {

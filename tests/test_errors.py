@@ -46,7 +46,7 @@ def test_an_error_survives_the_way_between_processes(kind: type[VggdeployError])
 def test_a_typo_gets_the_closest_name_and_the_list() -> None:
     error = unknown_name("variant", "onnx-fp61", ["onnx-fp32", "onnx-fp16", "torch-fp32"])
     assert isinstance(error, UsageError)
-    assert error.cause == "unknown variant 'onnx-fp61'"
+    assert error.cause == "the variant 'onnx-fp61' is unknown"
     assert error.hint == "did you mean 'onnx-fp16'? known: onnx-fp16, onnx-fp32, torch-fp32"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -102,10 +104,10 @@ def test_no_width_leaves_a_convolution_without_channels() -> None:
         ({"hidden": 0}, "hidden width"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"dropout": float("nan")}, "dropout nan"),
-        ({"width": 0.0}, "width ratio 0.0"),
-        ({"width": -1.0}, "width ratio -1.0"),
-        ({"width": float("nan")}, "width ratio nan"),
-        ({"width": float("inf")}, "width ratio inf"),
+        ({"width": 0.0}, "width ratio is 0.0"),
+        ({"width": -1.0}, "width ratio is -1.0"),
+        ({"width": float("nan")}, "width ratio is nan"),
+        ({"width": float("inf")}, "width ratio is inf"),
     ],
 )
 def test_what_makes_no_network_is_refused(change: dict[str, float], cause: str) -> None:
@@ -130,7 +132,7 @@ def test_a_misspelt_field_is_refused() -> None:
         msgspec.json.decode(document, type=ModelSpec)
 
 
-@given(mean=st.floats(-2, 2), std=st.floats(0.01, 2), pixel=st.integers(0, 255))
+@given(mean=st.floats(0, 1), std=st.floats(1 / 255, 1), pixel=st.integers(0, 255))
 def test_scale_and_shift_are_the_usual_normalisation(mean: float, std: float, pixel: int) -> None:
     spec = PreprocessSpec(mode="L", mean=(mean,), std=(std,))
     assert pixel * spec.scale[0] + spec.shift[0] == pytest.approx((pixel / 255 - mean) / std, rel=1e-9, abs=1e-9)
@@ -139,7 +141,7 @@ def test_scale_and_shift_are_the_usual_normalisation(mean: float, std: float, pi
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"mode": "CMYK"}, "image mode 'CMYK'"),
+        ({"mode": "CMYK"}, "image mode is 'CMYK'"),
         ({"interpolation": "bilinaer"}, "did you mean 'bilinear'"),
         ({"resize": 20, "crop": 32}, "crop 32 does not fit resize 20"),
         ({"crop": 0}, "crop 0"),
@@ -151,3 +153,65 @@ def test_scale_and_shift_are_the_usual_normalisation(mean: float, std: float, pi
 def test_preprocessing_that_cannot_work_is_refused(change: dict[str, object], cause: str) -> None:
     with pytest.raises(UsageError, match=cause):
         PreprocessSpec(**change)  # type: ignore[arg-type]
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "told", "remedy"),
+    [
+        ((76,), (80,), "0.298 and 0.314", "--mean 0.29804 --std 0.31373; or --mean 0 --std 1"),
+        ((76,) * 3, (80,) * 3, "0.298 and 0.314", "--mean 0.29804 --std 0.31373;"),
+        (
+            (123.675, 116.28, 103.53),
+            (58.395, 57.12, 57.375),
+            "0.485,0.456,0.406 and 0.229,0.224,0.225",
+            "--mean 0.485,",
+        ),
+        ((123.68, 116.779, 103.939), (1, 1, 1), "0.485,0.458,0.408 and 0.00392", "--std 0.0039216;"),
+        (IMAGENET[0], (58.395, 57.12, 57.375), "0.485,0.456,0.406 and 0.229,0.224,0.225", "--std 0.229,0.224,0.225;"),
+        ((123.675, 116.28, 103.53), IMAGENET[1], "0.485,0.456,0.406 and 0.229,0.224,0.225", "--mean 0.485,"),
+        ((127.5,), (127.5,), "0.5 and 0.5", "--mean 0.5 --std 0.5;"),
+        ((0.0019, 0.0018, 0.0016), (0.0009, 0.0009, 0.0009), "0.484,0.459,0.408 and 0.229", "--std 0.2295;"),
+        ((-0.5,), (0.5,), "mean -0.5 and std 0.5 are not those of pixels from 0 to 1", "a mean from 0 to 1"),
+        ((300,), (700,), "mean 300 and std 700 are not those of pixels from 0 to 1", "a std from 1/255 to 1"),
+    ],
+)
+def test_mean_and_std_of_other_units_are_refused_and_divided(
+    mean: tuple[float, ...], std: tuple[float, ...], told: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        PreprocessSpec(mode="L" if len(mean) == 1 else "RGB", mean=mean, std=std)
+    assert told in caught.value.cause
+    assert remedy in caught.value.hint
+    assert "--mean 0 --std 1 for weights that were trained with ToTensor alone" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.0,), (1.0,)),  # ToTensor alone
+        ((0.5,), (0.5,)),  # to −1 … 1
+        ((0.0,), (1 / 255,)),  # pixels as they are
+        ((0.0,), (0.0039,)),  # the same, rounded
+        ((0.485, 0.458, 0.408), (1 / 255,) * 3),  # Caffe: only the mean taken off
+        ((0.1307,), (0.3081,)),  # MNIST
+        ((1.0,), (0.02,)),
+        IMAGENET,
+    ],
+)
+def test_every_normalisation_that_is_in_use_is_accepted(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    PreprocessSpec(mode="L" if len(mean) == 1 else "RGB", mean=mean, std=std)
+
+
+@given(mean=st.floats(0, 1), std=st.floats(0.02, 0.5))
+def test_what_is_right_in_units_of_1_is_refused_in_those_of_255_and_named(mean: float, std: float) -> None:
+    spec = PreprocessSpec(mode="L", mean=(mean,), std=(std,))
+    with pytest.raises(UsageError) as caught:
+        PreprocessSpec(mode="L", mean=(spec.mean[0] * 255,), std=(spec.std[0] * 255,))
+    named = re.search(r"--mean (\S+) --std ([^;\s]+);", caught.value.hint)
+    assert named is not None
+    assert float(named[2]) == pytest.approx(std, rel=1e-4)
+    # A mean of at most 1/255 is one in either unit.
+    assert float(named[1]) == pytest.approx(mean if mean * 255 > 1 else mean * 255, rel=1e-4, abs=1e-6)

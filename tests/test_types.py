@@ -68,7 +68,7 @@ def test_devices(text: str, expected: Device) -> None:
 )
 def test_what_is_no_device_is_a_usage_error(text: str) -> None:
     """``cpu:1`` too: an index that nobody reads would be ignored in silence."""
-    with pytest.raises(UsageError, match="unknown device"):
+    with pytest.raises(UsageError, match="is unknown"):
         Device.parse(text)
 
 

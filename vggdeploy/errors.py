@@ -133,7 +133,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     swapped = [known for known in names if sorted(known) == letters]  # vgg61 is vgg16, not vgg19
     close = swapped or get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     offer = f"did you mean '{close[0]}'? " if close else ""
-    return UsageError(f"unknown {kind} '{name}'", f"{offer}known: {', '.join(names) or 'none'}")
+    return UsageError(f"the {kind} '{name}' is unknown", f"{offer}known: {', '.join(names) or 'none'}")
 
 
 def first_line(error: BaseException) -> str:

@@ -139,7 +139,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         base, batch_norm = split_arch(arch)
         if not 0 < width <= MAX_CHANNELS:
-            raise UsageError(f"width ratio {width}", "give a number above 0, such as 0.25")
+            raise UsageError(f"the width ratio is {width}", "give a number above 0, such as 0.25")
         return cls(
             arch=f"{base}_bn" if batch_norm else base,
             blocks=scaled_blocks(ARCHITECTURES[base], width),
@@ -196,7 +196,8 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """From an image to the graph's input.
 
     On the host: decode, convert to ``mode``, resize the shorter side to ``resize`` pixels, crop the centre
-    ``crop`` × ``crop``. In the graph: ``(pixel / 255 − mean) / std`` per channel, ``mean`` and ``std`` in units of 0–1.
+    ``crop`` × ``crop``. In the graph: ``(pixel / 255 − mean) / std`` per channel, ``mean`` and ``std`` in units of 0–1:
+    a mean from 0 to 1, a std from 1/255 (which leaves pixels of 0–255) to 1.
     """
 
     mode: str = "RGB"
@@ -208,7 +209,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if self.mode not in ("L", "RGB"):
-            raise UsageError(f"image mode '{self.mode}'", "give L (grey) or RGB")
+            raise UsageError(f"the image mode is '{self.mode}'", "give L (grey) or RGB")
         if self.interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
             raise unknown_name("interpolation", self.interpolation, ("nearest", "bilinear", "bicubic", "lanczos"))
         if not 1 <= self.crop <= self.resize <= MAX_SIDE:
@@ -219,6 +220,8 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             )
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise UsageError(f"mean {self.mean} or std {self.std} cannot normalise", "finite numbers, std above 0")
+        if not _of_unit_pixels(self.mean, self.std):
+            raise _other_units(self.mean, self.std)
 
     @property
     def channels(self) -> int:
@@ -234,6 +237,31 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
 
 
+_LEAST_STD = 0.0039  # 1/255, as people round it
+
+
+def _of_unit_pixels(mean: Sequence[float], std: Sequence[float]) -> bool:
+    return all(0 <= m <= 1 for m in mean) and all(_LEAST_STD <= s <= 1 for s in std)
+
+
+def _other_units(mean: Sequence[float], std: Sequence[float]) -> UsageError:
+    """What is wrong with these, and what they are in units of 0–1 where that can be told."""
+
+    def text(values: Sequence[float], digits: int) -> str:
+        return ",".join(f"{value:.{digits}g}" for value in (values if len(set(values)) > 1 else values[:1]))
+
+    high = max(*mean, *std) > 1  # of pixels from 0 to 255; else divided by 255 once too often
+    scaled_mean, scaled_std = ([value / 255 if high else value * 255 for value in values] for values in (mean, std))
+    mean_1 = scaled_mean if _of_unit_pixels(scaled_mean, ()) and not (high and max(mean) <= 1) else mean
+    std_1 = scaled_std if _of_unit_pixels((), scaled_std) else std
+    cause = f"mean {text(mean, 6)} and std {text(std, 6)} are not those of pixels from 0 to 1"
+    hint = "--mean 0 --std 1 for weights that were trained with ToTensor alone"
+    if not _of_unit_pixels(mean_1, std_1):
+        return UsageError(cause, f"give a mean from 0 to 1 and a std from 1/255 to 1: {hint}")
+    cause += f": they would be {text(mean_1, 3)} and {text(std_1, 3)}"
+    return UsageError(cause, f"give --mean {text(mean_1, 5)} --std {text(std_1, 5)}; or {hint}")
+
+
 _BLOCK = re.compile(r"([1-9]\d{0,2})[x×]([1-9]\d{0,5})")
 
 
@@ -243,12 +271,12 @@ def parse_blocks(text: str) -> Blocks:
     Raises:
         UsageError: something else.
     """
-    found = [_BLOCK.fullmatch(part.strip().lower()) for part in text.split(",")]
-    if not all(found):
+    matches = [_BLOCK.fullmatch(part.strip().lower()) for part in text.split(",")]
+    if not all(matches):
         raise UsageError(
             f"'{text}' is not a list of blocks", "give convolutions x channels of each, for example 1x64,1x128,2x256"
         )
-    return tuple((int(match[2]),) * int(match[1]) for match in found if match)
+    return tuple((int(match[2]),) * int(match[1]) for match in matches if match)
 
 
 def format_blocks(blocks: Blocks) -> str:
@@ -291,11 +319,11 @@ def pools(blocks: Blocks) -> tuple[bool, ...]:
 
 def grouped(channels: Sequence[int], after: Sequence[bool]) -> Blocks:
     """Convolutions and where pools follow → blocks. The last block ends at the last convolution."""
-    found: list[tuple[int, ...]] = []
+    blocks: list[tuple[int, ...]] = []
     block: list[int] = []
     for index, width in enumerate(channels):
         block.append(width)
         if index == len(channels) - 1 or after[index]:
-            found.append(tuple(block))
+            blocks.append(tuple(block))
             block = []
-    return tuple(found)
+    return tuple(blocks)

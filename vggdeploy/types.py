@@ -61,10 +61,12 @@ class ImageSource(StrEnum):
     """Where the images come from that a variant is compared on.
 
     ``golden``: the pair in the bundle. Too few to bound flips, so none is judged. ``synthetic``: made where there is no
-    data set. They give the golden pair its inputs, and say nothing more about real images.
+    data set. They give the golden pair its inputs, and say nothing more about real images. ``stress``: patterns at the ends
+    of the pixels' range, which no data set holds.
     """
 
     GOLDEN = "golden"
+    STRESS = "stress"
     REAL = "real"
     SYNTHETIC = "synthetic"
 
@@ -140,7 +142,8 @@ class Device(msgspec.Struct, frozen=True):
         good = kind == "cpu" or on_gpu if not colon else on_gpu and index.isdecimal() and len(index) <= 3
         if not good:  # "cpu:1" too: an index that nobody reads would be ignored in silence
             raise UsageError(
-                f"unknown device '{text}'", "give cpu, cuda or cuda:INDEX (ONNX Runtime: also cuda+tensorrt, cuda+rtx)"
+                f"the device '{text}' is unknown",
+                "give cpu, cuda or cuda:INDEX (ONNX Runtime: also cuda+tensorrt, cuda+rtx)",
             )
         return cls(kind, int(index or 0))
 

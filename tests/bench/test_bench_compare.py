@@ -146,8 +146,8 @@ def test_a_wrong_output_is_exit_3(tmp_path: Path) -> None:
     ("extra", "told"),
     [
         (["--roof"], "--roof belongs to vggdeploy bench"),
-        (["--fail-if-slower", "fast"], "--fail-if-slower fast"),
-        (["--fail-if-slower=-1"], "--fail-if-slower -1"),
+        (["--fail-if-slower", "fast"], "--fail-if-slower is fast"),
+        (["--fail-if-slower=-1"], "--fail-if-slower is -1"),
         (["third.json"], "third.json"),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_precision_without_onnx_names_those_that_are_there(bundle):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"engine": "tensort"}, "unknown engine"),
+        ({"engine": "tensort"}, "engine 'tensort' is unknown"),
         ({"engine": "tensorrt-rtx", "targets": ["pascal"]}, "unknown GPU target"),
         ({"engine": "tensorrt-rtx", "targets": []}, "no GPU target"),
         ({"engine": "tensorrt", "targets": ["ada"]}, "builds for the GPU of this machine"),

@@ -49,7 +49,7 @@ def test_a_small_number_without_unit_is_asked_back():
     [
         ({"opt_level": 6}, "the optimisation level is 6"),
         ({"opt_level": -1}, "the optimisation level is -1"),
-        ({"hardware_compatible": "ampere"}, "unknown hardware compatibility 'ampere'"),
+        ({"hardware_compatible": "ampere"}, "hardware compatibility 'ampere' is unknown"),
         ({"workspace": 0}, "0 bytes"),
     ],
 )

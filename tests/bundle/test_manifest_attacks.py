@@ -160,7 +160,7 @@ NONSENSE: dict[str, tuple[Edit, str]] = {
     "another layout": (set_at("input", "shape", ["N", 1, 32, 32]), "which its preprocessing does not make"),
     "no thresholds": (set_at("thresholds", {}), "has no thresholds for fp32"),
     "bad batch range": (set_at("variants", 0, "batch", {"min": 4, "opt": 2, "max": 1}), "not 1 ≤ min ≤ opt ≤ max"),
-    "bad architecture": (set_at("spec", "arch", "resnet50"), "unknown architecture 'resnet50'"),
+    "bad architecture": (set_at("spec", "arch", "resnet50"), "architecture 'resnet50' is unknown"),
     "other blocks": (set_at("spec", "blocks", [[1], [1], [1], [1], [1]]), "the blocks are not those of vgg11_bn"),
     "width beyond numbers": (set_at("spec", "width", 1e308), "cannot be read"),
     "blocks beyond numbers": (set_at("spec", "blocks", [[1]] * 20_000), "cannot be read"),

@@ -57,9 +57,9 @@ def test_json_is_one_document_and_nothing_else(bundle, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "cause", "fix"),
     [
-        (["--precision", "fp61"], 2, "unknown precision 'fp61'", "did you mean 'fp16'"),
-        (["--engine", "tensort"], 2, "unknown engine 'tensort'", "did you mean 'tensorrt'"),
-        (["--target", "adda"], 2, "unknown GPU target 'adda'", "did you mean 'ada'"),
+        (["--precision", "fp61"], 2, "precision 'fp61' is unknown", "did you mean 'fp16'"),
+        (["--engine", "tensort"], 2, "engine 'tensort' is unknown", "did you mean 'tensorrt'"),
+        (["--target", "adda"], 2, "GPU target 'adda' is unknown", "did you mean 'ada'"),
         (["--target", "h100"], 2, "does not support 'h100' (Hopper, sm90)", "--engine tensorrt"),
         (["--target", ","], 2, "no GPU target", "--target ampere,ada,blackwell"),
         (["--engine", "tensorrt", "--target", "ada"], 2, "builds for the GPU of this machine", "leave --target out"),

@@ -87,7 +87,7 @@ def test_fine_tuning_tells_what_it_starts_from(
     [
         ("--recipe clasic", 2, "did you mean 'classic'"),
         ("--recipe none.toml", 2, "cannot be read"),
-        ("--recipe misspelt.toml", 2, "unknown key 'epoch'"),
+        ("--recipe misspelt.toml", 2, "key 'epoch' is unknown"),
         ("--recipe typed.toml", 2, "epochs is 'three'"),
         ("--image-size 16", 2, "at least 32"),
         ("--blocks 1x64,2y128", 2, "is not a list of blocks"),

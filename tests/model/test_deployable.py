@@ -111,7 +111,8 @@ def test_the_state_dict_is_the_models() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "cause"), [([], "name at least one"), (["fc7", "fc7"], "only once"), (["fc9"], "unknown output 'fc9'")]
+    ("outputs", "cause"),
+    [([], "name at least one"), (["fc7", "fc7"], "only once"), (["fc9"], "output 'fc9' is unknown")],
 )
 def test_outputs_that_are_none_are_refused(outputs: list[str], cause: str) -> None:
     with pytest.raises(UsageError, match=cause):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint
 from vggdeploy.errors import CheckpointError, UsageError
+from vggdeploy.model.foreign.facts import InitReport
 from vggdeploy.model.foreign.initial import load_initial_weights
-from vggdeploy.model.foreign.report import InitReport
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import save_checkpoint
 from vggdeploy.records import from_json, to_json

@@ -103,13 +103,13 @@ def test_a_set_of_weights_has_several_names(source: str, arch: str | None, membe
     ("source", "arch", "answer"),
     [
         ("torchvision:vgg61", None, "did you mean 'vgg1"),
-        ("torchvision:resnet50", None, "unknown architecture"),
+        ("torchvision:resnet50", None, "is unknown"),
         ("torchvision:IMAGENET1K_V1", None, "add --arch"),
         ("torchvision:IMAGENET1K_V1", "custom", "add --arch"),
         ("torchvision:", None, "add --arch"),
         ("torchvision:IMAGENET1K_V3", "vgg16", "known: DEFAULT, IMAGENET1K_FEATURES, IMAGENET1K_V1"),
         ("torchvision:IMAGENET1K_FEATURES", "vgg11", "known: DEFAULT, IMAGENET1K_V1"),
-        ("torchvision:VGG61_Weights.IMAGENET1K_V1", None, "unknown architecture"),
+        ("torchvision:VGG61_Weights.IMAGENET1K_V1", None, "is unknown"),
     ],
 )
 def test_an_unknown_name_is_answered(source: str, arch: str | None, answer: str) -> None:

@@ -98,7 +98,7 @@ def test_quantisation_aware_fine_tuning_keeps_the_structure_and_its_accuracy_in_
     assert (step.step, step.epochs) == ("qat", 1)
     assert after.training["recipe"]["quantisation_aware"] is True
     assert step.drop["validation"].drop < 0.03
-    with pytest.raises(UsageError, match="qat without an epoch"):
+    with pytest.raises(UsageError, match="qat needs at least one epoch"):
         quantisation_aware_checkpoint(checkpoint, tmp_path / "none", job=TuningJob(tuning=Tuning(epochs=0)))
 
 
@@ -163,11 +163,11 @@ def test_a_drop_that_is_too_large_writes_nothing(checkpoint: Path, tmp_path: Pat
     ("ranks", "cause"),
     [
         (129, "rank 129 makes neither fc6 nor fc7 smaller — fc6: give 1 to 42; fc7: give 1 to 63"),
-        ({"fc6": 65}, "rank 65 of fc6 — its full rank is 64"),
+        ({"fc6": 65}, "fc6 cannot have rank 65 — its full rank is 64"),
         ({"fc7": 64}, "rank 64 would not make fc7 smaller — give 1 to 63"),
         ({"conv2_1": 17}, "rank 17 would not make conv2_1 smaller — give 1 to 15"),
-        ({"fc8": 4}, "unknown layer with a rank 'fc8'"),
-        (0, "rank 0 of fc6"),
+        ({"fc8": 4}, "layer with a rank 'fc8' is unknown"),
+        (0, "fc6 cannot have rank 0"),
     ],
 )
 def test_ranks_that_cannot_be_are_refused(checkpoint: Path, tmp_path: Path, ranks: Any, cause: str) -> None:
@@ -200,7 +200,7 @@ def test_data_of_other_classes_and_no_data_are_refused(checkpoint: Path, tmp_pat
     nameless = edited(checkpoint, tmp_path / "nameless", dataset="")
     with pytest.raises(DataError, match="no data set is known for this model — name one: --data"):
         prune_checkpoint(nameless, tmp_path / "out", job=UNTUNED)
-    with pytest.raises(UsageError, match="unknown layer 'conv9_9'"):
+    with pytest.raises(UsageError, match="layer 'conv9_9' is unknown"):
         prune_checkpoint(checkpoint, tmp_path / "out", {"conv9_9": 0.5}, job=UNTUNED)
 
 

@@ -156,10 +156,10 @@ def test_a_file_that_is_no_engine_is_refused(own_bundle: Path, tmp_path: Path) -
         (["torch-fp32"], {}, "does not take torch-fp32"),
         (["onnx-fp32", "onnx-fp16"], {}, "only TensorRT engines go together"),
         (["onnx-fp32"], {"name": "../up"}, "cannot name a model"),
-        (["onnx-fp32"], {"max_batch": 257}, "largest batch of 257"),
-        (["onnx-fp32"], {"max_batch": 0}, "largest batch of 0"),
+        (["onnx-fp32"], {"max_batch": 257}, "--max-batch is 257"),
+        (["onnx-fp32"], {"max_batch": 0}, "--max-batch is 0"),
         (["onnx-fp32"], {"instances": 0}, "number of instances cannot be 0"),
-        (["onnx-fp23"], {}, "unknown variant"),
+        (["onnx-fp23"], {}, "variant 'onnx-fp23' is unknown"),
     ],
 )
 def test_what_makes_no_model_is_refused(

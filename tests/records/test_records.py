@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vggdeploy.errors import BundleError
 from vggdeploy.records import (
-    DEFAULT_THRESHOLDS,
+    CEILINGS,
     BenchReport,
     BenchRow,
     FlipCount,
@@ -131,8 +131,8 @@ def test_the_verdict_of_a_report_is_the_worst_that_ran(verdicts: list[Verdict], 
 
 
 def test_every_precision_has_thresholds_and_less_bits_may_stray_further() -> None:
-    assert set(DEFAULT_THRESHOLDS) == set(Precision)
-    order = [DEFAULT_THRESHOLDS[p] for p in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)]
+    assert set(CEILINGS) == set(Precision)
+    order = [CEILINGS[p] for p in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)]
     for tight, loose in pairwise(order):
         assert tight.relative_l2 < loose.relative_l2
         assert tight.cosine > loose.cosine

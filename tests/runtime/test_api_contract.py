@@ -46,7 +46,7 @@ OWNERS = {
     "tensor": ("ITensor",),
 }
 # Names of the table that mean something else in a file: a class of ours.
-NOT_HERE = {("runtime/tensorrt/session.py", "loaded")}
+NOT_HERE = {("runtime/tensorrt/session.py", "loaded"), ("build/engines.py", "engine")}
 # Files of TensorRT for RTX alone, and what TensorRT 11 and RTX have beyond 10.
 ONLY_RTX = {"runtime/tensorrt/rtx.py", "build/targets.py"}
 # The floors on which TensorRT's objects are at hand: nothing above them is given one.

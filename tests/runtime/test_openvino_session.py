@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from vggdeploy.errors import BundleError, IncompatibleError, UsageError, Vggdepl
 from vggdeploy.export.openvino import openvino_variant
 from vggdeploy.runtime import get_backend, open_session, runnable
 from vggdeploy.runtime import tiny_onnx as tiny
-from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.base import Source, shareable
+from vggdeploy.system.files import sha256_of
 from vggdeploy.types import Device, Precision
 
 pytest.importorskip("openvino")
@@ -28,6 +30,8 @@ def source(tmp_path: Path) -> Source:
 
 
 def session_of(source: Source):  # type: ignore[no-untyped-def]
+    """A session of the file as it is now: by the hash of other bytes the library's cache would be asked for their model."""
+    source = replace(source, sha256=sha256_of(source.path))
     return get_backend("openvino").load().SESSION(source)
 
 
@@ -80,6 +84,16 @@ def test_a_strided_array_is_taken_for_what_it_shows(source: Source) -> None:
     with session_of(source) as session:
         found = session.run({"image": image})["logits"]
     np.testing.assert_allclose(found, tiny.reference(image, tiny.weights()), atol=1e-5)
+
+
+def test_only_what_openvino_cannot_share_is_copied() -> None:
+    image = tiny.images(2)
+    assert shareable(image) is image
+    image.flags.writeable = False
+    copied = shareable(image)
+    assert copied.flags.writeable
+    assert not np.shares_memory(copied, image)
+    np.testing.assert_array_equal(copied, image)
 
 
 def test_threads_and_hint_reach_openvino(bundle: Bundle) -> None:

@@ -48,7 +48,7 @@ def test_the_commands_option_backend_takes_the_names_of_the_option_engine(
     code = run([command, str(bundle_dir), *more, "--backend", name])
     shown = capsys.readouterr().err
     assert code != 0
-    assert "unknown backend" not in shown
+    assert "is unknown" not in shown
     assert f"{get_engine(name).name}" in shown
 
 
@@ -57,7 +57,7 @@ def test_build_and_search_take_every_name_of_an_engine(
     name: str, engine: Backend, bundle_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["build", str(bundle_dir), "--engine", name, "--target", "sm1"]) == 2
-    wanted = "unknown GPU target 'sm1'" if "cpu" in engine.builds_on else f"{engine.name} builds for the GPU"
+    wanted = "GPU target 'sm1' is unknown" if "cpu" in engine.builds_on else f"{engine.name} builds for the GPU"
     assert wanted in capsys.readouterr().err
     try:
         assert SearchTarget.parse(Goal(accuracy_drop=0.01, target=name)).engine is engine
@@ -67,7 +67,7 @@ def test_build_and_search_take_every_name_of_an_engine(
 
 def test_a_backend_that_builds_nothing_is_no_engine() -> None:
     assert get_backend("ort").builds_on == ()
-    with pytest.raises(UsageError, match="unknown engine 'ort'"):
+    with pytest.raises(UsageError, match="engine 'ort' is unknown"):
         get_engine("ort")
 
 

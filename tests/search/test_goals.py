@@ -47,7 +47,7 @@ def test_a_budget_is_a_time_or_a_number_of_trials(text: str, budget: Budget) -> 
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "-5", "five", "5 parsecs", "1e9h", "999999", "nan", "²"])
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="a budget of"):
+    with pytest.raises(UsageError, match="--budget is"):
         Budget.parse(text)
 
 

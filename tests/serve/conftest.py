@@ -47,8 +47,8 @@ class Live:
 def live_server(settings: Settings, engine: Engine | None = None) -> Iterator[Live]:
     metrics = Metrics()
     limits = AsyncLimits(max_batch=settings.max_batch, queue=settings.queue, max_pixels=settings.max_pixels)
-    many = AsyncEngine(engine, limits, on_batch=metrics.batch) if engine else None
-    app = create_app(settings, many, metrics=metrics)
+    batching = AsyncEngine(engine, limits, on_batch=metrics.batch) if engine else None
+    app = create_app(settings, batching, metrics=metrics)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(_config(settings, app))
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -238,7 +238,7 @@ def test_a_request_that_takes_too_long_is_503_and_one_whose_client_left_is_not_c
     data = digit_png.read_bytes()
     with live_server(Settings(bundle=str(bundle_dir), max_batch=1, timeout=1.5), engine) as live:
         gate.clear()
-        many = live.app.state.served.many
+        batching = live.app.state.served.batching
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(live.client.post, "/classify", content=data)
             deadline = time.monotonic() + 10
@@ -246,7 +246,7 @@ def test_a_request_that_takes_too_long_is_503_and_one_whose_client_left_is_not_c
                 assert time.monotonic() < deadline
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{live.url}/classify", content=data, timeout=0.3)
-            while many.waiting:  # the client has gone, so its place is free before its time is up
+            while batching.waiting:  # the client has gone, so its place is free before its time is up
                 assert time.monotonic() < deadline
             assert not first.done()
             assert first.result().status_code == 503
@@ -264,7 +264,7 @@ def test_a_bug_is_a_500_without_a_word_about_itself(
         def broken(*_: object, **__: object) -> None:
             raise RuntimeError("/secret/path at 0xdeadbeef")
 
-        monkeypatch.setattr(live.app.state.served.many, "classified", broken)
+        monkeypatch.setattr(live.app.state.served.batching, "classified", broken)
         reply = live.client.post("/classify", content=digit_png.read_bytes())
         assert (reply.status_code, reply.json()["error"]) == (500, "internal error")
         assert "secret" not in reply.text

@@ -57,7 +57,7 @@ def test_a_vector(features: Live, digit_png: Path, features_dir: Path) -> None:
     assert np.allclose(reply.json()["vector"], plain, atol=1e-4)
     reply = features.client.post("/embed?output=relu2_1&pool=max&normalise=true", content=data)
     assert np.allclose(reply.json()["vector"], pooled, atol=1e-4)
-    for query, told in (("output=fc8", "did you mean 'fc7'"), ("pool=sum", "unknown pool")):
+    for query, told in (("output=fc8", "did you mean 'fc7'"), ("pool=sum", "pool 'sum' is unknown")):
         reply = features.client.post(f"/embed?{query}", content=data)
         assert reply.status_code == 400
         assert told in str(reply.json())

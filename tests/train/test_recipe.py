@@ -65,7 +65,7 @@ def test_a_recipe_can_be_read_where_its_folder_is_not() -> None:
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"warmup": 1.0}, "warm-up 1"),
         ({"label_smoothing": 1.0}, "label smoothing 1"),
-        ({"precision": "int8"}, "unknown training precision 'int8'"),
+        ({"precision": "int8"}, "training precision 'int8' is unknown"),
         ({"seed": -1}, "seed -1"),
         ({"dropout": 1.5}, "dropout 1.5"),
         ({"optimizer": "adam"}, "did you mean 'adamw'"),

@@ -190,7 +190,7 @@ def test_labels_swapped_in_manifest_and_checkpoint_are_seen_by_the_data_set(
     rewrite_checkpoint(
         own_bundle, lambda c: msgspec.structs.replace(c, labels=(c.labels[1], c.labels[0], *c.labels[2:]))
     )
-    code, report = verify(own_bundle, capsys, "--variant", FP32, "--samples", "299")
+    code, report = verify(own_bundle, capsys, "--variant", FP32, "--samples", "352")
     assert code == 3
     (wrong,) = [check for check in report.checks if check.verdict is Verdict.FAIL]
     assert (wrong.what, wrong.against) == ("labels", "digits")

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from itertools import cycle
 from math import gcd
 
-import numpy as np
-
 from vggdeploy.bench.interference import CpuWatch, Rapl, megahertz
 from vggdeploy.bench.messages import TurnReply
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError
 from vggdeploy.parity import check_golden
+from vggdeploy.parity.metrics import distance
 from vggdeploy.parity.reference import Array
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.types import Device, Verdict
@@ -25,10 +24,11 @@ SETTLE_SECONDS = 0.02  # idle threads of the backend before go on spinning for s
 
 
 def judge_golden(
-    session: CheckedSession, bundle: Bundle, variant: Variant, device: Device
+    session: CheckedSession, bundle: Bundle, variant: Variant, device: Device, sizes: Sequence[int]
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The variant's verdict, unless its answer to the golden pair is wrong here: then ``fail``, with the reasons."""
-    record = check_golden(session, bundle, variant, device)
+    """The variant's verdict, unless its answer to the golden pair is wrong here in batches of one of the ``sizes`` that are
+    measured: then ``fail``, with the reasons."""
+    record = check_golden(session, bundle, variant, device, sizes=sizes)
     if record.verdict is not Verdict.FAIL:
         return variant.verdict, ()
     return record.verdict, tuple(f"wrong output: {reason}" for reason in record.reasons)
@@ -55,9 +55,9 @@ class Candidate:
         """Nanoseconds of one call on the next batch of the pool."""
         feeds = next(self._walk)
         start = time.perf_counter_ns()
-        found = self._session.run(feeds)
+        outputs = self._session.run(feeds)
         taken = time.perf_counter_ns() - start
-        self._last = feeds, found
+        self._last = feeds, outputs
         return taken
 
     def turn(self, seconds: float) -> TurnReply:
@@ -94,7 +94,7 @@ class Candidate:
 
     def _same(self, one: dict[str, Array], other: dict[str, Array]) -> bool:
         """Equal within ``tolerance`` (relative L2): some kernels of a GPU add in an order that changes."""
-        return all(_distance(one[name], other[name]) <= self._tolerance for name in one)
+        return all(distance(one[name], other[name]) <= self._tolerance for name in one)
 
 
 def starts(images: int, batch: int) -> list[int]:
@@ -104,15 +104,6 @@ def starts(images: int, batch: int) -> list[int]:
     """
     places = images - batch + 1
     return [index * batch % places for index in range(places // gcd(batch, places))]
-
-
-def _distance(one: Array, other: Array) -> float:
-    """Relative L2; infinite where the shapes differ."""
-    if one.shape != other.shape:
-        return float("inf")
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    difference = float(np.linalg.norm(a - b))
-    return difference / float(np.linalg.norm(a)) if difference else 0.0
 
 
 @dataclass(frozen=True)

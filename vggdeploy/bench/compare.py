@@ -71,10 +71,10 @@ def failed_outputs(new: Path) -> bool:
 
 
 def _read(path: Path) -> BenchReport:
-    found = read_document(path)
-    if not isinstance(found, BenchReport):
+    document = read_document(path)
+    if not isinstance(document, BenchReport):
         raise InputError(f"{path} is not a result of bench", "make one: vggdeploy bench BUNDLE --json > bench.json")
-    return found
+    return document
 
 
 def _by_key(report: BenchReport) -> dict[Key, Row]:
@@ -118,12 +118,12 @@ def _compared(key: Key, old: Row | None, new: Row | None, limit: float | None) -
         if not measured.valid
         for reason in measured.reasons or ("invalid",)
     ]
-    found = _interval(old, new)
-    if found is None:
+    interval = _interval(old, new)
+    if interval is None:
         if old.p50_ms and new.p50_ms:
             row = msgspec.structs.replace(row, ratio=old.p50_ms / new.p50_ms)
         return msgspec.structs.replace(row, reasons=(*reasons, _no_rounds(scenario)))
-    ratio, low, high = found
+    ratio, low, high = interval
     row = msgspec.structs.replace(row, ratio=ratio, ratio_low=low, ratio_high=high)
     if reasons:
         return msgspec.structs.replace(row, reasons=tuple(reasons))
@@ -149,7 +149,8 @@ def _no_rounds(scenario: str) -> str:
 
 def _machine_differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
     """What makes a latency mean something else."""
-    for name in ("cpu", "cores", "gpu"):
+    told = None not in (old.machine.affinity, new.machine.affinity)  # older documents leave these out
+    for name in ("cpu", "cores", "gpu", *(("features", "caches", "affinity", "quota") if told else ())):
         before, after = getattr(old.machine, name), getattr(new.machine, name)
         if before != after:
             yield one_line(f"another machine: {name} {before or 'none'}, then {after or 'none'}")

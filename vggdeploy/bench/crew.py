@@ -75,11 +75,11 @@ class Worker:
         line = self._process.stdout.readline()
         if not line.endswith(b"\n"):
             raise self._death()
-        found = self._decoder.decode(line)
-        if isinstance(found, FailureReply):
-            raise _error(found)
-        assert isinstance(found, answer)  # noqa: S101  # the worker is this version's
-        return found
+        reply = self._decoder.decode(line)
+        if isinstance(reply, FailureReply):
+            raise _error(reply)
+        assert isinstance(reply, answer)  # noqa: S101  # the worker is this version's
+        return reply
 
     def close(self, *, kill: bool = False) -> None:
         """End the process: politely, then not."""

@@ -60,17 +60,17 @@ def swapped_pages(root: Path = _ROOT) -> int | None:
 
 def throttle_events(root: Path = _ROOT) -> int | None:
     """How often the CPU slowed itself down for its temperature, over all cores, since the machine started."""
-    found = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
-    counts = [count for count in found if count is not None]
+    readings = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
+    counts = [count for count in readings if count is not None]
     return int(sum(counts)) if counts else None
 
 
 def megahertz(root: Path = _ROOT) -> float | None:
     """The clock of the fastest core that this process may use: right after a measurement, that of a core at work."""
-    found = [
+    clocks = [
         _number(root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in os.sched_getaffinity(0)
     ]
-    return max((khz / 1e3 for khz in found if khz is not None), default=None)
+    return max((khz / 1e3 for khz in clocks if khz is not None), default=None)
 
 
 def governor(root: Path = _ROOT) -> str | None:
@@ -138,9 +138,9 @@ class Rapl:
 
     def read(self) -> Reading | None:
         """Joules of each counter now; None where one of them cannot be read, or there is none."""
-        found = {name: _joules(zone / "energy_uj") for name, zone in self._zones.items()}
-        counts = {name: joules for name, joules in found.items() if joules is not None}
-        return counts if counts and len(counts) == len(found) else None
+        readings = {name: _joules(zone / "energy_uj") for name, zone in self._zones.items()}
+        counts = {name: joules for name, joules in readings.items() if joules is not None}
+        return counts if counts and len(counts) == len(readings) else None
 
     def since(self, before: Reading | None) -> float | None:
         """Joules since ``before``, over all counters."""

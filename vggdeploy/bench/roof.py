@@ -42,10 +42,10 @@ def measure_roofs(threads: int) -> tuple[CpuRoof, ...]:
     if done.returncode:
         told = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise VggdeployError(f"the roof could not be measured: {one_line(told[-1])}", "leave --roof out")
-    found = msgspec.json.decode(done.stdout, type=tuple[CpuRoof, ...])
-    if not found:
+    roofs = msgspec.json.decode(done.stdout, type=tuple[CpuRoof, ...])
+    if not roofs:
         raise IncompatibleError("no library here can measure the roof", "pip install 'vggdeploy[cpu]'")
-    return found
+    return roofs
 
 
 def share_of_roof(tera_ops: float, precision: Precision, roofs: Iterable[CpuRoof]) -> float | None:
@@ -67,11 +67,11 @@ def _measure(threads: int) -> list[CpuRoof]:
         while (begin := time.perf_counter()) < until:
             product()
             fastest = min(fastest, time.perf_counter() - begin)
-        found = CpuRoof(
+        roof = CpuRoof(
             precision=precision, tera_ops=2 * SIDE**3 / fastest / 1e12, side=SIDE, threads=threads, library=library
         )
-        if precision not in best or found.tera_ops > best[precision].tera_ops:
-            best[precision] = found
+        if precision not in best or roof.tera_ops > best[precision].tera_ops:
+            best[precision] = roof
     return list(best.values())
 
 

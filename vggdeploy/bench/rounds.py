@@ -37,10 +37,13 @@ class Plan:
     def __post_init__(self) -> None:
         if not 0 < self.seconds < inf or self.rounds < 3:
             raise UsageError(
-                f"{self.seconds} seconds in {self.rounds} rounds", "give a time above 0 and at least 3 rounds"
+                f"nothing can be measured in {self.seconds} seconds and {self.rounds} rounds",
+                "give a time above 0 and at least 3 rounds",
             )
         if self.percentile not in PERCENTILES:
-            raise UsageError(f"percentile {self.percentile}", f"give one of {', '.join(map(str, PERCENTILES))}")
+            raise UsageError(
+                f"the percentile cannot be {self.percentile}", f"give one of {', '.join(map(str, PERCENTILES))}"
+            )
         if foreign := set(self.pin) - os.sched_getaffinity(0):
             raise UsageError(
                 f"this process may not run on CPU {', '.join(map(str, sorted(foreign)))}",

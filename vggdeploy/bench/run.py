@@ -135,7 +135,7 @@ def bench_bundle(
             check_writable(each.root)
     chosen = _choose(bundles, plan)
     pool = measuring_pool(bundles[0], plan.data, POOL, plan.data_dir)
-    found: Comparison | None = None
+    comparison: Comparison | None = None
     loads: list[ScenarioRow] = []
     roofs: tuple[CpuRoof, ...] = ()
     if isinstance(method, Scenarios):
@@ -146,11 +146,11 @@ def bench_bundle(
         loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress)
     else:
         turns = Plan(plan.batches, plan.seconds, method.count, threads, method.pin, method.percentile)
-        found = measure(chosen, pool.images, turns, on_progress=on_progress)
+        comparison = measure(chosen, pool.images, turns, on_progress=on_progress)
         if method.roof:
             on_progress(None, "measuring the roof of the CPUs")
-            roofs = measure_roofs(found.threads)
-    rows = found.rows if found else ()
+            roofs = measure_roofs(comparison.threads)
+    rows = comparison.rows if comparison else ()
     if roofs:
         rows = tuple(_under_roof(row, entry, roofs) for row in rows for entry in chosen if entry.name == row.variant)
     report = BenchReport(
@@ -158,7 +158,7 @@ def bench_bundle(
         bundles=tuple(str(each.root) for each in bundles) if len(bundles) > 1 else (),
         created=now(),
         machine=machine(),
-        threads=found.threads if found else threads or machine().cores,
+        threads=comparison.threads if comparison else threads or machine().cores,
         data=pool.data,
         baseline=chosen[0].name,
         rows=rows,
@@ -166,9 +166,9 @@ def bench_bundle(
         tools=tool_versions(),
         summary=sentences(rows),
         percentile=method.percentile if isinstance(method, Rounds) else Rounds().percentile,
-        fresh=found.fresh if found else (),
-        conditions=found.conditions if found else conditions(),
-        harness_cpu_share=found.harness_cpu_share if found else None,
+        fresh=comparison.fresh if comparison else (),
+        conditions=comparison.conditions if comparison else conditions(),
+        harness_cpu_share=comparison.harness_cpu_share if comparison else None,
         roofs=roofs,
     )
     if record:
@@ -194,7 +194,7 @@ def _choose(bundles: Sequence[Bundle], plan: BenchPlan) -> list[Entry]:
     """
     check_same_input(bundles)
     backends, variants, device = plan.backends, plan.variants, plan.device
-    found: list[Entry] = []
+    entries: list[Entry] = []
     unknown = set(variants)
     for bundle, short in zip(bundles, bundle_names(bundles), strict=True):
         called = {
@@ -202,15 +202,15 @@ def _choose(bundles: Sequence[Bundle], plan: BenchPlan) -> list[Entry]:
         }  # variant → row
         wanted = [v for v, row in called.items() if v in variants or row in variants]
         unknown -= {*wanted, *(called[v] for v in wanted)}
-        found += [
+        entries += [
             Entry(bundle, variant, device or default_device(backend_for(variant)), called[variant.name])
             for variant in _of_bundle(bundle, backends, wanted, device, everything=not variants and not backends)
         ]
     for name in sorted(unknown):
         raise unknown_name("variant", name, {v.name for b in bundles for v in b.manifest.variants})
-    if not found:
+    if not entries:
         raise IncompatibleError(f"no variant of {bundles[0].root} runs here", "run: vggdeploy doctor")
-    return found
+    return entries
 
 
 def _of_bundle(
@@ -218,12 +218,12 @@ def _of_bundle(
 ) -> Iterable[Variant]:
     if everything:
         return [v for v in bundle.manifest.variants if runnable(v, device).runs]
-    found: list[Variant] = []
+    chosen: list[Variant] = []
     for name in variants:
-        found += select(bundle, variant=name, device=device)
+        chosen += select(bundle, variant=name, device=device)
     for name in backends:
-        found += select(bundle, backend=name, device=device)
-    return {v.name: v for v in found}.values()
+        chosen += select(bundle, backend=name, device=device)
+    return {v.name: v for v in chosen}.values()
 
 
 def _record(bundle: Bundle, measured: Mapping[str, Variant], report: BenchReport) -> None:

@@ -14,8 +14,8 @@ _RESAMPLES = 2000
 
 
 def calls_needed(q: float) -> int:
-    """Samples from which on a distribution-free 95% upper bound of the ``q``-th percentile exists: the smallest n with
-    1 − (q/100)ⁿ ≥ 0.95 (Wilks 1941). 29 for p90, 299 for p99."""
+    """Samples from which on a distribution-free one-sided 95% upper bound of the ``q``-th percentile exists: the smallest n
+    with 1 − (q/100)ⁿ ≥ 0.95 (Wilks 1941). 29 for p90, 299 for p99."""
     return math.ceil(math.log(0.05) / math.log(q / 100))
 
 
@@ -33,7 +33,7 @@ def quantiles(times: Sequence[float]) -> tuple[float, ...]:
 def ratio_interval(
     baseline: Sequence[float], candidate: Sequence[float], *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """How many times faster than the baseline, with a 95% percentile-bootstrap interval.
+    """How many times faster than the baseline, with a two-sided 95% percentile-bootstrap interval.
 
     The two sequences are the medians of interleaved rounds, paired by round: drift of the machine hits both. The
     ratio is the median of baseline / candidate; rounds are resampled as pairs.
@@ -49,7 +49,7 @@ def ratio_interval(
 
 
 def unpaired_ratio_interval(old: Sequence[float], new: Sequence[float], *, seed: int = 0) -> tuple[float, float, float]:
-    """How many times faster ``new`` is, with a 95% percentile-bootstrap interval, where the rounds of both were not
+    """How many times faster ``new`` is, with a two-sided 95% percentile-bootstrap interval, where the rounds of both were not
     interleaved: each side is resampled on its own, and the ratio is that of the medians."""
     random = np.random.Generator(np.random.PCG64(seed))
     sides = [np.asarray(side, np.float64) for side in (old, new)]

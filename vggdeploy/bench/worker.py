@@ -116,8 +116,8 @@ class Desk:
         from vggdeploy.bench.candidates import Candidate, judge_golden  # here: it is no part of a cold start
 
         one = self._opened[request.name]
-        verdict, reasons = judge_golden(one.session, one.bundle, one.variant, one.device)
-        tolerance = one.bundle.manifest.thresholds[one.variant.precision].relative_l2
+        verdict, reasons = judge_golden(one.session, one.bundle, one.variant, one.device, one.batches)
+        tolerance = one.bundle.manifest.limits(one.variant.precision).relative_l2
         for batch in one.batches:
             self._candidates[request.name, batch] = Candidate(one.session, self._images, batch, tolerance=tolerance)
         return CheckReply(verdict=verdict, reasons=reasons)
@@ -153,7 +153,7 @@ class Desk:
             case LoadRequest():
                 return drive.issue(one.session, images, request.load, request.samples)
             case AnswersRequest():
-                thresholds = one.bundle.manifest.thresholds[one.variant.precision]
+                thresholds = one.bundle.manifest.limits(one.variant.precision)
                 golden = golden_reference(one.bundle)
                 return AnswersReply(
                     answers=answers.check_answers(one.session, golden, images, request.load, thresholds)

@@ -141,7 +141,8 @@ def add_engine(
         )
     variant = engine_variant(request, engine, record, request.name(latest.manifest))
     if parity is not None:
-        variant = msgspec.structs.replace(variant, parity=msgspec.structs.replace(parity, variant=variant.name))
+        named = msgspec.structs.replace(parity, variant=variant.name)
+        variant = msgspec.structs.replace(variant, parity=named, distances=named.distances)
     with update_bundle(latest) as draft:
         copy_file(engine.path, draft.path(variant.path))
         # Hashed as the library gave it, or when it was found in the cache; every reader hashes it again.

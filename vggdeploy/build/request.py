@@ -85,8 +85,8 @@ class BuildRequest:
     def _runs_here(self) -> bool:
         if self.gpu is not None:
             return True
-        found = self.backend.probe(Device("cuda"))
-        return found.runs and find_gpu(Device("cuda")).capability in self.targets
+        availability = self.backend.probe(Device("cuda"))
+        return availability.runs and find_gpu(Device("cuda")).capability in self.targets
 
     def _configure(self, config: Any) -> None:
         if "cpu" in self.backend.builds_on:

@@ -174,8 +174,8 @@ class _Job:
             raise self._refused("cannot read", _parser_error(parser, self.log))
         # parse(b"") is True with 0 errors, and so is a graph without nodes.
         if not network.num_layers or not network.num_outputs or not network.num_inputs:
-            found = f"{network.num_layers} layers, {network.num_inputs} inputs and {network.num_outputs} outputs"
-            raise self._refused("cannot use", f"the graph has {found}")
+            counts = f"{network.num_layers} layers, {network.num_inputs} inputs and {network.num_outputs} outputs"
+            raise self._refused("cannot use", f"the graph has {counts}")
 
     def _add_profile(self, builder: Any, config: Any, inputs: tuple[TensorSpec, ...]) -> None:
         profile = builder.create_optimization_profile()

@@ -10,8 +10,10 @@ from vggdeploy.bundle.manifest import (
     Measurement,
     Origin,
     PrecisionProof,
+    ProductBound,
     QuantisationRecord,
     RebuildSpread,
+    SaturationRecord,
     Variant,
 )
 from vggdeploy.bundle.store import Bundle, create_bundle, update_bundle
@@ -27,8 +29,10 @@ __all__ = [
     "Measurement",
     "Origin",
     "PrecisionProof",
+    "ProductBound",
     "QuantisationRecord",
     "RebuildSpread",
+    "SaturationRecord",
     "Variant",
     "create_bundle",
     "update_bundle",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from vggdeploy.errors import BundleError, IntegrityError, unknown_name
-from vggdeploy.records import DEFAULT_THRESHOLDS, ParityRecord, Record, Thresholds, from_json, to_json
+from vggdeploy.records import CEILINGS, Distance, ParityRecord, Record, Thresholds, from_json, to_json
 from vggdeploy.records.schema import json_schema
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
@@ -74,11 +74,42 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     rebuilds: RebuildSpread | None = None
 
 
+INT16, INT32 = 2**15 - 1, 2**31 - 1
+
+
+class ProductBound(Record, frozen=True, kw_only=True):
+    """What a convolution or matrix product in INT8 can come to, whatever the image, on CPUs without VNNI.
+
+    ``pair`` is the largest magnitude of two neighbouring products, which such CPUs cut off at 32,767. ``saturating`` of
+    the ``channels`` can exceed that; ``worst`` are at most eight of them, the worst first. ``accumulator`` is the largest
+    magnitude of the whole sum, which has 32 bits. ``channels`` is 0 where a file does not show its weights.
+    """
+
+    layer: str
+    channels: int
+    saturating: int
+    worst: tuple[int, ...] = ()
+    pair: int
+    accumulator: int
+
+
+class SaturationRecord(Record, frozen=True, kw_only=True):
+    """The bounds of every INT8 product of one file, which ``sha256`` names: see `vggdeploy.parity.saturation`."""
+
+    sha256: Sha256
+    products: tuple[ProductBound, ...]
+
+    @property
+    def excluded(self) -> bool:
+        """Whether no image can saturate anything: neither a pair nor a whole sum."""
+        return all(not p.saturating and p.accumulator <= INT32 for p in self.products)
+
+
 class QuantisationRecord(Record, frozen=True, kw_only=True):
     """How an INT8 variant was made: what its ranges were measured on, and how.
 
     ``kept`` are the layers that stayed in FP32, as the network names them. ``activations`` is ``uint8`` (CPUs) or
-    ``int8``, symmetric (TensorRT).
+    ``int8``, symmetric (TensorRT). ``saturation`` is None in bundles from before it was looked at.
     """
 
     library: str
@@ -90,6 +121,7 @@ class QuantisationRecord(Record, frozen=True, kw_only=True):
     activations: str
     kept: tuple[str, ...] = ()
     bias_corrected: bool = False
+    saturation: SaturationRecord | None = None
 
 
 class Measurement(Record, frozen=True, kw_only=True):
@@ -103,7 +135,10 @@ class Measurement(Record, frozen=True, kw_only=True):
 
 
 class Variant(Record, frozen=True, kw_only=True):
-    """One exported, optimised or built model. ``path`` is its main file (for the reference: its directory)."""
+    """One exported, optimised or built model. ``path`` is its main file (for the reference: its directory).
+
+    ``distances`` are those that were measured when it was made, of each kind of images.
+    """
 
     name: str
     format: str
@@ -114,6 +149,7 @@ class Variant(Record, frozen=True, kw_only=True):
     build: BuildRecord | None = None
     quantisation: QuantisationRecord | None = None
     parity: ParityRecord | None = None
+    distances: tuple[Distance, ...] = ()
     measured: tuple[Measurement, ...] = ()
 
     @property
@@ -122,13 +158,26 @@ class Variant(Record, frozen=True, kw_only=True):
             return Verdict.PASS
         return self.parity.verdict if self.parity else Verdict.UNPROVEN
 
+    def cannot_saturate(self, sha256: str = "") -> bool:
+        """Whether it is recorded that no image can saturate this INT8 file, and of the bytes that ``sha256`` names."""
+        found = self.quantisation.saturation if self.quantisation else None
+        return found is not None and found.excluded and sha256 in ("", found.sha256)
+
 
 class GoldenFiles(Record, frozen=True, kw_only=True):
-    """The inputs and the reference's outputs that travel with the bundle: graph name → ``.npy`` file."""
+    """The inputs and the reference's outputs that travel with the bundle: graph name → ``.npy`` file.
+
+    ``stress`` are its outputs for the first of `vggdeploy.parity.stress.stress_images`, which are made by formula.
+    """
 
     inputs: dict[str, str]
     outputs: dict[str, str]
     data: str
+    stress: dict[str, str] = {}
+
+    @property
+    def files(self) -> list[str]:
+        return [*self.inputs.values(), *self.outputs.values(), *self.stress.values()]
 
 
 class Origin(Record, frozen=True, kw_only=True):
@@ -159,7 +208,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     golden: GoldenFiles
     variants: tuple[Variant, ...]
     dataset: str = ""
-    thresholds: dict[str, Thresholds] = msgspec.field(default_factory=lambda: dict(DEFAULT_THRESHOLDS))
+    thresholds: dict[str, Thresholds] = msgspec.field(default_factory=lambda: dict(CEILINGS))
     tools: dict[str, str] = {}
     files: tuple[FileRecord, ...] = ()
     origin: Origin | None = None
@@ -174,6 +223,15 @@ class Manifest(Record, frozen=True, kw_only=True):
             if variant.name == name:
                 return variant
         raise unknown_name("variant", name, [v.name for v in self.variants])
+
+    def sha256(self, relative: str) -> str:
+        """The recorded hash of a file; for a directory, of its largest file (the weights). "" where there is none."""
+        inside = [r for r in self.files if is_in(r.path, relative)]
+        return max(inside, key=lambda record: record.size).sha256 if inside else ""
+
+    def limits(self, precision: Precision) -> Thresholds:
+        """What a variant is judged by: the stricter of the manifest's limits and the package's ceiling."""
+        return CEILINGS[precision].stricter(self.thresholds[precision])
 
     def reference(self) -> Variant:
         """The FP32 model that every variant is compared with.
@@ -234,7 +292,32 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
             "restore the bundle from its source, or export it again",
         )
     _check_sense(manifest, data, what)
-    return manifest
+    return _without_foreign_proofs(manifest)
+
+
+def _without_foreign_proofs(manifest: Manifest) -> Manifest:
+    """A proof belongs to the bytes that ran: where a variant's file is another one, nothing is proven about it."""
+    changed = []
+    for variant in manifest.variants:
+        proof, sha256 = variant.parity, manifest.sha256(variant.path)
+        if proof is not None and proof.verdict is not Verdict.UNPROVEN and proof.sha256 != sha256:
+            reason = (
+                f"the proof on record is of other bytes (SHA-256 {proof.sha256[:12]}…, the file has {sha256[:12]}…)"
+            )
+            replaced = ParityRecord(
+                variant=variant.name,
+                backend=proof.backend,
+                device=proof.device,
+                verdict=Verdict.UNPROVEN,
+                reasons=(reason,),
+            )
+            changed.append(msgspec.structs.replace(variant, parity=replaced, measured=()))
+    return manifest.with_variants(*changed)
+
+
+def is_in(path: str, directory: str) -> bool:
+    """Whether ``path`` is ``directory``, or lies below it."""
+    return path == directory or path.startswith(f"{directory}/")
 
 
 _DIGEST = re.compile(rb'(?<="digest": ")[0-9a-f]{64}(?=")')

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle.arrays import array_bytes, read_array
-from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, parse_manifest, seal
+from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, is_in, parse_manifest, seal
 from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, signer_rules
 from vggdeploy.errors import BundleError, IntegrityError
 from vggdeploy.system.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
@@ -88,10 +88,10 @@ class Bundle:
             BundleError: a file that may not be read.
         """
         manifest = self.manifest
-        golden = [*manifest.golden.inputs.values(), *manifest.golden.outputs.values()]
+        golden = manifest.golden.files
         _need_records(manifest, [*golden, *(v.path for v in manifest.variants)], where=str(self.root))
         wanted = None if only is None else [*golden, *(manifest.variant(name).path for name in only)]
-        skipped = [r for r in manifest.files if wanted is not None and not any(_is_in(r.path, w) for w in wanted)]
+        skipped = [r for r in manifest.files if wanted is not None and not any(is_in(r.path, w) for w in wanted)]
         self._check_all(r for r in manifest.files if r not in skipped)
         self._unchecked = {record.path: record for record in skipped}
 
@@ -122,20 +122,19 @@ class Bundle:
             IntegrityError: it leads outside, or a file that `open` was told to skip is not the manifest's.
         """
         path = safe_join(self.root, relative)
-        waiting = [p for p in self._unchecked if _is_in(p, relative)]
+        waiting = [p for p in self._unchecked if is_in(p, relative)]
         self._check_all(self._unchecked[p] for p in waiting)
         for p in waiting:
             self._unchecked.pop(p, None)
         return path
 
     def sha256(self, relative: str) -> str:
-        """The recorded hash of a file; for a directory, of its largest file (the weights)."""
-        inside = [r for r in self.manifest.files if _is_in(r.path, relative)]
-        return max(inside, key=lambda record: record.size).sha256 if inside else ""
+        """As `Manifest.sha256`."""
+        return self.manifest.sha256(relative)
 
     def size(self, variant: Variant) -> int:
         """Bytes of a variant on disk."""
-        return sum(r.size for r in self.manifest.files if _is_in(r.path, variant.path))
+        return sum(r.size for r in self.manifest.files if is_in(r.path, variant.path))
 
     def golden(self) -> tuple[Arrays, Arrays]:
         """The golden inputs and the reference's outputs, by graph name: as many samples in each, one at least.
@@ -146,11 +145,25 @@ class Bundle:
         files, manifest = self.manifest.golden, self.manifest
         inputs = self._arrays(files.inputs, (manifest.input,))
         outputs = self._arrays(files.outputs, manifest.outputs)
-        if len({len(array) for array in (*inputs.values(), *outputs.values())}) != 1:
+        self._need_same_length((*inputs.values(), *outputs.values()))
+        return inputs, outputs
+
+    def stress(self) -> Arrays:
+        """The reference's outputs for the stress images, by graph name; empty in a bundle that was made without.
+
+        Raises:
+            BundleError: as for `golden`.
+        """
+        files = self.manifest.golden.stress
+        outputs = self._arrays(files, self.manifest.outputs) if files else {}
+        self._need_same_length(outputs.values())
+        return outputs
+
+    def _need_same_length(self, arrays: Iterable[NDArray[np.generic]]) -> None:
+        if len({len(array) for array in arrays}) > 1:
             raise BundleError(
                 f"the golden arrays of {self.root} hold different numbers of samples", "export the bundle again"
             )
-        return inputs, outputs
 
     def _arrays(self, files: dict[str, str], specs: tuple[TensorSpec, ...]) -> Arrays:
         names = {spec.name for spec in specs}
@@ -271,15 +284,10 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _is_in(path: str, directory: str) -> bool:
-    """Whether ``path`` is ``directory``, or lies below it."""
-    return path == directory or path.startswith(f"{directory}/")
-
-
 def _need_records(manifest: Manifest, paths: Iterable[str], *, where: str) -> None:
     records = [record.path for record in manifest.files]
     for path in paths:
-        if not any(_is_in(record, path) for record in records):
+        if not any(is_in(record, path) for record in records):
             raise IntegrityError(f"the manifest of {where} has no hash for {path!r}", "export the bundle again")
 
 

@@ -28,10 +28,10 @@ def bench(
     context: typer.Context,
     bundles: BundlePaths,
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", help="All variants of this backend; may be repeated. Default: all.")
+        list[str] | None, typer.Option(help="All variants of this backend; may be repeated. Default: all.")
     ] = None,
-    variant: Annotated[list[str] | None, typer.Option("--variant", help="This variant; may be repeated.")] = None,
-    batch: Annotated[str, typer.Option("--batch", help="Batch sizes, comma-separated.")] = "1,8",
+    variant: Annotated[list[str] | None, typer.Option(help="This variant; may be repeated.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8",
     device: DeviceName = None,
     seconds: Annotated[
         float,
@@ -39,18 +39,13 @@ def bench(
             "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
         ),
     ] = 2.0,
-    rounds: Annotated[int, typer.Option("--rounds", help="How often the variants take turns.")] = 7,
+    rounds: Annotated[int, typer.Option(help="How often the variants take turns.")] = 7,
     scenario: Annotated[
-        str,
-        typer.Option(
-            "--scenario", help="MLPerf LoadGen's: single_stream, multi_stream, server, offline; comma-separated."
-        ),
+        str, typer.Option(help="MLPerf LoadGen's: single_stream, multi_stream, server, offline; comma-separated.")
     ] = "",
-    target_qps: Annotated[
-        float | None, typer.Option("--target-qps", help="Queries a second of the server scenario.")
-    ] = None,
+    target_qps: Annotated[float | None, typer.Option(help="Queries a second of the server scenario.")] = None,
     latency_bound: Annotated[
-        float | None, typer.Option("--latency-bound", metavar="MS", help="p99 bound of the server scenario in ms.")
+        float | None, typer.Option(metavar="MS", help="p99 bound of the server scenario in ms.")
     ] = None,
     find_qps: Annotated[
         bool,
@@ -60,12 +55,12 @@ def bench(
     ] = False,
     threads: Threads = None,
     pin: Annotated[
-        str, typer.Option("--pin", metavar="CPUS", help="Run on these CPUs only, for example 0-3,8. Default: all.")
+        str, typer.Option(metavar="CPUS", help="Run on these CPUs only, for example 0-3,8. Default: all.")
     ] = "",
     percentile: Annotated[
-        int, typer.Option("--percentile", help="The one you rely on, 50, 90 or 99: too few calls for it are invalid.")
+        int, typer.Option(help="The one you rely on, 50, 90 or 99: too few calls for it are invalid.")
     ] = 90,
-    data: Annotated[str, typer.Option("--data", help="Data set for the inputs. Default: the one trained on.")] = "",
+    data: Annotated[str, typer.Option(help="Data set for the inputs. Default: the one trained on.")] = "",
     data_dir: DataDir = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write the medians to the manifest: 'auto' then picks the fastest here.")
@@ -89,17 +84,16 @@ def bench(
     json: Json = False,
 ) -> int:
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
-
     from vggdeploy.bench.run import BenchPlan, Rounds, Scenarios, bench_bundle
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import render, tables
+    from vggdeploy.cli import tables
     from vggdeploy.cli.options import cpu_list, rebuilt, split_names, split_numbers, with_command
     from vggdeploy.errors import UsageError
     from vggdeploy.types import Device
 
     check_modes(context, MODES)
     if not 0 < seconds < inf:
-        raise UsageError(f"a duration of {seconds:g} seconds", "give a time above 0")
+        raise UsageError(f"--duration is {seconds:g} seconds", "give a time above 0")
     batches, cpus, scenarios = split_numbers(batch), cpu_list(pin), split_names(scenario)
     opened = [Bundle.open(path) for path in bundles]
     if rebuild:
@@ -122,14 +116,7 @@ def bench(
         method = Scenarios(scenarios, target_qps, latency_bound, find_qps)
     # Twice a second: a step takes its time, and each look costs some of it.
     with render.progress("measuring", refresh_per_second=2) as tell:
-        report = bench_bundle(
-            *opened,
-            plan=plan,
-            method=method,
-            threads=threads,
-            record=record,
-            on_progress=tell,
-        )
+        report = bench_bundle(*opened, plan=plan, method=method, threads=threads, record=record, on_progress=tell)
     report = with_command(report)
     if json:
         render.emit_json(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +13,8 @@ from vggdeploy.cli import render
 from vggdeploy.cli.options import BundlePath, Json
 
 if TYPE_CHECKING:
-    from vggdeploy.build.engines import BuildReport, BundledEngine
-    from vggdeploy.build.options import BuildOptions
+    from vggdeploy.build.engines import BuildReport
+    from vggdeploy.build.request import BuildPlan
     from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, Variant
 
 
@@ -42,15 +42,13 @@ def build(
         ),
     ] = None,
     opt_level: Annotated[
-        int | None, typer.Option("--opt-level", metavar="0-5", help="How long to search for fast kernels. Default: 3.")
+        int | None, typer.Option(metavar="0-5", help="How long to search for fast kernels. Default: 3.")
     ] = None,
     timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", metavar="FILE", help="Kernel times (tensorrt): read first, written afterwards."),
+        Path | None, typer.Option(metavar="FILE", help="Kernel times (tensorrt): read first, written afterwards.")
     ] = None,
     hardware_compatible: Annotated[
-        str | None,
-        typer.Option("--hardware-compatible", metavar="ampere+|same-cc", help="Other GPUs that run it (tensorrt)."),
+        str | None, typer.Option(metavar="ampere+|same-cc", help="Other GPUs that run it (tensorrt).")
     ] = None,
     version_compatible: Annotated[
         bool,
@@ -62,13 +60,10 @@ def build(
         bool, typer.Option("--sparse", help="Use 2:4 sparse kernels where the weights are sparse.")
     ] = False,
     cuda_graph_batches: Annotated[
-        str | None,
-        typer.Option(
-            "--cuda-graph-batches", metavar="N,N…", help="Batch sizes that a session captures as CUDA graphs."
-        ),
+        str | None, typer.Option(metavar="N,N…", help="Batch sizes that a session captures as CUDA graphs.")
     ] = None,
     rebuilds: Annotated[
-        int, typer.Option("--rebuilds", help="Build that often and report the spread of bytes, time and latency.")
+        int, typer.Option(help="Build that often and report the spread of bytes, time and latency.")
     ] = 1,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Build anew, and keep no copy in the user cache.")
@@ -77,12 +72,14 @@ def build(
 ) -> None:
     """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
     from vggdeploy.build.options import BuildOptions, parse_size
+    from vggdeploy.build.request import BuildPlan
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import render
     from vggdeploy.cli.options import split_numbers
+    from vggdeploy.errors import unknown_name
+    from vggdeploy.runtime.registry import get_engine
     from vggdeploy.system.machine import memory_kept
+    from vggdeploy.types import BatchRange, Precision
 
-    targets = [name for name in target.split(",") if name.strip()] if target is not None else None
     options = BuildOptions(
         workspace=parse_size(workspace) if workspace is not None else None,
         opt_level=opt_level,
@@ -93,17 +90,18 @@ def build(
         graph_batches=tuple(split_numbers(cuda_graph_batches)) if cuda_graph_batches is not None else (),
     )
     opened = Bundle.open(bundle, only=())  # what the build reads is checked when it reads it
+    name, wanted = get_engine(engine).name, precision.strip().lower()
+    if wanted not in list(Precision):
+        raise unknown_name("precision", precision, list(Precision))
+    plan = BuildPlan(
+        engine=name,
+        precision=Precision(wanted),
+        batch=BatchRange.parse(batch) if batch is not None else None,
+        targets=[name for name in target.split(",") if name.strip()] if target is not None else None,
+        options=options,
+    )
     with memory_kept():
-        result = run_build(
-            opened,
-            engine=engine,
-            precision=precision,
-            batch=batch,
-            targets=targets,
-            options=options,
-            rebuilds=rebuilds,
-            use_cache=not no_cache,
-        )
+        result = run_build(opened, plan, rebuilds=rebuilds, use_cache=not no_cache)
     if json:
         render.emit_json(result)
         return
@@ -111,89 +109,44 @@ def build(
     render.next_steps(f"vggdeploy verify {bundle}", f"vggdeploy inspect {bundle}")
 
 
-def run_build(
-    bundle: Bundle,
-    *,
-    engine: str,
-    precision: str = "fp16",
-    batch: str | None = None,
-    targets: Sequence[str] | None = None,
-    options: BuildOptions | None = None,
-    rebuilds: int = 1,
-    use_cache: bool = True,
-) -> BuildReport:
-    """Build with a progress bar; the arguments are the command's, as text."""
+def run_build(bundle: Bundle, plan: BuildPlan, *, rebuilds: int = 1, use_cache: bool = True) -> BuildReport:
+    """Build with a progress bar."""
     from vggdeploy.build.cache import EngineCache
     from vggdeploy.build.engines import build_into
-    from vggdeploy.build.options import BuildOptions
-    from vggdeploy.build.request import BuildPlan
-    from vggdeploy.cli import render
-    from vggdeploy.errors import unknown_name
-    from vggdeploy.runtime.registry import get_engine
-    from vggdeploy.types import BatchRange, Precision
 
-    name = get_engine(engine).name
-    wanted = precision.strip().lower()
-    if wanted not in list(Precision):
-        raise unknown_name("precision", precision, list(Precision))
-    plan = BuildPlan(
-        engine=name,
-        precision=Precision(wanted),
-        batch=BatchRange.parse(batch) if batch is not None else None,
-        targets=targets,
-        options=options or BuildOptions(),
-    )
-    with render.progress(f"building {name}-{wanted}") as tell:
-        added: BundledEngine = build_into(
-            bundle,
-            plan,
-            rebuilds=rebuilds,
-            cache=EngineCache() if use_cache else None,
-            on_progress=tell,
-        )
-    return added.report()
+    with render.progress(f"building {plan.engine}-{plan.precision}") as tell:
+        cache = EngineCache() if use_cache else None
+        return build_into(bundle, plan, rebuilds=rebuilds, cache=cache, on_progress=tell).report()
 
 
 def show_engine(result: BuildReport) -> None:
     """Size, time, targets, options, the precision read back, and what is proven about the engine here."""
-    from rich.markup import escape
-
-    from vggdeploy.cli import render
-
     variant, record = result.variant, result.variant.build
     assert record is not None and variant.parity is not None  # noqa: S101  # build_into sets them
-    out = render.out.print
     made = "copied from the cache, built" if result.cached else "built"
-    out(
-        f"[bold]{escape(variant.name)}[/]: {render.size_text(result.size)}, {made} in {record.seconds:.1f} s, "
-        f"{escape(library_text(record))}, batch {variant.batch}"
-    )
-    for name, text in facts(variant):
-        out(f"  {name:<10} {escape(text)}")
-    out(f"  parity     {render.LIGHTS[variant.verdict]}: {escape('; '.join(variant.parity.reasons))}")
+    _show(variant, record, f"{render.size_text(result.size)}, {made} in {record.seconds:.1f} s, ")
+    render.out.print(f"  parity     {render.LIGHTS[variant.verdict]}: {escape('; '.join(variant.parity.reasons))}")
 
 
 def print_engine(variant: Variant) -> None:
     """What ``inspect`` says about an engine; nothing for other variants."""
     if variant.build is None:
         return
-    render.out.print(f"\n[bold]{escape(variant.name)}[/]: {escape(library_text(variant.build))}, batch {variant.batch}")
-    for name, text in facts(variant):
+    render.out.print()
+    _show(variant, variant.build)
+
+
+def _show(variant: Variant, record: BuildRecord, made: str = "") -> None:
+    from vggdeploy.runtime.registry import library_title
+
+    library = escape(f"{library_title(record.library)} {record.version}")  # TensorRT for RTX 1.7.1.116
+    render.out.print(f"[bold]{escape(variant.name)}[/]: {made}{library}, batch {variant.batch}")
+    for name, text in facts(variant, record):
         render.out.print(f"  {name:<10} {escape(text)}")
 
 
-def library_text(record: BuildRecord) -> str:
-    """``TensorRT for RTX 1.7.1.116``."""
-    from vggdeploy.runtime.registry import library_title
-
-    return f"{library_title(record.library)} {record.version}"
-
-
-def facts(variant: Variant) -> Iterator[tuple[str, str]]:
+def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:
     """Names and values of what is known about an engine's build."""
-    record = variant.build
-    if record is None:
-        return
     tuned = f" ({record.gpu}, driver for CUDA {record.driver})" if record.gpu else ""
     yield "targets", ", ".join(record.targets) + tuned
     asked = [f"{name} {text}" for name, text in record.options.items() if name != "batch"]

@@ -56,20 +56,14 @@ def run(
     wanted = Task(kind=kind, bundle=str(bundle.resolve()), digest=opened.manifest.digest, **task)  # type: ignore[arg-type]
     wanted.check(opened)
     with render.progress(f"{kind} on Ray") as tell:
-        report = run_on_ray(
-            wanted,
-            sources,
-            directory,
-            options,
-            on_progress=tell,
-        )
+        report = run_on_ray(wanted, sources, directory, options, on_progress=tell)
     if json:
         render.emit_json(report)
         return 0
     skipped = f", [yellow]{report.skipped:,} skipped (see *.errors.json)[/]" if report.skipped else ""
-    found = f", {report.found_done:,} of them found done" if report.found_done else ""
+    before = f", {report.found_done:,} of them found done" if report.found_done else ""
     render.out.print(
-        f"[bold]{escape(str(directory))}[/]  {report.images:,} rows in {report.shards:,} files{found}{skipped}"
+        f"[bold]{escape(str(directory))}[/]  {report.images:,} rows in {report.shards:,} files{before}{skipped}"
     )
     if report.found_done < report.shards:
         render.note(f"[dim]{report.images_per_second:,.0f} images/s on {report.nodes} nodes, their start included[/]")

@@ -23,7 +23,6 @@ def compare(
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
-            "--fail-if-slower",
             metavar="PERCENT",
             help="Exit with 4 when a variant is shown to take so much longer, or cannot be judged.",
         ),
@@ -64,12 +63,12 @@ def parse_limit(text: str) -> float:
         UsageError: no percentage of at least 0.
     """
     try:
-        found = float(text.strip().removesuffix("%"))
+        percent = float(text.strip().removesuffix("%"))
     except ValueError:
-        found = math.nan
-    if not 0 <= found < math.inf:
-        raise UsageError(f"--fail-if-slower {text}", "give a percentage of the time before, for example 5%")
-    return found / 100
+        percent = math.nan
+    if not 0 <= percent < math.inf:
+        raise UsageError(f"--fail-if-slower is {text}", "give a percentage of the time before, for example 5%")
+    return percent / 100
 
 
 def show(report: ComparisonReport) -> None:

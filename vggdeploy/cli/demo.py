@@ -21,9 +21,9 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where the checkpoint, the bundle and sample images go.")
     ] = Path("artifacts/demo"),
-    epochs: Annotated[int, typer.Option("--epochs", help="Training epochs.")] = 6,
-    seconds: Annotated[float, typer.Option("--seconds", help="Measuring time a variant and batch size.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of weights and data order.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 6,
+    seconds: Annotated[float, typer.Option(help="Measuring time a variant and batch size.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     threads: Threads = None,
 ) -> int:
     """Train on the digits, export, build an FP16 engine, prove, measure, and classify: two minutes, no GPU, no network."""
@@ -78,13 +78,15 @@ def _heading(step: int, text: str) -> None:
 
 
 def _train(checkpoint: Path, *, epochs: int, seed: int, threads: int | None) -> float:
-    from vggdeploy.cli.train import run_training
+    from vggdeploy.cli import train
     from vggdeploy.train.recipe import Recipe
 
     recipe = Recipe(
         arch="vgg11_bn", width=0.25, hidden=512, dataset=DATASET, image_size=IMAGE_SIZE, epochs=epochs, seed=seed
     )
-    return run_training(recipe, output=checkpoint, overwrite=True, threads=threads).test_accuracy
+    result = train.run(recipe, checkpoint, overwrite=True, threads=threads)
+    train.print_summary(result)
+    return result.training.test_accuracy
 
 
 def _export(checkpoint: Path, target: Path, threads: int | None) -> Bundle:
@@ -98,11 +100,13 @@ def _export(checkpoint: Path, target: Path, threads: int | None) -> Bundle:
 
 
 def _build(bundle: Bundle) -> Bundle:
+    from vggdeploy.build.request import BuildPlan
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.build import run_build, show_engine
+    from vggdeploy.types import Precision
 
     try:
-        show_engine(run_build(bundle, engine="tensorrt-rtx"))
+        show_engine(run_build(bundle, BuildPlan(engine="tensorrt-rtx", precision=Precision.FP16)))
     except IncompatibleError as error:  # installed without the extra: everything else still works
         render.out.print(f"[yellow]skipped:[/] {escape(error.cause)}\n  [dim]{escape(error.hint)}[/]")
     return Bundle.open(bundle.root)
@@ -124,13 +128,8 @@ def _bench(bundle: Bundle, *, seconds: float, threads: int | None) -> Bundle:
     from vggdeploy.cli import tables
 
     with render.progress("measuring") as tell:
-        report = bench_bundle(
-            bundle,
-            plan=BenchPlan(seconds=seconds),
-            threads=threads,
-            record=True,
-            on_progress=tell,
-        )
+        plan = BenchPlan(seconds=seconds)
+        report = bench_bundle(bundle, plan=plan, threads=threads, record=True, on_progress=tell)
     tables.bench_table(report)
     return Bundle.open(bundle.root)
 

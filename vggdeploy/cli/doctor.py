@@ -24,11 +24,11 @@ def doctor(
 
     if self_test:
         return _prove(json)
-    found = diagnose()
+    diagnosis = diagnose()
     if json:
-        render.emit_json(found)
+        render.emit_json(diagnosis)
     else:
-        tables.doctor_table(found)
+        tables.doctor_table(diagnosis)
     return 0
 
 

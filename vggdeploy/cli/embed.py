@@ -23,24 +23,21 @@ def embed(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or directories of them.")],
     target: Annotated[Path | None, typer.Option("-o", help="The file to write: NAME.parquet or NAME.npy.")] = None,
     output: Annotated[
-        str | None,
-        typer.Option("--output", help="The graph output. Default: fc7, or the only one that is no class score."),
+        str | None, typer.Option(help="The graph output. Default: fc7, or the only one that is no class score.")
     ] = None,
     pool: Annotated[
         str | None,
-        typer.Option(
-            "--pool", help="What makes a vector of a feature map: avg, max or none (all its values). Default: avg."
-        ),
+        typer.Option(help="What makes a vector of a feature map: avg, max or none (all its values). Default: avg."),
     ] = None,
     normalise: Annotated[
         bool, typer.Option("--normalise", "--normalize", help="Divide each vector by its length (L2).")
     ] = False,
-    batch: Annotated[int | None, typer.Option("--batch", help="Images a run. Default: the variant's optimum.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a run. Default: the variant's optimum.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with exit code 1 at the first image that cannot be used.")
     ] = False,
-    backend: Annotated[str, typer.Option("--backend", help="A backend's name, or auto.")] = "auto",
-    variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant.")] = None,
+    backend: Annotated[str, typer.Option(help="A backend's name, or auto.")] = "auto",
+    variant: Annotated[str | None, typer.Option(help="Exactly this variant.")] = None,
     device: DeviceName = None,
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that stands there.")] = False,

@@ -20,12 +20,10 @@ def evaluate(
     dataset: Annotated[
         str, typer.Option("--dataset", "--data", help="The data set. Default: the one trained on.")
     ] = "",
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
-    samples: Annotated[
-        str, typer.Option("--samples", metavar="N|all", help="How many images, a random sample; or all.")
-    ] = "all",
-    backend: Annotated[str, typer.Option("--backend", help="A backend's name, or auto.")] = "auto",
-    variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant of a bundle.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    samples: Annotated[str, typer.Option(metavar="N|all", help="How many images, a random sample; or all.")] = "all",
+    backend: Annotated[str, typer.Option(help="A backend's name, or auto.")] = "auto",
+    variant: Annotated[str | None, typer.Option(help="Exactly this variant of a bundle.")] = None,
     device: DeviceName = None,
     threads: Threads = None,
     data_dir: DataDir = None,

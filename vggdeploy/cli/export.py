@@ -24,46 +24,42 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.")],
     formats: Annotated[
-        str, typer.Option("--formats", help="Variants to export, comma-separated.")
+        str, typer.Option(help="Variants to export, comma-separated.")
     ] = "onnx-fp32,onnx-fp16,torchscript-fp32",
-    outputs: Annotated[
-        str, typer.Option("--outputs", help="Graph outputs, comma-separated: logits, fc7, relu4_2, …")
-    ] = ("logits"),
+    outputs: Annotated[str, typer.Option(help="Graph outputs, comma-separated: logits, fc7, relu4_2, …")] = ("logits"),
     graph_input: Annotated[
         str, typer.Option("--input", help="uint8: pixels, preprocessing inside. float32: normalised by you.")
     ] = "uint8",
-    max_batch: Annotated[int, typer.Option("--max-batch", help="The largest batch the variants accept.")] = 256,
-    samples: Annotated[int, typer.Option("--samples", help="Test images to prove the variants on.")] = 1000,
+    max_batch: Annotated[int, typer.Option(help="The largest batch the variants accept.")] = 256,
+    samples: Annotated[int, typer.Option(help="Test images to prove the variants on.")] = 1000,
     weights: Annotated[
-        Path | None,
-        typer.Option("--weights", help="The file of a torchvision name, instead of a download.", **ELSEWHERE),
+        Path | None, typer.Option(help="The file of a torchvision name, instead of a download.", **ELSEWHERE)
     ] = None,
     arch: Annotated[
-        str | None, typer.Option("--arch", help="The network: vgg11 … vgg19_bn. Default: from the shapes.", **ELSEWHERE)
+        str | None, typer.Option(help="The network: vgg11 … vgg19_bn. Default: from the shapes.", **ELSEWHERE)
     ] = None,
     blocks: Annotated[
-        str | None,
-        typer.Option("--blocks", help="Convolutions x channels between pools: 1x64,1x128,2x256.", **ELSEWHERE),
+        str | None, typer.Option(help="Convolutions x channels between pools: 1x64,1x128,2x256.", **ELSEWHERE)
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Height and width in pixels. Default: from fc6.", **ELSEWHERE)
+        int | None, typer.Option(help="Height and width in pixels. Default: from fc6.", **ELSEWHERE)
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="A text file, a label on each line, or a JSON list.", **ELSEWHERE)
+        Path | None, typer.Option(help="A text file, a label on each line, or a JSON list.", **ELSEWHERE)
     ] = None,
     mean: Annotated[
-        str | None, typer.Option("--mean", help="Mean of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+        str | None,
+        typer.Option(help="Mean of each channel, or one for all, 0–1. Default: ImageNet's.", **ELSEWHERE),
     ] = None,
     std: Annotated[
-        str | None, typer.Option("--std", help="Deviation of each channel, 0–1. Default: ImageNet's.", **ELSEWHERE)
+        str | None,
+        typer.Option(help="Deviation of each channel, or one for all, 1/255 to 1. Default: ImageNet's.", **ELSEWHERE),
     ] = None,
     resize: Annotated[
-        int | None,
-        typer.Option("--resize", help="Shorter side before the crop. Default: 8/7 of the size.", **ELSEWHERE),
+        int | None, typer.Option(help="Shorter side before the crop. Default: 8/7 of the size.", **ELSEWHERE)
     ] = None,
     interpolation: Annotated[
-        str | None,
-        typer.Option("--interpolation", help="nearest, bilinear, bicubic or lanczos. Default: bilinear.", **ELSEWHERE),
+        str | None, typer.Option(help="nearest, bilinear, bicubic or lanczos. Default: bilinear.", **ELSEWHERE)
     ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,

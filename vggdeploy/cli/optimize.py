@@ -37,7 +37,6 @@ def optimize(
     step: Annotated[
         str,
         typer.Option(
-            "--step",
             metavar="STEP,STEP…",
             help="What to do, in this order: prune, low-rank, qat, openvino-fp32, openvino-bf16, int8.",
         ),
@@ -48,7 +47,7 @@ def optimize(
             "--output", "-o", help="The bundle or checkpoint to write. Default: a bundle is changed in place."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Test images to prove variants on.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Test images to prove variants on.")] = 1000,
     keep: Annotated[
         str | None,
         typer.Option(
@@ -88,17 +87,14 @@ def optimize(
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="Percentage points below the original, at most, with 95% confidence, on the validation split; else nothing "
-            "is written, and the exit code is 4. int8 leaves layers in FP32 for it.",
+            help="Percentage points below the original, at most, with one-sided 95% confidence, on the validation split; else "
+            "nothing is written, and the exit code is 4. int8 leaves layers in FP32 for it.",
         ),
     ] = None,
-    data: Annotated[
-        str, typer.Option("--data", help="The data set.", show_default="the one trained on", **STRUCTURE)
-    ] = "",
+    data: Annotated[str, typer.Option(help="The data set.", show_default="the one trained on", **STRUCTURE)] = "",
     device: Annotated[
         str | None,
         typer.Option(
-            "--device",
             help="cpu, cuda or cuda:INDEX, for fine-tuning.",
             show_default="a GPU, if there is one",
             **STRUCTURE,
@@ -190,13 +186,13 @@ def _by_layer(text: str, kind: type[float] | type[int], example: str) -> Any:
     try:
         if "=" not in text:
             return kind(text)
-        found = {}
+        numbers = {}
         for part in split_names(text):
             name, _, value = part.partition("=")
-            if name.strip() in found:
+            if name.strip() in numbers:
                 raise UsageError(f"{name.strip()} is given twice", example)
-            found[name.strip()] = kind(value)
-        return found
+            numbers[name.strip()] = kind(value)
+        return numbers
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise UsageError(f"'{text}' is not {what}, nor some by layer", example) from None

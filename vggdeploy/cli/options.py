@@ -120,14 +120,14 @@ def cpu_list(text: str) -> list[int]:
     Raises:
         UsageError: something in it is no CPU number and no range.
     """
-    found: set[int] = set()
+    cpus: set[int] = set()
     for part in split_names(text):
         first, dash, last = part.partition("-")
         numbers = [first, last] if dash else [first]
         if not all(number.isdecimal() and len(number) <= 5 for number in numbers) or int(numbers[-1]) < int(first):
             raise UsageError(f"'{text}' is not a list of CPUs", "give numbers and ranges, for example 0-3,8")
-        found.update(range(int(first), int(numbers[-1]) + 1))
-    return sorted(found)
+        cpus.update(range(int(first), int(numbers[-1]) + 1))
+    return sorted(cpus)
 
 
 def samples_from(text: str) -> int | None:

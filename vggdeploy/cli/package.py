@@ -15,7 +15,6 @@ def package(
     target: Annotated[
         str,
         typer.Option(
-            "--target",
             help="triton: a model repository. slim: a bundle of one variant without the FP32 reference. "
             "oci: a Dockerfile around that bundle. cpp: a CMake project.",
         ),
@@ -23,16 +22,14 @@ def package(
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", help="What goes in. Default: the best here. Repeat it for engines of several GPUs."),
+        typer.Option(help="What goes in. Default: the best here. Repeat it for engines of several GPUs."),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The model's name (triton). Default: the bundle's.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name (triton). Default: the bundle's.")] = None,
     max_batch: Annotated[
-        int | None, typer.Option("--max-batch", help="The largest batch (triton). Default: the variant's, 32 at most.")
+        int | None, typer.Option(help="The largest batch (triton). Default: the variant's, 32 at most.")
     ] = None,
     instances: Annotated[
-        int | None, typer.Option("--instances", help="Copies of the model on each device (triton). Default: 1.")
+        int | None, typer.Option(help="Copies of the model on each device (triton). Default: 1.")
     ] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="The container serves over HTTP (oci). Default: it runs one command.")

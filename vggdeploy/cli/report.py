@@ -18,7 +18,7 @@ def report(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The report: .html (self-contained, opens offline), .md or .csv.")
     ],
-    title: Annotated[str, typer.Option("--title", help="Of the report. Default: the bundles' names.")] = "",
+    title: Annotated[str, typer.Option(help="Of the report. Default: the bundles' names.")] = "",
     json: Json = False,
 ) -> None:
     """Make one file of several results: verdicts, what to take and why, pictures and every number."""
@@ -34,6 +34,6 @@ def report(
         return
     for light in summary.lights:
         render.out.print(f"{render.LIGHTS[light.verdict]}  [bold]{escape(light.label)}[/]  [dim]{escape(light.why)}[/]")
-    for found in summary.recommended:
-        render.out.print(f"recommended: [bold]{escape(found.label or 'none')}[/]; {escape(found.reason)}")
+    for one in summary.recommended:
+        render.out.print(f"recommended: [bold]{escape(one.label or 'none')}[/]; {escape(one.reason)}")
     render.out.print(escape(summary.file))

@@ -12,47 +12,37 @@ from vggdeploy.cli.options import BundlePath, DeviceName, Threads
 
 def serve(
     bundle: BundlePath,
-    backend: Annotated[str, typer.Option("--backend", help="A backend's name, or auto.")] = "auto",
-    variant: Annotated[str | None, typer.Option("--variant", help="Exactly this variant.")] = None,
+    backend: Annotated[str, typer.Option(help="A backend's name, or auto.")] = "auto",
+    variant: Annotated[str | None, typer.Option(help="Exactly this variant.")] = None,
     device: DeviceName = None,
     threads: Threads = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on. 0.0.0.0: every one, reachable from other machines.")
+        str, typer.Option(help="Address to listen on. 0.0.0.0: every one, reachable from other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0: a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="0: a free one.")] = 8000,
     workers: Annotated[
-        int, typer.Option("--workers", help="Processes, each with an engine of its own; one that dies is replaced.")
+        int, typer.Option(help="Processes, each with an engine of its own; one that dies is replaced.")
     ] = 1,
     max_batch: Annotated[
-        int | None, typer.Option("--max-batch", help="Images computed together at most. Default: 32, or the variant's.")
+        int | None, typer.Option(help="Images computed together at most. Default: 32, or the variant's.")
     ] = None,
-    max_delay_ms: Annotated[
-        float, typer.Option("--max-delay-ms", help="How long a batch waits for more images at most.")
-    ] = 2.0,
-    queue: Annotated[int, typer.Option("--queue", help="Requests that wait at most; one more is answered 503.")] = 256,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="For a request, from start to end.")
-    ] = 30.0,
-    max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Of a request.")] = "16MiB",
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", help="An image with more is refused before it is decoded.")
-    ] = 25_000_000,
+    max_delay_ms: Annotated[float, typer.Option(help="How long a batch waits for more images at most.")] = 2.0,
+    queue: Annotated[int, typer.Option(help="Requests that wait at most; one more is answered 503.")] = 256,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For a request, from start to end.")] = 30.0,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Of a request.")] = "16MiB",
+    max_pixels: Annotated[int, typer.Option(help="An image with more is refused before it is decoded.")] = 25_000_000,
     token_file: Annotated[
-        Path | None,
-        typer.Option("--token-file", help="File with the bearer token to ask for. Default: $VGGDEPLOY_TOKEN, or none."),
+        Path | None, typer.Option(help="File with the bearer token to ask for. Default: $VGGDEPLOY_TOKEN, or none.")
     ] = None,
     trusted_key: Annotated[
-        list[Path] | None,
-        typer.Option("--trusted-key", help="Public key (PEM) that must have signed the bundle; may be repeated."),
+        list[Path] | None, typer.Option(help="Public key (PEM) that must have signed the bundle; may be repeated.")
     ] = None,
     drain: Annotated[
-        float,
-        typer.Option("--drain", metavar="SECONDS", help="After SIGTERM: how long to say 'not ready' and still answer."),
+        float, typer.Option(metavar="SECONDS", help="After SIGTERM: how long to say 'not ready' and still answer.")
     ] = 1.0,
     ray: Annotated[
         str | None,
         typer.Option(
-            "--ray",
             metavar="ADDRESS",
             help="As a Ray Serve deployment, on local, auto or HOST:PORT: --workers replicas at most, as the load needs.",
         ),

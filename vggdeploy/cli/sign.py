@@ -17,11 +17,10 @@ PASSWORD = "VGGDEPLOY_KEY_PASSWORD"  # noqa: S105  # the name of a variable
 def sign(
     bundle: BundlePath,
     key: Annotated[
-        Path | None, typer.Option("--key", help=f"A private key (PEM, P-256). ${PASSWORD} opens an encrypted one.")
+        Path | None, typer.Option(help=f"A private key (PEM, P-256). ${PASSWORD} opens an encrypted one.")
     ] = None,
     new_key: Annotated[
-        Path | None,
-        typer.Option("--new-key", metavar="FILE", help="Make a key pair first: FILE, and the public key as FILE.pub."),
+        Path | None, typer.Option(metavar="FILE", help="Make a key pair first: FILE, and the public key as FILE.pub.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -55,12 +54,8 @@ def sign(
 
 def verify_signature(
     bundle: BundlePath,
-    key: Annotated[
-        list[Path] | None, typer.Option("--key", help="A public key that is trusted (PEM); may be repeated.")
-    ] = None,
-    policy: Annotated[
-        Path | None, typer.Option("--policy", help="A policy file. $VGGDEPLOY_POLICY is heeded in any case.")
-    ] = None,
+    key: Annotated[list[Path] | None, typer.Option(help="A public key that is trusted (PEM); may be repeated.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A policy file. $VGGDEPLOY_POLICY is heeded in any case.")] = None,
     json: Json = False,
 ) -> None:
     """Check that a trusted key signed exactly these files; exit code 1 when not."""

@@ -32,7 +32,7 @@ def bundle_table(bundle: Bundle) -> None:
     out.print(f"[bold]{escape(str(bundle.root))}[/]  {escape(manifest.spec.title)}")
     table(grid(tables.VARIANTS, [_variant_row(bundle, v) for v in manifest.variants]))
     for v in manifest.variants:
-        for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.thresholds[v.precision])) if v.parity else ():
+        for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.limits(v.precision))) if v.parity else ():
             print_reason(v.name, reason)
 
 
@@ -87,6 +87,7 @@ def parity_table(report: ParityReport) -> None:
     """Each variant's worst output against the reference, with the reason for every verdict that is not a pass."""
     rows = [(r, max(r.outputs, key=lambda o: o.relative_l2, default=None)) for r in report.variants]
     table(grid(tables.PARITY, rows))
+    _print_asked(report.variants)
     for r in report.variants:
         for reason in r.reasons:
             print_reason(r.variant, reason)
@@ -97,9 +98,23 @@ def parity_table(report: ParityReport) -> None:
         table(grids.fleet(report))
         for reason in grids.fleet_reasons(report):
             out.print(f"  [dim]{escape(reason)}[/]")
-    for found in report.layers:
-        out.print(f"\n[bold]{escape(found.variant)}:[/] {escape(found.reason)}")
-        table(grid(tables.LAYERS, tables.layer_rows(found)))
+    for layers in report.layers:
+        out.print(f"\n[bold]{escape(layers.variant)}:[/] {escape(layers.reason)}")
+        table(grid(tables.LAYERS, tables.layer_rows(layers)))
+
+
+def _print_asked(records: Sequence[ParityRecord]) -> None:
+    """What the golden pair was asked beside: a line for all variants that were asked the same."""
+    told: dict[str, list[str]] = {}
+    for r in records:
+        if r.batches and r.repeats:
+            sizes = ", ".join(str(b.batch) for b in r.batches)
+            stress = f", {r.stress[0].samples} stress images" if r.stress else ""
+            same = f"{r.repeats.calls - r.repeats.differing} of {r.repeats.calls} repeated calls the same"
+            text = f"golden images in batches of {sizes}{stress}; {same}"
+            told.setdefault(text, []).append(r.variant)
+    for text, names in told.items():
+        out.print(f"[dim]{escape(', '.join(names))}: {escape(text)}[/]")
 
 
 def _print_checks(checks: Sequence[Check]) -> None:
@@ -143,10 +158,10 @@ def scenario_table(report: BenchReport) -> None:
     _reasons(report.scenarios)
     for r in report.scenarios:
         if r.search is not None:
-            found = f"{r.search.qps:,.1f} queries a second" if r.search.qps is not None else "[yellow]none[/]"
+            rate = f"{r.search.qps:,.1f} queries a second" if r.search.qps is not None else "[yellow]none[/]"
             out.print(
                 f"\n[bold]{escape(r.variant)}[/] in batches of at most {r.batch}, "
-                f"highest rate with p99 ≤ {r.search.bound_ms:g} ms: [bold]{found}[/]"
+                f"highest rate with p99 ≤ {r.search.bound_ms:g} ms: [bold]{rate}[/]"
             )
             tries = sorted(r.search.tries, key=lambda t: (t.qps, t.confirms))
             table(grid(tables.TRIES, [(Facts(variant=r.variant, batch=r.batch), t, r.search) for t in tries]))
@@ -185,7 +200,7 @@ def evaluation_table(report: EvaluationReport) -> None:
     a = report.accuracy
     out.print(f"[bold]{escape(report.target)}[/]: {a.hits:,} of {a.samples:,} images right")
     table(grid(tables.EVALUATIONS, [(report,)]))
-    out.print("[dim]intervals: 95%, Clopper–Pearson[/]")
+    out.print("[dim]intervals: two-sided 95%, Clopper–Pearson[/]")
     _class_table(report)
     if report.confusion is not None and len(report.classes) <= MATRIX_CLASSES:
         matrix = _matrix(report, report.confusion)
@@ -242,7 +257,8 @@ def steps_table(checkpoint: Checkpoint) -> None:
     original = Facts(step="original", accuracy=origin.accuracy, before=origin.size, after=origin.size)
     rows: list[Row] = [(original,), *((Facts(before=origin.size), step) for step in checkpoint.steps)]
     table(grid(tables.STEPS, rows))
-    out.print(f"[dim]lost: percentage points below the original on {escape(origin.dataset)}, with paired 95% bounds[/]")
+    lost = f"lost: percentage points below the original on {escape(origin.dataset)}, with paired one-sided 95% bounds"
+    out.print(f"[dim]{lost}[/]")
 
 
 def doctor_table(found: Diagnosis) -> None:

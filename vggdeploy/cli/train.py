@@ -17,8 +17,11 @@ from vggdeploy.system.optional import require
 
 if TYPE_CHECKING:
     from vggdeploy.train.recipe import Recipe
-    from vggdeploy.train.record import OnStep, TrainingRecord, TrainingReport, TrainingResult, TrainingStep
-    from vggdeploy.types import Device
+    from vggdeploy.train.record import OnStep, TrainingReport, TrainingResult, TrainingStep
+
+
+# What belongs to a run, not to the recipe.
+_RUN = ("output", "recipe", "resume", "tensorboard", "data_dir", "device", "threads", "force", "json")
 
 
 # Options that are not given are None, so that the recipe's own value stands; the defaults in the help are those without
@@ -45,8 +48,7 @@ def train(
         ),
     ] = None,
     blocks: Annotated[
-        str | None,
-        typer.Option(help="Any other stack: convolutions x channels of each block, as in 1x64,1x128,2x256."),
+        str | None, typer.Option(help="Any other stack: convolutions x channels of each block, as in 1x64,1x128,2x256.")
     ] = None,
     width: Annotated[
         float | None,
@@ -123,8 +125,7 @@ def train(
         int | None, typer.Option(help="Stop after so many epochs without a better validation; 0 for never. Default: 0.")
     ] = None,
     precision: Annotated[
-        str | None,
-        typer.Option(help="auto, fp32, bf16 or fp16 (GPU). Weights are FP32 always. Default: auto."),
+        str | None, typer.Option(help="auto, fp32, bf16 or fp16 (GPU). Weights are FP32 always. Default: auto.")
     ] = None,
     compile_: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Compile the network first (torch.compile).")
@@ -145,55 +146,20 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a VGG on a data set, and write its checkpoint."""
-    from vggdeploy.cli import render
+    # Before any other local: the recipe's keys are the options' names.
+    given = {name.rstrip("_"): value for name, value in locals().items() if name not in _RUN and value is not None}
     from vggdeploy.train.recipe_file import resolve_recipe
     from vggdeploy.types import Device
 
-    given: dict[str, Any] = {
-        "dataset": dataset,
-        "per_class": per_class,
-        "augment": None if augment is None else tuple(name for name in split_names(augment) if name != "none"),
-        "arch": arch,
-        "blocks": blocks,
-        "width": width,
-        "hidden": hidden,
-        "dropout": dropout,
-        "image_size": image_size,
-        "channels": channels,
-        "init": init,
-        "fresh": fresh,
-        "freeze": freeze,
-        "unfreeze_every": unfreeze_every,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "lr": lr,
-        "lr_features": lr_features,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "schedule": schedule,
-        "warmup": warmup,
-        "step_every": step_every,
-        "step_factor": step_factor,
-        "label_smoothing": label_smoothing,
-        "distill": distill,
-        "temperature": temperature,
-        "distill_weight": distill_weight,
-        "quantisation_aware": quantisation_aware,
-        "clip": clip,
-        "keep": keep,
-        "patience": patience,
-        "precision": precision,
-        "compile": compile_,
-        "seed": seed,
-    }
-    resolved = resolve_recipe(recipe, {name: value for name, value in given.items() if value is not None})
+    if augment is not None:
+        given["augment"] = tuple(name for name in split_names(augment) if name != "none")
+    resolved = resolve_recipe(recipe, given)
     result = run(
         resolved,
         output,
+        tensorboard=tensorboard,
         overwrite=force,
         resume=resume,
-        tensorboard=tensorboard,
         data_dir=data_dir,
         device=Device.parse(device) if device else None,
         threads=threads,
@@ -209,22 +175,6 @@ def train(
     render.next_steps(f"vggdeploy export {output} -o {bundle}")
 
 
-def run_training(
-    recipe: Recipe,
-    *,
-    output: Path,
-    overwrite: bool = False,
-    data_dir: Path | None = None,
-    device: Device | None = None,
-    threads: int | None = None,
-) -> TrainingRecord:
-    """Train with a progress bar on stderr, and print the result on stdout; see `vggdeploy.train.loop.train`."""
-
-    result = run(recipe, output, overwrite=overwrite, data_dir=data_dir, device=device, threads=threads)
-    print_summary(result)
-    return result.training
-
-
 def speaks() -> bool:
     """Whether this process is the one that prints: of torchrun's processes only the first."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
@@ -234,14 +184,10 @@ def run(
     recipe: Recipe,
     output: Path,
     *,
-    overwrite: bool = False,
-    resume: bool = False,
     tensorboard: Path | None = None,
-    data_dir: Path | None = None,
-    device: Device | None = None,
-    threads: int | None = None,
+    **options: Any,
 ) -> TrainingResult:
-    """Train with a progress bar on stderr; see `vggdeploy.train.loop.train`."""
+    """Train with a progress bar on stderr; ``options`` are those of `vggdeploy.train.loop.TrainOptions`."""
     require("torch", to="train", extra="train")
     from vggdeploy.system.machine import memory_kept
     from vggdeploy.train.loop import TrainOptions, train
@@ -263,7 +209,7 @@ def run(
         return train(
             recipe,
             output=output,
-            options=TrainOptions(overwrite=overwrite, resume=resume, data_dir=data_dir, device=device, threads=threads),
+            options=TrainOptions(**options),
             on_step=show,
             on_note=(lambda text: render.note(f"[dim]{escape(text)}[/]")) if speaks() else None,
         )

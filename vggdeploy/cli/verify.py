@@ -38,33 +38,23 @@ MODES: Modes = {
 def verify(
     context: typer.Context,
     bundle: BundlePath,
-    variant: Annotated[list[str] | None, typer.Option("--variant", help="Only this variant; may be repeated.")] = None,
-    backend: Annotated[
-        list[str] | None, typer.Option("--backend", help="Only this backend's variants; may be repeated.")
-    ] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="Only this backend's variants; may be repeated.")] = None,
     device: DeviceName = None,
     data: Annotated[
         str,
         typer.Option(
-            "--data",
             help="Data set to prove on, folder:PATH for your own, golden for the golden pair alone. "
             "Default: the one trained on.",
         ),
     ] = "",
-    samples: Annotated[str, typer.Option("--samples", metavar="N|all", help="Test images to prove on.")] = "1000",
-    max_flips: Annotated[
-        float | None, typer.Option("--max-flips", metavar="PERCENT", help="Top-1 classes that may change.")
-    ] = None,
+    samples: Annotated[str, typer.Option(metavar="N|all", help="Test images to prove on.")] = "1000",
+    max_flips: Annotated[float | None, typer.Option(metavar="PERCENT", help="Top-1 classes that may change.")] = None,
     max_accuracy_drop: Annotated[
-        float | None,
-        typer.Option("--max-accuracy-drop", metavar="POINTS", help="Percentage points of accuracy to lose."),
+        float | None, typer.Option(metavar="POINTS", help="Percentage points of accuracy to lose.")
     ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option("--tolerance", help="Largest relative L2 distance of an output.")
-    ] = None,
-    min_cosine: Annotated[
-        float | None, typer.Option("--min-cosine", help="Smallest cosine similarity of a sample.")
-    ] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest relative L2 distance of an output.")] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Smallest cosine similarity of a sample.")] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Name the layer at which a failing ONNX variant leaves the reference.")
     ] = False,
@@ -102,7 +92,7 @@ def verify(
 ) -> int:
     """Compare every variant, from its shipped bytes, with the FP32 PyTorch reference."""
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import render, tables
+    from vggdeploy.cli import tables
     from vggdeploy.cli.options import rebuilt, with_command
     from vggdeploy.types import Device, Verdict
     from vggdeploy.verify.fleet.fleet import FleetOptions

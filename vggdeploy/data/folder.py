@@ -73,11 +73,11 @@ def read_folder(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Ra
     images: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(dataset.classes):
-        found = list(walk_images([directory / name], hidden=False))
-        if not found:
+        paths = list(walk_images([directory / name], hidden=False))
+        if not paths:
             raise DataError(f"the class folder {describe(directory / name)} holds no images", "add some, or remove it")
-        images += found
-        labels += [label] * len(found)
+        images += paths
+        labels += [label] * len(paths)
     # Of the path below the part: adding an image, or moving the folder, leaves every other image in its split.
     keys = [os.fspath(path.relative_to(directory)) for path in images]
     return RawImages(split if own else "train", images, np.array(labels, np.int64), keys)

@@ -164,7 +164,7 @@ def _open(
 ) -> ImageStream:
     part = check_split(split)
     if limit is not None and limit < 1:
-        raise UsageError(f"a limit of {limit} images", "give at least 1")
+        raise UsageError(f"the limit of images is {limit}", "give at least 1")
     dataset = get_dataset(name)
     raw = read_source(dataset, part, None if data_dir is None else Path(data_dir))
     indices = split_indices(dataset, raw.part, raw.labels, part, raw.keys)[:limit]

@@ -94,7 +94,7 @@ def default_preprocess(name: str, image_size: int, *, channels: int = 0) -> Prep
     """
     dataset = get_dataset(name)
     if image_size < 1:
-        raise UsageError(f"image size {image_size}", "give the height and width in pixels, for example 32")
+        raise UsageError(f"the image size is {image_size}", "give the height and width in pixels, for example 32")
     mean, std = dataset.mean, dataset.std
     if channels == 3 and dataset.channels == 1:
         mean, std = mean * 3, std * 3

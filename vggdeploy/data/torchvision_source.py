@@ -45,8 +45,8 @@ def read_mnist(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Raw
     if not _present(kind, root):
         root = _unpack_debian(dataset, kind, root) or _download(dataset, kind, root)
     try:
-        found = kind(root, train=part == "train", download=False)
-        images, labels = found.data.numpy(), found.targets.numpy()
+        source = kind(root, train=part == "train", download=False)
+        images, labels = source.data.numpy(), source.targets.numpy()
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise DataError(
             f"the files of {dataset.name} in {_raw(kind, root)} are damaged: {first_line(error)}",
@@ -141,13 +141,13 @@ def read_cifar10(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> R
     try:
         with warnings.catch_warnings():  # NumPy's, of how the authors' old version wrote its dtypes
             warnings.simplefilter("ignore")
-            found = CIFAR10(root, train=part == "train", download=False)
+            source = CIFAR10(root, train=part == "train", download=False)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise DataError(
             f"the files of {dataset.name} in {base} are damaged: {first_line(error)}",
             "remove that directory and try again",
         ) from error
-    return RawImages(part, found.data, np.array(found.targets, np.int64))
+    return RawImages(part, source.data, np.array(source.targets, np.int64))
 
 
 def _download_cifar10(root: Path) -> None:

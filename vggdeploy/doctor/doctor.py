@@ -166,9 +166,9 @@ def _prove(what: str, device: str, work: Callable[[], str]) -> Proof:
 
 def _run_backend(backend: Backend, device: Device, home: Path) -> str:
     """The tiny network on a backend, as the backend's own session runs it, against NumPy."""
-    found = backend.probe(device)
-    if not found.runs:
-        raise IncompatibleError(found.reason, found.fix)
+    availability = backend.probe(device)
+    if not availability.runs:
+        raise IncompatibleError(availability.reason, availability.fix)
     if backend.format == "checkpoint":  # its session takes a VGG of ours; the operations are the same
         torch = require("torch", to="run the reference", extra="train")
         return _compare(lambda image: torch_logits(torch, image, tiny_onnx.weights(), str(device)))
@@ -191,10 +191,10 @@ def _compare(run: Callable[[NDArray[np.uint8]], NDArray[Any]]) -> str:
     worst = 0.0
     for seed, batch in enumerate(_BATCHES):
         image = tiny_onnx.images(batch, seed)
-        found, wanted = run(image), tiny_onnx.reference(image, tiny_onnx.weights())
-        if found.shape != wanted.shape:
-            raise VggdeployError(f"the answer has the shape {found.shape}, not {wanted.shape}", "report this")
-        worst = float(np.maximum(worst, np.abs(found - wanted).max()))  # max() would lose a NaN
+        answer, wanted = run(image), tiny_onnx.reference(image, tiny_onnx.weights())
+        if answer.shape != wanted.shape:
+            raise VggdeployError(f"the answer has the shape {answer.shape}, not {wanted.shape}", "report this")
+        worst = float(np.maximum(worst, np.abs(answer - wanted).max()))  # max() would lose a NaN
     if not worst <= TOLERANCE:  # a NaN, too
         raise VggdeployError(
             f"the answer differs from NumPy's by {worst:.1e}, more than {TOLERANCE:.0e}",

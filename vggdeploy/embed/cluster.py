@@ -208,5 +208,5 @@ class _Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         numbers = [int(number) for number in batch["item"]]
-        found = [run_shard(self._engine, self._task, self._directory, number) for number in numbers]
-        return {"shard": numbers, "images": [rows for rows, _ in found], "skipped": [bad for _, bad in found]}
+        counts = [run_shard(self._engine, self._task, self._directory, number) for number in numbers]
+        return {"shard": numbers, "images": [rows for rows, _ in counts], "skipped": [bad for _, bad in counts]}

@@ -183,10 +183,10 @@ def chosen_embedding(manifest: Manifest, output: str | None, *, pool: str | None
     Raises:
         UsageError: an output or a pool that there is not.
     """
-    found = embedding(manifest.outputs, output, pool=pool or "avg", normalise=normalise)
-    if pool and not found.is_map:
-        raise UsageError(f"'{found.output.name}' is a vector already: there is nothing to pool", "leave the pool out")
-    return found
+    vectors = embedding(manifest.outputs, output, pool=pool or "avg", normalise=normalise)
+    if pool and not vectors.is_map:
+        raise UsageError(f"'{vectors.output.name}' is a vector already: there is nothing to pool", "leave the pool out")
+    return vectors
 
 
 def _batch_size(engine: Engine, batch: int | None) -> int:

@@ -49,7 +49,7 @@ class Task(Record, frozen=True, kw_only=True):
         """
         if self.kind == "predict":
             if self.top < 1:
-                raise UsageError(f"top={self.top}", "ask for at least 1")
+                raise UsageError(f"top is {self.top}", "ask for at least 1")
             need_scores(bundle.manifest)
             return
         self.embedding(bundle.manifest)

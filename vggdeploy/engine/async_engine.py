@@ -120,7 +120,7 @@ class AsyncEngine:
         self.max_batch = min(USUAL_BATCH, accepted) if limits.max_batch is None else limits.max_batch
         if self.max_batch > accepted:
             raise UsageError(
-                f"batches of {self.max_batch}; {engine.variant.name} takes {accepted} at most",
+                f"max_batch is {self.max_batch}, and {engine.variant.name} takes {accepted} at most",
                 "ask for less, or export/build with a larger maximum batch",
             )
         self.engine = engine
@@ -162,8 +162,8 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> NDArray[np.float32]:
         """The vector of one image, ``float32 [D]``; arguments and errors as `Engine.embed` and `classify`."""
-        found = await self.embedded(image, output=output, pool=pool, normalise=normalise, timeout=timeout)
-        return found[1]
+        answered = await self.embedded(image, output=output, pool=pool, normalise=normalise, timeout=timeout)
+        return answered[1]
 
     async def run(self, feeds: Mapping[str, Array], *, timeout: float | None = None) -> Outputs:
         """Raw arrays of up to ``max_batch`` rows, as `Engine.run`; errors also as `classify`."""
@@ -174,7 +174,7 @@ class AsyncEngine:
     ) -> tuple[Answer, list[Prediction]]:
         """`classify`, and where its time went."""
         if top < 1:
-            raise UsageError(f"top={top}", "ask for at least 1")
+            raise UsageError(f"top is {top}", "ask for at least 1")
         need_scores(self.engine.bundle.manifest)
         answer = await self.answer(image, timeout=timeout)
         return answer, predictions(answer.manifest, probabilities(answer.outputs)[0], top)
@@ -214,7 +214,9 @@ class AsyncEngine:
             session.check(feeds, least=1)  # alone, before it can spoil a batch
             batch = feeds[session.inputs[0].name]
             if len(batch) > self.max_batch:
-                raise InputError(f"{len(batch)} rows; {self.max_batch} are computed together at most", "split them")
+                raise InputError(
+                    f"{len(batch)} rows were sent, and {self.max_batch} are computed together at most", "split them"
+                )
             self._batcher.submit(ticket, batch, len(batch))
         except BaseException as error:
             self._batcher.fail(ticket, error)
@@ -287,13 +289,13 @@ class AsyncEngine:
         outputs = run_batch(held.opened.session, batch)
         if len(arrays) == 1:
             return [{name: array[:rows] for name, array in outputs.items()}]
-        found: list[Outputs] = []
+        parts: list[Outputs] = []
         start = 0
         for array in arrays:
             stop = start + len(array)
-            found.append({name: values[start:stop].copy() for name, values in outputs.items()})
+            parts.append({name: values[start:stop].copy() for name, values in outputs.items()})
             start = stop
-        return found
+        return parts
 
     async def _answer(self, ticket: Ticket[Array, Outputs], timeout: float | None) -> Answer:
         limit = self._limits.timeout if timeout is None else timeout
@@ -303,7 +305,9 @@ class AsyncEngine:
         except TimeoutError:
             if limit is None:  # it came from somewhere else
                 raise
-            raise DeadlineError(f"no answer within {limit:g} s", "allow more time, or send less at a time") from None
+            raise DeadlineError(
+                f"there was no answer within {limit:g} s", "allow more time, or send less at a time"
+            ) from None
         opened = ticket.group.opened
         return Answer(
             outputs=outputs,

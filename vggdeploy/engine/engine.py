@@ -153,7 +153,7 @@ class Engine:
             UsageError: ``top`` below 1, or a bundle without class scores.
         """
         if top < 1:
-            raise UsageError(f"top={top}", "ask for at least 1")
+            raise UsageError(f"top is {top}", "ask for at least 1")
         with self._holder.use() as held:
             manifest = held.opened.bundle.manifest
             need_scores(manifest)
@@ -191,7 +191,7 @@ class Engine:
         """
         with self._holder.use() as held:
             vectors = embedding(held.opened.bundle.manifest.outputs, output, pool=pool, normalise=normalise)
-            parts = [vectors(found) for found in _batches(held.opened, images)]
+            parts = [vectors(outputs) for outputs in _batches(held.opened, images)]
         return np.concatenate([vectors.empty(), *parts])
 
 

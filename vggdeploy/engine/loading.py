@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 import msgspec
 
-from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.engine.selection import measured_threads, select, unfit
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
 from vggdeploy.parity import check_golden
+from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.records import ParityRecord, from_json, to_json
-from vggdeploy.runtime import CheckedSession, backend_for, open_session, runnable
+from vggdeploy.runtime import CheckedSession, backend_for, open_session
 from vggdeploy.runtime.preflight import host_of
 from vggdeploy.runtime.registry import default_device
+from vggdeploy.runtime.sessions import conditions, depends_on_machine
 from vggdeploy.system.cache import Cache, cache_home, key_of
-from vggdeploy.system.machine import fingerprint
 from vggdeploy.types import Device, OnProgress, Verdict, silent
 
 VERIFY = ("first-load", "always", "never")
@@ -91,10 +92,9 @@ def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None,
     session = open_session(bundle, variant, device=device, threads=threads)
     with ExitStack() as keep:
         keep.enter_context(session)
-        # What does not depend on the machine was proven where it was exported; an engine is proven where it runs.
-        if verify == "always" or (verify == "first-load" and (variant.build or variant.verdict is Verdict.UNPROVEN)):
+        if verify == "always" or (verify == "first-load" and not _proven_here(bundle, variant, device)):
             sha256 = bundle.sha256(variant.path)
-            proofs = Proofs(bundle, variant, sha256, _here(variant, device))
+            proofs = Proofs(bundle, variant, sha256, conditions(variant, device))
             if verify == "always" or not proofs.passed():
                 proofs.keep(_prove(session, bundle, variant, device, sha256))
         keep.pop_all()  # it stays open
@@ -107,7 +107,9 @@ def _prove(session: CheckedSession, bundle: Bundle, variant: Variant, device: De
     Raises:
         ParityError: the answers miss the thresholds.
     """
-    record = msgspec.structs.replace(check_golden(session, bundle, variant, device), sha256=sha256)
+    sizes = {session.batch.min, session.batch.opt}
+    record = check_golden(session, bundle, variant, device, sizes=sorted(sizes), stress=True)
+    record = msgspec.structs.replace(record, sha256=sha256)
     if record.verdict is not Verdict.PASS:
         raise ParityError(
             f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",
@@ -116,16 +118,15 @@ def _prove(session: CheckedSession, bundle: Bundle, variant: Variant, device: De
     return record
 
 
-def _here(variant: Variant, device: Device) -> dict[str, str]:
-    found = runnable(variant, device)
-    gpu = host_of(variant, device).gpu
-    return {
-        "machine": fingerprint(),
-        "backend": backend_for(variant).name,
-        "version": found.version,
-        "device": found.device,
-        "driver": gpu.driver if gpu else "",
-    }
+def _proven_here(bundle: Bundle, variant: Variant, device: Device) -> bool:
+    """Whether the proof in the manifest holds on this machine: FP32 that is computed from a graph holds on every one; what
+    depends on the machine has to have been proven under the conditions of this one."""
+    proof = variant.parity
+    if variant.name == REFERENCE:
+        return True
+    if proof is None or proof.verdict is Verdict.UNPROVEN:
+        return False
+    return not depends_on_machine(variant, device) or proof.host == conditions(variant, device)
 
 
 def _rebuild_first(bundle: Bundle, options: LoadOptions) -> OpenVariant | None:
@@ -213,7 +214,7 @@ def rebuild_engine(
         with ExitStack() as keep:
             keep.enter_context(session)
             proof = _prove(session, bundle, fresh, device, made.entry.sha256)
-            Proofs(bundle, fresh, made.entry.sha256, _here(fresh, device)).keep(proof)
+            Proofs(bundle, fresh, made.entry.sha256, conditions(fresh, device)).keep(proof)
             fresh = msgspec.structs.replace(fresh, parity=proof)
             if not bundle.signer:
                 with _unwritable_is_no_error():
@@ -249,11 +250,11 @@ class Proofs:
 
     def __init__(self, bundle: Bundle, variant: Variant, sha256: str, host: Mapping[str, str]) -> None:
         manifest = bundle.manifest
-        golden = [*manifest.golden.inputs.values(), *manifest.golden.outputs.values()]
+        criteria = criteria_of(bundle, variant)
         about = {
             "sha256": sha256,
-            "golden": [bundle.sha256(path) for path in golden],
-            "thresholds": to_json(manifest.thresholds[variant.precision]).decode(),
+            "golden": [bundle.sha256(path) for path in manifest.golden.files],
+            "thresholds": to_json([criteria.thresholds, criteria.recorded]).decode(),
             "host": dict(host),
         }
         self._key = key_of(about)

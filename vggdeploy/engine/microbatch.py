@@ -226,7 +226,9 @@ class MicroBatcher(Generic[Payload, Result]):
         try:
             results = self._run(batch[0].group, [ticket.payload for ticket in batch])  # type: ignore[misc]
             if len(results) != len(batch):
-                raise VggdeployError(f"{len(results)} results for {len(batch)} requests", "this is a bug: report it")
+                raise VggdeployError(
+                    f"the session gave {len(results)} results for {len(batch)} requests", "this is a bug: report it"
+                )
         except BaseException as caught:  # whatever it is, those who wait have to be told
             error = caught
         finished = time.perf_counter()

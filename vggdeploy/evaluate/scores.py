@@ -80,10 +80,10 @@ class Scores:
 
     def class_scores(self, labels: Sequence[str]) -> tuple[ClassScore, ...]:
         """Each class; without ``labels`` it is named by its index."""
-        found = []
+        scores = []
         for i, (images, predicted) in enumerate(zip(self._images.tolist(), self._predicted.tolist(), strict=True)):
             correct = self._cells[i * self.classes + i]
-            found.append(
+            scores.append(
                 ClassScore(
                     index=i,
                     label=labels[i] if labels else str(i),
@@ -95,7 +95,7 @@ class Scores:
                     f1=_ratio(2 * correct, images + predicted),
                 )
             )
-        return tuple(found)
+        return tuple(scores)
 
     def confusion(self) -> tuple[tuple[int, ...], ...] | None:
         """The confusion matrix, true classes in rows; None with more than `MATRIX_CLASSES` classes."""
@@ -107,7 +107,7 @@ class Scores:
     def confused(self) -> tuple[Confusion, ...]:
         """The most frequent confusions; of equals, in the order of the classes."""
         wrong = [(-count, *divmod(cell, self.classes)) for cell, count in self._cells.items() if count]
-        wrong = sorted(found for found in wrong if found[1] != found[2])
+        wrong = sorted(pair for pair in wrong if pair[1] != pair[2])
         return tuple(Confusion(label=i, predicted=j, images=-count) for count, i, j in wrong[:LISTED_PAIRS])
 
 

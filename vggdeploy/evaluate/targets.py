@@ -116,9 +116,9 @@ def _checkpoint(
             f"make a bundle first: vggdeploy export {path} -o BUNDLE",
         )
     where = device or default_device(runner)
-    found = runner.probe(where)
-    if not found.runs:
-        raise IncompatibleError(f"{path} cannot run here: {found.reason}", found.fix)
+    availability = runner.probe(where)
+    if not availability.runs:
+        raise IncompatibleError(f"{path} cannot run here: {availability.reason}", availability.fix)
     from vggdeploy.model.outputs import (
         LOGITS,
         input_spec,  # only now: both import torch, or lead to it

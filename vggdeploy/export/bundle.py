@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from vggdeploy.bundle import MANIFEST_NAME, REFERENCE, Bundle, GoldenFiles, Manifest, Variant, create_bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
-from vggdeploy.bundle.store import Draft, now
+from vggdeploy.bundle.store import Arrays, Draft, now
 from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.export.openvino import OPENVINO, openvino_variant, read_back
 from vggdeploy.model.outputs import output_specs
 from vggdeploy.parity import Reference, reference_outputs
-from vggdeploy.parity.reference import golden_pair
+from vggdeploy.parity.batches import EXPORT_BYTES
+from vggdeploy.parity.reference import golden_pair, run_all
+from vggdeploy.parity.stress import stress_input
 from vggdeploy.runtime import open_session
 from vggdeploy.system.files import check_replaceable
 from vggdeploy.system.machine import release_memory
@@ -89,14 +92,18 @@ def export_bundle(
             _copy(root / file, draft.path(f"checkpoint/{file}"))
         chosen, note = samples_or_synthetic(checkpoint, options.samples, options.data_dir, dtype=options.input_dtype)
         draft.manifest = _manifest(output.name, checkpoint, options)
-        reference, golden = _run_reference(draft, chosen, threads, on_progress)
-        _save_golden(draft, golden)
+        reference, golden, stress = _run_reference(draft, chosen, threads, on_progress)
+        _save_golden(draft, golden, stress)
         variants = _export(draft, options, on_progress)
         draft.manifest = draft.manifest.with_variants(*variants)
         bundle = draft.finish()
         variants = [read_back(bundle, variant) for variant in variants]
         draft.manifest = bundle.manifest.with_variants(*variants)
-        records = [r for v in variants for r in prove(bundle, v, [golden, reference], threads, on_progress)]
+        records = [
+            record
+            for variant in variants
+            for record in prove(bundle, variant, [golden, reference], threads, on_progress, memory=EXPORT_BYTES)
+        ]
         refuse_failures(records, "nothing was written; run with --debug and report it")
         draft.manifest = with_parity(draft.manifest, records, note)
     return Bundle(output, draft.manifest)
@@ -132,30 +139,34 @@ def _manifest(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Mani
 
 def _run_reference(
     draft: Draft, chosen: Samples, threads: int | None, on_progress: OnProgress
-) -> tuple[Reference, Reference]:
-    """The reference's outputs for all samples, and the first few of them as the golden pair."""
+) -> tuple[Reference, Reference, Arrays]:
+    """The reference's outputs for all samples, the first few of them as the golden pair, and those for the stress images."""
     bundle = draft.finish()
     manifest = bundle.manifest
     variant = manifest.variant(REFERENCE)
     on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
+    images = stress_input(manifest, golden_count(manifest))
     with open_session(bundle, variant, threads=threads) as session:
         everything = reference_outputs(
             session, chosen.images, data=chosen.data, labels=chosen.labels, source=chosen.source
         )
+        answers = list(run_all(session, images))
+    stress = {name: np.concatenate([batch[name] for batch in answers]) for name in answers[0]}
     count = min(golden_count(manifest), len(everything.images))
     outputs = {name: rows[:count] for name, rows in everything.outputs.items()}
     golden = golden_pair(everything.images[:count], outputs)
     release_memory()  # half a gigabyte of weights must be gone before the exporter takes its own
-    return everything, golden
+    return everything, golden, stress
 
 
-def _save_golden(draft: Draft, golden: Reference) -> None:
+def _save_golden(draft: Draft, golden: Reference, stress: Arrays) -> None:
     assert draft.manifest is not None  # noqa: S101  # for mypy: set by the caller
     name = draft.manifest.input.name
     files = GoldenFiles(
         inputs=draft.save_arrays("golden/inputs", {name: golden.images[:]}),
         outputs=draft.save_arrays("golden/outputs", {key: rows[:] for key, rows in golden.outputs.items()}),
         data=golden.data,
+        stress=draft.save_arrays("golden/stress", stress),
     )
     draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
 

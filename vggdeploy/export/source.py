@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.errors import CheckpointError, DataError, UsageError
-from vggdeploy.model.foreign.report import SOURCES, InitReport
+from vggdeploy.model.foreign.facts import SOURCES, InitReport
 from vggdeploy.spec import ModelSpec, PreprocessSpec, parse_blocks
 from vggdeploy.system.files import check_replaceable, read_regular, scratch_directory
 from vggdeploy.system.machine import release_memory
@@ -33,7 +34,8 @@ class SourceOptions:
     """What a user says about weights that do not say it themselves. All of it is optional.
 
     ``weights`` is the file to take for a torchvision name; ``labels`` a text file with a label on each line, or a JSON
-    list; ``mean`` and ``std`` are per channel, in units of 0–1; ``resize`` is the shorter side before the crop.
+    list; ``mean`` and ``std`` are per channel or one number for all, in units of 0–1; ``resize`` is the shorter side before
+    the crop.
     """
 
     weights: Path | None = None
@@ -192,7 +194,7 @@ def _preprocess(
     if wanted is None and grey and (about.mean is None or about.std is None):
         raise UsageError(
             f"{where} takes grey images and does not say how they were normalised",
-            "give --mean and --std, in units of 0–1: --mean 0.5 --std 0.5",
+            "give --mean and --std, in units of 0–1: --mean 0.5 --std 0.5; --mean 0 --std 1 if by ToTensor alone",
         )
     size = spec.image_size
     base = wanted.preprocess(size) if wanted else msgspec.structs.replace(
@@ -203,16 +205,38 @@ def _preprocess(
         resize=base.resize if about.resize is None else about.resize,
         crop=size,
         interpolation=about.interpolation or base.interpolation,
-        mean=base.mean if about.mean is None else about.mean,
-        std=base.std if about.std is None else about.std,
+        mean=_for_all(about.mean, base.mean, spec.in_channels),
+        std=_for_all(about.std, base.std, spec.in_channels),
     )
+    notes = _doubts(chosen)
     if wanted or not (about.mean is None or about.std is None or about.resize is None):
-        return chosen, ()
+        return chosen, notes
     text = (
         f"preprocessing is not in the file; taken: shorter side to {chosen.resize} px, centre {size} × {size}, "
-        f"mean {chosen.mean}, std {chosen.std} (other: --resize, --mean, --std)"
+        f"mean {chosen.mean}, std {chosen.std} (other: --resize, --mean, --std; "
+        "trained with ToTensor alone: --mean 0 --std 1)"
     )
-    return chosen, (text,)
+    return chosen, (*notes, text)
+
+
+def _for_all(given: tuple[float, ...] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if given is None:
+        return default
+    return given * channels if len(given) == 1 else given
+
+
+def _doubts(spec: PreprocessSpec) -> tuple[str, ...]:
+    """What looks like a slip and may be meant."""
+    if np.allclose(spec.mean, _IMAGENET.mean[::-1], atol=0.003):
+        return (
+            f"mean {spec.mean} is ImageNet's in the order B, G, R, as Caffe has it, and this graph takes R, G, B: "
+            "swap the input channels of the first convolution and the order of --mean",
+        )
+    # Numbers from 0 to 1 with mean m deviate by √(m(1 − m)) at most. A mean of 0, or a std of 1, takes off or divides nothing.
+    measured = [(m, s) for m, s in zip(spec.mean, spec.std, strict=True) if m > 0 and s < 1]
+    if any(s > (m * (1 - m)) ** 0.5 + 0.01 for m, s in measured):
+        return (f"no images have the mean {spec.mean} and the std {spec.std}: make sure that the two are not swapped",)
+    return ()
 
 
 @contextmanager

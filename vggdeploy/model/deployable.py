@@ -51,7 +51,7 @@ class Deployable(nn.Module):
             # Cast first: TensorRT takes a uint8 input only into a cast.
             x = x.float().permute(0, 3, 1, 2) * self.scale + self.shift
         x = x.to(next(self.features.parameters()).dtype)
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for part, modules in (("features", self.features), ("classifier", self.classifier)):
             if part == "classifier" and len(modules):
                 x = torch.flatten(x, 1)
@@ -59,12 +59,12 @@ class Deployable(nn.Module):
                 x = module(x)
                 name = self._taps.get(f"{part}.{index}")
                 if name is not None:
-                    found[name] = x.clone() if self._overwritten(modules, index) else x
+                    outputs[name] = x.clone() if self._overwritten(modules, index) else x
         if LOGITS in self.names or PROBABILITIES in self.names:
-            found[LOGITS] = x
+            outputs[LOGITS] = x
         if PROBABILITIES in self.names:
-            found[PROBABILITIES] = torch.softmax(x.float(), dim=1)
-        return tuple(found[name].float() for name in self.names)
+            outputs[PROBABILITIES] = torch.softmax(x.float(), dim=1)
+        return tuple(outputs[name].float() for name in self.names)
 
     @staticmethod
     def _overwritten(modules: nn.Module, index: int) -> bool:

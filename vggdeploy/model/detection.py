@@ -69,14 +69,14 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         if min(x.shape[-2:]) < self.strides[-1]:
             raise InputError(
-                f"an image of {x.shape[-1]} × {x.shape[-2]} pixels", f"give at least {self.strides[-1]} a side"
+                f"the image has only {x.shape[-1]} × {x.shape[-2]} pixels", f"give at least {self.strides[-1]} a side"
             )
-        found: OrderedDict[str, Tensor] = OrderedDict()
+        maps: OrderedDict[str, Tensor] = OrderedDict()
         for name, block in self.named_children():
             x = block(x)
             if name in self.return_layers:
-                found[self.return_layers[name]] = x
-        return found
+                maps[self.return_layers[name]] = x
+        return maps
 
 
 def _block_ends(spec: ModelSpec) -> list[int]:

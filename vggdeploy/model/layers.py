@@ -65,11 +65,11 @@ class Layer:
 
 def layers_of(spec: ModelSpec) -> list[Layer]:
     """Every module of ``features`` and ``classifier``, in the order (and with the indices) of torchvision's VGG."""
-    found: list[Layer] = []
+    layers: list[Layer] = []
     channels, size = spec.in_channels, spec.image_size
 
     def feature(name: str, kind: Kind, outputs: int, rank: int = 0) -> None:
-        found.append(Layer(name, kind, "features", len(found), channels, outputs, (outputs, size, size), rank))
+        layers.append(Layer(name, kind, "features", len(layers), channels, outputs, (outputs, size, size), rank))
 
     for b, block in enumerate(spec.blocks, 1):
         for c, outputs in enumerate(block, 1):
@@ -93,8 +93,8 @@ def layers_of(spec: ModelSpec) -> list[Layer]:
     )
     for index, (name, kind, inputs, outputs) in enumerate(head):
         rank = {"fc6": spec.ranks[0], "fc7": spec.ranks[1]}.get(name, 0)
-        found.append(Layer(name, kind, "classifier", index, inputs, outputs, (outputs,), rank))
-    return found
+        layers.append(Layer(name, kind, "classifier", index, inputs, outputs, (outputs,), rank))
+    return layers
 
 
 class LayerRow(Record, frozen=True, kw_only=True):

@@ -20,19 +20,19 @@ PROBABILITIES = "probabilities"
 
 def output_layers(spec: ModelSpec) -> dict[str, Layer]:
     """Output name → the layer after which it is taken, in the network's order."""
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for layer in layers_of(spec):
         if (layer.kind in ("relu", "pool") and layer.part == "features") or (
             layer.kind == "conv" and not spec.batch_norm
         ):
-            found[layer.name] = layer
+            layers[layer.name] = layer
         elif layer.kind == "batch_norm":
-            found[layer.name.replace("bn", "conv")] = layer
+            layers[layer.name.replace("bn", "conv")] = layer
         elif layer.name in ("relu6", "relu7"):
-            found[layer.name.replace("relu", "fc")] = layer
+            layers[layer.name.replace("relu", "fc")] = layer
         elif layer.name == "fc8":
-            found[LOGITS] = found[PROBABILITIES] = layer
-    return found
+            layers[LOGITS] = layers[PROBABILITIES] = layer
+    return layers
 
 
 def macs_of(spec: ModelSpec, names: Iterable[str]) -> int:
@@ -50,7 +50,7 @@ def output_specs(spec: ModelSpec, names: Sequence[str]) -> tuple[TensorSpec, ...
     """
     known = output_layers(spec)
     if not names or len(set(names)) != len(names):
-        raise UsageError(f"outputs {list(names)}", "name at least one output, and each only once")
+        raise UsageError(f"the outputs are {list(names)}", "name at least one output, and each only once")
     for name in names:
         if name not in known:
             raise unknown_name("output", name, known)

@@ -157,7 +157,7 @@ def _tune(recipe: Recipe, output: Path, job: TuningJob) -> tuple[Path, str]:
 def _judge(step: StepRecord, drop: AccuracyDrop, limit: float | None) -> None:
     if limit is None or drop.upper <= limit:
         return
-    fell = f"{100 * drop.drop:.2f} points (up to {100 * drop.upper:.2f} at 95% confidence, {drop.samples:,} images)"
+    fell = f"{100 * drop.drop:.2f} points (up to {100 * drop.upper:.2f} at one-sided 95% confidence, {drop.samples:,} images)"
     raise TargetError(
         f"accuracy fell by {fell}, the limit is {100 * limit:g}; the network had {step.after.macs / step.before.macs:.0%} "
         f"of the multiply-accumulates and {step.after.parameters / step.before.parameters:.0%} of the parameters",
@@ -180,4 +180,4 @@ def _write(made: Path, target: Path, step: StepRecord, *, source: Path, overwrit
 
 
 def _mean(hits: dict[str, Hits]) -> dict[str, float]:
-    return {split: float(found.mean()) for split, found in hits.items()}
+    return {split: float(right.mean()) for split, right in hits.items()}

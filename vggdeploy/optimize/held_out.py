@@ -64,24 +64,24 @@ class HeldOut:
     def batches(self, split: str, limit: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """The first ``limit`` images of a split (a random sample), normalised, with their classes."""
         if split in self.splits:
-            found: Images = self.splits[split].take(np.arange(len(self.splits[split]))[:limit])
+            images: Images = self.splits[split].take(np.arange(len(self.splits[split]))[:limit])
         else:
-            found = load_split(self.name, split, self.checkpoint.preprocess, data_dir=self.data_dir, limit=limit)
-        for positions in _positions(len(found), self.checkpoint.spec):
-            yield normalise(found.batch(positions), self.checkpoint.preprocess), found.labels[positions]
+            images = load_split(self.name, split, self.checkpoint.preprocess, data_dir=self.data_dir, limit=limit)
+        for positions in _positions(len(images), self.checkpoint.spec):
+            yield normalise(images.batch(positions), self.checkpoint.preprocess), images.labels[positions]
 
     def hits(self, model: VGG) -> dict[str, Hits]:
         """Of each split, which images the network has right: its largest logit is the label's."""
         network = Deployable(model, self.checkpoint.preprocess).eval()
-        found = {}
+        hits = {}
         with torch.inference_mode():
             for split, images in self.splits.items():
                 parts = [
                     network(torch.from_numpy(images.batch(p)))[0].argmax(dim=1).numpy() == images.labels[p]
                     for p in _positions(len(images), model.spec)
                 ]
-                found[split] = np.concatenate(parts)
-        return found
+                hits[split] = np.concatenate(parts)
+        return hits
 
     def drops(self, origin: OriginalNetwork, hits: dict[str, Hits]) -> dict[str, AccuracyDrop]:
         """Each split's paired drop of accuracy against the origin.
@@ -89,7 +89,7 @@ class HeldOut:
         Raises:
             CheckpointError: the origin was measured on other images.
         """
-        found = {}
+        drops = {}
         for split, now in hits.items():
             before = unpack(origin.hits.get(split, ""), len(now))
             if before is None or origin.dataset != self.name:
@@ -97,8 +97,8 @@ class HeldOut:
                     f"the accuracy of the original is known on {origin.dataset}, and not on this {split} split of {self.name}",
                     "start again from the checkpoint that was trained",
                 )
-            found[split] = paired_drop(before, now)
-        return found
+            drops[split] = paired_drop(before, now)
+        return drops
 
 
 def origin_of(checkpoint: Checkpoint, weights: Path, data: HeldOut, model: VGG) -> OriginalNetwork:
@@ -111,8 +111,8 @@ def origin_of(checkpoint: Checkpoint, weights: Path, data: HeldOut, model: VGG) 
         title=checkpoint.spec.title,
         size=size_of(checkpoint.spec, weights),
         dataset=data.name,
-        accuracy={split: float(found.mean()) for split, found in hits.items()},
-        hits={split: pack(found) for split, found in hits.items()},
+        accuracy={split: float(right.mean()) for split, right in hits.items()},
+        hits={split: pack(right) for split, right in hits.items()},
     )
 
 

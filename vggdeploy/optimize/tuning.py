@@ -53,8 +53,8 @@ class TuningJob:
 
     Args:
         tuning: how the changed network is fine-tuned.
-        max_drop: how much of the original's accuracy may be lost, as a fraction: the upper end of the paired 95% interval
-            on the validation split has to stay at or below it. None: anything.
+        max_drop: how much of the original's accuracy may be lost, as a fraction: the one-sided 95% upper bound of
+            the paired drop on the validation split has to stay at or below it. None: anything.
         teacher: of ``tuning.distill``, opened already.
         dataset: default the one that the network was trained on.
     """
@@ -72,7 +72,9 @@ class TuningJob:
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
-            raise UsageError(f"an accuracy drop of {100 * self.max_drop:g} points", "give 0 to 100 percentage points")
+            raise UsageError(
+                f"--max-accuracy-drop is {100 * self.max_drop:g} points", "give 0 to 100 percentage points"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +93,12 @@ Hits = NDArray[np.bool_]
 
 def hits_of(session: CheckedSession, batches: Iterable[tuple[Array, NDArray[np.int64]]]) -> Hits:
     """Which images an open classifier has right, of batches as the graph wants them with their labels."""
-    found = []
+    hits = []
     for images, labels in batches:
         chosen = top1(run_batch(session, images))
         assert chosen is not None  # noqa: S101  # a classifier that we exported has logits
-        found.append(chosen == labels)
-    return np.concatenate(found)
+        hits.append(chosen == labels)
+    return np.concatenate(hits)
 
 
 def pack(hits: Hits) -> str:

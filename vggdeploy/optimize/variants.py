@@ -41,7 +41,7 @@ class StepContext:
         reference = manifest.reference()
         key = bundle.sha256(reference.path)
         if key not in self._references:
-            found = [golden_reference(bundle)]
+            references = [golden_reference(bundle)]
             if manifest.dataset and runnable(reference).runs:
                 dtype = manifest.input.dtype
                 chosen = open_samples(
@@ -49,8 +49,8 @@ class StepContext:
                 )
                 self.on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
                 with open_session(bundle, reference, threads=self.threads) as session:
-                    found.append(reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels))
-            self._references[key] = found
+                    references.append(reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels))
+            self._references[key] = references
         return self._references[key]
 
 

@@ -158,10 +158,10 @@ def chosen_variant(order: Order, formats: Sequence[str], what: str) -> Variant:
     Raises:
         UsageError: as `chosen_variants`, and for more than one.
     """
-    found = chosen_variants(order, formats, what)
-    if len(found) > 1:
-        raise UsageError(f"{what} takes one variant, not {len(found)}", "name one with --variant")
-    return found[0]
+    chosen = chosen_variants(order, formats, what)
+    if len(chosen) > 1:
+        raise UsageError(f"{what} takes one variant, not {len(chosen)}", "name one with --variant")
+    return chosen[0]
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ def _variant(order: Order) -> Variant:
     """The one that was named, else the first of the preferred runtime: LibTorch gives the reference's own bits."""
     if not order.variants:
         for kind in RUNTIMES:
-            found = [v.name for v in order.bundle.manifest.variants if v.format == kind]
-            if found:
-                order = replace(order, variants=(found[0],))
+            names = [v.name for v in order.bundle.manifest.variants if v.format == kind]
+            if names:
+                order = replace(order, variants=(names[0],))
                 break
     return chosen_variant(order, tuple(RUNTIMES), "the C++ project")

@@ -58,8 +58,8 @@ def package_oci(order: Order) -> Made:
 
 def requirements(names: tuple[str, ...], wheel: str) -> str:
     """The packages in the versions that are installed here, with which the bundle was proven, and the wheel."""
-    found = [(name, version(name)) for name in names]
-    return "".join(f"{name}=={number}\n" if number else f"{name}\n" for name, number in found) + f"./{wheel}\n"
+    versions = [(name, version(name)) for name in names]
+    return "".join(f"{name}=={number}\n" if number else f"{name}\n" for name, number in versions) + f"./{wheel}\n"
 
 
 def dockerfile(order: Order, variant: Variant, *, serve: bool) -> str:

@@ -121,15 +121,15 @@ def _files(variants: Sequence[Variant]) -> dict[str, Variant]:
         raise UsageError(
             "engines of one model need the same precision and the same batch range", "name those that agree"
         )
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for variant in variants:
         for capability in capabilities(variant):
-            if capability in found:
+            if capability in files:
                 raise UsageError(
-                    f"{found[capability]} and {variant.name} are both for compute capability {capability}",
+                    f"{files[capability]} and {variant.name} are both for compute capability {capability}",
                     "name one of them",
                 )
-            found[capability] = variant.name
+            files[capability] = variant.name
     names = {f"model.{'-'.join(v.build.targets) if v.build else v.name}.{suffix}": v for v in variants}
     if len(names) != len(variants):
         raise UsageError("two engines are for the same GPUs", "name one of them")
@@ -146,7 +146,7 @@ def _max_batch(order: Order, variants: Sequence[Variant]) -> int:
     if order.max_batch is None:
         return min(DEFAULT_MAX_BATCH, batch.max)
     if not 1 <= order.max_batch <= batch.max:
-        raise UsageError(f"a largest batch of {order.max_batch}", f"{variants[0].name} takes 1 to {batch.max}")
+        raise UsageError(f"--max-batch is {order.max_batch}", f"{variants[0].name} takes 1 to {batch.max}")
     return order.max_batch
 
 

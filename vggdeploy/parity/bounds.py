@@ -1,11 +1,21 @@
-"""Exact bounds of counted flips, bounds of a drop in accuracy, and how many samples would decide a limit."""
+"""Bounds of counted flips and of a drop in accuracy, and how many samples would decide a limit.
+
+A verdict that was not decided may be asked again with more images. So the bounds of `flip_count` and of
+`accuracy_drop` with ``anytime`` hold at every number of images at once: they are a confidence sequence by betting
+(Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 86(1)). Somebody
+bets 1 against "the mean is m or more"; no strategy is expected to win then, and the chance that its capital ever reaches
+1/α is at most α (Ville's inequality). Every m against which the capital reaches 1/α is out.
+
+The capital is spread over fixed bets (Robbins' method of mixtures), so it depends on the counts alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggdeploy.records import AccuracyDrop, FlipCount
 
@@ -14,32 +24,75 @@ _Z95 = 1.6448536269514722  # the 95% quantile of the normal distribution
 _BISECTIONS = 60  # halves of [0, 1]: far below the spacing of doubles around any bound
 _MOST_SAMPLES = 10**8  # more than any data set has
 
+Capital = NDArray[np.float64]
+
+# Shares of the largest bet that cannot go below nothing, √2 apart: down to a rate within 1/10,000 of its limit.
+_BETS = 2.0 ** (-np.arange(28) / 2)
+# The capital behind each. To pass, half of it stands on "there is not one flip", the largest bet: then 352 images without a
+# flip promise 1%, where a bound for a single look takes 299. To fail, nothing is known of how wrong a variant is.
+_TO_PASS: Capital = 1 / (np.arange(1.0, 29) * np.arange(2.0, 30))  # 1/2, 1/6, 1/12, …: 1 in all
+_TO_FAIL: Capital = np.full(28, 1 / 28)
+
 
 def flip_count(flips: int, samples: int) -> FlipCount:
-    lower, upper = clopper_pearson(flips, samples)
-    return FlipCount(flips=flips, samples=samples, lower=lower, upper=upper)
+    """The flips with bounds of their rate that hold at any number of looks."""
+    _check_count(flips, samples)
+    upper = _highest_mean({1: flips, 0: samples - flips}, _TO_PASS)
+    lower = 0.0 - _highest_mean({-1: flips, 0: samples - flips}, _TO_FAIL)
+    return FlipCount(flips=flips, samples=samples, lower=lower, upper=upper, anytime=True)
+
+
+def _highest_mean(counts: Mapping[int, int], capital: Capital) -> float:
+    """The largest mean that bets on a lower one have not ruled out, of values that were seen so many times each.
+
+    No value may be above the largest key.
+    """
+    top = max(counts)
+    if counts[top] == sum(counts.values()):
+        return float(top)
+    return _bisect(lambda mean: not _ruled_out(mean, counts, capital), -1.0, float(top))
+
+
+def _ruled_out(mean: float, counts: Mapping[int, int], capital: Capital) -> bool:
+    """Whether bets on less than ``mean`` have multiplied their capital by 1/α. What holds for a mean holds above it.
+
+    A bet c turns 1 into 1 + c·(mean − v) / (top − mean) at each value v: never below 0, and on average into at most 1 when
+    the mean is at least this one.
+    """
+    top = max(counts)
+    if mean >= top:
+        return counts[top] < sum(counts.values())
+    logs = np.log(capital)
+    with np.errstate(divide="ignore"):  # the largest bet loses everything at the top value
+        for value, count in counts.items():
+            if count:
+                logs = logs + count * np.log1p(_BETS * ((mean - value) / (top - mean)))
+    return bool(np.logaddexp.reduce(logs) >= -math.log(ALPHA))
+
+
+def _check_count(successes: int, samples: int) -> None:
+    if not 0 <= successes <= samples or samples < 1:
+        raise ValueError(f"{successes} of {samples} samples is not a count")
 
 
 def clopper_pearson(successes: int, samples: int, *, confidence: float = 1 - ALPHA) -> tuple[float, float]:
-    """One-sided exact bounds of a binomial rate (Clopper & Pearson 1934), each holding at ``confidence``.
+    """One-sided exact bounds of a binomial rate at one look (Clopper & Pearson 1934), each holding at ``confidence``.
 
     The lower bound is the rate p at which P(X ≥ successes) = 1 − confidence, the upper the one at which
     P(X ≤ successes) = 1 − confidence; both are found by bisection on the exact distribution.
     """
-    if not 0 <= successes <= samples or samples < 1:
-        raise ValueError(f"{successes} of {samples} samples is not a count")
+    _check_count(successes, samples)
     alpha = 1 - confidence
     lower = 0.0 if successes == 0 else _bisect(lambda p: 1 - _binomial_cdf(successes - 1, samples, p) < alpha)
     upper = 1.0 if successes == samples else _bisect(lambda p: _binomial_cdf(successes, samples, p) > alpha)
     return lower, upper
 
 
-def _bisect(below: Callable[[float], bool]) -> float:
-    low, high = 0.0, 1.0
+def _bisect(below: Callable[[float], bool], low: float = 0.0, high: float = 1.0) -> float:
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if below(middle) else (low, middle)
-    return (low + high) / 2
+    return high
 
 
 def _binomial_cdf(k: int, n: int, p: float) -> float:
@@ -61,13 +114,12 @@ def samples_to_decide(flips: int, samples: int, limit: float) -> int | None:
 
     None where no number would: the rate is the limit.
     """
-    rate = flips / samples
-    if math.isclose(rate, limit, rel_tol=1e-9, abs_tol=1e-12):
-        return None
-    # The upper bound is at most the limit where P(X ≤ k) ≤ α at that rate; the lower above it where P(X ≥ k) < α.
-    if rate < limit:
-        return _fewest(lambda n: _binomial_cdf(math.ceil(rate * n), n, limit) <= ALPHA, samples)
-    return _fewest(lambda n: 1 - _binomial_cdf(math.floor(rate * n) - 1, n, limit) < ALPHA, samples)
+
+    def seen(n: int, worse: Callable[[float], int]) -> dict[int, int]:
+        found = worse(flips * n / samples)
+        return {1: found, 0: n - found}
+
+    return _fewest(seen, flips / samples, samples, limit)
 
 
 def drop_samples_to_decide(lost: int, won: int, samples: int, limit: float) -> int | None:
@@ -75,19 +127,30 @@ def drop_samples_to_decide(lost: int, won: int, samples: int, limit: float) -> i
 
     None where no number would: the drop is the limit.
     """
-    drop = (lost - won) / samples
-    if math.isclose(drop, limit, rel_tol=1e-9, abs_tol=1e-12):
+
+    def seen(n: int, worse: Callable[[float], int]) -> dict[int, int]:
+        better = math.floor if worse is math.ceil else math.ceil
+        up, down = worse(lost * n / samples), better(won * n / samples)
+        return {1: up, 0: n - up - down, -1: down}
+
+    return _fewest(seen, (lost - won) / samples, samples, limit)
+
+
+def _fewest(
+    seen: Callable[[int, Callable[[float], int]], dict[int, int]], mean: float, samples: int, limit: float
+) -> int | None:
+    """The smallest number of samples above ``samples`` that decides, found by doubling and halving.
+
+    ``seen`` gives the counts of so many samples, rounded against the decision.
+    """
+    if math.isclose(mean, limit, rel_tol=1e-9, abs_tol=1e-12):
         return None
 
     def decides(n: int) -> bool:
-        lower, upper = _drop_bounds(lost * n / samples, won * n / samples, n)
-        return upper <= limit if drop < limit else lower > limit
+        if mean < limit:
+            return _ruled_out(limit, seen(n, math.ceil), _TO_PASS)
+        return _ruled_out(-limit, {-value: count for value, count in seen(n, math.floor).items()}, _TO_FAIL)
 
-    return _fewest(decides, samples)
-
-
-def _fewest(decides: Callable[[int], bool], samples: int) -> int | None:
-    """The smallest number of samples above ``samples`` that decides, found by doubling and halving."""
     low, high = samples, 2 * samples
     while not decides(high):
         low, high = high, 2 * high
@@ -99,13 +162,20 @@ def _fewest(decides: Callable[[int], bool], samples: int) -> int | None:
     return high
 
 
-def accuracy_drop(lost: int, won: int, samples: int) -> AccuracyDrop:
+def accuracy_drop(lost: int, won: int, samples: int, *, anytime: bool = False) -> AccuracyDrop:
     """Accuracy of both on the same samples, from those that only the reference got right, or only the candidate.
 
-    The interval is Bonett & Price's (2012) adjusted Wald interval for paired proportions: one is added to each
-    discordant cell, two to the samples. McNemar's test is the exact binomial one, two-sided.
+    ``anytime``: bounds that hold at any number of looks. Else the ends of Bonett & Price's (2012) adjusted Wald interval for
+    paired proportions, for one look at a number of samples that was fixed before: one is added to each discordant cell, two
+    to the samples. McNemar's test is the exact binomial one, two-sided, for one look.
     """
-    lower, upper = _drop_bounds(lost, won, samples)
+    _check_count(lost + won, samples)
+    if anytime:
+        ties = samples - lost - won
+        lower = 0.0 - _highest_mean({1: won, 0: ties, -1: lost}, _TO_FAIL)
+        upper = _highest_mean({1: lost, 0: ties, -1: won}, _TO_PASS)
+    else:
+        lower, upper = _bonett_price(lost, won, samples)
     discordant = lost + won
     tail = _binomial_cdf(min(lost, won), discordant, 0.5) if discordant else 1.0
     return AccuracyDrop(
@@ -116,10 +186,11 @@ def accuracy_drop(lost: int, won: int, samples: int) -> AccuracyDrop:
         lower=lower,
         upper=upper,
         p_value=min(1.0, 2 * tail),
+        anytime=anytime,
     )
 
 
-def _drop_bounds(lost: float, won: float, n: int) -> tuple[float, float]:
+def _bonett_price(lost: int, won: int, n: int) -> tuple[float, float]:
     p_lost, p_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
     middle = p_lost - p_won
     half = _Z95 * math.sqrt((p_lost + p_won - middle**2) / (n + 2))

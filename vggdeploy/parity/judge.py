@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from vggdeploy.parity.bounds import drop_samples_to_decide, samples_to_decide
+from vggdeploy.parity.criteria import RECORD_FACTOR
 from vggdeploy.records import AccuracyDrop, FlipCount, OutputParity, Thresholds
 from vggdeploy.types import Verdict
 
@@ -16,12 +19,16 @@ def judge(
     *,
     drop: AccuracyDrop | None = None,
     golden: bool = False,
+    allowed: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict, and a line for each criterion that was missed or could not be decided.
 
     Distances decide on the samples that were seen. Flips are judged by their bounds: fail when even the lower one is
-    above the limit, inconclusive when the limit lies between them; the accuracy drop likewise, where a limit is set.
+    above the limit, inconclusive when the limit lies between them; the accuracy drop likewise, where a limit is set. Those
+    bounds hold at any number of looks, so an inconclusive verdict may be asked again with more images.
     A golden pair is too small for that; there a flip fails only together with a distance, and nothing is promised.
+
+    ``allowed``: output → the largest distance that the variant's own record allows.
     """
     wrong: list[str] = []
     for o in outputs:
@@ -31,6 +38,11 @@ def judge(
                 "" if o.tolerance is None else f" (allclose would have passed with rtol = atol = {o.tolerance:.2g})"
             )
             wrong.append(f"{o.output}: relative L2 {o.relative_l2:.3g} is above {thresholds.relative_l2:g}{needed}")
+        elif not o.relative_l2 <= allowed.get(o.output, math.inf):
+            wrong.append(
+                f"{o.output}: relative L2 {o.relative_l2:.3g} is above {allowed[o.output]:.3g}, "
+                f"{RECORD_FACTOR:g} times what was measured when the variant was made"
+            )
         if not o.cosine_min >= thresholds.cosine:
             wrong.append(f"{o.output}: smallest cosine {o.cosine_min:.6f} is below {thresholds.cosine:g}")
     if flips and not golden and flips.lower > thresholds.flip_rate:
@@ -55,8 +67,8 @@ def judge(
 def _undecided_flips(flips: FlipCount, limit: float) -> str:
     needed = samples_to_decide(flips.flips, flips.samples, limit)
     return (
-        f"{flips.flips} of {flips.samples} top-1 classes changed: up to {flips.upper:.2%} at 95% confidence, the limit is "
-        f"{limit:.2%}; {_look_at(needed, fails=flips.flips > limit * flips.samples)}, or accept that bound: "
+        f"{flips.flips} of {flips.samples} top-1 classes changed: up to {flips.upper:.2%} at one-sided 95% confidence, the "
+        f"limit is {limit:.2%}; {_look_at(needed, fails=flips.flips > limit * flips.samples)}, or accept that bound: "
         f"--max-flips {_rounded_up(flips.upper):g}"
     )
 
@@ -64,7 +76,7 @@ def _undecided_flips(flips: FlipCount, limit: float) -> str:
 def _undecided_drop(drop: AccuracyDrop, limit: float) -> str:
     needed = drop_samples_to_decide(drop.lost, drop.won, drop.samples, limit)
     return (
-        f"accuracy may have fallen by {drop.upper:.2%} at 95% confidence, the limit is {limit:.2%}; "
+        f"accuracy may have fallen by {drop.upper:.2%} at one-sided 95% confidence, the limit is {limit:.2%}; "
         f"{_look_at(needed, fails=drop.drop > limit)}, or accept that bound: "
         f"--max-accuracy-drop {_rounded_up(drop.upper):g}"
     )

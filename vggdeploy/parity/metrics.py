@@ -77,6 +77,17 @@ class OutputStats:
         return float(10 * np.log10(self._reference_sq / self._error_sq))
 
 
+def distance(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
+    """Relative L2; infinite where the shapes differ or the reference is zero and the candidate is not."""
+    if reference.shape != candidate.shape:
+        return float("inf")
+    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    difference, length = float(np.linalg.norm(a - b)), float(np.linalg.norm(a))
+    if not difference:
+        return 0.0
+    return difference / length if length else float("inf")
+
+
 def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine similarity of each row pair. Two zero rows are alike (1); a zero row and another are not (0)."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -107,7 +118,7 @@ def top5(outputs: Outputs) -> NDArray[np.int64] | None:
 
 
 def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> AccuracyDrop:
-    """The drop of accuracy from which of the same samples were right before, and which are after."""
+    """The drop of accuracy from which of the same samples were right before, and which are after; bounds for a single look."""
     return accuracy_drop(int((before & ~after).sum()), int((after & ~before).sum()), len(after))
 
 
@@ -147,7 +158,7 @@ class ClassCounts:
         return flip_count(self._missing, self._judged) if self._judged else None
 
     def drop(self) -> AccuracyDrop | None:
-        return accuracy_drop(self._lost, self._won, self._labelled) if self._labelled else None
+        return accuracy_drop(self._lost, self._won, self._labelled, anytime=True) if self._labelled else None
 
     def accuracies(self) -> tuple[float | None, float | None]:
         """Of the reference and of the candidate, as fractions."""

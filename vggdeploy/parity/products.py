@@ -29,9 +29,9 @@ _NUMBERS = frozenset(
     for name in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 )
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-_INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 # They hand values on as they are.
-_MOVES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
+MOVES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
 KEY = re.compile(r"(?:^|[./])((?:features|classifier)\.\d+)(?:\.|$)")
 _EIGHT_BITS = frozenset({"int8", "uint8"})
 
@@ -55,9 +55,9 @@ def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     origins: dict[str, str] = {}  # tensor → the weights that it was made of
     products = []
     for index, node in enumerate(sorted_nodes(graph.node)):
-        if node.op_type in PRODUCTS | _INTEGER_PRODUCTS:
+        if node.op_type in PRODUCTS | INTEGER_PRODUCTS:
             weight = node.input[3 if node.op_type == "QLinearConv" else 1]
-            name = _layer_name(node, origins.get(weight, weight), layers, index)
+            name = layer_name(node, origins.get(weight, weight), layers, index)
             products.append(Product(name, _computes_in(node, types, integers)))
         _follow(node, types, integers)
         origins |= {made: origins.get(node.input[0], node.input[0]) for made in node.output if node.input}
@@ -65,7 +65,7 @@ def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
 
 
 def _computes_in(node: onnx.NodeProto, types: dict[str, str], integers: dict[str, str]) -> str:
-    if node.op_type in _INTEGER_PRODUCTS or all(name in integers for name in node.input[:2]):
+    if node.op_type in INTEGER_PRODUCTS or all(name in integers for name in node.input[:2]):
         return "int8"
     return types.get(node.input[1]) or types.get(node.input[0], "unknown")
 
@@ -84,7 +84,7 @@ def _follow(node: onnx.NodeProto, types: dict[str, str], integers: dict[str, str
         if kind in _EIGHT_BITS:
             integers[node.output[0]] = kind
         kind = types.get(node.input[1], "fp32")
-    elif node.op_type in _MOVES and first in integers:
+    elif node.op_type in MOVES and first in integers:
         integers[node.output[0]] = integers[first]
     elif node.op_type in PRODUCTS:
         kind = types.get(node.input[1]) or kind
@@ -92,7 +92,7 @@ def _follow(node: onnx.NodeProto, types: dict[str, str], integers: dict[str, str
         types[name] = kind
 
 
-def _layer_name(node: onnx.NodeProto, weight: str, layers: dict[str, str], index: int) -> str:
+def layer_name(node: onnx.NodeProto, weight: str, layers: dict[str, str], index: int) -> str:
     """The VGG's own name where the weights carry the checkpoint's key, else the node's."""
     key = KEY.search(weight) or KEY.search(node.name)
     return layers.get(key[1], key[1]) if key else node.name or f"{node.op_type} {index}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, repeat
 from math import prod
 from tempfile import SpooledTemporaryFile
 from typing import Any, Protocol
@@ -49,12 +50,24 @@ class Reference:
     source: ImageSource = ImageSource.REAL
 
 
-def run_all(session: CheckedSession, images: Rows) -> Iterator[dict[str, Array]]:
-    """The session's outputs for ``images``, a batch at a time. Only a few batches of images are in memory at once."""
-    fitting = BATCH_BYTES // sum(map(sample_bytes, session.outputs))
-    size = max(session.batch.min, min(session.batch.opt, fitting))
-    batches = (slice(start, min(start + size, len(images))) for start in range(0, len(images), size))
-    with closing(in_order(images.__getitem__, batches, ahead=_AHEAD)) as prepared:
+def run_all(session: CheckedSession, images: Rows, sizes: Iterable[int] = ()) -> Iterator[dict[str, Array]]:
+    """The session's outputs for ``images``, a batch at a time. Only a few batches of images are in memory at once.
+
+    Args:
+        sizes: of the first batches; the rest have the size that the variant is optimised for.
+    """
+    fitting = max(session.batch.min, BATCH_BYTES // sum(map(sample_bytes, session.outputs)))
+    usual = min(session.batch.opt, fitting)
+
+    def batches() -> Iterator[slice]:
+        start = 0
+        for size in chain((min(size, fitting) for size in sizes), repeat(usual)):
+            if start >= len(images):
+                return
+            yield slice(start, min(start + size, len(images)))
+            start += size
+
+    with closing(in_order(images.__getitem__, batches(), ahead=_AHEAD)) as prepared:
         for _, batch in prepared:
             yield run_batch(session, batch.result())
 

@@ -17,9 +17,12 @@ from vggdeploy.records.bench import (
     ScenarioRow,
 )
 from vggdeploy.records.parity import (
-    DEFAULT_THRESHOLDS,
+    CEILINGS,
     AccuracyDrop,
+    BatchParity,
     Check,
+    Distance,
+    Evidence,
     FleetTarget,
     FlipCount,
     LayerParity,
@@ -27,21 +30,25 @@ from vggdeploy.records.parity import (
     OutputParity,
     ParityRecord,
     ParityReport,
+    Repeats,
     Thresholds,
 )
 from vggdeploy.records.search import Candidate, Goal, OriginalNetwork, Point, SearchReport, Size, StepRecord, Trial
 
 __all__ = [
-    "DEFAULT_THRESHOLDS",
+    "CEILINGS",
     "RESULT_VERSION",
     "SCHEMA_VERSION",
     "AccuracyDrop",
+    "BatchParity",
     "BenchReport",
     "BenchRow",
     "Candidate",
     "Check",
     "Conditions",
     "CpuRoof",
+    "Distance",
+    "Evidence",
     "FleetTarget",
     "FlipCount",
     "FreshStart",
@@ -59,6 +66,7 @@ __all__ = [
     "RateSearch",
     "RateTry",
     "Record",
+    "Repeats",
     "ScenarioRow",
     "SearchReport",
     "Size",

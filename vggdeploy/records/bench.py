@@ -8,7 +8,11 @@ from vggdeploy.types import Precision, SpeedOutcome, Verdict
 
 
 class Machine(Record, frozen=True, kw_only=True):
-    """Where a measurement was taken."""
+    """Where a measurement was taken.
+
+    ``features`` are the CPU's instructions, ``affinity`` the cores that the process may run on, ``quota`` the cores that
+    its control group grants it (None without one); ``cores`` is the smaller of both.
+    """
 
     cpu: str
     cores: int
@@ -17,6 +21,9 @@ class Machine(Record, frozen=True, kw_only=True):
     system: str
     python: str
     gpu: str | None = None
+    caches: tuple[str, ...] = ()
+    affinity: int | None = None
+    quota: float | None = None
 
 
 class HostTimes(Record, frozen=True, kw_only=True):

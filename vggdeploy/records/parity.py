@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vggdeploy.records.base import RESULT_VERSION, Record
-from vggdeploy.types import Precision, Verdict
+from vggdeploy.types import ImageSource, Precision, Verdict
 
 
 class Thresholds(Record, frozen=True, kw_only=True):
@@ -11,9 +13,9 @@ class Thresholds(Record, frozen=True, kw_only=True):
 
     ``relative_l2``: ‖candidate − reference‖₂ / ‖reference‖₂ over all samples of an output, at most this.
     ``cosine``: the smallest per-sample cosine similarity, at least this.
-    ``flip_rate``: share of samples whose top-1 class may change; judged by its 95% Clopper–Pearson bounds.
-    ``accuracy_drop``: how much lower the task accuracy may be, as a fraction; judged by its 95% paired bounds, and only
-    where it is asked for: half a point takes more than a thousand labelled images to promise.
+    ``flip_rate``: share of samples whose top-1 class may change; judged by its one-sided 95% bounds.
+    ``accuracy_drop``: how much lower the task accuracy may be, as a fraction; judged by its one-sided 95% bounds,
+    and only where it is asked for: half a point takes more than a thousand labelled images to promise.
     """
 
     relative_l2: float
@@ -21,13 +23,24 @@ class Thresholds(Record, frozen=True, kw_only=True):
     flip_rate: float
     accuracy_drop: float | None = None
 
+    def stricter(self, other: Thresholds) -> Thresholds:
+        """Of each limit the stricter one of the two."""
+        drops = [t.accuracy_drop for t in (self, other) if t.accuracy_drop is not None]
+        return Thresholds(
+            relative_l2=min(self.relative_l2, other.relative_l2),
+            cosine=max(self.cosine, other.cosine),
+            flip_rate=min(self.flip_rate, other.flip_rate),
+            accuracy_drop=min(drops, default=None),
+        )
 
+
+# What the package accepts of each precision at most, whatever a manifest says; benchmarks/parity_power.py has the study.
 # FP32 engines differ by summation order only; FP16 carries 11 significand bits through up to 19 layers; INT8 carries 8.
-DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
-    Precision.FP32: Thresholds(relative_l2=1e-4, cosine=0.99999, flip_rate=0.01),
-    Precision.FP16: Thresholds(relative_l2=1e-2, cosine=0.9995, flip_rate=0.01),
-    Precision.BF16: Thresholds(relative_l2=5e-2, cosine=0.997, flip_rate=0.02),
-    Precision.INT8: Thresholds(relative_l2=2e-1, cosine=0.97, flip_rate=0.03),
+CEILINGS: dict[str, Thresholds] = {
+    Precision.FP32: Thresholds(relative_l2=1e-5, cosine=0.9999999, flip_rate=0.01),
+    Precision.FP16: Thresholds(relative_l2=4e-3, cosine=0.9999, flip_rate=0.01),
+    Precision.BF16: Thresholds(relative_l2=2e-2, cosine=0.999, flip_rate=0.02),
+    Precision.INT8: Thresholds(relative_l2=1e-1, cosine=0.98, flip_rate=0.03),
 }
 
 
@@ -49,20 +62,55 @@ class OutputParity(Record, frozen=True, kw_only=True):
     tolerance: float | None = None
 
 
+class Distance(Record, frozen=True, kw_only=True):
+    """How far an output stood from the reference when its variant was made: what later distances are measured against."""
+
+    source: ImageSource
+    output: str
+    relative_l2: float
+
+
+class BatchParity(Record, frozen=True, kw_only=True):
+    """The golden images in batches of one size: how many calls, and the largest relative L2 distance of an output."""
+
+    batch: int
+    calls: int
+    relative_l2: float
+
+
+class Repeats(Record, frozen=True, kw_only=True):
+    """One batch, asked for again and again, also from several threads at once: how often the answer was another.
+
+    ``upper``: one-sided 95% Clopper–Pearson bound of the share of calls that are answered otherwise.
+    """
+
+    calls: int
+    differing: int
+    threads: int
+    upper: float
+
+
 class FlipCount(Record, frozen=True, kw_only=True):
-    """Samples whose top-1 class changed, with one-sided 95% Clopper–Pearson bounds of the rate."""
+    """Samples whose top-1 class changed, with one-sided 95% bounds of the rate.
+
+    ``anytime``: the bounds hold however often more samples are looked at (by betting: Waudby-Smith & Ramdas 2024). Where it is
+    false they are Clopper & Pearson's, for a single look: of records older than this field.
+    """
 
     flips: int
     samples: int
     lower: float
     upper: float
+    anytime: bool = False
 
 
 class AccuracyDrop(Record, frozen=True, kw_only=True):
     """Task accuracy of both on the same labelled samples, as a difference of paired proportions (fractions).
 
     ``lost``: samples that only the reference got right; ``won``: only the candidate. ``drop`` is reference − candidate,
-    with one-sided 95% bounds (Bonett & Price 2012); ``p_value`` is McNemar's exact test that neither is better.
+    with one-sided 95% bounds: ``anytime``, those that hold however often more samples are looked at (by betting), else those
+    of Bonett & Price 2012 for a single look. ``p_value`` is McNemar's exact two-sided test, for a single look, that neither is
+    better.
     """
 
     lost: int
@@ -72,6 +120,7 @@ class AccuracyDrop(Record, frozen=True, kw_only=True):
     lower: float
     upper: float
     p_value: float
+    anytime: bool = False
 
 
 class ParityRecord(Record, frozen=True, kw_only=True):
@@ -79,7 +128,9 @@ class ParityRecord(Record, frozen=True, kw_only=True):
 
     ``limits`` are those that the verdict was reached by, None in records older than this field. ``products`` are the
     convolutions and matrix products by the type they compute in, as the shipped file has them; empty where it was not
-    read (an engine: what was read when it was built stands in its variant's proof).
+    read (an engine: what was read when it was built stands in its variant's proof). ``batches``, ``stress`` (the images of
+    that set) and ``repeats`` are what the golden pair's record has beside. ``host`` is what the answers depend on beside
+    the bytes: the CPU and its instructions, the GPU and its driver, the library and its version.
     """
 
     variant: str
@@ -98,6 +149,17 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
     limits: Thresholds | None = None
     products: dict[str, int] = {}
+    source: ImageSource = ImageSource.REAL
+    batches: tuple[BatchParity, ...] = ()
+    stress: tuple[OutputParity, ...] = ()
+    repeats: Repeats | None = None
+    host: dict[str, str] = {}
+
+    @property
+    def distances(self) -> tuple[Distance, ...]:
+        """What later proofs of the variant are measured against."""
+        measured = [(self.source, o) for o in self.outputs] + [(ImageSource.STRESS, o) for o in self.stress]
+        return tuple(Distance(source=s, output=o.output, relative_l2=o.relative_l2) for s, o in measured)
 
 
 class Check(Record, frozen=True, kw_only=True):
@@ -109,25 +171,38 @@ class Check(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
 
 
+Evidence = Literal["structure", "weights", "output"]
+
+
 class LayerParity(Record, frozen=True, kw_only=True):
-    """One layer of a variant beside the reference's. ``largest`` is the reference's largest magnitude."""
+    """One layer of a variant beside the reference's. ``largest`` is the reference's largest magnitude.
+
+    ``isolated`` is the relative L2 distance of what the layer makes of the reference's input: its own error. The other
+    distances are of what it makes of what the layers before it made. None where nothing of the reference's shape is made.
+    """
 
     layer: str
-    relative_l2: float
-    max_abs: float
-    cosine_min: float
+    relative_l2: float | None
+    max_abs: float | None
+    cosine_min: float | None
     largest: float
     finite: bool
+    isolated: float | None = None
 
 
 class LayerReport(Record, frozen=True, kw_only=True):
-    """Where a variant's error comes from: its layers in order, and the first whose error jumps (None: none does)."""
+    """Where a variant's error comes from: its layers in order, and the one at fault (None: none is).
+
+    ``evidence`` says what differs: its ``structure`` (operations and their settings), its ``weights`` (or biases), or its
+    ``output`` when it is run alone.
+    """
 
     variant: str
     precision: Precision
     layers: tuple[LayerParity, ...]
     culprit: str | None
     reason: str
+    evidence: tuple[Evidence, ...] = ()
 
 
 class FleetTarget(Record, frozen=True, kw_only=True):

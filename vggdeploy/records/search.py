@@ -11,8 +11,8 @@ from vggdeploy.types import Precision
 class Goal(Record, frozen=True, kw_only=True):
     """What is asked for.
 
-    ``accuracy_drop``: how much of the original's accuracy may be lost, as a fraction; the upper end of the paired 95%
-    interval on the validation split has to stay at or below it. ``latency_ms``: the median of a batch of one image.
+    ``accuracy_drop``: how much of the original's accuracy may be lost, as a fraction; the one-sided 95% upper bound of
+    the paired drop on the validation split has to stay at or below it. ``latency_ms``: the median of a batch of one image.
     ``size_mb``: of the variant's file, in 10⁶ bytes. ``target``: ``cpu``, or an engine's library and its GPU,
     ``tensorrt-rtx:sm89``.
     """

@@ -112,93 +112,72 @@ def ecdf(rows: Rows, *, names: Sequence[str]) -> Chart:
 
 def throughput(rows: Rows, *, names: Sequence[str]) -> Chart:
     """Images a second over the batch size. Rows: label, batch, images_per_second, p50_ms, run."""
-    batches = sorted({row["batch"] for row in rows})
-    x = alt.X(
-        "batch:Q",
-        title="batch (log scale)",
-        axis=alt.Axis(values=batches, format="d", grid=False),
-        scale=alt.Scale(type="log", base=2, nice=False, padding=16),
-    )
-    base = alt.Chart(alt.InlineData(values=list(rows))).encode(
-        x=x,
-        y=alt.Y("images_per_second:Q", title="images/s", axis=alt.Axis(format="~s")),
-        color=_colour(names, rows),
-    )
-    line = base.mark_line(strokeWidth=2).encode(strokeDash=_dash(names, rows))
-    points = base.mark_point(size=90, filled=True, opacity=1).encode(
-        shape=_shape(names, rows),
-        tooltip=[
-            alt.Tooltip("label:N", title="variant"),
-            alt.Tooltip("batch:Q"),
-            alt.Tooltip("images_per_second:Q", title="images/s", format=",.0f"),
-            alt.Tooltip("p50_ms:Q", title="p50 ms", format=".3f"),
-            alt.Tooltip("run:N"),
-        ],
-    )
-    return _dark(alt.layer(line, points).properties(width="container", height=_HEIGHT))
+    y = alt.Y("images_per_second:Q", title="images/s", axis=alt.Axis(format="~s"))
+    tip = [
+        alt.Tooltip("label:N", title="variant"),
+        alt.Tooltip("batch:Q"),
+        alt.Tooltip("images_per_second:Q", title="images/s", format=",.0f"),
+        alt.Tooltip("p50_ms:Q", title="p50 ms", format=".3f"),
+        alt.Tooltip("run:N"),
+    ]
+    return _joined(rows, names, _batch(rows), y, tip)
 
 
 def server(rows: Rows, *, names: Sequence[str]) -> Chart:
     """p99 over the rate of queries, with the bound that was asked for. Rows: label, batch, qps, p99_ms, bound_ms, run."""
-    base = alt.Chart(alt.InlineData(values=list(rows)))
     x = alt.X("qps:Q", title="queries a second (Poisson arrivals)", scale=alt.Scale(zero=False, padding=16))
     y = alt.Y("p99_ms:Q", title="p99 latency (ms, log scale)", scale=_log(rows, "p99_ms", "bound_ms"))
-    line = base.mark_line(strokeWidth=2).encode(
-        x=x, y=y, color=_colour(names, rows), strokeDash=_dash(names, rows), detail="batch:N"
-    )
-    points = base.mark_point(size=90, filled=True, opacity=1).encode(
-        x=x,
-        y=y,
-        color=_colour(names, rows),
-        shape=_shape(names, rows),
-        tooltip=[
-            alt.Tooltip("label:N", title="variant"),
-            alt.Tooltip("qps:Q", title="queries/s", format=",.1f"),
-            alt.Tooltip("p99_ms:Q", title="p99 ms", format=".3f"),
-            alt.Tooltip("batch:Q", title="batches up to"),
-            alt.Tooltip("bound_ms:Q", title="bound ms", format=".3f"),
-            alt.Tooltip("run:N"),
-        ],
-    )
+    tip = [
+        alt.Tooltip("label:N", title="variant"),
+        alt.Tooltip("qps:Q", title="queries/s", format=",.1f"),
+        alt.Tooltip("p99_ms:Q", title="p99 ms", format=".3f"),
+        alt.Tooltip("batch:Q", title="batches up to"),
+        alt.Tooltip("bound_ms:Q", title="bound ms", format=".3f"),
+        alt.Tooltip("run:N"),
+    ]
     bounds = sorted({row["bound_ms"] for row in rows if row["bound_ms"] is not None})
-    limit = alt.Chart(alt.InlineData(values=[{"bound_ms": b, "text": f"bound {b:g} ms"} for b in bounds]))
-    rule = limit.mark_rule(strokeDash=[6, 4], color=alt.ExprRef(_RED)).encode(y="bound_ms:Q")
-    word = limit.mark_text(align="left", baseline="bottom", dx=4, dy=-2, color=alt.ExprRef(_RED)).encode(
-        x=alt.value(0), y="bound_ms:Q", text="text:N"
-    )
-    return _dark(alt.layer(rule, word, line, points).properties(width="container", height=_HEIGHT))
+    limits = _limits([{"bound_ms": b, "text": f"bound {b:g} ms"} for b in bounds], "bound_ms", above=True)
+    return _joined(rows, names, x, y, tip, *limits, line_of="batch:N")
 
 
 def roof(rows: Rows, *, names: Sequence[str], roofs: Rows) -> Chart:
     """Arithmetic that was reached, over the batch size, below the measured roof. Rows: label, batch, tera_ops, share."""
-    batches = sorted({row["batch"] for row in rows})
-    x = alt.X(
+    y = alt.Y("tera_ops:Q", title="tera-operations a second (log scale)", scale=alt.Scale(type="log"))
+    tip = [
+        alt.Tooltip("label:N", title="engine"),
+        alt.Tooltip("batch:Q"),
+        alt.Tooltip("tera_ops:Q", title="TOP/s", format=",.1f"),
+        alt.Tooltip("share:Q", title="of the roof", format=".0%"),
+    ]
+    return _joined(rows, names, _batch(rows), y, tip, *_limits(roofs, "tera_ops", above=False))
+
+
+def _batch(rows: Rows) -> alt.X:
+    return alt.X(
         "batch:Q",
         title="batch (log scale)",
-        axis=alt.Axis(values=batches, format="d", grid=False),
+        axis=alt.Axis(values=sorted({row["batch"] for row in rows}), format="d", grid=False),
         scale=alt.Scale(type="log", base=2, nice=False, padding=16),
     )
-    y = alt.Y("tera_ops:Q", title="tera-operations a second (log scale)", scale=alt.Scale(type="log"))
-    base = alt.Chart(alt.InlineData(values=list(rows)))
-    line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=_colour(names, rows), strokeDash=_dash(names, rows))
-    points = base.mark_point(size=90, filled=True, opacity=1).encode(
-        x=x,
-        y=y,
-        color=_colour(names, rows),
-        shape=_shape(names, rows),
-        tooltip=[
-            alt.Tooltip("label:N", title="engine"),
-            alt.Tooltip("batch:Q"),
-            alt.Tooltip("tera_ops:Q", title="TOP/s", format=",.1f"),
-            alt.Tooltip("share:Q", title="of the roof", format=".0%"),
-        ],
-    )
-    limit = alt.Chart(alt.InlineData(values=list(roofs)))
-    rule = limit.mark_rule(strokeDash=[6, 4], color=alt.ExprRef(_RED)).encode(y="tera_ops:Q")
-    word = limit.mark_text(align="left", baseline="top", dx=4, dy=4, color=alt.ExprRef(_RED)).encode(
-        x=alt.value(0), y="tera_ops:Q", text="text:N"
-    )
-    return _dark(alt.layer(rule, word, line, points).properties(width="container", height=_HEIGHT))
+
+
+def _limits(rows: Rows, field: str, *, above: bool) -> tuple[alt.Chart, alt.Chart]:
+    """Red lines across the picture, each with its ``text`` above or below it."""
+    base = alt.Chart(alt.InlineData(values=list(rows))).encode(y=f"{field}:Q")
+    place: dict[str, Any] = {"baseline": "bottom", "dy": -2} if above else {"baseline": "top", "dy": 4}
+    words = base.mark_text(align="left", dx=4, color=alt.ExprRef(_RED), **place).encode(x=alt.value(0), text="text:N")
+    return base.mark_rule(strokeDash=[6, 4], color=alt.ExprRef(_RED)), words
+
+
+def _joined(
+    rows: Rows, names: Sequence[str], x: alt.X, y: alt.Y, tip: list[alt.Tooltip], *below: alt.Chart, line_of: str = ""
+) -> Chart:
+    """The points of each variant, and a line that joins them: a line for each value of ``line_of``, where there is one."""
+    base = alt.Chart(alt.InlineData(values=list(rows))).encode(x=x, y=y, color=_colour(names, rows))
+    lines = base.mark_line(strokeWidth=2).encode(strokeDash=_dash(names, rows))
+    lines = lines.encode(detail=line_of) if line_of else lines
+    points = base.mark_point(size=90, filled=True, opacity=1).encode(shape=_shape(names, rows), tooltip=tip)
+    return _dark(alt.layer(*below, lines, points).properties(width="container", height=_HEIGHT))
 
 
 def bars(rows: Rows, *, title: str, unit: str = ",.1f") -> Chart:
@@ -246,7 +225,8 @@ def distances(rows: Rows, *, names: Sequence[str]) -> Chart:
 
 
 def layer_errors(rows: Rows, *, culprit: str | None) -> Chart:
-    """The error after each layer, from the first to the last. Rows: layer, error (above 0), told, marked, finite, largest.
+    """The error after each layer, from the first to the last. Rows: layer, error (above 0), told, alone, marked,
+    finite, largest.
 
     The culprit is red, larger, and named in words: no colour has to be seen.
     """
@@ -273,12 +253,15 @@ def layer_errors(rows: Rows, *, culprit: str | None) -> Chart:
         x=x,
         shape=alt.Shape(
             "finite:N",
-            scale=alt.Scale(domain=["finite", "NaN or infinity"], range=["circle", "triangle-up"]),
+            scale=alt.Scale(
+                domain=["finite", "NaN or infinity", "another shape"], range=["circle", "triangle-up", "cross"]
+            ),
             legend=None,
         ),
         tooltip=[
             alt.Tooltip("layer:N"),
             alt.Tooltip("told:N", title="relative L2"),
+            alt.Tooltip("alone:N", title="of this layer alone"),
             alt.Tooltip("max_abs:Q", title="max |Δ|", format=".2e"),
             alt.Tooltip("cosine_min:Q", title="min cosine", format=".6f"),
             alt.Tooltip("largest:Q", title="reference's largest", format=".3~g"),
@@ -306,10 +289,10 @@ def layer_errors(rows: Rows, *, culprit: str | None) -> Chart:
 
 def _dark(chart: Any) -> Chart:
     """With the parameter that the page sets, and axes that share the width between labels and plot."""
-    found: Chart = chart.add_params(alt.param(name=DARK, value=False)).properties(
+    dark: Chart = chart.add_params(alt.param(name=DARK, value=False)).properties(
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
-    return found
+    return dark
 
 
 def _log(rows: Rows, *fields: str, least: float = 1.0) -> alt.Scale:

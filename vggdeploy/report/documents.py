@@ -12,54 +12,17 @@ import msgspec
 from vggdeploy.errors import InputError, first_line
 from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, from_json
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.gpu import GpuReport
 from vggdeploy.system.files import read_regular
 
 _MAX_BYTES = 256 * 2**20
 _MAKE = "give what these print: vggdeploy verify --json, vggdeploy bench --json, vggdeploy evaluate --json"
 
 
-class GpuTime(msgspec.Struct, frozen=True):
-    """What a report shows of `vggdeploy.records.gpu.GpuTimes`, which stands on a floor above."""
-
-    batch: int
-    h2d_ms: float
-    compute_ms: float
-    d2h_ms: float
-    host_ms: float
-    tera_ops: float
-    roof_share: float | None = None
-    graph: str = ""
-    device_ms: float | None = None
-    host_compute_ms: float | None = None
-
-
-class GpuRoof(msgspec.Struct, frozen=True):
-    precision: str
-    tera_ops: float
-
-
-class GpuDetail(msgspec.Struct, frozen=True):
-    """What a report shows of ``bench --gpu-detail --json``."""
-
-    schema_version: int
-    bundle: str
-    created: str
-    variant: str
-    backend: str
-    gpu: str
-    sha256: str
-    macs: int
-    times: tuple[GpuTime, ...]
-    roof: GpuRoof | None = None
-    roof_missing: str = ""
-    engine_bytes: int | None = None
-    context_bytes: int | None = None
-
-
-Result = ParityReport | BenchReport | EvaluationReport | GpuDetail | SearchReport
+Result = ParityReport | BenchReport | EvaluationReport | GpuReport | SearchReport
 # A document is of the first kind whose fields it has; none of them is in a document of another kind.
 _KINDS: tuple[tuple[frozenset[str], type[Any]], ...] = (
-    (frozenset({"roof", "times", "macs"}), GpuDetail),
+    (frozenset({"roof", "times", "macs"}), GpuReport),
     (frozenset({"rows", "baseline"}), BenchReport),
     (frozenset({"confused", "accuracy"}), EvaluationReport),
     (frozenset({"trials", "front", "goal"}), SearchReport),
@@ -94,8 +57,8 @@ class Results:
         return [d.result for d in self.documents if isinstance(d.result, EvaluationReport)]
 
     @property
-    def gpu(self) -> list[GpuDetail]:
-        return [d.result for d in self.documents if isinstance(d.result, GpuDetail)]
+    def gpu(self) -> list[GpuReport]:
+        return [d.result for d in self.documents if isinstance(d.result, GpuReport)]
 
     @property
     def searches(self) -> list[SearchReport]:

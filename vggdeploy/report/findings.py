@@ -8,7 +8,7 @@ from typing import Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, BenchRow, Candidate, SearchReport
-from vggdeploy.report.subjects import REFERENCE, Accuracy, Cast, Subject
+from vggdeploy.report.subjects import Accuracy, Cast
 from vggdeploy.types import Verdict
 
 MEGABYTE = 10**6
@@ -52,11 +52,11 @@ def recommend(bench: BenchReport, cast: Cast) -> Recommendation:
     rows = smallest_batch(bench)
     if not rows:
         return Recommendation(bench, None, "", "this bench holds LoadGen's scenarios only, without a baseline")
-    proven = [r for r in rows if _subject(r, bench, cast).verdict is Verdict.PASS and r.verdict is Verdict.PASS]
+    proven = [r for r in rows if cast.row(r, bench).verdict is Verdict.PASS and r.verdict is Verdict.PASS]
     valid = [r for r in proven if r.valid]
     at = f"at batch {rows[0].batch}"
     base = next((r for r in rows if r.variant == bench.baseline), rows[0])
-    base_label = _label(base, bench, cast)
+    base_label = cast.row(base, bench).label
     if not valid:
         return Recommendation(bench, None, "", _why_none(rows, proven, at))
     faster = sorted((r for r in valid if r is not base and r.ratio_low > 1), key=lambda r: r.p50_ms)
@@ -66,7 +66,7 @@ def recommend(bench: BenchReport, cast: Cast) -> Recommendation:
             f"{best.ratio:.2f} × as fast as {base_label} {at} (95% interval {best.ratio_low:.2f}–{best.ratio_high:.2f}), "
             f"p50 {best.p50_ms:.3f} ms on {best.device}, proven, and its run is valid"
         )
-        return Recommendation(bench, best, _label(best, bench, cast), text + _rivals(best, faster[1:], bench, cast))
+        return Recommendation(bench, best, cast.row(best, bench).label, text + _rivals(best, faster[1:], bench, cast))
     if base not in valid:
         text = f"no proven variant with a valid run is shown to be faster than {base_label} {at}, which does not count itself"
         return Recommendation(bench, None, "", text)
@@ -74,7 +74,7 @@ def recommend(bench: BenchReport, cast: Cast) -> Recommendation:
     if not others:
         text = f"nothing else is both proven and validly measured {at}"
     elif any(r.ratio_high >= 1 for r in others):
-        covering = ", ".join(_label(r, bench, cast) for r in others if r.ratio_low <= 1 <= r.ratio_high)
+        covering = ", ".join(cast.row(r, bench).label for r in others if r.ratio_low <= 1 <= r.ratio_high)
         text = f"no variant is shown to be faster {at}: no difference shown for {covering}, whose interval covers 1"
     else:
         text = f"every other proven variant is slower {at}"
@@ -83,7 +83,7 @@ def recommend(bench: BenchReport, cast: Cast) -> Recommendation:
 
 def _rivals(best: BenchRow, rest: Sequence[BenchRow], bench: BenchReport, cast: Cast) -> str:
     """Those whose interval overlaps with the best one's: the order among them may be chance."""
-    close = [_label(r, bench, cast) for r in rest if r.ratio_high >= best.ratio_low]
+    close = [cast.row(r, bench).label for r in rest if r.ratio_high >= best.ratio_low]
     return f"; no difference to {', '.join(close)} is shown: the intervals overlap" if close else ""
 
 
@@ -100,7 +100,7 @@ def pareto(bench: BenchReport, cast: Cast) -> tuple[list[Point], str]:
 
     A point is on the front when no other one that counts is both at least as fast and at least as accurate.
     """
-    rows = [(r, _subject(r, bench, cast)) for r in smallest_batch(bench)]
+    rows = [(r, cast.row(r, bench)) for r in smallest_batch(bench)]
     known = [a.data for _, subject in rows for a in {a.data: a for a in subject.accuracies}.values()]
     data = max(dict.fromkeys(known), key=known.count, default="")
     points = []
@@ -120,17 +120,6 @@ def _beaten(point: Point, points: Sequence[Point]) -> bool:
     return any(
         p.counts and place(p) != mine and all(a >= b for a, b in zip(place(p), mine, strict=True)) for p in points
     )
-
-
-def _subject(row: BenchRow, bench: BenchReport, cast: Cast) -> Subject:
-    return cast.row(row, bench)
-
-
-def _label(row: BenchRow, bench: BenchReport, cast: Cast) -> str:
-    return _subject(row, bench, cast).label
-
-
-__all__ = ["REFERENCE", "RULE", "Point", "Recommendation", "pareto", "recommend", "smallest_batch"]
 
 
 def search_words(report: SearchReport) -> str:

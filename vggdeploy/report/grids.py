@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, ParityRecord, ParityReport, SearchReport
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.gpu import GpuReport
 from vggdeploy.report import tables
-from vggdeploy.report.documents import GpuDetail, Results
+from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import smallest_batch
 from vggdeploy.report.subjects import Cast, Named
 from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
@@ -17,11 +18,11 @@ from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
 
 def reasons(told: Iterable[tuple[str, Iterable[str]]]) -> tuple[str, ...]:
     """Each reason once, with those it holds for. ``told``: (who, reasons)."""
-    found: dict[str, list[str]] = {}
+    holders: dict[str, list[str]] = {}
     for who, why in told:
         for reason in why:
-            found.setdefault(one_line(reason), []).append(who)
-    return tuple(f"{', '.join(dict.fromkeys(who))}: {reason}" for reason, who in found.items())
+            holders.setdefault(one_line(reason), []).append(who)
+    return tuple(f"{', '.join(dict.fromkeys(who))}: {reason}" for reason, who in holders.items())
 
 
 def summary(results: Results, cast: Cast) -> Grid:
@@ -31,13 +32,13 @@ def summary(results: Results, cast: Cast) -> Grid:
     for subject in cast.subjects:
         accuracy = subject.accuracies[0].rate if subject.accuracies else None
         about = {"variant": subject.label, "verdict": subject.verdict, "accuracy": accuracy}
-        found: list[Row] = [
+        measured: list[Row] = [
             (Facts(**about, measured_in=run_name(bench)), row)
             for bench in results.bench
             for row in smallest_batch(bench)
             if cast.row(row, bench) is subject
         ]
-        rows += found or [(Facts(**about),)]
+        rows += measured or [(Facts(**about),)]
     return grid(tables.SUMMARY if several else tables.SUMMARY[:-1], rows, "Every variant in one line")
 
 
@@ -92,7 +93,7 @@ def tries(bench: BenchReport, cast: Cast) -> Grid:
     return grid(tables.TRIES, rows, f"The search for the highest rate: {run_name(bench)}")
 
 
-def gpu_times(detail: GpuDetail) -> Grid:
+def gpu_times(detail: GpuReport) -> Grid:
     return grid(tables.GPU_TIMES, [(t,) for t in detail.times], f"{detail.variant} on {detail.gpu}")
 
 
@@ -182,10 +183,10 @@ def machines(results: Results) -> Grid:
                 machine += "".join(f"; {name} {text}" for name, text in told.items() if text)
         elif isinstance(result, SearchReport):
             machine = f"{result.machine.cpu}, {result.machine.cores} cores"
-        elif isinstance(result, GpuDetail):
+        elif isinstance(result, GpuReport):
             machine = result.gpu
-        found = getattr(result, "tools", {}) or _tools(result)
-        versions = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+        tools = getattr(result, "tools", {}) or _tools(result)
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(tools.items()))
         about = Facts(path=str(document.path), machine=machine, threads=threads, versions=versions)
         rows.append((about, result))
     return grid(tables.MACHINES, rows, "Machine and versions")

@@ -78,8 +78,8 @@ def _first_screen(results: Results, cast: Cast, pictures: _Pictures) -> str:
         takes = f'<section class="card take none"><h2>Recommended</h2><p>None: {escape(_NO_BENCH)}.</p></section>'
     if not cast.subjects:
         return f'<div class="takes">\n{takes}\n</div>'
-    found = [figure for bench in benches if (figure := pareto_figure(bench, cast)) is not None][:1]
-    picture = pictures.place(found[0]) if found else f"<p>{escape(_NO_ACCURACY)}</p>"
+    figures = [figure for bench in benches if (figure := pareto_figure(bench, cast)) is not None][:1]
+    picture = pictures.place(figures[0]) if figures else f"<p>{escape(_NO_ACCURACY)}</p>"
     lights = "\n".join(map(_light, cast.subjects))
     return f"""<div class="takes">
 {takes}

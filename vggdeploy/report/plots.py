@@ -33,9 +33,9 @@ _PNG_WIDTH = 560
 
 def training_curves(history: Sequence[Point], *, title: str = "") -> Chart:
     """Loss and accuracy over the epochs of a run, a line for each split."""
-    found = [split for split in SPLITS if any(p.split == split for p in history)]
-    loss = _curve(history, found, "loss", "loss (cross-entropy, nats)", ".4f")
-    accuracy = _curve(history, found, "accuracy", "accuracy", ".2%")
+    splits = [split for split in SPLITS if any(p.split == split for p in history)]
+    loss = _curve(history, splits, "loss", "loss (cross-entropy, nats)", ".4f")
+    accuracy = _curve(history, splits, "accuracy", "accuracy", ".2%")
     chart: Chart = alt.vconcat(loss, accuracy, spacing=16)
     return chart.properties(title=one_line(title)) if title else chart
 
@@ -88,7 +88,8 @@ def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]], *, 
     classes = len(labels)
     if classes > MATRIX_CLASSES:
         raise UsageError(
-            f"a confusion matrix of {classes} classes", f"the picture holds {MATRIX_CLASSES}; show the confused pairs"
+            f"{classes} classes do not fit into a confusion matrix",
+            f"the picture holds {MATRIX_CLASSES}; show the confused pairs",
         )
     names = distinct(labels)
     rows = [

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy.errors import one_line
@@ -94,8 +93,7 @@ def pareto_figure(bench: BenchReport, cast: Cast) -> Figure | None:
         f"Accuracy on {one_line(data)} against p50 latency at batch {points[0].row.batch}. Not beaten in both: {best}. "
         "Filled: proven, and its run is valid; hollow: not."
     )
-    names = _labels(cast)
-    return Figure(text, lambda: _charts().pareto(rows, names=names))
+    return Figure(text, _drawn("pareto", rows, names=_labels(cast)))
 
 
 def _distributions(results: Results, cast: Cast) -> Section:
@@ -112,7 +110,9 @@ def _distributions(results: Results, cast: Cast) -> Section:
             ]
             medians = ", ".join(f"{name} {r.p50_ms:.3f}" for name, r in zip(names, chosen, strict=True))
             text = f"The share of calls that took at most so long, at batch {batch}. Medians in ms: {medians}."
-            figures.append(Figure(text, _ecdf(rows, _labels(cast)), _heading(results, bench, f"Batch {batch}")))
+            figures.append(
+                Figure(text, _drawn("ecdf", rows, names=_labels(cast)), _heading(results, bench, f"Batch {batch}"))
+            )
     tables = tuple(grids.latency(bench, cast) for bench in results.bench if bench.rows)
     missing = "" if tables else "No latency was measured: vggdeploy bench BUNDLE --json"
     if tables and not figures:
@@ -120,10 +120,6 @@ def _distributions(results: Results, cast: Cast) -> Section:
     text = "A steep line is a steady variant; the upper end of a line is its tail."
     notes = grids.reasons((f"{cast.row(r, b).label} at {r.batch}", r.reasons) for b in results.bench for r in b.rows)
     return Section("latency", "Latency", text if figures else "", tuple(figures), tables, missing=missing, notes=notes)
-
-
-def _ecdf(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Callable[[], Chart]:
-    return lambda: _charts().ecdf(rows, names=names)
 
 
 def _throughput(results: Results, cast: Cast) -> Section:
@@ -147,14 +143,10 @@ def _throughput(results: Results, cast: Cast) -> Section:
         if best is not None:
             most = f"the most: {cast.row(best, bench).label}, {best.images_per_second:,.0f} at {best.batch}"
         text = f"Images a second over the batch size; {most}."
-        figures.append(Figure(text, _over_batch(rows, _labels(cast)), _heading(results, bench)))
+        figures.append(Figure(text, _drawn("throughput", rows, names=_labels(cast)), _heading(results, bench)))
     missing = "" if figures else "Two batch sizes or more are needed: vggdeploy bench BUNDLE --batch 1,8,32 --json"
     text = "The numbers are in the latency table." if figures else ""
     return Section("throughput", "Throughput against batch", text, tuple(figures), missing=missing)
-
-
-def _over_batch(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Callable[[], Chart]:
-    return lambda: _charts().throughput(rows, names=names)
 
 
 def _load(results: Results, cast: Cast) -> Section:
@@ -171,13 +163,8 @@ def _load(results: Results, cast: Cast) -> Section:
         for r, bench in servers
         for qps, p99, valid in sorted(_tries(r))
     ]
-    names = _labels(cast)
-    figures = [
-        Figure(
-            "p99 latency of the server scenario over the rate of its queries, and the bound that was asked for.",
-            lambda: _charts().server(rows, names=names),
-        )
-    ]
+    text = "p99 latency of the server scenario over the rate of its queries, and the bound that was asked for."
+    figures = (Figure(text, _drawn("server", rows, names=_labels(cast))),) if rows else ()
     tables = tuple(grids.scenarios(bench, cast) for bench in results.bench if bench.scenarios)
     searched = [b for b in results.bench if any(r.search for r in b.scenarios)]
     tables += tuple(grids.tries(bench, cast) for bench in searched)
@@ -186,9 +173,7 @@ def _load(results: Results, cast: Cast) -> Section:
     notes = grids.reasons(
         (f"{cast.row(r, b).label}, {r.scenario} at {r.batch}", r.reasons) for b in results.bench for r in b.scenarios
     )
-    return Section(
-        "load", "Latency under load", "", tuple(figures if rows else ()), tables, missing=missing, notes=notes
-    )
+    return Section("load", "Latency under load", "", figures, tables, missing=missing, notes=notes)
 
 
 def _cost(results: Results, cast: Cast) -> Section:
@@ -206,21 +191,17 @@ def _cost(results: Results, cast: Cast) -> Section:
             if rows:
                 least = min(rows, key=lambda row: float(row["value"]))
                 text = f"{title[0].upper()}{title[1:]}; the least: {least['label']}, {format(least['value'], form)}."
-                figures.append(Figure(text, _bars(rows, title, form), _heading(results, bench)))
+                figures.append(Figure(text, _drawn("bars", rows, title=title, unit=form), _heading(results, bench)))
     tables = grids.costs(results, cast)
     missing = "" if figures else "Memory and cold start come from a bench: vggdeploy bench BUNDLE --json"
     return Section("cost", "Size, memory and start", "", tuple(figures), tables, missing=missing)
 
 
-def _bars(rows: list[dict[str, Any]], title: str, form: str) -> Callable[[], Chart]:
-    return lambda: _charts().bars(rows, title=title, unit=form)
-
-
 def _tries(row: ScenarioRow) -> set[tuple[float, float, bool]]:
     """(rate, p99, valid) of a server's row, and of every run of the search that led to it."""
-    found = [(row.target_qps, row.p99_ms, row.valid)]
-    found += [(t.qps, t.p99_ms, t.valid) for t in (row.search.tries if row.search else ())]
-    return {(qps, p99, valid) for qps, p99, valid in found if qps and p99}
+    tries = [(row.target_qps, row.p99_ms, row.valid)]
+    tries += [(t.qps, t.p99_ms, t.valid) for t in (row.search.tries if row.search else ())]
+    return {(qps, p99, valid) for qps, p99, valid in tries if qps and p99}
 
 
 def _roofline(results: Results, cast: Cast) -> Section:
@@ -256,7 +237,7 @@ def _roofline(results: Results, cast: Cast) -> Section:
     ]
     names = list(dict.fromkeys(row["label"] for row in rows))
     text = "How much of the fastest matrix product measured on that device a variant reaches."
-    figures = [Figure(text, lambda: _charts().roof(rows, names=names, roofs=roofs))] if rows and roofs else []
+    figures = [Figure(text, _drawn("roof", rows, names=names, roofs=roofs))] if rows and roofs else []
     missing = "; ".join(one_line(g.roof_missing) for g in results.gpu if not g.roof)
     if not results.gpu and not under:
         missing = "A measured roof comes from: vggdeploy bench BUNDLE --roof --json (CPUs), or --gpu-detail (an engine)"
@@ -286,9 +267,8 @@ def _parity(results: Results, cast: Cast) -> Section:
     floor = min((row["relative_l2"] for row in rows if row["relative_l2"]), default=1e-8) / 10
     for row in rows:
         row["relative_l2"] = row["relative_l2"] or floor
-    names = _labels(cast)
     text = "Relative L2 distance of every output to the FP32 reference. What does not differ at all stands at the left end."
-    figures = [Figure(text, lambda: _charts().distances(rows, names=names))] if rows else []
+    figures = [Figure(text, _drawn("distances", rows, names=_labels(cast)))] if rows else []
     tables: tuple[Grid, ...] = (grids.parity(results, cast),) if results.parity else ()
     if any(report.checks for report in results.parity):
         tables += (grids.checks(results),)
@@ -307,28 +287,30 @@ def _fleet(results: Results) -> Section:
 
 
 def _layers(results: Results) -> Section:
-    found = [report for parity in results.parity for report in parity.layers]
-    figures = tuple(layer_figure(report) for report in found)
+    reports = [report for parity in results.parity for report in parity.layers]
+    figures = tuple(layer_figure(report) for report in reports)
     missing = (
         ""
-        if found
+        if reports
         else "No layers were compared: vggdeploy verify BUNDLE --layers --json, for an ONNX variant that fails"
     )
-    return Section("layers", "Error layer by layer", "", figures, tuple(map(grids.layers, found)), missing=missing)
+    return Section("layers", "Error layer by layer", "", figures, tuple(map(grids.layers, reports)), missing=missing)
 
 
 def layer_figure(report: LayerReport) -> Figure:
-    """The error after each layer, with the culprit marked. An error of 0 stands at the left end."""
-    above = [r.relative_l2 for r in report.layers if r.relative_l2 > 0]
-    floor = min(above, default=1e-8) / 3
+    """The error after each layer, with the culprit marked. An error of 0 stands at the left end, what has no output of the
+    reference's shape at the right."""
+    above = [r.relative_l2 for r in report.layers if r.relative_l2]
+    floor, ceiling = min(above, default=1e-8) / 3, max(above, default=1.0)
     rows = [
         {
             "layer": one_line(r.layer),
-            "error": r.relative_l2 if r.relative_l2 > 0 else floor,
-            "told": f"{r.relative_l2:.1e}",
+            "error": ceiling if r.relative_l2 is None else r.relative_l2 or floor,
+            "told": "another shape" if r.relative_l2 is None else f"{r.relative_l2:.1e}",
+            "alone": "unknown" if r.isolated is None else f"{r.isolated:.1e}",
             "marked": r.layer == report.culprit,
-            "word": "overflow" if not r.finite else "first jump",
-            "finite": "finite" if r.finite else "NaN or infinity",
+            "word": "overflow" if not r.finite else "at fault",
+            "finite": "NaN or infinity" if not r.finite else "another shape" if r.relative_l2 is None else "finite",
             "max_abs": r.max_abs,
             "cosine_min": r.cosine_min,
             "largest": r.largest,
@@ -337,9 +319,7 @@ def layer_figure(report: LayerReport) -> Figure:
     ]
     heading = one_line(f"{report.variant} ({report.precision})")
     return Figure(
-        f"{heading}: {one_line(report.reason)}.",
-        lambda: _charts().layer_errors(rows, culprit=report.culprit),
-        heading,
+        f"{heading}: {one_line(report.reason)}.", _drawn("layer_errors", rows, culprit=report.culprit), heading
     )
 
 
@@ -355,24 +335,20 @@ def _searches(results: Results) -> list[Section]:
     """A section for the searches, where there are any: most reports have none, and miss nothing."""
     if not results.searches:
         return []
-    figures, found = [], []
+    figures, tables = [], []
     for report in results.searches:
         rows = findings.search_points(report)
         if rows:
-            draw = partial(_draw_front, rows, measured=report.measured)
+            draw = _drawn("front", rows, measured=report.measured)
             figures.append(Figure(findings.search_words(report), draw, one_line(report.bundle)))
-        found.append(grids.candidates(report))
-    return [Section("search", "The search for the fastest", "", tuple(figures), tuple(found))]
-
-
-def _draw_front(rows: list[dict[str, Any]], *, measured: bool) -> Any:
-    return _charts().front(rows, measured=measured)
+        tables.append(grids.candidates(report))
+    return [Section("search", "The search for the fastest", "", tuple(figures), tuple(tables))]
 
 
 def _commands(results: Results) -> Section:
-    found = [str(getattr(d.result, "command", "")) for d in results.documents]
-    commands = tuple(dict.fromkeys(one_line(line) for line in found if line))
-    without = [one_line(d.path.name) for d, line in zip(results.documents, found, strict=True) if not line]
+    lines = [str(getattr(d.result, "command", "")) for d in results.documents]
+    commands = tuple(dict.fromkeys(one_line(line) for line in lines if line))
+    without = [one_line(d.path.name) for d, line in zip(results.documents, lines, strict=True) if not line]
     missing = f"Made before commands were recorded: {', '.join(without)}." if without else ""
     text = "From the directory that they were run in, these make the results again." if commands else ""
     return Section("repeat", "Repeat it", text, commands=commands, missing=missing)
@@ -389,7 +365,13 @@ def _heading(results: Results, bench: BenchReport, text: str = "") -> str:
     return ": ".join(part for part in (text, run) if part)
 
 
-def _charts() -> Any:
-    from vggdeploy.report import charts  # only now: it imports Altair
+def _drawn(chart: str, rows: list[dict[str, Any]], **more: Any) -> Callable[[], Chart]:
+    """What draws one of `vggdeploy.report.charts`."""
 
-    return charts
+    def draw() -> Chart:
+        from vggdeploy.report import charts  # only now: it imports Altair
+
+        drawn: Chart = getattr(charts, chart)(rows, **more)
+        return drawn
+
+    return draw

@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from vggdeploy.bundle import REFERENCE
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, BenchRow, FreshStart, ParityReport, ScenarioRow
 from vggdeploy.report.documents import Results
 from vggdeploy.types import Verdict
 
 _WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)
-REFERENCE = "torch-fp32"  # `vggdeploy.bundle.REFERENCE`: what every other variant is compared with
-
 
 Named = BenchRow | ScenarioRow | FreshStart
 
@@ -48,10 +47,10 @@ class Subject:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of the comparisons that ran; ``unproven`` where none did."""
-        found: list[Verdict] = [verdict for verdict, _, _ in self.proofs if verdict is not Verdict.UNPROVEN]
-        if not found or Verdict.FAIL in self.recorded:  # a bench fails a variant whose golden outputs are wrong
-            found += self.recorded
-        return next((v for v in _WORST if v in found), Verdict.UNPROVEN)
+        verdicts: list[Verdict] = [verdict for verdict, _, _ in self.proofs if verdict is not Verdict.UNPROVEN]
+        if not verdicts or Verdict.FAIL in self.recorded:  # a bench fails a variant whose golden outputs are wrong
+            verdicts += self.recorded
+        return next((v for v in _WORST if v in verdicts), Verdict.UNPROVEN)
 
     @property
     def why(self) -> str:
@@ -130,11 +129,11 @@ def gather(results: Results) -> Cast:
 
 
 def _mentioned(results: Results) -> list[tuple[str, str, str]]:
-    found = [(r.variant, r.sha256, p.bundle) for p in results.parity for r in p.variants]
-    found += [origin(r, b) for b in results.bench for r in [*measured(b), *b.fresh]]
-    found += [(e.variant, e.sha256, e.target) for e in results.evaluations]
-    found += [(g.variant, g.sha256, g.bundle) for g in results.gpu]
-    return found
+    mentions = [(r.variant, r.sha256, p.bundle) for p in results.parity for r in p.variants]
+    mentions += [origin(r, b) for b in results.bench for r in [*measured(b), *b.fresh]]
+    mentions += [(e.variant, e.sha256, e.target) for e in results.evaluations]
+    mentions += [(g.variant, g.sha256, g.bundle) for g in results.gpu]
+    return mentions
 
 
 def _name(cast: Cast) -> None:
@@ -188,5 +187,5 @@ def _testify(cast: Cast, results: Results) -> None:
             cast.row(row, bench).recorded.append(row.verdict)
     for e in results.evaluations:
         a = e.accuracy
-        found = Accuracy(a.rate, e.data, a.samples, a.lower, a.upper)
-        cast.find(e.variant, e.sha256, e.target).accuracies.insert(0, found)
+        accuracy = Accuracy(a.rate, e.data, a.samples, a.lower, a.upper)
+        cast.find(e.variant, e.sha256, e.target).accuracies.insert(0, accuracy)

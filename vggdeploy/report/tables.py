@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, LayerReport
+from vggdeploy.records import BatchParity, BenchReport, LayerReport, OutputParity
 from vggdeploy.types import Verdict
 
 MARKS = {Verdict.PASS: "✔", Verdict.FAIL: "✘", Verdict.INCONCLUSIVE: "?", Verdict.UNPROVEN: "–"}
@@ -53,17 +53,17 @@ class Column:
 
     def cell(self, row: Row) -> Cell:
         """What this column says of a row: a dash where there is no value."""
-        found = value_of(row, self.key)
-        if found is None or found in ("", ()):
+        value = value_of(row, self.key)
+        if value is None or value in ("", ()):
             return NONE
-        number = isinstance(found, (int, float)) and not isinstance(found, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if callable(self.write):
-            told = self.write(found, *(value_of(row, key) for key in self.also))
-        elif isinstance(found, tuple):
-            told = "; ".join(found)
+            told = self.write(value, *(value_of(row, key) for key in self.also))
+        elif isinstance(value, tuple):
+            told = "; ".join(value)
         else:
-            told = format(found if self.scale == 1 else found * self.scale, self.write)
-        return told if isinstance(told, Cell) else Cell(one_line(told), found * self.scale if number else None)
+            told = format(value if self.scale == 1 else value * self.scale, self.write)
+        return told if isinstance(told, Cell) else Cell(one_line(told), value * self.scale if number else None)
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def grid(columns: Iterable[Column], rows: Iterable[Row], caption: str = "") -> G
 
 def numbers(columns: Iterable[Column], row: Row) -> dict[str, float | str]:
     """Every number behind a row by its name in the CSV, and its verdict. Lists have an index in their names."""
-    found: dict[str, float | str] = {}
+    named: dict[str, float | str] = {}
     for column in columns:
         for key in (column.key, *column.also):
-            found.update(_numbers(value_of(row, key), key))
-    return found
+            named.update(_numbers(value_of(row, key), key))
+    return named
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float | str]]:
@@ -108,10 +108,10 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float | str]]:
 def value_of(row: Row, key: str) -> Any:
     """The field ``key`` of the first part of a row that has one of this name; None where no part has it."""
     first, *rest = key.split(".")
-    found = next((getattr(part, first) for part in row if hasattr(part, first)), None)
+    value = next((getattr(part, first) for part in row if hasattr(part, first)), None)
     for name in rest:
-        found = _part(found, name)
-    return found
+        value = _part(value, name)
+    return value
 
 
 def _part(value: Any, name: str) -> Any:
@@ -141,6 +141,18 @@ def verdict_cell(verdict: Verdict | str) -> Cell:
 
 def _mood(texts: Mapping[Any, str], lights: Mapping[Any, Verdict]) -> Callable[[Any], Cell]:
     return lambda value: Cell(texts.get(value, str(value)), light=lights.get(value))
+
+
+def _sizes(batches: Sequence[BatchParity]) -> str:
+    return ", ".join(str(batch.batch) for batch in batches)
+
+
+def _worst(outputs: Sequence[OutputParity]) -> str:
+    return format(max(output.relative_l2 for output in outputs), ".1e")
+
+
+def _repeats(calls: int, differing: int, upper: float) -> str:
+    return f"{differing} of {calls} differ (≤ {upper:.2%}, one-sided 95%)"
 
 
 _run = _mood({True: "valid", False: "invalid"}, {True: Verdict.PASS, False: Verdict.INCONCLUSIVE})
@@ -280,9 +292,11 @@ PARITY = (
     VARIANT, VERDICT, ON, _text("output", "output", wide=True), MAX_ABS,
     Column("mean_abs", "mean |Δ|", ".1e", wide=True), RELATIVE_L2, COSINE, Column("snr_db", "SNR dB", ".1f", wide=True),
     Column("tolerance", "smallest tolerance", ".1e", wide=True),
-    Column("flips.upper", "top-1 flips (95%)", _flips, ("flips.flips", "flips.samples")),
-    Column("drop.drop", "accuracy drop (95%)", _at_most, ("drop.upper",), wide=True),
-    Column("candidate_accuracy", "accuracy", _accuracies, ("reference_accuracy",)), RAN_ON,
+    Column("flips.upper", "top-1 flips (one-sided 95%)", _flips, ("flips.flips", "flips.samples")),
+    Column("drop.drop", "accuracy drop (one-sided 95%)", _at_most, ("drop.upper",), wide=True),
+    Column("candidate_accuracy", "accuracy", _accuracies, ("reference_accuracy",)),
+    Column("batches", "batch sizes", _sizes, wide=True), Column("stress", "stress: relative L2", _worst, wide=True),
+    Column("repeats.calls", "repeated calls", _repeats, ("repeats.differing", "repeats.upper"), wide=True), RAN_ON,
     *_data("samples", "cosine_mean", "reference_accuracy", "flips", "top5_flips", "drop", "limits", "products"),
 )  # fmt: skip
 CHECKS = (
@@ -292,9 +306,9 @@ CHECKS = (
 # Behind these stands a column for each variant.
 FLEET = (_text("target", "target"), _text("isa", "instruction sets", long=True), _text("tools", "run by", wide=True))
 LAYERS = (
-    Column("index", "#", "d"), _text("layer", "layer"), RELATIVE_L2, MAX_ABS, COSINE,
+    Column("index", "#", "d"), _text("layer", "layer"), Column("isolated", "alone", ".1e"), RELATIVE_L2, MAX_ABS, COSINE,
     Column("largest", "reference's largest", ".3g"),
-    _light("first", "culprit", _mood({True: "first jump", False: ""}, {True: Verdict.FAIL})),
+    _light("first", "culprit", _mood({True: "at fault", False: ""}, {True: Verdict.FAIL})),
 )  # fmt: skip
 EVALUATIONS = (
     VARIANT, ON, Column("accuracy.rate", "accuracy (95%)", _interval(".2%"), ("accuracy.lower", "accuracy.upper")),

@@ -13,8 +13,9 @@ from vggdeploy.errors import UsageError, one_line
 from vggdeploy.records import BenchReport, ParityRecord, ParityReport, SearchReport
 from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.gpu import GpuReport
 from vggdeploy.report import findings, tables
-from vggdeploy.report.documents import GpuDetail, Result, Results, read_results
+from vggdeploy.report.documents import Result, Results, read_results
 from vggdeploy.report.findings import RULE, recommend
 from vggdeploy.report.pictures import need_plots
 from vggdeploy.report.sections import sections
@@ -91,9 +92,9 @@ def markdown(results: Results, cast: Cast, *, title: str) -> str:
     lines = [f"# {_text(title)}", ""]
     for bench in results.bench:
         if bench.rows:
-            found = recommend(bench, cast)
-            name = found.label if found.row is not None else "none"
-            lines += [f"**Recommended: {_text(name)}.** {_text(found.reason[:1].upper() + found.reason[1:])}.", ""]
+            advice = recommend(bench, cast)
+            name = advice.label if advice.row is not None else "none"
+            lines += [f"**Recommended: {_text(name)}.** {_text(advice.reason[:1].upper() + advice.reason[1:])}.", ""]
     for one in results.searches:
         lines += [f"**The search's winner: {_text(one.chosen or 'none')}.** {_text(findings.search_words(one))}", ""]
     if cast.subjects:
@@ -163,7 +164,7 @@ def _records(result: Result) -> Iterator[_Line]:
         for c in result.front:
             about = {"kind": "search", "variant": c.variant, "backend": c.backend, "output": f"trial {c.trial + 1}"}
             yield about, tables.CANDIDATES, (c,)
-    elif isinstance(result, GpuDetail):
+    elif isinstance(result, GpuReport):
         for t in result.times:
             about = {"kind": "gpu", "variant": result.variant, "backend": result.backend, "batch": t.batch}
             yield about, tables.GPU_TIMES, (t,)

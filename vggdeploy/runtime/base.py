@@ -43,7 +43,9 @@ class GpuOptions:
         if not 1 <= self.contexts <= MAX_CONTEXTS:
             raise UsageError(f"the number of contexts cannot be {self.contexts}", f"give 1 to {MAX_CONTEXTS}")
         if any(size < 1 for size in self.graph_batches):
-            raise UsageError(f"CUDA graphs for batches of {self.graph_batches}", "give sizes above 0")
+            raise UsageError(
+                f"CUDA graphs cannot be captured for batches of {self.graph_batches}", "give sizes above 0"
+            )
 
 
 class Handle(Protocol):
@@ -63,6 +65,14 @@ class GpuSession(Protocol):
 
 
 Array = NDArray[Any]
+
+
+def shareable(array: Array) -> Array:
+    """The array itself where OpenVINO and PyTorch can read it where it lies, else a copy.
+
+    Both take only what is aligned and writeable, though neither writes into it. PyTorch takes no negative strides.
+    """
+    return np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
 
 
 class Session(Protocol):
@@ -95,6 +105,7 @@ class Source:
     build: BuildRecord | None = None  # of an engine: with the batch sizes that get CUDA graphs
     precision: Precision = Precision.FP32
     hint: Hint = "latency"
+    cannot_saturate: bool = False  # of an INT8 file: no image can, as its record says of these bytes
 
     @property
     def thread_count(self) -> int:
@@ -238,6 +249,9 @@ class CheckedSession:
             array = feeds[name]
             if not isinstance(array, np.ndarray):
                 raise InputError(f"input '{name}' is a {type(array).__name__}", f"give a NumPy array: {spec}")
+            if array.dtype != dtype and array.dtype.newbyteorder("=") == dtype:
+                cause = f"the numbers of input '{name}' are in the byte order of another machine ({array.dtype.str})"
+                raise InputError(cause, f"convert them: array.astype('{dtype}')")
             if array.dtype != dtype or array.shape[1:] != item or array.ndim != len(item) + 1:
                 raise InputError(f"input '{name}' is {array.dtype}{list(array.shape)}", f"give {spec}")
             if not least <= array.shape[0] <= self.batch.max:

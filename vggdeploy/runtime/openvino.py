@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.errors import BundleError, VggdeployError
-from vggdeploy.runtime.base import Array, Availability, Source
+from vggdeploy.runtime.base import Array, Availability, Source, shareable
 from vggdeploy.system.cache import Cache, cache_home, key_of
 from vggdeploy.system.machine import fingerprint, usable_cores
 from vggdeploy.system.optional import import_silent
@@ -58,7 +58,7 @@ class OpenVinoSession:
     """One compiled model. ``run`` may be called from several threads at once: each call takes an infer request that is
     free, or makes one.
 
-    Nothing is copied: OpenVINO reads the caller's array, and writes into the arrays that are returned.
+    OpenVINO reads the caller's array where it lies (see `shareable`), and writes into the arrays that are returned.
     """
 
     def __init__(self, source: Source) -> None:
@@ -103,7 +103,7 @@ class OpenVinoSession:
             request = self._free.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        given = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        given = {name: shareable(array) for name, array in feeds.items()}
         batch = len(next(iter(given.values())))
         answers: dict[str, Array] = {
             spec.name: np.empty((batch, *spec.item_shape), spec.dtype) for spec in self.outputs

@@ -20,7 +20,8 @@ class Backend:
     ``title`` is the library's name as its makers write it, ``aliases`` are what people type for ``name``. The module
     has ``SESSION`` (a class that takes a `Source`) and ``probe(device) -> Availability``. ``library`` is the Python
     module that does the work, ``extra`` what installs it, and ``builds_on`` the devices on which that library builds
-    engines; it is empty for a backend that runs what others wrote.
+    engines; it is empty for a backend that runs what others wrote. ``exact_int8``: its INT8 products are right on every
+    CPU, or can be made so.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Backend:
     devices: tuple[str, ...]
     hints: tuple[Hint, ...] = ("latency",)
     builds_on: tuple[str, ...] = ()
+    exact_int8: bool = True
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -59,8 +61,8 @@ class Backend:
             self.import_library(to=f"run the {self.name} backend")
         except IncompatibleError as error:
             return Availability(False, str(device), error.cause, error.hint)
-        found: Availability = self.load().probe(device)
-        return found
+        availability: Availability = self.load().probe(device)
+        return availability
 
 
 _ORT_DEVICES = ("cpu", "cuda", "cuda+tensorrt", "cuda+rtx")
@@ -79,7 +81,7 @@ BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         "openvino", "OpenVINO", ("ov",), "openvino", "vggdeploy.runtime.openvino", "openvino", "cpu", ("cpu",),
-        hints=("latency", "throughput"),
+        hints=("latency", "throughput"), exact_int8=False,
     ),
     Backend(
         "tensorrt", "TensorRT", ("trt",), "tensorrt", "vggdeploy.runtime.tensorrt.session", "tensorrt", "gpu", ("cuda",),

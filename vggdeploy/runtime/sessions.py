@@ -17,7 +17,8 @@ from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import backend_for, default_device
-from vggdeploy.types import Device, TensorSpec
+from vggdeploy.system.machine import ISA_VARIABLES, fingerprint, int8_saturates
+from vggdeploy.types import Device, Precision, TensorSpec
 
 
 def runnable(variant: Variant, device: Device | None = None) -> Availability:
@@ -25,16 +26,52 @@ def runnable(variant: Variant, device: Device | None = None) -> Availability:
     an engine has to fit."""
     backend = backend_for(variant)
     where = device or default_device(backend)
-    found = backend.probe(where)
-    if found.runs and variant.precision in found.lacks:
+    availability = backend.probe(where)
+    if availability.runs and variant.precision in availability.lacks:
         reason = (
             f"this {where.kind} has no {variant.precision} arithmetic: {backend.name} would compute in another type"
         )
-        return replace(found, runs=False, reason=reason, fix="use another variant of the bundle")
-    if not found.runs or variant.build is None:
-        return found
+        return replace(availability, runs=False, reason=reason, fix="use another variant of the bundle")
+    if availability.runs and _may_saturate(variant):
+        return replace(availability, runs=False, reason=_SATURATES, fix=_REQUANTISE)
+    if not availability.runs or variant.build is None:
+        return availability
     wrong = preflight.mismatch(variant, preflight.host_of(variant, where))
-    return replace(found, runs=False, reason=wrong.cause, fix=wrong.fix) if wrong else found
+    return replace(availability, runs=False, reason=wrong.cause, fix=wrong.fix) if wrong else availability
+
+
+def conditions(variant: Variant, device: Device) -> dict[str, str]:
+    """What a variant's answers depend on beside its bytes: the machine, the library and its version, a GPU's driver, and
+    the variables that keep a library from instructions that the CPU has."""
+    found = runnable(variant, device)
+    gpu = preflight.host_of(variant, device).gpu
+    return {
+        "machine": fingerprint(),
+        "backend": backend_for(variant).name,
+        "version": found.version,
+        "device": found.device,
+        "driver": gpu.driver if gpu else "",
+        **{name: os.environ[name] for name in ISA_VARIABLES if name in os.environ},
+    }
+
+
+def depends_on_machine(variant: Variant, device: Device) -> bool:
+    """Whether the same bytes may answer otherwise on another machine than rounding of FP32 explains.
+
+    An engine does, and so does whatever runs on a GPU. On a CPU the instructions decide what narrow types are computed
+    in; OpenVINO and TorchScript choose their kernels by them, too.
+    """
+    narrow = variant.precision is not Precision.FP32
+    return bool(variant.build) or device.kind != "cpu" or narrow or variant.format in ("openvino", "torchscript")
+
+
+_SATURATES = "INT8 products may saturate on this CPU, which has no VNNI, and nothing proves that this file's cannot"
+_REQUANTISE = "quantise it again: vggdeploy optimize BUNDLE --step int8"
+
+
+def _may_saturate(variant: Variant, sha256: str = "") -> bool:
+    inexact = variant.precision is Precision.INT8 and not backend_for(variant).exact_int8
+    return inexact and int8_saturates() and not variant.cannot_saturate(sha256)
 
 
 def open_session(
@@ -66,17 +103,22 @@ def open_session(
     backend = backend_for(variant)
     where = device or default_device(backend)
     if gpu is not None and where.kind == "cpu":
-        raise UsageError(f"settings of a GPU for {variant.name} on the CPU", "leave them out, or give --device cuda")
+        raise UsageError(
+            f"settings of a GPU do not fit {variant.name} on the CPU",
+            "leave them out, or give --device cuda",
+        )
     if hint not in backend.hints:
         raise UsageError(
             f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"
         )
-    found = runnable(variant, where)
-    if not found.runs:
-        raise IncompatibleError(f"{variant.name} cannot run here: {found.reason}", found.fix)
+    availability = runnable(variant, where)
+    if not availability.runs:
+        raise IncompatibleError(f"{variant.name} cannot run here: {availability.reason}", availability.fix)
     manifest = bundle.manifest
     path, sha256 = file or (bundle.path(variant.path), bundle.sha256(variant.path))
     preflight.check_file(variant, path)
+    if _may_saturate(variant, sha256):  # the record that `runnable` believed is of another file
+        raise IncompatibleError(f"{variant.name} cannot run here: {_SATURATES}", _REQUANTISE)
     source = Source(
         path=path,
         sha256=sha256,
@@ -91,6 +133,7 @@ def open_session(
         build=variant.build,
         precision=variant.precision,
         hint=hint,
+        cannot_saturate=variant.cannot_saturate(sha256),
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)

@@ -11,7 +11,7 @@ import torch
 from vggdeploy.errors import VggdeployError, first_line
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import load_model
-from vggdeploy.runtime.base import Array, Availability, Source
+from vggdeploy.runtime.base import Array, Availability, Source, shareable
 from vggdeploy.types import Device
 
 
@@ -53,7 +53,7 @@ def use_threads(source: Source) -> None:
 
 def run_module(module: Any, feeds: Mapping[str, Array], source: Source) -> dict[str, Array]:
     """Call a module with the graph's single input; its outputs come back as NumPy arrays by name."""
-    image = torch.from_numpy(feeds[source.inputs[0].name]).to(str(source.device))
+    image = torch.from_numpy(shareable(feeds[source.inputs[0].name])).to(str(source.device))
     try:
         # Exact FP32 on a GPU: TF32 would make the reference itself an approximation.
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):

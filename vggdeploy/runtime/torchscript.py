@@ -70,10 +70,10 @@ def read_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
             module = torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise BundleError(f"{path.name} is not TorchScript: {first_line(error)}", "export it again") from error
-    found = []
+    products = []
     for name, tensor in module.named_parameters():
         key, _, last = name.rpartition(".")
         if last == "weight" and tensor.ndim in (2, 4):
             place = ".".join(key.split(".")[:2])
-            found.append(Product(layers.get(place, key), TYPE_NAMES.get(tensor.dtype, str(tensor.dtype))))
-    return tuple(found)
+            products.append(Product(layers.get(place, key), TYPE_NAMES.get(tensor.dtype, str(tensor.dtype))))
+    return tuple(products)

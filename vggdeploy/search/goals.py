@@ -43,7 +43,7 @@ class Budget:
             return cls(trials=int(wanted))
         found = _TIME.fullmatch(wanted)
         if not found or not float(found[1]) > 0:
-            raise UsageError(f"a budget of '{text}'", "give a time such as 30m or 2h, or a number of trials such as 20")
+            raise UsageError(f"--budget is '{text}'", "give a time such as 30m or 2h, or a number of trials such as 20")
         return cls(seconds=float(found[1]) * _SECONDS[found[2]])
 
 
@@ -53,10 +53,12 @@ def check_goal(goal: Goal) -> None:
         UsageError: a limit that nothing can hold.
     """
     if not 0 <= goal.accuracy_drop <= 1:
-        raise UsageError(f"an accuracy drop of {100 * goal.accuracy_drop:g} points", "give 0 to 100 percentage points")
-    for value, what in ((goal.latency_ms, "milliseconds"), (goal.size_mb, "megabytes")):
+        raise UsageError(
+            f"--max-accuracy-drop is {100 * goal.accuracy_drop:g} points", "give 0 to 100 percentage points"
+        )
+    for value, what in ((goal.latency_ms, "--max-latency-ms"), (goal.size_mb, "--max-size-mb")):
         if value is not None and not value > 0:
-            raise UsageError(f"{value:g} {what}", "give a limit above 0")
+            raise UsageError(f"{what} is {value:g}", "give a limit above 0")
 
 
 def cost(macs: int, parameters: int, precision: Precision | None = None) -> float:
@@ -97,16 +99,16 @@ def choose_widths(spec: ModelSpec, sensitivity: Sensitivity, keep: float, hidden
 
 def misses(goal: Goal, candidate: Candidate) -> tuple[str, ...]:
     """What a candidate misses of the goal, in words; nothing where it holds it."""
-    found = []
+    missed = []
     if candidate.drop.upper > goal.accuracy_drop:
-        found.append(
+        missed.append(
             f"accuracy may have fallen by {100 * candidate.drop.upper:.2f} points, the limit is {100 * goal.accuracy_drop:g}"
         )
     if goal.latency_ms is not None and candidate.latency_ms is not None and candidate.latency_ms > goal.latency_ms:
-        found.append(f"{candidate.latency_ms:.2f} ms, the limit is {goal.latency_ms:g}")
+        missed.append(f"{candidate.latency_ms:.2f} ms, the limit is {goal.latency_ms:g}")
     if goal.size_mb is not None and candidate.bytes > goal.size_mb * MEGABYTE:
-        found.append(f"{candidate.bytes / MEGABYTE:.2f} MB, the limit is {goal.size_mb:g}")
-    return tuple(found)
+        missed.append(f"{candidate.bytes / MEGABYTE:.2f} MB, the limit is {goal.size_mb:g}")
+    return tuple(missed)
 
 
 def speed_of(candidate: Candidate) -> float:

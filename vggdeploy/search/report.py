@@ -84,7 +84,7 @@ def _reason(chosen: Candidate | None) -> str:
     return (
         f"{chosen.variant} of trial {chosen.trial + 1} {best}: {speed}{threads}, "
         f"{chosen.bytes / 1e6:.2f} MB, accuracy down by {100 * chosen.drop.drop:.2f} points, at most "
-        f"{100 * chosen.drop.upper:.2f} at 95% confidence{roof}"
+        f"{100 * chosen.drop.upper:.2f} at one-sided 95% confidence{roof}"
     )
 
 

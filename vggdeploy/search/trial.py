@@ -128,7 +128,7 @@ def candidates(
     its proof, gives none."""
     bundle = _bundle(checkpoint, output, work, on_progress, target)
     summary = summarise(bundle.manifest.spec)
-    found = []
+    made = []
     speeds = _speeds(original, bundle, work.threads, on_progress) if target.measured else {}
     for variant in filter(target.stands_for, _runnable(bundle)):
         on_progress(None, f"accuracy of {variant.name} on the validation split")
@@ -148,8 +148,8 @@ def candidates(
             ratio_low=row.low if row else None,
             ratio_high=row.high if row else None,
         )
-        found.append(msgspec.structs.replace(one, misses=misses(goal, one)))
-    return found
+        made.append(msgspec.structs.replace(one, misses=misses(goal, one)))
+    return made
 
 
 def drop_of(original: Original, bundle: Bundle, variant: Variant, split: str, work: StepContext) -> AccuracyDrop:
@@ -253,16 +253,20 @@ class SearchTarget:
         name, _, gpus = goal.target.partition(":")
         if name == CPU:
             if gpus:
-                raise UsageError(f"a search for {goal.target}", "the CPUs are those of this machine: --target cpu")
+                raise UsageError(
+                    f"the target {goal.target} asks for other CPUs", "search on this machine's: --target cpu"
+                )
             return cls(("onnx-fp32",), tuple(BUNDLE_STEPS), "cpu")
         engine = get_engine(name)
         if goal.latency_ms is not None:
             raise UsageError(
-                f"a latency limit for {goal.target}, which is not measured here",
+                f"{goal.target} is not measured here, so no limit of its latency can be held",
                 "leave --max-latency-ms out, and bench the engine on its GPU",
             )
         if "cpu" not in engine.builds_on and gpus:
-            raise UsageError(f"GPUs for {engine.name}, which builds for the one it runs on", f"--target {engine.name}")
+            raise UsageError(
+                f"{engine.name} builds for the GPU it runs on, and takes no others", f"--target {engine.name}"
+            )
         wanted = tuple(part.strip() for part in gpus.split(",") if part.strip())
         library = open_library(engine)
         if wanted:

@@ -62,18 +62,18 @@ def worker_app() -> FastAPI:
     return create_app(msgspec.json.decode(os.environ[SETTINGS_VARIABLE], type=Settings))
 
 
-def create_app(settings: Settings, many: AsyncEngine | None = None, *, metrics: Metrics | None = None) -> FastAPI:
+def create_app(settings: Settings, batching: AsyncEngine | None = None, *, metrics: Metrics | None = None) -> FastAPI:
     """The ASGI application.
 
     Args:
-        many: what is served; it is closed when the application ends. Default: opened when the application starts.
-        metrics: those that ``many`` tells of its batches.
+        batching: what is served; it is closed when the application ends. Default: opened when the application starts.
+        metrics: those that ``batching`` tells of its batches.
     """
     measured = metrics or Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = await asyncio.to_thread(open_engine, settings, measured) if many is None else many
+        engine = await asyncio.to_thread(open_engine, settings, measured) if batching is None else batching
         here = app.state.served = Served(engine, settings, measured)
         measured.served(engine.engine)
         measured.ready.set(1)
@@ -149,7 +149,7 @@ class _signals:  # used like a function
     async def _reloaded(self) -> None:
         here = self._here
         try:
-            await here.many.reload()
+            await here.batching.reload()
         except (VggdeployError, OSError) as error:
             LOGGER.error("the reload failed, the old bundle goes on", extra={"about": {"error": str(error)}})
             return
@@ -159,7 +159,7 @@ class _signals:  # used like a function
 
 async def _metrics(request: Request) -> Response:
     here = served(request)
-    here.metrics.waiting.set(here.many.waiting)
+    here.metrics.waiting.set(here.batching.waiting)
     return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -21,14 +21,14 @@ from vggdeploy.serve.telemetry import Metrics
 class Served:
     """The engine that is served, and whether it still takes requests."""
 
-    many: AsyncEngine
+    batching: AsyncEngine
     settings: Settings
     metrics: Metrics
     draining: bool = False
 
     @property
     def engine(self) -> Engine:
-        return self.many.engine
+        return self.batching.engine
 
     @property
     def model(self) -> str:
@@ -47,7 +47,7 @@ class Served:
         Raises:
             Overloaded: the queue is full.
         """
-        waiting = self.many.waiting
+        waiting = self.batching.waiting
         if waiting >= self.settings.queue:
             raise Overloaded(f"{waiting} requests are waiting already", "try again a little later")
 

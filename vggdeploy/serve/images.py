@@ -41,7 +41,7 @@ async def classify(request: Request, top: Annotated[int, Query(ge=1, le=1000)] =
     here.refuse_when_full()
     image = await _image(request)
     arrived = time.perf_counter()
-    answer, predictions = await here.many.classified(image, top=top)
+    answer, predictions = await here.batching.classified(image, top=top)
     here.metrics.answer(answer)
     return json_reply({"predictions": predictions, **_about(request, answer, started, arrived)})
 
@@ -58,7 +58,7 @@ async def embed(
     here.refuse_when_full()
     image = await _image(request)
     arrived = time.perf_counter()
-    answer, vector = await here.many.embedded(image, output=output, pool=pool, normalise=normalise)
+    answer, vector = await here.batching.embedded(image, output=output, pool=pool, normalise=normalise)
     here.metrics.answer(answer)
     return json_reply({"vector": vector.tolist(), **_about(request, answer, started, arrived)})
 

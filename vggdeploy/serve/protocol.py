@@ -57,7 +57,7 @@ async def model_ready(request: Request, model: str, version: str = VERSION) -> R
 @router.get("/v2/models/{model}/versions/{version}/config", include_in_schema=False)
 async def config(request: Request, model: str, version: str = VERSION) -> Response:
     here = served(request)
-    return _unknown(request, model, version) or json_reply(_config(here.engine, here.many.max_batch))
+    return _unknown(request, model, version) or json_reply(_config(here.engine, here.batching.max_batch))
 
 
 @router.post(
@@ -122,7 +122,7 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
 
     asked, tensors = await asyncio.to_thread(parse) if len(body) > _OFF_THE_LOOP or encoding else parse()
     check_outputs(asked, here.engine.bundle.manifest)
-    answer = await here.many.answer_arrays(tensors)
+    answer = await here.batching.answer_arrays(tensors)
     here.metrics.answer(answer)
     check_outputs(asked, answer.manifest)  # a reload may have come between
     data, head = write_answer(asked, answer.outputs, answer.manifest)

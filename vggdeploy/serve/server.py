@@ -43,11 +43,11 @@ def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int
     telemetry.write_to_stderr()
     with _listening(settings) as listener:
         metrics = Metrics()
-        many = open_engine(settings, metrics)
-        on_start(_url(listener), many.engine)
+        batching = open_engine(settings, metrics)
+        on_start(_url(listener), batching.engine)
         if settings.workers == 1:
-            return _one(settings, create_app(settings, many, metrics=metrics), listener)
-        many.close()  # it was opened for its errors: each worker has its own
+            return _one(settings, create_app(settings, batching, metrics=metrics), listener)
+        batching.close()  # it was opened for its errors: each worker has its own
         return _several(settings, listener)
 
 

@@ -103,7 +103,8 @@ def read_request(body: bytes, json_length: int | None) -> tuple[InferRequest, di
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
             raise InputError(
-                f"binary_data_size {str(size)[:20]} of {len(rest)} bytes", "send as many bytes as announced"
+                f"binary_data_size is {str(size)[:20]}, and {len(rest)} bytes are there",
+                "send as many bytes as announced",
             )
         tensors[tensor.name] = _from_bytes(tensor, rest[:size])
         rest = rest[size:]
@@ -173,16 +174,16 @@ def write_answer(request: InferRequest, outputs: Mapping[str, Array], manifest: 
         values = outputs[output.name]
         count = output.parameters.get("classification")
         datatype: str = "FP32"
-        found: Array = values
+        array: Array = values
         if count is not None:
-            datatype, found = "BYTES", _classified(output.name, outputs, manifest, count)
-        entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(found.shape)}
+            datatype, array = "BYTES", _classified(output.name, outputs, manifest, count)
+        entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(array.shape)}
         if output.parameters.get("binary_data", binary_too) is True:
-            blob = _text_bytes(found) if datatype == "BYTES" else found.astype("<f4", copy=False).tobytes()
+            blob = _text_bytes(array) if datatype == "BYTES" else array.astype("<f4", copy=False).tobytes()
             entry["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
-            entry["data"] = found.ravel().tolist()
+            entry["data"] = array.ravel().tolist()
         described.append(entry)
     answer: dict[str, Any] = {"model_name": manifest.name, "model_version": "1", "outputs": described}
     if request.id:

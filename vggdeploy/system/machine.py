@@ -15,19 +15,21 @@ from pathlib import Path
 from vggdeploy.records import Machine
 from vggdeploy.system.optional import installed
 
-# Features that decide how fast a convolution can be on a CPU.
+# Features that decide what kernels compute a convolution on a CPU, as /proc/cpuinfo has them.
 _FEATURES = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "amx_fp16",
-    "asimd",
-    "i8mm",
+    *("ssse3", "sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni"),
+    *("avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
 )
+# With these a library is kept from instructions that the CPU has.
+ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OV_CPU_MAX_ISA")
+ROOT = Path("/")
+
+
+# Each multiplies bytes into 32 bits. An x86 CPU without any of them uses vpmaddubsw, whose sums of two products have 16.
+_WIDE_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that hide them; OpenVINO follows it, too.
+_NARROW_ISAS = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
 
 
 @functools.cache
@@ -44,13 +46,46 @@ def machine() -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         gpu=_gpu(),
+        caches=_caches(),
+        affinity=len(os.sched_getaffinity(0)),
+        quota=cpu_quota(),
     )
 
 
+def int8_saturates() -> bool:
+    """Whether INT8 kernels on this CPU may cut sums of two products off at 16 bits: see `vggdeploy.parity.saturation`."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    limits = {os.environ.get(f"{name}_MAX_CPU_ISA", "").upper() for name in ("ONEDNN", "DNNL")}
+    return bool(limits & _NARROW_ISAS) or not _WIDE_INT8 & set(machine().features)
+
+
 def fingerprint() -> str:
-    """What has to be equal for a latency measured elsewhere to mean something here."""
+    """What has to be equal for a latency or a proof from elsewhere to mean something here: the CPU's model, instructions
+    and caches, the cores that this process may run on, its quota, and the GPU."""
     here = machine()
-    return f"{here.cpu}, {here.cores} cores, {here.gpu or 'no GPU'}"
+    quota = "no quota" if here.quota is None else f"quota {here.quota:g}"
+    cpu = (here.cpu, " ".join(here.features), " ".join(here.caches), f"{here.affinity} cores", quota)
+    return ", ".join((*filter(None, cpu), here.gpu or "no GPU"))
+
+
+def _caches() -> tuple[str, ...]:
+    """Level and size of the first core's caches, such as ``L2 1024K``, as far as the system tells."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if _text(index / "type") != "Instruction" and _text(index / "size"):
+            found[f"L{_text(index / 'level')}"] = _text(index / "size")
+    return tuple(f"{level} {size}" for level, size in found.items())
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """Bytes that this process can still take: what the system has available, or what its control group leaves."""
+    lines = (line.split() for line in _text(root / "proc/meminfo").splitlines())
+    free = next((int(fields[1]) * 1024 for fields in lines if fields[:1] == ["MemAvailable:"]), None)
+    if free is None:  # not Linux
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit, used = memory_limit(root), [_number(folder / "memory.current") or 0 for folder in _folders(root, "")]
+    return free if limit is None else max(0, min(free, limit - max(used, default=0)))
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -80,9 +115,6 @@ def _gpu() -> str | None:
         pynvml.nvmlShutdown()
 
 
-ROOT = Path("/")
-
-
 def usable_cores(root: Path = ROOT) -> int:
     """Cores this process may use: its affinity, or the CPU quota rounded up where that is less; at least 1."""
     cores = len(os.sched_getaffinity(0))
@@ -92,16 +124,16 @@ def usable_cores(root: Path = ROOT) -> int:
 
 def cpu_quota(root: Path = ROOT) -> float | None:
     """The smallest CPU quota, in cores, of this process's control group and those above it; None without one."""
-    found = [*_v2_quotas(root), *_v1_quotas(root)]
-    return min(found, default=None)
+    quotas = [*_v2_quotas(root), *_v1_quotas(root)]
+    return min(quotas, default=None)
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
     """The smallest memory limit, in bytes, of this process's control group and those above it; None without one."""
-    found = [_number(folder / "memory.max") for folder in _folders(root, "")]
-    found += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
+    limits = [_number(folder / "memory.max") for folder in _folders(root, "")]
+    limits += [_number(folder / "memory.limit_in_bytes") for folder in _folders(root, "memory")]
     # Version 1 writes "no limit" as the largest page-aligned number.
-    return min((limit for limit in found if limit is not None and 0 < limit < 2**62), default=None)
+    return min((limit for limit in limits if limit is not None and 0 < limit < 2**62), default=None)
 
 
 def _v2_quotas(root: Path) -> Iterator[float]:

@@ -63,7 +63,8 @@ def cluster(address: str) -> Iterator[Any]:
             ray.init(address, **quiet)
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
         raise VggdeployError(
-            f"no Ray cluster at {address}: {first_line(error)}", "start one: ray start --head; or give --ray local"
+            f"no Ray cluster answers at {address}: {first_line(error)}",
+            "start one: ray start --head; or give --ray local",
         ) from error
     try:
         yield ray

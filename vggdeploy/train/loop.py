@@ -18,8 +18,8 @@ from vggdeploy.data.sources import get_dataset
 from vggdeploy.data.specs import DatasetSpec
 from vggdeploy.errors import UsageError
 from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.foreign.facts import InitReport, KeepFresh
 from vggdeploy.model.foreign.initial import load_initial_weights
-from vggdeploy.model.foreign.report import InitReport, KeepFresh
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import new_with_state, save_checkpoint
 from vggdeploy.spec import PreprocessSpec
@@ -112,7 +112,10 @@ def train(
         stack.enter_context(repeatable(where))
         processes = stack.enter_context(join_processes(where))
         if recipe.batch_size < processes.count:
-            raise UsageError(f"a batch of {recipe.batch_size} images for {processes.count} processes", "--batch-size")
+            raise UsageError(
+                f"a batch of {recipe.batch_size} images is too small for {processes.count} processes",
+                f"give each an image: --batch-size {processes.count}",
+            )
         if processes.first and not resume:
             saver.remove()
         setup = _prepare(recipe, where, processes, options, teacher)

@@ -87,12 +87,12 @@ def freeze(model: VGG, modules: int) -> None:
 
 def moments(optimizer: Optimizer, model: VGG) -> dict[str, torch.Tensor]:
     """What the optimiser remembers of every parameter, by ``PARAMETER/NAME``."""
-    found = {}
+    tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
-                found[f"{name}/{key}"] = value
-    return found
+                tensors[f"{name}/{key}"] = value
+    return tensors
 
 
 def set_moments(optimizer: Optimizer, model: VGG, found: dict[str, torch.Tensor]) -> None:

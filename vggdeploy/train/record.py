@@ -11,7 +11,7 @@ import msgspec
 
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.data.specs import Split
-from vggdeploy.model.foreign.report import InitReport
+from vggdeploy.model.foreign.facts import InitReport
 from vggdeploy.records import Record
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import require

@@ -17,7 +17,7 @@ from vggdeploy.data.loaders import Images
 from vggdeploy.data.specs import DatasetSpec, Split
 from vggdeploy.errors import TrainingError, UsageError
 from vggdeploy.model.deployable import Deployable
-from vggdeploy.model.foreign.report import InitReport
+from vggdeploy.model.foreign.facts import InitReport
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import PreprocessSpec
@@ -47,10 +47,10 @@ class Data:
     @property
     def digest(self) -> str:
         """Identifies labels and their order: a run that resumes on other images would not be the same run."""
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for part in (self.train, self.validation, self.test):
-            found.update(part.labels.tobytes())
-        return found.hexdigest()
+            sha256.update(part.labels.tobytes())
+        return sha256.hexdigest()
 
 
 @dataclass(frozen=True)

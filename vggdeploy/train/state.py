@@ -164,10 +164,10 @@ class Saver:
         """
         file = self.directory / STATE_NAME
         try:
-            found: dict[str, Tensor] = safetensors.torch.load_file(file)
+            tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read: {first_line(error)}", _AGAIN) from error
-        return found
+        return tensors
 
     def remove(self) -> None:
         """Remove the state of a run that is over.

@@ -1,242 +1,364 @@
-"""Finding the layer at which an ONNX variant goes wrong: its intermediate outputs are compared with the reference's."""
+"""Finding the layer at which an ONNX variant goes wrong.
+
+Each layer of the file is run alone, on what the reference feeds that layer: its error is its own, and does not add up. Three
+things are looked at. Its operations and their settings; its weights and biases, each of which may be half a step of the
+file's precision from the checkpoint's; and what it makes beside what the network's operation makes with the file's own
+numbers, so that rounding hides nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
+from onnx import NodeProto
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vggdeploy.bundle import Bundle
-from vggdeploy.errors import BuildError, UsageError
-from vggdeploy.model.outputs import PROBABILITIES, output_layers, output_specs
+from vggdeploy.errors import BuildError, UsageError, first_line
+from vggdeploy.model.layers import layers_of
+from vggdeploy.model.outputs import LOGITS
+from vggdeploy.model.vgg import VGG, fold_batch_norm
+from vggdeploy.model.weights import load_model
 from vggdeploy.parity.metrics import OutputStats
-from vggdeploy.parity.products import KEY, PRODUCTS, sorted_nodes
-from vggdeploy.parity.reference import sample_bytes
 from vggdeploy.preprocess import normalise
-from vggdeploy.records import LayerParity, LayerReport
+from vggdeploy.records import Evidence, LayerParity, LayerReport, OutputParity
 from vggdeploy.runtime import open_session
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import require
 from vggdeploy.types import Precision
+from vggdeploy.verify.evidence import (
+    differ,
+    rounding_tolerance,
+    wrong_bias,
+    wrong_pixels,
+    wrong_rounding,
+    wrong_values,
+    wrong_weights,
+)
 from vggdeploy.verify.readback import layer_names
+from vggdeploy.verify.segments import PASSING, Graph, Rounding, Runner, Segment, segments
+from vggdeploy.verify.structure import wrong_structure
 
-PREPROCESS, LOGITS = "preprocess", "logits"
-# What hands values on, rounded or not.
-_PASSING = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
-# What one layer may add to the error of the one before: rounding of that precision, with room for cancellation.
-_NOISE = {Precision.FP32: 1e-5, Precision.FP16: 5e-3, Precision.BF16: 4e-2, Precision.INT8: 3e-2}
-_JUMP = 5.0
-_ERRORS_ONLY = 3  # ONNX Runtime's log severity
-_BYTES = 256 * 2**20  # of the reference's intermediate outputs
-_IMAGES = 8
-
-
-def tapped(model: onnx.ModelProto, layers: dict[str, str]) -> dict[str, str]:
-    """Layer name → the graph's tensor that holds its output, in the graph's order.
-
-    A convolution or matrix product is known by the weights that it reads; of one that is a product of two factors the
-    last one counts. ``reluB_I``, ``fc6`` and ``fc7`` are what its ReLU makes; ``preprocess`` is what enters the first
-    convolution, before any cast or quantisation.
-
-    Args:
-        layers: state-dict prefix → the layer's name, such as ``features.8`` → ``conv3_2``.
-    """
-    users: dict[str, list[onnx.NodeProto]] = {}
-    makers: dict[str, onnx.NodeProto] = {}
-    nodes = sorted_nodes(model.graph.node)
-    for node in nodes:
-        makers |= dict.fromkeys(node.output, node)
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    tensors: dict[str, str] = {}
-    pools = 0
-    for node in nodes:
-        if node.op_type == "MaxPool":
-            pools += 1
-            tensors[f"pool{pools}"] = node.output[0]
-        elif node.op_type in PRODUCTS and (layer := _layer_of(node, makers, layers)):
-            if not tensors and (entering := _before(node.input[0], makers)) != model.graph.input[0].name:
-                tensors[PREPROCESS] = entering
-            made = _biased(node, users)
-            active = _activation(made, users)
-            if layer.startswith("conv"):
-                relu = layer.replace("conv", "relu", 1)
-                tensors.pop(relu, None)
-                tensors = _last(tensors, layer, made) | ({relu: active} if active else {})
-            else:
-                tensors = _last(tensors, layer, active if active and layer != LOGITS else made)
-    return tensors
-
-
-def _last(tensors: dict[str, str], name: str, tensor: str) -> dict[str, str]:
-    return {key: value for key, value in tensors.items() if key != name} | {name: tensor}
-
-
-def _layer_of(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], layers: dict[str, str]) -> str:
-    """The layer whose weights a product reads: what they are called before they are dequantised, cast or transposed."""
-    weight = node.input[1]
-    while (maker := makers.get(weight)) is not None and maker.input:
-        weight = maker.input[0]
-    key = KEY.search(weight)
-    return layers.get(key[1], "") if key else ""
-
-
-def _before(tensor: str, makers: dict[str, onnx.NodeProto]) -> str:
-    """The tensor before casts and quantisation."""
-    while (node := makers.get(tensor)) is not None and node.op_type in _PASSING:
-        tensor = node.input[0]
-    return tensor
-
-
-def _biased(node: onnx.NodeProto, users: dict[str, list[onnx.NodeProto]]) -> str:
-    """What a product makes, with the bias that is added behind it."""
-    after = users.get(node.output[0], [])
-    added = node.op_type == "MatMul" and len(after) == 1 and after[0].op_type == "Add"
-    return str(after[0].output[0] if added else node.output[0])
-
-
-def _activation(tensor: str, users: dict[str, list[onnx.NodeProto]]) -> str | None:
-    """What the ReLU behind a product makes; None without one.
-
-    A quantiser that rounds to a range from 0 needs no ReLU, and takes it away: then it is what comes out of the pair.
-    """
-    rounded = None
-    while after := {node.op_type: node for node in users.get(tensor, [])}:
-        if "Relu" in after:
-            return str(after["Relu"].output[0])
-        passing = next((after[kind] for kind in _PASSING if kind in after), None)
-        if passing is None:
-            break
-        tensor = passing.output[0]
-        if passing.op_type == "DequantizeLinear":
-            rounded = tensor
-    return rounded
-
-
-def run_taps(
-    path: Path, layers: dict[str, str], images: NDArray[Any], threads: int | None
-) -> Iterator[tuple[str, Any]]:
-    """Layer name → its output for ``images``, in the graph's order.
-
-    Raises:
-        BuildError: the graph is not a VGG's: its layers cannot be told.
-    """
-    model = onnx.load(path)
-    taps = tapped(model, layers)
-    if not any(name.startswith("conv") for name in taps):
-        raise BuildError(
-            f"{path.name} has no convolution that is recognised",
-            "give an ONNX file that 'vggdeploy export' wrote",
-        )
-    present = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(taps.values()) if t not in present)
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads or 0
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs = session.run(list(taps.values()), {model.graph.input[0].name: images})
-    return iter(zip(taps, outputs, strict=True))
-
-
-def compare_layers(
-    path: Path,
-    variant: str,
-    precision: Precision,
-    images: NDArray[Any],
-    reference: dict[str, NDArray[Any]],
-    *,
-    layers: dict[str, str],
-    threads: int | None = None,
-) -> LayerReport:
-    """Every layer that both have, in order, and the first one whose error jumps.
-
-    Args:
-        path: the ONNX file.
-        images: the graph's input.
-        reference: layer name → the FP32 reference's output for ``images``.
-        layers: state-dict prefix → the layer's name.
-    """
-    rows: list[LayerParity] = []
-    for name, output in run_taps(path, layers, images, threads):
-        if name not in reference:
-            continue
-        finite = bool(np.isfinite(output).all())
-        stats = OutputStats(name)
-        # float16's infinities stay out of the sums; the row says that they were there.
-        stats.update(reference[name], np.nan_to_num(output.astype(np.float32), posinf=65504, neginf=-65504))
-        result = stats.result()
-        rows.append(
-            LayerParity(
-                layer=name,
-                relative_l2=result.relative_l2,
-                max_abs=result.max_abs,
-                cosine_min=result.cosine_min,
-                largest=float(np.abs(reference[name]).max(initial=0)),
-                finite=finite,
-            )
-        )
-    culprit, reason = find_culprit(rows, precision)
-    return LayerReport(variant=variant, precision=precision, layers=tuple(rows), culprit=culprit, reason=reason)
-
-
-def find_culprit(rows: Sequence[LayerParity], precision: Precision) -> tuple[str | None, str]:
-    """The first layer with a NaN or infinity, else the first whose error is well above that of the layer before it."""
-    before = 0.0
-    for row in rows:
-        if not row.finite:
-            return (
-                row.layer,
-                f"{row.layer} overflows: it holds a NaN or infinity (the reference's largest is {row.largest:.3g})",
-            )
-        allowed = _JUMP * max(before, _NOISE[precision])
-        if row.relative_l2 > allowed:
-            return row.layer, (
-                f"the error jumps at {row.layer}: relative L2 {row.relative_l2:.2g} after {before:.2g} in the layer before"
-            )
-        before = max(before, row.relative_l2)
-    return None, "no layer's error jumps: what there is grows from layer to layer"
+Array = NDArray[Any]
+_IMAGES = 32
+_BYTES = 64 * 2**20  # of the largest layer's outputs
+# What a kernel may add when it sums in another order; one that sums in FP16 or BF16 adds more. Of a value and the layer's RMS.
+_SUMS = {Precision.FP32: 1e-4, Precision.INT8: 1e-4, Precision.FP16: 5e-3, Precision.BF16: 4e-2}
+_EXACT = 1e-5  # what a ReLU, a pool or the preprocessing may differ by, likewise
+_KERNELS = 1.5  # times the error of the same file run node by node: from there on a library's kernels are named
 
 
 def localise(bundle: Bundle, variant: str, *, threads: int | None = None) -> LayerReport:
-    """Compare every named layer of an ONNX variant with the reference on the first golden images.
+    """Run every layer of an ONNX variant alone, on the golden images, and compare it with the checkpoint's.
 
     Raises:
         UsageError: the variant is not ONNX.
+        BuildError: the graph is not a VGG's: its layers cannot be told.
         BundleError: a slim bundle, which has no reference.
         MissingDependencyError: torch or onnx is not installed.
     """
     for module in ("torch", "onnx"):
         require(module, to="compare layers", extra="train")
-
     manifest = bundle.manifest
     chosen = manifest.variant(variant)
-    if chosen.format != "onnx":
+    # OpenVINO's variants run the file of an ONNX one, and may compute in another precision than it.
+    source = next((v for v in manifest.variants if v.path == chosen.path and v.format == "onnx"), None)
+    if source is None:
         raise UsageError(
             f"{variant} is not ONNX, and --layers reads only ONNX", "verify the ONNX variant that it was built from"
         )
-    names = [name for name in output_layers(manifest.spec) if name != PROBABILITIES]
-    specs = output_specs(manifest.spec, names)
+    model = load_model(bundle.path(manifest.reference().path)).eval()
+    graph = Graph(onnx.load(bundle.path(source.path)))
     images = bundle.golden()[0][manifest.input.name]
-    count = min(_IMAGES, len(images), max(1, _BYTES // sum(map(sample_bytes, specs))))
-    images = images[:count]
-    with open_session(bundle, manifest.reference(), threads=threads, outputs=specs) as session:
-        reference = run_batch(session, images)
+    largest = max(int(np.prod(layer.shape)) * 4 for layer in layers_of(manifest.spec))
+    images = images[: min(_IMAGES, max(1, _BYTES // largest))]
+    pixels = images
     if manifest.input.dtype == "uint8":
-        reference = {PREPROCESS: normalise(images.astype(np.uint8, copy=False), manifest.preprocess)} | reference
-    report = compare_layers(
-        bundle.path(chosen.path),
-        variant,
-        chosen.precision,
-        images,
-        reference,
-        layers=layer_names(manifest.spec),
-        threads=threads,
-    )
+        pixels = normalise(images.astype(np.uint8, copy=False), manifest.preprocess)
+    with torch.inference_mode():
+        examined = Examination(graph, model, source.precision, images, threads)
+        examined.run(pixels)
+    if not examined.findings:
+        with open_session(bundle, chosen, threads=threads) as session:
+            examined.add_shipped(run_batch(session, images[: session.batch.max]))
     release_memory()
-    return report
+    culprit, evidence, reason = examined.verdict()
+    return LayerReport(
+        variant=variant,
+        precision=chosen.precision,
+        layers=tuple(examined.rows.values()),
+        culprit=culprit,
+        evidence=evidence,
+        reason=reason,
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a layer, as the end of a sentence that begins with its name."""
+
+    layer: str
+    evidence: Evidence
+    text: str
+
+
+class Examination:
+    """One file, layer by layer, beside a model.
+
+    Attributes:
+        findings, rows: what is wrong, in the order of the layers; and each layer's distances.
+    """
+
+    def __init__(
+        self, graph: Graph, model: VGG, precision: Precision, images: Array, threads: int | None = None
+    ) -> None:
+        self._graph, self._precision, self._images, self._threads = graph, precision, images, threads
+        self._segments = segments(graph, model.spec)
+        if not self._segments:
+            raise BuildError(
+                "it has no convolution that is recognised", "give an ONNX file that 'vggdeploy export' wrote"
+            )
+        self.findings: list[Finding] = []
+        self.rows: dict[str, LayerParity] = {}
+        self._network = _products(model)
+        self._state = fold_batch_norm(model).state_dict()
+        self._keys = {name: key for key, name in layer_names(model.spec).items()}
+        self._dtype: Any = images.dtype  # of what enters the layer that is looked at
+        self._before = ""  # the layer in front of it
+        self._made: Array | None = images  # by the file's own layers so far
+        self._want = images  # by the reference's
+        self._note = ""
+
+    def run(self, pixels: Array) -> None:
+        """Look at every layer. ``pixels``: the normalised images."""
+        exact = fed = self._images  # the reference's values, and what the file is fed of them
+        for segment in self._segments:
+            want = pixels if segment.kind == "preprocess" else self._expected(segment, exact)
+            alone = self._examine(segment, exact, fed, want)
+            self.rows[segment.layer] = _row(segment.layer, want, alone, self._made)
+            # Behind a quantiser that is the ReLU values are rounded, as they are elsewhere by a quantiser of their own.
+            rounded = self._quantises(segment) or (segment.kind == "pool" and fed is not exact)
+            fits = alone is not None and alone.shape == want.shape
+            exact, fed = want, _wide(alone) if rounded and fits and alone is not None else want
+            self._before, self._want = segment.layer, want
+
+    def add_shipped(self, answers: dict[str, Array]) -> None:
+        """What the variant's own session answers, where no layer is at fault: its library's kernels may be."""
+        last = self._segments[-1].layer
+        if last not in answers or (alone := self.rows[last].relative_l2) is None:
+            return
+        want = self._want[: len(answers[last])]
+        whole = _distances(last, want, answers[last]).relative_l2
+        text = f"run node by node, {last} is {alone:.2g} from the network's (relative L2)"
+        if whole > _KERNELS * alone + _EXACT:
+            text += f", and this machine's kernels make {whole:.2g} of the same file"
+        self._note = f"; {text}"
+
+    def verdict(self) -> tuple[str | None, tuple[Evidence, ...], str]:
+        """The first layer whose numbers are wrong; without any, the first that is built otherwise. And why."""
+        wrong = [f for f in self.findings if f.evidence != "structure"] or self.findings
+        if not wrong:
+            return None, (), f"no layer is at fault: each makes what the network's makes, but for rounding{self._note}"
+        named = sorted({f.layer for f in wrong}, key=[*self.rows].index)
+        found = [f for f in self.findings if f.layer == named[0]]
+        reason = "; it ".join(dict.fromkeys(f.text for f in found[:2]))
+        others = f"; also seen at {', '.join(named[1:4])}{' and behind' if len(named) > 4 else ''}" if named[1:] else ""
+        return named[0], tuple(dict.fromkeys(f.evidence for f in found)), f"{named[0]} {reason}{others}"
+
+    def _blame(self, layer: str, evidence: Evidence, text: str) -> None:
+        if text:
+            self.findings.append(Finding(layer, evidence, text))
+
+    def _expected(self, segment: Segment, exact: Array) -> Array:
+        """What the network's layer makes."""
+        x = torch.from_numpy(exact)
+        made: Array = (self._network[segment.layer](x) if segment.kind == "product" else _apply(segment, x)).numpy()
+        return made
+
+    def _examine(self, segment: Segment, exact: Array, fed: Array, want: Array) -> Array | None:
+        """What the file's layer makes of the reference's input; None where it does not run."""
+        numbers = [n for p in segment.products for n in (*p.input[:2], self._graph.bias(p)) if n]
+        wanted = [segment.end, self._entry(segment), *numbers]
+        made, self._made = self._made, None
+        try:
+            runner = Runner(self._graph, segment.start, wanted, self._dtype, self._threads)
+            values = runner.run(fed.astype(self._dtype), self._images, wanted)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            self._blame(segment.layer, "output", f"does not run: {first_line(error)}")
+            return None
+        try:
+            self._made = None if made is None else runner.run(made, self._images, [segment.end])[segment.end]
+        except Exception:  # what a layer before it makes does not fit: that one is named
+            self._made = None
+        self._dtype = values[segment.end].dtype
+        self._inspect(segment, exact, fed, want, values)
+        return values[segment.end]
+
+    def _inspect(self, segment: Segment, exact: Array, fed: Array, want: Array, values: dict[str, Array]) -> None:
+        layer, alone = segment.layer, _wide(values[segment.end])
+        if not np.isfinite(alone).all():
+            self._blame(layer, "output", wrong_values(alone, want))
+        for text in wrong_structure(self._graph, segment, self._precision):
+            self._blame(layer, "structure", text)
+        if alone.shape != want.shape:
+            self._blame(layer, "output", f"makes {_image(alone)} of an image where the network makes {_image(want)}")
+        elif segment.kind == "preprocess":
+            self._blame(layer, "output", wrong_pixels(alone, want) if differ(alone, want, _EXACT) else "")
+        elif segment.kind == "product":
+            self._inspect_products(segment, exact, fed, values)
+        elif self._quantises(segment):
+            self._inspect_quantiser(segment, fed, alone)
+        elif self._reads(segment, (segment.start, self._entry(segment)), values, fed):
+            self._compare(
+                segment, values, _apply(segment, torch.from_numpy(_wide(values[self._entry(segment)]))), _EXACT
+            )
+
+    def _inspect_products(self, segment: Segment, exact: Array, fed: Array, values: dict[str, Array]) -> None:
+        layer, start = segment.layer, segment.start
+        rows = "class" if layer == LOGITS else "channel" if layer.startswith("conv") else "output"
+        right, made = torch.from_numpy(exact), torch.from_numpy(fed)
+        for index, product in enumerate(segment.products):
+            key = f"{self._keys[layer]}.{index}" if len(segment.products) > 1 else self._keys[layer]
+            weight, bias = self._state[f"{key}.weight"], self._state.get(f"{key}.bias")
+            if not self._reads(segment, (start, product.input[0]), values, made.numpy()):
+                return
+            got, name = _oriented(product, _wide(values[product.input[1]])), self._graph.bias(product)
+            scale = self._graph.weight(product)[1]
+            tolerance = rounding_tolerance(weight.numpy(), self._precision, scale)
+            if text := wrong_weights(got, weight.numpy(), tolerance, rows):
+                self._blame(layer, "weights", text)
+                return
+            own = torch.from_numpy(_wide(values[name]).reshape(-1)) if name else None
+            right = _product(right, weight, bias)
+            made = _product(torch.from_numpy(_wide(values[product.input[0]])), torch.from_numpy(got), own)
+            if bias is not None:
+                limit = self._bias_tolerance(bias.numpy(), scale, made - right)
+                text = wrong_bias(None if own is None else own.numpy(), bias.numpy(), limit, rows)
+                self._blame(layer, "weights", text)
+            start = product.output[0]
+        self._compare(segment, values, made, _SUMS[self._precision])
+
+    def _bias_tolerance(self, bias: Array, scale: Array | None, error: Tensor) -> Array:
+        """Half a step; of an INT8 layer any bias that takes back what rounding did to a channel's mean, as bias correction
+        does: what is left of the mean is then below the spread of the channel's errors."""
+        limit: Array = rounding_tolerance(bias[None], Precision.FP32 if scale is not None else self._precision, None)[0]
+        if scale is None:
+            return limit
+        errors = error.transpose(0, 1).flatten(1)
+        left, spread = errors.mean(1).abs().numpy(), errors.std(1, correction=0).numpy()
+        tolerance: Array = np.where(left <= np.maximum(spread, spread.mean() / 2), np.inf, limit)
+        return tolerance
+
+    def _inspect_quantiser(self, segment: Segment, fed: Array, got: Array) -> None:
+        """A ReLU that is a range from 0."""
+        want, rounding = _apply(segment, torch.from_numpy(fed)).numpy(), self._rounding(segment.start, segment.end)
+        if text := wrong_rounding(want, rounding):
+            self._blame(segment.layer, "output", text)
+        elif differ(got, np.clip(want, rounding.low, rounding.high), 0, 0.51 * rounding.step):
+            self._blame(segment.layer, "output", wrong_values(got, want))
+
+    def _reads(self, segment: Segment, ends: tuple[str, str], values: dict[str, Array], made: Array) -> bool:
+        """Whether what reaches a layer's operation is what the layer before made. Its rounding is that layer's matter."""
+        got, layer = _wide(values[ends[1]]), segment.layer
+        if got.size != made.size:
+            self._blame(layer, "output", f"reads {_image(got)} of an image where the network reads {_image(made)}")
+            return False
+        want, step = made.reshape(got.shape), 0.0
+        if (rounding := self._rounding(*ends)).step:
+            self._blame(self._before, "output", wrong_rounding(want, rounding))
+            want, step = np.clip(want, rounding.low, rounding.high), 0.51 * rounding.step
+        if differ(got, want, _SUMS[self._precision], step):
+            self._blame(layer, "output", f"reads other values than {self._before or 'the graph'} makes")
+            return False
+        return True
+
+    def _compare(self, segment: Segment, values: dict[str, Array], made: Tensor, limit: float) -> None:
+        """What the layer makes with what the network's operation makes of the same numbers."""
+        got, want = _wide(values[segment.end]), made.numpy()
+        if got.shape == want.shape and differ(got, want, limit):
+            self._blame(segment.layer, "output", wrong_values(got, want))
+
+    def _entry(self, segment: Segment) -> str:
+        """The tensor that a layer's first operation reads, after casts and rounding."""
+        tensor = segment.start
+        for node in self._graph.path(segment.start, segment.end):
+            if node.op_type not in PASSING:
+                break
+            tensor = node.output[0]
+        return tensor
+
+    def _rounding(self, start: str, end: str) -> Rounding:
+        """Of what stands between two tensors; a step of 0 for none."""
+        return self._graph.rounding(self._graph.path(start, end)) or Rounding(0.0, -np.inf, np.inf)
+
+    def _quantises(self, segment: Segment) -> bool:
+        """Whether a quantiser stands in for a ReLU."""
+        rounds = self._entry(segment) == segment.end and self._rounding(segment.start, segment.end).step > 0
+        return segment.kind == "relu" and rounds
+
+
+def _products(model: VGG) -> dict[str, nn.Module]:
+    """Layer → the convolution with its batch norm, or the flattening and the linear layer."""
+    found: dict[str, list[nn.Module]] = {}
+    for layer, module in zip(layers_of(model.spec), [*model.features, *model.classifier], strict=True):
+        if layer.kind in ("conv", "linear"):
+            found[layer.name.replace("fc8", LOGITS)] = [module] if layer.kind == "conv" else [nn.Flatten(), module]
+        elif layer.kind == "batch_norm":
+            found[layer.name.replace("bn", "conv")].append(module)
+    return {name: nn.Sequential(*modules) for name, modules in found.items()}
+
+
+def _apply(segment: Segment, x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2) if segment.kind == "pool" else F.relu(x)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution that keeps the size, or a matrix product."""
+    if weight.ndim == 4:
+        return F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    return F.linear(x.flatten(1), weight, bias)
+
+
+def _oriented(product: NodeProto, weight: Array) -> Array:
+    """``[out, in]``, however it is stored."""
+    as_stored = weight.ndim > 2 or any(a.name == "transB" and a.i for a in product.attribute)
+    return np.ascontiguousarray(weight if as_stored else weight.T)
+
+
+def _wide(values: Array) -> Array:
+    """FP32, and writable as torch wants it: what is stored in a file is not."""
+    return np.require(values, np.float32, ["C", "W"])
+
+
+def _image(values: Array) -> str:
+    return " × ".join(map(str, values.shape[1:]))
+
+
+def _row(layer: str, want: Array, alone: Array | None, made: Array | None) -> LayerParity:
+    """``alone``: of the reference's input. ``made``: of what the file's own layers made."""
+    whole, own = (
+        _distances(layer, want, x) if x is not None and x.shape == want.shape else None for x in (made, alone)
+    )
+    return LayerParity(
+        layer=layer,
+        relative_l2=whole.relative_l2 if whole else None,
+        isolated=own.relative_l2 if own else None,
+        max_abs=whole.max_abs if whole else None,
+        cosine_min=whole.cosine_min if whole else None,
+        largest=float(np.abs(want).max(initial=0)),
+        finite=all(bool(np.isfinite(x).all()) for x in (alone, made) if x is not None),
+    )
+
+
+def _distances(layer: str, want: Array, got: Array) -> OutputParity:
+    stats = OutputStats(layer)
+    # float16's infinities stay out of the sums; the row says that they were there.
+    stats.update(want, np.nan_to_num(got.astype(np.float32), posinf=65504, neginf=-65504))
+    return stats.result()

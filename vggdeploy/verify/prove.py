@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant
 from vggdeploy.bundle.precision import by_type
 from vggdeploy.errors import ParityError, UsageError
-from vggdeploy.parity import Reference, compare
+from vggdeploy.parity import Reference, check_golden, compare
+from vggdeploy.parity.batches import fitting, promised
 from vggdeploy.parity.compare import unproven
-from vggdeploy.records import ParityRecord, Thresholds
+from vggdeploy.parity.criteria import Criteria, criteria_of
+from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.system.machine import release_memory
@@ -40,8 +42,12 @@ def prove(
     on_progress: OnProgress,
     limits: Limits | None = None,
     device: Device | None = None,
+    memory: int | None = None,
 ) -> list[ParityRecord]:
     """The variant against each reference, or one ``unproven`` record where it cannot run.
+
+    The golden images run in batches of every size that `promised` names, as far as ``memory`` allows (see `fitting`), and
+    again and again; of real images the first batches have those sizes. The reference itself only has to be what it was.
 
     Its precision is read back from the file first. One that is not what was asked for fails every record.
     """
@@ -55,18 +61,30 @@ def prove(
         wrong = error.cause
     fitness = runnable(variant, where)
     if fitness.runs:
-        thresholds = (limits or Limits()).over(bundle.manifest.thresholds[variant.precision])
+        criteria = (limits or Limits()).over(criteria_of(bundle, variant))
+        sizes, note = (
+            fitting(bundle.manifest, promised(variant.batch), memory) if variant.name != REFERENCE else ((), "")
+        )
         with open_session(bundle, variant, device=where, threads=threads) as session:
             records = [
-                compare(session, reference, bundle, variant, where, thresholds=thresholds)
+                check_golden(
+                    session, bundle, variant, where, sizes=sizes, criteria=criteria, stress=True, repeated=bool(sizes)
+                )
+                if reference.source is ImageSource.GOLDEN
+                else compare(session, reference, bundle, variant, where, criteria=criteria, sizes=sizes)
                 for reference in references
                 if reference.source is not ImageSource.SYNTHETIC
             ]
+        records = [_with_note(record, note) if record.batches else record for record in records]
         release_memory()
     else:
         records = [unproven(variant, f"{fitness.reason}; {fitness.fix}", where)]
     counts = by_type(products or ())
     return [_with_products(record, counts, wrong) for record in records]
+
+
+def _with_note(record: ParityRecord, note: str) -> ParityRecord:
+    return msgspec.structs.replace(record, reasons=(*record.reasons, note)) if note else record
 
 
 def _with_products(record: ParityRecord, products: dict[str, int], wrong: str) -> ParityRecord:
@@ -77,14 +95,25 @@ def _with_products(record: ParityRecord, products: dict[str, int], wrong: str) -
 
 
 def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str = "") -> Manifest:
-    """The manifest with the last record of each variant (the one with the most images) written to it."""
+    """The manifest with the last record of each variant (the one with the most images) written to it, with what only the
+    golden pair was asked; and the distances of all its records where none stand there yet."""
     changed = {}
-    for record in records:
-        if record.variant == REFERENCE:
-            continue
-        reasons = (*record.reasons, note) if note else record.reasons
-        written = msgspec.structs.replace(record, reasons=reasons, tools=tool_versions())
-        changed[record.variant] = msgspec.structs.replace(manifest.variant(record.variant), parity=written)
+    for name in dict.fromkeys(r.variant for r in records if r.variant != REFERENCE):
+        own = [r for r in records if r.variant == name]
+        asked = next((r for r in own if r.batches), own[-1])
+        reasons = (*dict.fromkeys((*own[-1].reasons, *asked.reasons)), *((note,) if note else ()))
+        written = msgspec.structs.replace(
+            own[-1],
+            reasons=reasons,
+            tools=tool_versions(),
+            batches=asked.batches,
+            stress=asked.stress,
+            repeats=asked.repeats,
+        )
+        variant = manifest.variant(name)
+        passed = all(r.verdict is not Verdict.FAIL for r in own)
+        distances = variant.distances or (tuple(d for r in own for d in r.distances) if passed else ())
+        changed[name] = msgspec.structs.replace(variant, parity=written, distances=distances)
     return manifest.with_variants(*changed.values())
 
 
@@ -148,10 +177,11 @@ class Limits:
             accuracy_drop=None if max_accuracy_drop is None else max_accuracy_drop / 100,
         )
 
-    def over(self, thresholds: Thresholds) -> Thresholds:
-        """The manifest's thresholds with these in their place."""
+    def over(self, criteria: Criteria) -> Criteria:
+        """The bundle's criteria with these in their place. Who allows a distance allows it whatever was on record."""
         changed = {name: value for name, value in vars(self).items() if value is not None}
-        return msgspec.structs.replace(thresholds, **changed)
+        thresholds = msgspec.structs.replace(criteria.thresholds, **changed)
+        return replace(criteria, thresholds=thresholds, recorded=() if self.relative_l2 else criteria.recorded)
 
 
 def refuse_failures(records: Sequence[ParityRecord], hint: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from vggdeploy.bundle import Bundle, PrecisionProof, Variant
+from vggdeploy.bundle import Bundle, PrecisionProof, SaturationRecord, Variant
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ParityError
 from vggdeploy.model.layers import layers_of
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import installed
+from vggdeploy.types import Precision
 
 # Format → the package that reads it.
 READERS = {"onnx": "onnx", "torchscript": "torch"}
@@ -59,12 +60,31 @@ def check_precision(variant: Variant, products: tuple[Product, ...] | None) -> N
         check_engine(variant.proof.engine, variant.precision, source=variant.name)
 
 
+def read_bounds(bundle: Bundle, variant: Variant) -> SaturationRecord | None:
+    """What the products of an INT8 variant can come to on CPUs without VNNI, from its file: see `SaturationRecord`.
+
+    None where that is no question (another precision, an engine), or the onnx package is not installed.
+
+    Raises:
+        BundleError: the file is not ONNX.
+    """
+    on_cpu = variant.precision is Precision.INT8 and variant.format in ("onnx", "openvino")
+    if not on_cpu or not installed("onnx"):
+        return None
+    from vggdeploy.parity.saturation import read_saturation
+
+    return read_saturation(bundle.path(variant.path), layer_names(bundle.manifest.spec))
+
+
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:
-    """Variant → how its file contradicts the precision that the manifest names, for those that do."""
+    """Variant → how its file contradicts what the manifest says of its precision, or of its INT8 products."""
     causes = {}
     for variant in bundle.manifest.candidates():
         try:
             check_precision(variant, read_products(bundle, variant))
         except ParityError as error:
             causes[variant.name] = error.cause
+        recorded = variant.quantisation.saturation if variant.quantisation else None
+        if recorded is not None and read_bounds(bundle, variant) not in (None, recorded):
+            causes[variant.name] = "the record of what its INT8 products can come to is not this file's"
     return causes

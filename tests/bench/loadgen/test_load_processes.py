@@ -61,7 +61,7 @@ def test_a_killed_loadgen_is_one_clear_error(bundle: Bundle, monkeypatch: pytest
 
     class Doomed(worker):
         def ask(self, request, answer):
-            if isinstance(request, bench_loads.RunLoad):
+            if isinstance(request, bench_loads.LoadRequest):
                 os.kill(self.pid, signal.SIGKILL)
             return super().ask(request, answer)
 

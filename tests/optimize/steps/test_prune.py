@@ -159,10 +159,10 @@ def test_the_best_channels_stay_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("widths", "cause"),
     [
-        ({"conv1_2": 3}, "unknown layer 'conv1_2'"),
-        ({"fc8": 3}, "unknown layer 'fc8'"),
-        ({"conv1_1": 0}, "0 channels of conv1_1"),
-        ({"conv1_1": 7}, "7 channels of conv1_1 — it has 6"),
+        ({"conv1_2": 3}, "layer 'conv1_2' is unknown"),
+        ({"fc8": 3}, "layer 'fc8' is unknown"),
+        ({"conv1_1": 0}, "conv1_1 cannot keep 0 channels"),
+        ({"conv1_1": 7}, "conv1_1 cannot keep 7 channels — it has 6"),
     ],
 )
 def test_widths_that_no_layer_can_have_are_refused(widths: dict[str, int], cause: str) -> None:

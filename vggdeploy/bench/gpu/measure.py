@@ -133,7 +133,9 @@ def _check(variant: Variant, images: Array, batches: Sequence[int], streams: Seq
             f"{variant.name} is no TensorRT engine: its parts cannot be measured", "build one: vggdeploy build BUNDLE"
         )
     if not batches or not streams or min(streams) < 1:
-        raise UsageError(f"batches {list(batches)} on {list(streams)} streams", "give at least one of each")
+        raise UsageError(
+            f"batches {list(batches)} on {list(streams)} streams cannot be measured", "give at least one of each"
+        )
     for batch in batches:
         if not variant.batch.min <= batch <= variant.batch.max:
             raise UsageError(
@@ -317,7 +319,9 @@ def bench_gpu(
         IncompatibleError: no engine of the bundle runs here.
     """
     if len(plan.variants) > 1:
-        raise UsageError(f"{len(plan.variants)} variants", "one engine at a time is taken apart: give one --variant")
+        raise UsageError(
+            f"--variant names {len(plan.variants)} engines, and one at a time is taken apart", "give one --variant"
+        )
     where = plan.device or Device("cuda")
     chosen = _choose(bundle, plan.backends or [engine.name for engine in ENGINES], plan.variants, where)
     pool = measuring_pool(bundle, plan.data, POOL, plan.data_dir)

@@ -38,7 +38,7 @@ def check_answers(
     """
     images = np.concatenate([golden.images[:], pool])[: _count(session, pool, load, len(golden.images))]
     asked, given = answer_log(session, images, load)
-    quiet = np.concatenate([pack(session, found) for found in run_all(session, images)])
+    quiet = np.concatenate([pack(session, outputs) for outputs in run_all(session, images)])
     return judge_answers(session, golden, np.asarray(asked), given, quiet, thresholds)
 
 
@@ -110,15 +110,15 @@ def _against_golden(
     """The answers to the golden images, which are the first ones, beside the reference's."""
     chosen = asked < len(golden.images)
     outputs = []
-    expected, found = {}, {}
+    expected, answered = {}, {}
     for name, reference in golden.outputs.items():
         flat = reference[:].reshape(len(reference), -1)
         rows = chosen & (asked < len(flat))
-        expected[name], found[name] = flat[asked[rows]], loaded[name][rows]
+        expected[name], answered[name] = flat[asked[rows]], loaded[name][rows]
         stat = OutputStats(name)
-        stat.update(expected[name], found[name])
+        stat.update(expected[name], answered[name])
         outputs.append(stat.result())
-    ours, theirs = top1(found), top1(expected)
+    ours, theirs = top1(answered), top1(expected)
     flips = flip_count(int((ours != theirs).sum()), len(ours)) if ours is not None and theirs is not None else None
     verdict, reasons = judge(tuple(outputs), flips, thresholds, golden=True)
     return tuple(outputs), reasons if verdict is Verdict.FAIL else ()

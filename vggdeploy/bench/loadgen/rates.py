@@ -60,8 +60,8 @@ class Search:
         confirmed = self._confirm(holds)
         bound = self.load.latency_bound_ms
         assert bound is not None  # noqa: S101  # Load has checked it
-        found = RateSearch(bound_ms=bound, qps=confirmed, tries=tuple(self.tries), seconds=self.clock() - self._began)
-        return found, *(self._runs[-1] if confirmed else self._closest())
+        result = RateSearch(bound_ms=bound, qps=confirmed, tries=tuple(self.tries), seconds=self.clock() - self._began)
+        return result, *(self._runs[-1] if confirmed else self._closest())
 
     def _bracket(self) -> tuple[float | None, float | None]:
         """A rate that holds and a higher one that does not; None for one that was not found."""
@@ -92,20 +92,20 @@ class Search:
 
     def _try(self, rate: float, *, confirms: bool = False) -> bool:
         load = self._load(rate, 1 if confirms else PROBE_SHARE)
-        found = self.issue(load)
-        self._runs.append((load, found))
+        issued = self.issue(load)
+        self._runs.append((load, issued))
         self.tries.append(
             RateTry(
                 qps=rate,
-                queries=found.queries,
-                p50_ms=found.p50_ms,
-                p99_ms=found.p99_ms,
-                valid=found.valid,
-                reasons=tuple(invalid_reasons(load, found)),
+                queries=issued.queries,
+                p50_ms=issued.p50_ms,
+                p99_ms=issued.p99_ms,
+                valid=issued.valid,
+                reasons=tuple(invalid_reasons(load, issued)),
                 confirms=confirms,
             )
         )
-        return found.valid
+        return issued.valid
 
     def _load(self, rate: float, share: float) -> Load:
         return replace(

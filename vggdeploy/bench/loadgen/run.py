@@ -120,10 +120,10 @@ def _run(opened: _Opened, load: Load, on_progress: OnProgress) -> ScenarioRow:
     if load.find_qps and load.scenario == "server":
         search = Search(opened.issue, load, load.target_qps or opened.capacity(load.batch) / 2)
         on_progress(None, f"{entry.name}: {search.plan()}")
-        found, load, issued = search.run()
-        row = msgspec.structs.replace(scenario_row(load, issued, None, opened.answers(load), **about), search=found)
-        if found.qps is None:
-            row = msgspec.structs.replace(row, reasons=(no_rate(found), *row.reasons))
+        searched, load, issued = search.run()
+        row = msgspec.structs.replace(scenario_row(load, issued, None, opened.answers(load), **about), search=searched)
+        if searched.qps is None:
+            row = msgspec.structs.replace(row, reasons=(no_rate(searched), *row.reasons))
     else:
         row = run_scenario(opened.issue, load, opened.answers(load), **about)
     reasons = (*checked.reasons, *row.reasons)

@@ -52,7 +52,7 @@ class Load:
             raise UsageError("a load needs a time, a batch and queries above 0", "for example --duration 10")
         for value in (self.target_qps, self.latency_bound_ms):
             if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"a rate or bound of {value:g}", "give a number above 0")
+                raise UsageError(f"a rate or bound cannot be {value:g}", "give a number above 0")
 
     @property
     def largest_batch(self) -> int:
@@ -103,10 +103,10 @@ def run_scenario(issue: Issue, load: Load, answers: LoadAnswers | None = None, *
     Raises:
         VggdeployError: the session failed under load.
     """
-    found = issue(load, "unique")
+    issued = issue(load, "unique")
     # A quarter of the time is enough for a median.
     same = issue(replace(load, seconds=load.seconds / 4), "same") if load.scenario in _STREAMS else None
-    return scenario_row(load, found, same, answers, **about)
+    return scenario_row(load, issued, same, answers, **about)
 
 
 def scenario_row(

@@ -125,8 +125,8 @@ class SystemUnderTest:
         """Answer some images of the pool: ``[N, values]``, or None where LoadGen gets no answers."""
         # A slice of one image is a view; a list of rows is a copy.
         images = self._images[rows[0] : rows[0] + 1] if len(rows) == 1 else self._images[rows]
-        found = self._call(images)
-        return pack(self._session, found) if self._hand_over else None
+        outputs = self._call(images)
+        return pack(self._session, outputs) if self._hand_over else None
 
     def _call(self, images: Array) -> dict[str, Array]:
         if len(images) < self._session.batch.min:

@@ -2,5 +2,5 @@
 
 `files` reads a state dict, `layouts` recognises whose it is, `facts` compares it with a network, `infer` derives the
 spec, `convert` renames to this package's keys, `published` knows torchvision's weights; `initial` puts them to use.
-`report` and `blocks` need no torch.
+`facts` needs no torch.
 """

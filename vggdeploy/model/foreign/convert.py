@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vggdeploy.errors import CheckpointError
-from vggdeploy.model.foreign.facts import POOLED
+from vggdeploy.model.foreign.facts import POOLED, shortened
 from vggdeploy.model.foreign.layouts import LEAVES, Foreign, Part
-from vggdeploy.model.foreign.report import shortened
 from vggdeploy.model.layers import Layer, layers_of
 from vggdeploy.spec import ModelSpec
 

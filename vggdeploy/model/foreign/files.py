@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError, first_line
-from vggdeploy.model.foreign.report import shortened
+from vggdeploy.model.foreign.facts import shortened
 from vggdeploy.system.files import open_regular, sha256_of
 
 # Names under which training programs keep the network in a larger dictionary, the likeliest first.

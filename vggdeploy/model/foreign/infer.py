@@ -62,8 +62,8 @@ def spec_from_state(
             f"{where} has {count} linear layer{'s' * (count != 1)}, not fc6, fc7 and fc8",
             "export needs a whole network: train one that starts with these features",
         )
-    found = _blocks(facts, where, arch, blocks)
-    name, width = _name(found, facts.channels)
+    derived = _blocks(facts, where, arch, blocks)
+    name, width = _name(derived, facts.channels)
     (_, fc6), (_, fc7), (_, classes) = facts.linears
     if facts.side is None:
         raise CheckpointError(
@@ -73,12 +73,12 @@ def spec_from_state(
     try:
         spec = ModelSpec(
             arch=f"{name}_bn" if facts.batch_norm and name != CUSTOM else name,
-            blocks=found,
+            blocks=derived,
             batch_norm=facts.batch_norm,
             width=width,
             in_channels=facts.in_channels,
             classes=classes,
-            image_size=facts.side * 2 ** len(found),
+            image_size=facts.side * 2 ** len(derived),
             hidden=(fc6, fc7),
         )
     except UsageError as error:  # what is in a file is no slip of the user's

@@ -10,11 +10,20 @@ import torch
 from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, read_checkpoint
 from vggdeploy.errors import CheckpointError, unknown_name
 from vggdeploy.model.foreign.convert import CLASSIFIER, HEAD, Converted, convert
-from vggdeploy.model.foreign.facts import Difference, Facts, classifier_differences, facts_of, network_differences
+from vggdeploy.model.foreign.facts import (
+    KEEP_FRESH,
+    SOURCES,
+    Difference,
+    Facts,
+    InitReport,
+    KeepFresh,
+    classifier_differences,
+    facts_of,
+    network_differences,
+)
 from vggdeploy.model.foreign.files import StateFile, read_state_file
 from vggdeploy.model.foreign.layouts import Foreign, own_layout, recognise
 from vggdeploy.model.foreign.published import Published, fetch, is_published, published
-from vggdeploy.model.foreign.report import KEEP_FRESH, SOURCES, InitReport, KeepFresh
 from vggdeploy.model.vgg import VGG
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 
@@ -58,12 +67,12 @@ def load_initial_weights(
         if not without and allow_head_mismatch and _other_head(origin.facts, spec):
             without = HEAD
         _refuse(source, spec, classifier_differences(origin.facts, spec, head=not without))
-    found = convert(origin.foreign, spec, without=without)
+    converted = convert(origin.foreign, spec, without=without)
     target = model.state_dict()
     with torch.no_grad():
-        for key, tensor in found.state.items():
+        for key, tensor in converted.state.items():
             target[key].copy_(tensor)
-    return report(source, origin.layout, origin.foreign.file, found, origin.preprocess)
+    return report(source, origin.layout, origin.foreign.file, converted, origin.preprocess)
 
 
 def report(

@@ -17,9 +17,8 @@ from typing import Literal
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError
-from vggdeploy.model.foreign.facts import Facts
+from vggdeploy.model.foreign.facts import Facts, shortened
 from vggdeploy.model.foreign.files import StateFile
-from vggdeploy.model.foreign.report import shortened
 from vggdeploy.model.layers import layers_of
 from vggdeploy.spec import ModelSpec
 
@@ -123,18 +122,18 @@ def recognise(file: StateFile) -> Foreign:
 
 def own_layout(file: StateFile, spec: ModelSpec) -> Foreign:
     """The layers of one of our own checkpoints, whose spec says what they are. A product is two parts."""
-    found: dict[str, list[Part]] = {"conv": [], "batch_norm": [], "linear": []}
+    parts: dict[str, list[Part]] = {"conv": [], "batch_norm": [], "linear": []}
     used: set[str] = set()
     for order, layer in enumerate(layers_of(spec)):
-        for place in ("0", "1") if layer.rank else ("",) if layer.kind in found else ():
+        for place in ("0", "1") if layer.rank else ("",) if layer.kind in parts else ():
             key = f"{layer.key}.{place}" if place else layer.key
             kind: Kind = "conv" if layer.kind == "conv" else "linear" if layer.kind == "linear" else "batch_norm"
             tensors = {leaf: file.tensors[f"{key}.{leaf}"] for leaf in LEAVES[kind] if f"{key}.{leaf}" in file.tensors}
             used |= {f"{key}.{leaf}" for leaf in tensors}
-            found[kind].append(Part(key, kind, (order,), tensors))
+            parts[kind].append(Part(key, kind, (order,), tensors))
     strange = tuple(key for key in file.tensors if key not in used)
     return Foreign(
-        file, "torchvision", "", tuple(found["conv"]), tuple(found["batch_norm"]), tuple(found["linear"]), strange
+        file, "torchvision", "", tuple(parts["conv"]), tuple(parts["batch_norm"]), tuple(parts["linear"]), strange
     )
 
 
@@ -218,11 +217,11 @@ def _pools(convs: Sequence[Part], *, batch_norm: bool) -> tuple[tuple[bool, ...]
     parents = [part.position[:-1] for part in convs]
     in_blocks = len(set(parents)) < len(parents)
     told, odd = True, False
-    found: list[bool] = []
+    pools: list[bool] = []
     for before, after in pairwise(convs):
         inside = before.position[:-1] == after.position[:-1]
         extra = after.position[-1] - before.position[-1] - step if inside else 1
         told = told and extra in (0, 1) and (inside or in_blocks)
         odd = odd or extra > 1
-        found.append(extra == 1)
-    return (*found, True) if told else None, odd
+        pools.append(extra == 1)
+    return (*pools, True) if told else None, odd

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.errors import BuildError, first_line
 from vggdeploy.optimize.steps.quantiser import WEIGHTED
+from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8
 
 Array = NDArray[Any]
 _SHIFT = "_shift"
@@ -87,6 +88,7 @@ def _with(node: onnx.NodeProto, inputs: list[str], output: str) -> onnx.NodeProt
 def _run(model: onnx.ModelProto, names: list[str], batches: Iterable[dict[str, Array]]) -> dict[str, Array]:
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry(*EXACT_INT8)
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class

@@ -37,11 +37,11 @@ class Int8Options:
         if not self.targets:
             raise UsageError("--int8-for names no runtime", f"name one or more of {','.join(NAMES)}")
         if self.percentile is not None and self.method != "percentile":
-            raise UsageError(f"a percentile for the method {self.method}", "give --calibration-method percentile, too")
+            raise UsageError(f"the method {self.method} has no percentile", "give --calibration-method percentile, too")
         if self.percentile is not None and not 90 <= self.percentile <= 100:
-            raise UsageError(f"the percentile {self.percentile:g}", "give 90 to 100")
+            raise UsageError(f"the percentile is {self.percentile:g}", "give 90 to 100")
         if self.max_drop is not None and not 0 < self.max_drop < 1:
-            raise UsageError(f"a drop of {self.max_drop:.1%}", "give points above 0 and below 100")
+            raise UsageError(f"the accuracy drop is {self.max_drop:.1%}", "give points above 0 and below 100")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def factorise(model: VGG, ranks: Mapping[str, int], answers: Mapping[str, Output
         most = layers[name].rank or full_rank(layers[name])
         if not 1 <= rank <= most:
             kind = "rank" if layers[name].rank else "full rank"
-            raise UsageError(f"rank {rank} of {name}", f"its {kind} is {most}: give 1 to {most}")
+            raise UsageError(f"{name} cannot have rank {rank}", f"its {kind} is {most}: give 1 to {most}")
     answers = blind_answers(model) if answers is None else answers
     gone = tuple(f"{layers[name].key}." for name in ranks)
     # Copies: whoever measures the new network's batch norms anew must not move the old one's.

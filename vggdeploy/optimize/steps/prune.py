@@ -38,15 +38,15 @@ class _Unit:
 def _units(spec: ModelSpec) -> list[_Unit]:
     layers = layers_of(spec)
     names = widths_of(spec)
-    found = []
+    units = []
     for layer in layers:
         if layer.name in names:
             relu = layer.name.replace("conv", "relu").replace("fc", "relu")
             at = next(i for i, x in enumerate(layers) if x.name == relu)
             # In `_chain` the flattening stands between the two parts.
             key = f"{layer.key}.1" if layer.rank else layer.key
-            found.append(_Unit(layer.name, key, at + (layer.part == "classifier")))
-    return found
+            units.append(_Unit(layer.name, key, at + (layer.part == "classifier")))
+    return units
 
 
 def _chain(model: VGG) -> list[nn.Module]:
@@ -64,7 +64,7 @@ def taylor_scores(model: VGG, batches: Batches) -> Scores:
     Args:
         batches: of training images.
     """
-    found = {unit.name: torch.zeros(0) for unit in _units(model.spec)}
+    scores = {unit.name: torch.zeros(0) for unit in _units(model.spec)}
     chain, relus = _chain(model), {unit.relu: unit.name for unit in _units(model.spec)}
     sums: Scores = {}
     was_training = model.training
@@ -84,7 +84,7 @@ def taylor_scores(model: VGG, batches: Batches) -> Scores:
                 sums[name] = sums.get(name, 0) + each.double().square().sum(dim=0)
     finally:
         model.train(was_training)
-    return {name: sums[name] for name in found}
+    return {name: sums[name] for name in scores}
 
 
 def measure_sensitivity(

@@ -23,10 +23,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData, create_calibrator
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.bundle.precision import computes_in
 from vggdeploy.errors import BuildError, ParityError, first_line, unknown_name
+from vggdeploy.optimize.steps.headroom import fit_pairs
 from vggdeploy.types import Precision
 
 Array = NDArray[Any]
@@ -147,11 +149,12 @@ def quantise(
         BuildError: the quantiser refuses the graph.
     """
     outputs = {value.name for value in model.graph.output}
+    exact = {} if flavour.symmetric else _weights_of(model)
     with _quiet(), _told("quantise", Path(model.graph.name or "the graph")):
         quantizer = QDQQuantizer(
             model,
             True,  # a scale for each output channel
-            False,  # all eight bits: VNNI does not saturate
+            False,  # all eight bits: `fit_pairs` narrows what would saturate without VNNI
             QuantType.QInt8,
             flavour.activations,
             ranges,
@@ -163,7 +166,16 @@ def quantise(
         quantizer.quantize_model()
         found: onnx.ModelProto = quantizer.model.model
     _free_outputs(found, outputs)
+    if not flavour.symmetric:
+        fit_pairs(found, exact)
     return found
+
+
+def _weights_of(model: onnx.ModelProto) -> dict[str, Array]:
+    """The FP32 weights of convolutions and matrix products, by the name that the quantiser gives their codes."""
+    names = {node.input[1] for node in model.graph.node if node.op_type in WEIGHTED}
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in names}
+    return {f"{name}{TENSOR_NAME_QUANT_SUFFIX}": array for name, array in found.items()}
 
 
 def _free_outputs(model: onnx.ModelProto, outputs: Collection[str]) -> None:
@@ -185,7 +197,7 @@ def _free_outputs(model: onnx.ModelProto, outputs: Collection[str]) -> None:
         producer.output[list(producer.output).index(inner)] = name
 
 
-def layer_names(source: Path) -> dict[str, str]:
+def weighted_nodes(source: Path) -> dict[str, str]:
     """The convolutions and matrix products of a graph, in its order: name of the node → name of its weights."""
     graph = onnx.load(source, load_external_data=False).graph
     return {node.name: node.input[1].removesuffix(".weight") for node in graph.node if node.op_type in WEIGHTED}

@@ -54,7 +54,7 @@ def prune_checkpoint(
     require("torch_pruning", to="prune channels", extra="optimize")
     for name, share in keep.items() if isinstance(keep, Mapping) else (("", keep),):
         check_share(share, f"of {name} to keep" if name else "to keep")
-    check_share(floor, "as the floor")
+    check_share(floor, "for the floor")
 
     def change(model: VGG, data: HeldOut) -> ChangedNetwork:
         from vggdeploy.optimize.steps.prune import measure_sensitivity, prune, taylor_scores  # late: Torch-Pruning
@@ -134,7 +134,7 @@ def quantisation_aware_checkpoint(
     """
     job = job or TuningJob()
     if not job.tuning.epochs:
-        raise UsageError("qat without an epoch of training", "give it some: --epochs 3")
+        raise UsageError("qat needs at least one epoch of training", "give it some: --epochs 3")
     aware = replace(job, tuning=replace(job.tuning, quantisation_aware=True))
     return restructure("qat", source, output, lambda model, data: ChangedNetwork(model), aware)
 
@@ -148,22 +148,22 @@ def _named_widths(own: Widths, keep: Mapping[str, float]) -> Widths:
 
 def _ranks(layers: Mapping[str, Layer], ranks: int | Mapping[str, int]) -> dict[str, int]:
     """Layer → rank, of the layers that become smaller."""
-    found = {}
+    chosen = {}
     for name, rank in (dict.fromkeys(("fc6", "fc7"), ranks) if isinstance(ranks, int) else ranks).items():
         if name not in layers:
             raise unknown_name("layer with a rank", name, layers)
         layer = layers[name]
         full = full_rank(layer)
         if rank < 1 or (rank > full and not isinstance(ranks, int)):
-            raise UsageError(f"rank {rank} of {name}", f"its full rank is {full}: {_pays(layer)}")
+            raise UsageError(f"{name} cannot have rank {rank}", f"its full rank is {full}: {_pays(layer)}")
         if rank <= saving_ranks(layer):
-            found[name] = rank
+            chosen[name] = rank
         elif not isinstance(ranks, int):
             raise UsageError(f"rank {rank} would not make {name} smaller", _pays(layer))
-    if not found:
+    if not chosen:
         hint = "; ".join(f"{name}: {_pays(layers[name])}" for name in ("fc6", "fc7"))
         raise UsageError(f"rank {ranks} makes neither fc6 nor fc7 smaller", hint)
-    return found
+    return chosen
 
 
 def _pays(layer: Layer) -> str:

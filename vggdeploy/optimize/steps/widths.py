@@ -38,7 +38,7 @@ def with_widths(spec: ModelSpec, widths: Mapping[str, int]) -> ModelSpec:
         if name not in own:
             raise unknown_name("layer", name, own)
         if not 1 <= width <= own[name]:
-            raise UsageError(f"{width} channels of {name}", f"it has {own[name]}: give 1 to {own[name]}")
+            raise UsageError(f"{name} cannot keep {width} channels", f"it has {own[name]}: give 1 to {own[name]}")
     chosen = iter((own | dict(widths)).values())
     blocks = tuple(tuple(next(chosen) for _ in block) for block in spec.blocks)
     arch, ratio = (spec.arch, spec.width) if blocks == spec.blocks else (CUSTOM, 1.0)
@@ -82,7 +82,7 @@ def allocate(spec: ModelSpec, sensitivity: Sensitivity, keep: float, *, floor: f
         TargetError: at the floor there is still more than ``keep``.
     """
     check_share(keep, "to keep")
-    check_share(floor, "as the floor")
+    check_share(floor, "for the floor")
     full, target = macs_of(spec), keep * macs_of(spec)
     own = widths_of(spec)
     least = {name: share_of(width, floor) for name, width in own.items()}
@@ -111,7 +111,7 @@ def allocate(spec: ModelSpec, sensitivity: Sensitivity, keep: float, *, floor: f
 def check_share(value: float, what: str) -> None:
     """Refuse what is no share: 0 or less, more than 1, or no number."""
     if not 0 < value <= 1:
-        raise UsageError(f"a share of {value:g} {what}", "give a number above 0, at most 1, such as 0.5")
+        raise UsageError(f"the share {what} is {value:g}", "give a number above 0, at most 1, such as 0.5")
 
 
 def _ranks_fit(spec: ModelSpec, widths: Mapping[str, int]) -> bool:

@@ -37,21 +37,23 @@ def borrow(array: Any, spec: TensorSpec, device: Device, *, stream: int | None) 
     Raises:
         InputError: no array of the GPU, another GPU's, of another type or shape, not contiguous, not aligned.
     """
-    found, keep = _described(array, spec, stream)
-    if found.device[0] != dlpack.CUDA:
+    borrowed, keep = _described(array, spec, stream)
+    if borrowed.device[0] != dlpack.CUDA:
         raise InputError(f"'{spec.name}' is not in CUDA memory", "give NumPy arrays to run(), arrays on the GPU here")
-    if found.device[1] != device.index:
-        raise InputError(f"'{spec.name}' is on cuda:{found.device[1]}, the session on {device}", f"move it to {device}")
-    if found.dtype != spec.dtype or found.shape[1:] != spec.item_shape or len(found.shape) != len(spec.shape):
-        raise InputError(f"'{spec.name}' is {found.dtype}{list(found.shape)}", f"give {spec}")
-    if not found.contiguous:
+    if borrowed.device[1] != device.index:
+        raise InputError(
+            f"'{spec.name}' is on cuda:{borrowed.device[1]}, the session on {device}", f"move it to {device}"
+        )
+    if borrowed.dtype != spec.dtype or borrowed.shape[1:] != spec.item_shape or len(borrowed.shape) != len(spec.shape):
+        raise InputError(f"'{spec.name}' is {borrowed.dtype}{list(borrowed.shape)}", f"give {spec}")
+    if not borrowed.contiguous:
         raise InputError(f"'{spec.name}' is not contiguous", "give .contiguous() (PyTorch), ascontiguousarray (CuPy)")
-    if found.address % ALIGNMENT:
+    if borrowed.address % ALIGNMENT:
         raise InputError(
             f"'{spec.name}' starts at an address that is no multiple of {ALIGNMENT}",
             "give a copy of that slice: .clone()",
         )
-    return Borrowed(found.address, found.shape, keep)
+    return Borrowed(borrowed.address, borrowed.shape, keep)
 
 
 def _described(array: Any, spec: TensorSpec, stream: int | None) -> tuple[dlpack.Tensor, Any]:
@@ -100,7 +102,7 @@ def check_same_batch(arrays: Mapping[str, Any], allowed: BatchRange) -> int:
     sizes = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(sizes.values())) != 1:
         texts = ", ".join(f"'{name}' has {size}" for name, size in sizes.items())
-        raise InputError(f"batches of different sizes: {texts}", "give all arrays the same first axis")
+        raise InputError(f"the batches differ in size: {texts}", "give all arrays the same first axis")
     batch: int = next(iter(sizes.values()))
     if not allowed.min <= batch <= allowed.max:
         raise InputError(

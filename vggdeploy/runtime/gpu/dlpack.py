@@ -76,7 +76,7 @@ def read(capsule: object) -> Tensor:
         ValueError: it is no unversioned capsule, or a used one.
     """
     if not _is_valid(id(capsule), _NAME):
-        raise ValueError("no unused, unversioned DLPack capsule")
+        raise ValueError("this is no unused, unversioned DLPack capsule")
     tensor = ctypes.cast(_pointer(id(capsule), _NAME), ctypes.POINTER(_Managed)).contents.tensor
     shape = tuple(tensor.shape[: tensor.ndim])
     kind = tensor.dtype

@@ -38,6 +38,8 @@ RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 _RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 _HEAVY = frozenset({"Conv", "Gemm", "MatMul"})
 _RECORD_PLACES = "session.record_ep_graph_assignment_info"
+# Exact INT8 products on x86 CPUs without VNNI, where files could saturate; slower there, and ignored on all others.
+EXACT_INT8 = ("session.x64quantprecision", "1")
 _QUIET = 4  # ONNX Runtime's severity for what ends the process; the errors of an attempt are raised, too
 
 Options = dict[str, str]
@@ -153,13 +155,13 @@ def _register_rtx() -> str:
 
 def _rtx_device(device: Device) -> Any:
     name = _register_rtx()
-    found = [d for d in ort.get_ep_devices() if d.ep_name == name]
-    if device.index >= len(found):
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
+    if device.index >= len(devices):
         raise IncompatibleError(
-            f"the TensorRT for RTX plugin finds {len(found)} GPUs, not {device}",
+            f"the TensorRT for RTX plugin finds {len(devices)} GPUs, not {device}",
             "it needs an NVIDIA RTX GPU (Ampere or newer) and its driver",
         )
-    return found[device.index]
+    return devices[device.index]
 
 
 def probe(device: Device) -> Availability:

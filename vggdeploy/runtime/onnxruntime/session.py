@@ -14,7 +14,8 @@ import onnxruntime as ort
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError, first_line
 from vggdeploy.runtime.base import Array, Source
 from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
-from vggdeploy.runtime.onnxruntime.providers import open_on, probe
+from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8, open_on, probe
+from vggdeploy.types import Precision
 
 _QUIET = 3  # ONNX Runtime's severity for errors only
 _UNTOLD = 4  # … for what ends the process: of an attempt that may fail
@@ -42,8 +43,8 @@ class OnnxRuntimeSession:
         session = self._open(graphs=True) if graphs else None
         if session is None:
             graphs, session = False, self._open(graphs=False)
-        found = {t.name for t in session.get_inputs()}, {t.name for t in session.get_outputs()}
-        if found[0] != {s.name for s in self.inputs} or not set(self._names) <= found[1]:
+        names = {t.name for t in session.get_inputs()}, {t.name for t in session.get_outputs()}
+        if names[0] != {s.name for s in self.inputs} or not set(self._names) <= names[1]:
             raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest", "export it again")
         self._session = session
         self._graphs = GraphRunner(session, source) if graphs else None
@@ -55,6 +56,8 @@ class OnnxRuntimeSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = source.thread_count
         options.log_severity_level = _UNTOLD if graphs else _QUIET
+        if source.precision is Precision.INT8 and source.device.kind == "cpu" and not source.cannot_saturate:
+            options.add_session_config_entry(*EXACT_INT8)
         try:
             return open_on(source, source.path, options, graphs=graphs)
         except VggdeployError:

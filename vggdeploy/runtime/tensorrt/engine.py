@@ -97,13 +97,13 @@ class LoadedEngine:
     def _check_tensors(self) -> None:
         """The engine has to have the inputs, outputs and batch range of the manifest: buffers are sized by them."""
         source, engine = self.source, self.engine
-        found: dict[bool, set[TensorSpec]] = {True: set(), False: set()}
+        tensors: dict[bool, set[TensorSpec]] = {True: set(), False: set()}
         try:
             for index in range(engine.num_io_tensors):
                 name = engine.get_tensor_name(index)
                 spec = tensor_spec(name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name))
                 is_input = engine.get_tensor_mode(name) == self.library.TensorIOMode.INPUT
-                found[is_input].add(_any_batch(spec))
+                tensors[is_input].add(_any_batch(spec))
                 if not is_input:
                     continue
                 smallest, _, largest = (shape[0] for shape in engine.get_tensor_profile_shape(name, 0))
@@ -115,8 +115,8 @@ class LoadedEngine:
         finally:
             del engine  # it would live on in the traceback
         wanted = {_any_batch(s) for s in source.inputs}, {_any_batch(s) for s in source.outputs}
-        if (found[True], found[False]) != wanted:
-            texts = ", ".join(sorted(str(s) for s in found[True] | found[False]))
+        if (tensors[True], tensors[False]) != wanted:
+            texts = ", ".join(sorted(str(s) for s in tensors[True] | tensors[False]))
             raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest, but {texts}", _AGAIN)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError, VggdeployError, one_line
 from vggdeploy.parity.compare import compare_answers, unproven
+from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.parity.reference import Array, golden_pair
 from vggdeploy.records import FleetTarget, ParityRecord
 from vggdeploy.types import OnProgress, Verdict, silent
@@ -157,9 +158,9 @@ class _Proof:
         if not batches:
             return None
         reference = golden_pair(self._images[:stop], {name: array[:stop] for name, array in self._outputs.items()})
-        limits = self._options.limits.over(self._bundle.manifest.thresholds[variant.precision])
+        criteria = self._options.limits.over(criteria_of(self._bundle, variant))
         record = compare_answers(
-            map(_finite, batches), reference, self._bundle, variant, self._target.name, thresholds=limits
+            map(_finite, batches), reference, self._bundle, variant, self._target.name, criteria=criteria
         )
         return msgspec.structs.replace(record, data=f"{record.data}, in batches of {size}", tools=self._about.tools)
 
