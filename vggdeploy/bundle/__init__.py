@@ -12,6 +12,7 @@ from vggdeploy.bundle.manifest import (
     PrecisionProof,
     QuantisationRecord,
     RebuildSpread,
+    ReferenceAccuracy,
     Variant,
 )
 from vggdeploy.bundle.store import Bundle, create_bundle, update_bundle
@@ -29,6 +30,7 @@ __all__ = [
     "PrecisionProof",
     "QuantisationRecord",
     "RebuildSpread",
+    "ReferenceAccuracy",
     "Variant",
     "create_bundle",
     "update_bundle",

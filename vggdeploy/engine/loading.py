@@ -249,7 +249,7 @@ class Proofs:
 
     def __init__(self, bundle: Bundle, variant: Variant, sha256: str, host: Mapping[str, str]) -> None:
         manifest = bundle.manifest
-        golden = [*manifest.golden.inputs.values(), *manifest.golden.outputs.values()]
+        golden = manifest.golden.pair
         about = {
             "sha256": sha256,
             "golden": [bundle.sha256(path) for path in golden],

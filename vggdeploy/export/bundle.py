@@ -17,12 +17,14 @@ from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.export.openvino import OPENVINO, openvino_variant, read_back
 from vggdeploy.model.outputs import output_specs
 from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.anchor import save_anchor
 from vggdeploy.parity.reference import golden_pair
 from vggdeploy.runtime import open_session
 from vggdeploy.system.files import check_replaceable
 from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import require
 from vggdeploy.types import BatchRange, OnProgress, Precision, silent
+from vggdeploy.verify.consistency import measured_accuracy
 from vggdeploy.verify.prove import prove, refuse_failures, tool_versions, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic
 
@@ -91,6 +93,8 @@ def export_bundle(
         draft.manifest = _manifest(output.name, checkpoint, options)
         reference, golden = _run_reference(draft, chosen, threads, on_progress)
         _save_golden(draft, golden)
+        accuracy = measured_accuracy(chosen.dataset, reference)
+        draft.manifest = msgspec.structs.replace(draft.manifest, reference_accuracy=accuracy)
         variants = _export(draft, options, on_progress)
         draft.manifest = draft.manifest.with_variants(*variants)
         bundle = draft.finish()
@@ -157,6 +161,7 @@ def _save_golden(draft: Draft, golden: Reference) -> None:
         outputs=draft.save_arrays("golden/outputs", {key: rows[:] for key, rows in golden.outputs.items()}),
         data=golden.data,
     )
+    files = save_anchor(draft, files, draft.manifest.preprocess)
     draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
 
 
