@@ -21,7 +21,7 @@ def test_every_file_gives_its_golden_pixels() -> None:
     found = check_pixels()
     assert found.reasons == ()
     assert found.verdict is Verdict.PASS
-    assert found.against == "129 golden arrays"
+    assert found.against == "135 golden arrays"
 
 
 def test_every_golden_array_has_its_file() -> None:

@@ -28,6 +28,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draft.write("variants/tensorrt-rtx-fp16/model.engine", random.bytes(1000))
         draft.save_arrays("golden/inputs", {"image": random.integers(0, 256, (SAMPLES, 32, 32, 1), np.uint8)})
         draft.save_arrays("golden/outputs", {"logits": random.normal(size=(SAMPLES, CLASSES)).astype(np.float32)})
+        for path in draft.manifest.golden.anchor:
+            draft.write(path, random.bytes(300))
     return root
 
 

@@ -6,7 +6,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from vggdeploy.bundle import REFERENCE, BuildRecord, GoldenFiles, Manifest, Measurement, PrecisionProof, Variant
+from vggdeploy.bundle import (
+    REFERENCE,
+    BuildRecord,
+    GoldenFiles,
+    Manifest,
+    Measurement,
+    PrecisionProof,
+    ReferenceAccuracy,
+    Variant,
+)
 from vggdeploy.bundle.manifest import UNSEALED, _digest_of, _with_digest
 from vggdeploy.records import FlipCount, OutputParity, ParityRecord
 from vggdeploy.spec import ModelSpec, PreprocessSpec
@@ -54,8 +63,11 @@ def example_manifest() -> Manifest:
         input=TensorSpec("image", "uint8", ("N", 32, 32, 1)),
         outputs=(TensorSpec("logits", "float32", ("N", CLASSES)),),
         golden=GoldenFiles(
-            inputs={"image": "golden/inputs/image.npy"}, outputs={"logits": "golden/outputs/logits.npy"}, data="digits"
+            inputs={"image": "golden/inputs/image.npy"}, outputs={"logits": "golden/outputs/logits.npy"}, data="digits",
+            files=("golden/files/a.png",), prepared="golden/prepared.png", normalised="golden/normalised.npy",
+            decoder="Pillow 13.0.0, libjpeg-turbo 3.2.0",
         ),
+        reference_accuracy=ReferenceAccuracy(dataset="digits", samples=SAMPLES, hits=2),
         variants=(
             Variant(name=REFERENCE, format="checkpoint", precision=Precision.FP32, path="checkpoint", batch=batch),
             Variant(

@@ -19,8 +19,11 @@ from vggdeploy.errors import BundleError, IntegrityError, UsageError
 FILES = [
     "checkpoint/checkpoint.json",
     "checkpoint/model.safetensors",
+    "golden/files/a.png",
     "golden/inputs/image.npy",
+    "golden/normalised.npy",
     "golden/outputs/logits.npy",
+    "golden/prepared.png",
     "variants/onnx-fp32/model.onnx",
     "variants/tensorrt-rtx-fp16/model.engine",
 ]

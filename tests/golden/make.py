@@ -44,6 +44,22 @@ def blocks(width: int, height: int) -> Pixels:
     return found
 
 
+def soft(width: int, height: int) -> Pixels:
+    """Four quarters of other colours with slopes of 16 pixels between them: chroma that was halved comes back as it was."""
+    u = np.clip((np.arange(width) - (width - 1) / 2) / 16 + 0.5, 0, 1)[None, :, None]
+    v = np.clip((np.arange(height) - (height - 1) / 2) / 16 + 0.5, 0, 1)[:, None, None]
+    corners = blocks(2, 2).astype(float)
+    upper, lower = ((1 - u) * left + u * right for left, right in corners)
+    return np.rint((1 - v) * upper + v * lower).astype(np.uint8)
+
+
+def stripes(width: int, height: int) -> Pixels:
+    """Squares of 8 pixels on two slopes: something to make smaller, and small as a file."""
+    y, x = np.mgrid[:height, :width]
+    planes = [(x // 8 + y // 8) % 2 * 170 + 40, x * 255 // width, y * 255 // height]
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
 # The modes, by formula
 
 
@@ -144,6 +160,7 @@ def pngs() -> dict[str, tuple[bytes, Pixels]]:
         "rgb-portrait.png": (save(picture(23, 38)), picture(23, 38)),
         "rgb-square.png": (save(picture(31, 31)), picture(31, 31)),
         "rgb-clear.png": (save(rgb, transparency=key), keyed),
+        "large.png": (save(stripes(480, 360), optimize=True), stripes(480, 360)),
         "rgba.png": (save(rgba, mode="RGBA"), onto_white(rgba)),
         "bilevel.png": (save(Image.fromarray(bits)), as_rgb(bits * np.uint8(255))),
         "palette.png": (save(palette), table[index]),
@@ -208,6 +225,8 @@ def jpegs() -> dict[str, tuple[bytes, Pixels]]:
     found["cmyk.jpg"] = (save(cmyk, "JPEG", mode="CMYK", quality=98), rgb_of_cmyk(cmyk))
     found["grey.jpg"] = (save(upright[..., 0], "JPEG", **whole), as_rgb(upright[..., 0]))
     found["progressive.jpg"] = (save(upright, "JPEG", progressive=True, **whole), upright)
+    for name, subsampling in (("soft-444.jpg", 0), ("soft-420.jpg", 2)):
+        found[name] = (save(soft(64, 32), "JPEG", quality=98, subsampling=subsampling), soft(64, 32))
     two = [Image.fromarray(255 - upright)]
     found["two-pictures.mpo"] = (save(upright, "MPO", save_all=True, append_images=two, **whole), upright)
     return found

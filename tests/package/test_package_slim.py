@@ -37,8 +37,10 @@ def own_slim(slim_dir: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_it_holds_one_variant_and_the_golden_pair_and_nothing_else(slim_dir: Path) -> None:
     found = {p.relative_to(slim_dir).as_posix() for p in slim_dir.rglob("*") if p.is_file()}
+    anchor = Bundle.open(slim_dir).manifest.golden.anchor
+    assert len(anchor) == 22
     assert found == {
-        "manifest.json", "golden/inputs/image.npy", "golden/outputs/logits.npy", "variants/onnx-fp16/model.onnx",
+        *anchor, "manifest.json", "golden/inputs/image.npy", "golden/outputs/logits.npy", "variants/onnx-fp16/model.onnx",
     }  # fmt: skip
 
 

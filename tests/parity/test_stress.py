@@ -45,7 +45,7 @@ def test_a_bundle_carries_the_answers_and_no_images(bundle: Bundle) -> None:
     assert reference.images[:].shape == (12, 32, 32, 1)
     assert reference.outputs["logits"][:].shape == (12, 10)
     assert list(bundle.manifest.golden.stress) == ["logits"]
-    assert all(path in bundle.manifest.golden.files for path in bundle.manifest.golden.stress.values())
+    assert all(path in bundle.manifest.golden.pair for path in bundle.manifest.golden.stress.values())
 
 
 def test_a_graph_with_a_float_input_gets_them_normalised(float_bundle_dir) -> None:

@@ -20,7 +20,7 @@ from attacks.planting import (
     swap_labels,
 )
 
-from vggdeploy.bundle import Manifest
+from vggdeploy.bundle import Bundle, Manifest
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.cli.app import run
 from vggdeploy.export.bundle import ExportOptions, export_bundle
@@ -62,12 +62,16 @@ def test_the_bundles_are_right_before_anything_is_planted(
         code, report = verify(root, capsys, "--strict-preprocess", *options)
         assert code == 0
         assert {check.verdict for check in report.checks} == {Verdict.PASS}
+    accuracy = Bundle.open(bundle_dir).manifest.reference_accuracy
+    assert accuracy is not None
     assert [(c.what, c.against) for c in report.checks] == [
         ("network", "the checkpoint in the bundle"),
         ("preprocessing", "the checkpoint in the bundle"),
         ("labels", "the checkpoint in the bundle"),
         ("labels", "digits"),
-        ("decoding, resizing and cropping", "129 golden arrays"),
+        ("preprocessing of golden files", "what the 20 files became at export"),
+        ("the reference's accuracy", f"{accuracy.hits} of 359 images of digits at export"),
+        ("decoding, resizing and cropping", "135 golden arrays"),
         ("preprocessing with the manifest's settings", "torchvision's transforms with those of the training"),
     ]
 
@@ -165,7 +169,8 @@ def test_a_fault_in_the_manifest_alone_fails(name: str, colour: Path, capsys: py
     assert wrong[0].what == what
     assert reason in wrong[0].reasons[0]
     # With the manifest's settings images become other pixels: that is seen on images, too.
-    seen = ["preprocessing with the manifest's settings"] if what == "preprocessing" else []
+    seen = ["preprocessing of golden files", "preprocessing with the manifest's settings"]
+    seen = seen if what == "preprocessing" else []
     assert [check.what for check in wrong[1:]] == seen
 
 
@@ -179,6 +184,7 @@ def test_a_wrong_mean_in_the_manifest_fails(colour: Path, capsys: pytest.Capture
     assert code == 3
     assert [c.what for c in report.checks if c.verdict is Verdict.FAIL] == [
         "preprocessing",
+        "preprocessing of golden files",
         "preprocessing with the manifest's settings",
     ]
 
@@ -192,7 +198,8 @@ def test_labels_swapped_in_manifest_and_checkpoint_are_seen_by_the_data_set(
     )
     code, report = verify(own_bundle, capsys, "--variant", FP32, "--samples", "352")
     assert code == 3
-    (wrong,) = [check for check in report.checks if check.verdict is Verdict.FAIL]
+    wrong, accuracy = [check for check in report.checks if check.verdict is Verdict.FAIL]
+    assert accuracy.what == "the reference's accuracy"  # of two classes every image counts as the other's now
     assert (wrong.what, wrong.against) == ("labels", "digits")
     assert wrong.reasons == ("class 0 is '1' in the manifest, '0' in the classes of digits; 2 labels differ",)
 
@@ -265,3 +272,43 @@ def test_pixels_that_come_out_otherwise_fail(
         "decoding, resizing and cropping",
         "preprocessing with the manifest's settings",
     ]
+
+
+IN_MANIFEST_AND_CHECKPOINT: dict[str, dict[str, object]] = {
+    "another resize filter": {"interpolation": "bicubic"},
+    "another size before the crop": {"resize": 36},
+    "another mean": {"mean": (0.3, 0.3, 0.3)},
+    "another std": {"std": (0.25, 0.25, 0.25)},
+}
+
+
+@pytest.mark.parametrize("name", IN_MANIFEST_AND_CHECKPOINT)
+def test_preprocessing_changed_in_manifest_and_checkpoint_is_seen_on_the_golden_files(
+    name: str, colour: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No two records contradict each other then; `verify` sees it without being asked to look at images."""
+    change = IN_MANIFEST_AND_CHECKPOINT[name]
+    for rewrite in (rewrite_manifest, rewrite_checkpoint):
+        rewrite(
+            colour, lambda m: msgspec.structs.replace(m, preprocess=msgspec.structs.replace(m.preprocess, **change))
+        )
+    code, report = verify(colour, capsys, "--variant", FP32)
+    assert code == 3
+    (wrong,) = [check for check in report.checks if check.verdict is Verdict.FAIL]
+    assert wrong.what == "preprocessing of golden files"
+
+
+def test_a_mean_changed_in_both_is_seen_where_the_graph_takes_normalised_numbers(
+    float_bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There the golden pair holds normalised numbers, and says nothing of how they were made."""
+    own = Path(shutil.copytree(float_bundle_dir, tmp_path / "float"))
+    for rewrite in (rewrite_manifest, rewrite_checkpoint):
+        rewrite(
+            own, lambda m: msgspec.structs.replace(m, preprocess=msgspec.structs.replace(m.preprocess, mean=(0.4,)))
+        )
+    code, report = verify(own, capsys, "--variant", FP32, "--data", "golden")
+    assert code == 3
+    assert {r.verdict for r in report.variants} == {Verdict.PASS}
+    (wrong,) = [check for check in report.checks if check.verdict is Verdict.FAIL]
+    assert wrong.reasons[0] == "normalisation makes other numbers of the same pixels"

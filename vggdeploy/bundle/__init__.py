@@ -13,6 +13,7 @@ from vggdeploy.bundle.manifest import (
     ProductBound,
     QuantisationRecord,
     RebuildSpread,
+    ReferenceAccuracy,
     SaturationRecord,
     Variant,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ProductBound",
     "QuantisationRecord",
     "RebuildSpread",
+    "ReferenceAccuracy",
     "SaturationRecord",
     "Variant",
     "create_bundle",

@@ -168,16 +168,36 @@ class GoldenFiles(Record, frozen=True, kw_only=True):
     """The inputs and the reference's outputs that travel with the bundle: graph name → ``.npy`` file.
 
     ``stress`` are its outputs for the first of `vggdeploy.parity.stress.stress_images`, which are made by formula.
+    ``files`` are encoded images, ``prepared`` the PNG with what ``decoder`` made of them at export, one below the other, and
+    ``normalised`` the array of what the 256 levels of each channel become. Empty in bundles older than these fields.
     """
 
     inputs: dict[str, str]
     outputs: dict[str, str]
     data: str
     stress: dict[str, str] = {}
+    files: tuple[str, ...] = ()
+    prepared: str = ""
+    normalised: str = ""
+    decoder: str = ""
 
     @property
-    def files(self) -> list[str]:
-        return [*self.inputs.values(), *self.outputs.values(), *self.stress.values()]
+    def pair(self) -> tuple[str, ...]:
+        """The files of the golden pair, its stress set included."""
+        return (*self.inputs.values(), *self.outputs.values(), *self.stress.values())
+
+    @property
+    def anchor(self) -> tuple[str, ...]:
+        """The encoded files, and what they became."""
+        return (*self.files, *filter(None, (self.prepared, self.normalised)))
+
+
+class ReferenceAccuracy(Record, frozen=True, kw_only=True):
+    """What the reference had right when the bundle was exported: ``hits`` of ``samples`` test images of a data set."""
+
+    dataset: str
+    samples: Annotated[int, msgspec.Meta(ge=1)]
+    hits: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Origin(Record, frozen=True, kw_only=True):
@@ -193,7 +213,8 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     ``digest``: SHA-256 of the file itself with zeros for the 64 digits of the digest. As the manifest holds the hash of
     every other file, the digest names the whole bundle. It finds rot and hand edits; against malice there are signatures.
-    ``origin``: of a slim bundle, which has no FP32 reference; every other bundle has one.
+    ``reference_accuracy``: None where no labelled images were there, and in bundles older than the field. ``origin``: of a
+    slim bundle, which has no FP32 reference; every other bundle has one.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -212,6 +233,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
     files: tuple[FileRecord, ...] = ()
     origin: Origin | None = None
+    reference_accuracy: ReferenceAccuracy | None = None
 
     def variant(self, name: str) -> Variant:
         """The variant of that name.
@@ -359,6 +381,12 @@ def _check_sense(manifest: Manifest, data: bytes, what: str) -> None:
         sizes = tensor.shape[1:]
         good = tensor.shape[:1] == ("N",) and all(isinstance(n, int) and n >= 1 for n in sizes)
         check(good and tensor.dtype in ("uint8", "float32"), f"has {tensor}, which describes no input or output")
+    known = manifest.reference_accuracy
+    check(known is None or known.hits <= known.samples, "says that the reference was right more often than asked")
+    golden = manifest.golden
+    check(
+        len({bool(golden.files), bool(golden.prepared), bool(golden.normalised)}) == 1, "has half of its golden files"
+    )
     for variant in manifest.variants:
         check(variant.precision in manifest.thresholds, f"has no thresholds for {variant.precision}")
     classes = manifest.spec.classes

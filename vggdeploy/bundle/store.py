@@ -88,8 +88,9 @@ class Bundle:
             BundleError: a file that may not be read.
         """
         manifest = self.manifest
-        golden = manifest.golden.files
-        _need_records(manifest, [*golden, *(v.path for v in manifest.variants)], where=str(self.root))
+        golden = manifest.golden.pair
+        needed = (*golden, *manifest.golden.anchor, *(v.path for v in manifest.variants))
+        _need_records(manifest, needed, where=str(self.root))
         wanted = None if only is None else [*golden, *(manifest.variant(name).path for name in only)]
         skipped = [r for r in manifest.files if wanted is not None and not any(is_in(r.path, w) for w in wanted)]
         self._check_all(r for r in manifest.files if r not in skipped)
@@ -285,9 +286,9 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _need_records(manifest: Manifest, paths: Iterable[str], *, where: str) -> None:
-    records = [record.path for record in manifest.files]
+    records = {record.path for record in manifest.files}
     for path in paths:
-        if not any(is_in(record, path) for record in records):
+        if path not in records and not any(is_in(record, path) for record in records):
             raise IntegrityError(f"the manifest of {where} has no hash for {path!r}", "export the bundle again")
 
 

@@ -251,7 +251,7 @@ class Proofs:
         criteria = criteria_of(bundle, variant)
         about = {
             "sha256": sha256,
-            "golden": [bundle.sha256(path) for path in manifest.golden.files],
+            "golden": [bundle.sha256(path) for path in manifest.golden.pair],
             "thresholds": to_json([criteria.thresholds, criteria.recorded]).decode(),
             "host": dict(host),
         }

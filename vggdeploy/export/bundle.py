@@ -18,6 +18,7 @@ from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.export.openvino import OPENVINO, openvino_variant, read_back
 from vggdeploy.model.outputs import output_specs
 from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.anchor import save_anchor
 from vggdeploy.parity.batches import EXPORT_BYTES
 from vggdeploy.parity.reference import golden_pair, run_all
 from vggdeploy.parity.stress import stress_input
@@ -26,6 +27,7 @@ from vggdeploy.system.files import check_replaceable
 from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import require
 from vggdeploy.types import BatchRange, OnProgress, Precision, silent
+from vggdeploy.verify.consistency import measured_accuracy
 from vggdeploy.verify.prove import prove, refuse_failures, tool_versions, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic
 
@@ -94,6 +96,8 @@ def export_bundle(
         draft.manifest = _manifest(output.name, checkpoint, options)
         reference, golden, stress = _run_reference(draft, chosen, threads, on_progress)
         _save_golden(draft, golden, stress)
+        accuracy = measured_accuracy(chosen.dataset, reference)
+        draft.manifest = msgspec.structs.replace(draft.manifest, reference_accuracy=accuracy)
         variants = _export(draft, options, on_progress)
         draft.manifest = draft.manifest.with_variants(*variants)
         bundle = draft.finish()
@@ -168,6 +172,7 @@ def _save_golden(draft: Draft, golden: Reference, stress: Arrays) -> None:
         data=golden.data,
         stress=draft.save_arrays("golden/stress", stress),
     )
+    files = save_anchor(draft, files, draft.manifest.preprocess)
     draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
 
 

@@ -47,12 +47,13 @@ def _refuse_whole_bundle(output: Path) -> None:
 def write_slim(order: Order, variant: Variant) -> Bundle:
     """The bundle of ``variant`` alone, at the order's output."""
     bundle, manifest = order.bundle, order.bundle.manifest
+    golden = (*manifest.golden.pair, *manifest.golden.anchor)
     # A slim bundle can be cut from a slim one: the weights are still those that the first one left behind.
     origin = manifest.origin or Origin(
         bundle=manifest.name, digest=manifest.digest, reference_sha256=bundle.sha256(manifest.reference().path)
     )
     with create_bundle(order.output, overwrite=order.overwrite) as draft:
-        for relative in (*manifest.golden.files, *variant_files(bundle, variant)):
+        for relative in (*golden, *variant_files(bundle, variant)):
             copy_checked(bundle, relative, draft.path(relative))
             draft.known(relative, bundle.sha256(relative))
         draft.manifest = msgspec.structs.replace(manifest, variants=(variant,), origin=origin)

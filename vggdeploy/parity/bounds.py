@@ -195,3 +195,21 @@ def _bonett_price(lost: int, won: int, n: int) -> tuple[float, float]:
     middle = p_lost - p_won
     half = _Z95 * math.sqrt((p_lost + p_won - middle**2) / (n + 2))
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def drawn_p_value(hits: int, samples: int, known_hits: int, known: int) -> float:
+    """How surprising it is that ``samples`` drawn from ``known``, of which ``known_hits`` are right, have so many right.
+
+    Twice the smaller tail of the hypergeometric distribution.
+    """
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    possible = range(max(0, samples - (known - known_hits)), min(samples, known_hits) + 1)
+    whole = log_choose(known, samples)
+    weights = {
+        k: math.exp(log_choose(known_hits, k) + log_choose(known - known_hits, samples - k) - whole) for k in possible
+    }
+    tails = [math.fsum(w for k, w in weights.items() if side * (k - hits) >= 0) for side in (-1, 1)]
+    return min(1.0, 2 * min(tails))

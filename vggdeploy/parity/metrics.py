@@ -13,6 +13,7 @@ from vggdeploy.parity.bounds import accuracy_drop, flip_count
 from vggdeploy.records import AccuracyDrop, FlipCount, OutputParity
 
 TOP = 5
+SCORES = ("logits", "probabilities")  # outputs with a score for each class
 Outputs = Mapping[str, NDArray[Any]]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vggdeploy.bundle import Bundle
+from vggdeploy.bundle import Bundle, Manifest, ReferenceAccuracy
 from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
 from vggdeploy.data.specs import same_names
+from vggdeploy.parity.bounds import drawn_p_value
+from vggdeploy.parity.metrics import SCORES, top1
 from vggdeploy.parity.pixels import IMAGES, check_pixels
-from vggdeploy.parity.reference import Array
+from vggdeploy.parity.reference import Array, Reference
 from vggdeploy.preprocess import normalise, prepare
 from vggdeploy.records import Check
 from vggdeploy.spec import PreprocessSpec
@@ -25,6 +28,9 @@ _PLAIN = ("grey.png", "rgb-portrait.png", "rgb-square.png", "rgb.png")
 _CHECKPOINT = "the checkpoint in the bundle"
 # Normalised values: a product and a sum in FP32 beside a difference and a quotient (of pixels up to 1, by std).
 _ROUNDING = 1e-5
+_ROWS = 4096  # scores that are read at once
+_NEAR_TIES = 500  # images, of which FP32 on another machine may decide one in another way
+_SURPRISING = 1e-3  # below this p-value a number of right answers is no accident
 
 
 def check_manifest(bundle: Bundle, chosen: Samples | None) -> tuple[Check, ...]:
@@ -50,6 +56,45 @@ def check_manifest(bundle: Bundle, chosen: Samples | None) -> tuple[Check, ...]:
             )
         )
     return tuple(checks)
+
+
+def measured_accuracy(dataset: str, reference: Reference) -> ReferenceAccuracy | None:
+    """What the reference has right of its images; None without labels or class scores."""
+    if reference.labels is None:
+        return None
+    hits = 0
+    for start in range(0, len(reference.labels), _ROWS):
+        part = slice(start, start + _ROWS)
+        found = top1({name: reference.outputs[name][part] for name in SCORES if name in reference.outputs})
+        if found is None:
+            return None
+        hits += int((found == reference.labels[part][: len(found)]).sum())
+    return ReferenceAccuracy(dataset=dataset, samples=len(reference.labels), hits=hits)
+
+
+def check_accuracy(manifest: Manifest, dataset: str, reference: Reference) -> Check:
+    """The reference's accuracy here beside the one at export: weights, preprocessing and data set could have changed together.
+
+    The same images have to be right again, but for one in `_NEAR_TIES`, of which the two best scores may be as near as FP32
+    rounds. Of another number of images of the same data set, the smaller are drawn from the larger at random.
+    """
+    what, then = "the reference's accuracy", manifest.reference_accuracy
+    now = measured_accuracy(dataset, reference)
+    if then is None or now is None or then.dataset != dataset:
+        why = (
+            f"it was recorded on {then.dataset} when the bundle was exported" if then else "none was recorded at export"
+        )
+        return Check(what=what, against="the one at export", verdict=Verdict.UNPROVEN, reasons=(why,))
+    if then.samples == now.samples:
+        wrong = abs(then.hits - now.hits) > math.ceil(now.samples / _NEAR_TIES)
+    else:
+        few, many = sorted((then, now), key=lambda measured: measured.samples)
+        wrong = drawn_p_value(few.hits, few.samples, many.hits, many.samples) < _SURPRISING
+    reasons = [
+        f"the reference has {now.hits:,} of {now.samples:,} images right, and had {then.hits:,} of {then.samples:,} at export: "
+        "its weights, its preprocessing or the images changed"
+    ]
+    return _check(what, f"{then.hits:,} of {then.samples:,} images of {dataset} at export", reasons if wrong else [])
 
 
 def check_preprocessing(bundle: Bundle) -> tuple[Check, ...]:

@@ -12,6 +12,7 @@ from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
 from vggdeploy.bundle.store import now
 from vggdeploy.errors import BuildError, IncompatibleError, UsageError
 from vggdeploy.parity import Reference, reference_outputs
+from vggdeploy.parity.anchor import check_anchor
 from vggdeploy.parity.reference import GOLDEN, golden_reference
 from vggdeploy.records import Check, FleetTarget, LayerReport, ParityRecord, ParityReport
 from vggdeploy.runtime import backend_for, open_session, runnable
@@ -19,7 +20,7 @@ from vggdeploy.runtime.registry import get_backend
 from vggdeploy.system.files import check_writable
 from vggdeploy.system.optional import installed, require
 from vggdeploy.types import Device, OnProgress, Verdict, silent
-from vggdeploy.verify.consistency import check_manifest, check_preprocessing
+from vggdeploy.verify.consistency import check_accuracy, check_manifest, check_preprocessing
 from vggdeploy.verify.fleet.fleet import FleetOptions, prove_fleet
 from vggdeploy.verify.prove import Limits, prove, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, open_samples
@@ -109,7 +110,7 @@ def verify_bundle(
     if options.record:
         with update_bundle(bundle) as draft:
             draft.manifest = with_parity(bundle.manifest, records)
-    checks = _check_bundle(bundle, chosen, options.strict_preprocess, on_progress)
+    checks = _check_bundle(bundle, chosen, references[1:], options.strict_preprocess, on_progress)
     layers, untaken = _take_apart(bundle, records, threads, on_progress) if options.layers else ((), ())
     fleet: tuple[FleetTarget, ...] = ()
     if options.fleet is not None:
@@ -173,11 +174,16 @@ def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_prog
         return reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
 
 
-def _check_bundle(bundle: Bundle, chosen: Samples | None, strict: bool, on_progress: OnProgress) -> tuple[Check, ...]:
+def _check_bundle(
+    bundle: Bundle, chosen: Samples | None, references: Sequence[Reference], strict: bool, on_progress: OnProgress
+) -> tuple[Check, ...]:
     slim = bundle.manifest.origin is not None
     checks = () if slim else check_manifest(bundle, chosen)
+    on_progress(None, "preparing the golden images")
+    checks += (check_anchor(bundle),)
+    if chosen is not None:
+        checks += tuple(check_accuracy(bundle.manifest, chosen.dataset, reference) for reference in references)
     if strict:
-        on_progress(None, "preparing the golden images")
         checks += check_preprocessing(bundle)
     return checks
 
