@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from vggdeploy.bundle import ProductBound
-from vggdeploy.bundle.manifest import INT16, INT32
+from vggdeploy.bundle.variant import INT16, INT32
 from vggdeploy.errors import BundleError
 from vggdeploy.parity.integer import IntegerReference
 from vggdeploy.parity.saturation import bound_of, int8_products, pairings, read_saturation, widest_pairs

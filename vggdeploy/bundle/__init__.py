@@ -2,22 +2,24 @@
 
 from vggdeploy.bundle.manifest import (
     MANIFEST_NAME,
-    REFERENCE,
-    BuildRecord,
     FileRecord,
     GoldenFiles,
     Manifest,
-    Measurement,
     Origin,
+    ReferenceAccuracy,
+)
+from vggdeploy.bundle.store import Bundle, create_bundle, update_bundle
+from vggdeploy.bundle.variant import (
+    REFERENCE,
+    BuildRecord,
+    Measurement,
     PrecisionProof,
     ProductBound,
     QuantisationRecord,
     RebuildSpread,
-    ReferenceAccuracy,
     SaturationRecord,
     Variant,
 )
-from vggdeploy.bundle.store import Bundle, create_bundle, update_bundle
 
 __all__ = [
     "MANIFEST_NAME",

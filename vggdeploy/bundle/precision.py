@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vggdeploy.bundle.manifest import PrecisionProof
+from vggdeploy.bundle.variant import PrecisionProof
 from vggdeploy.errors import ParityError
 from vggdeploy.types import Precision
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle.arrays import array_bytes, read_array
-from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Variant, is_in, parse_manifest, seal
+from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, is_in, parse_manifest, seal
 from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, signer_rules
+from vggdeploy.bundle.variant import Variant
 from vggdeploy.errors import BundleError, IntegrityError
 from vggdeploy.system.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
 from vggdeploy.system.optional import require

@@ -38,7 +38,7 @@ def _print_bounds(bundle: Bundle, variant: Variant) -> None:
     """Whether an image can saturate the products of an INT8 variant; nothing for other variants."""
     from rich.markup import escape
 
-    from vggdeploy.bundle.manifest import INT16, INT32
+    from vggdeploy.bundle.variant import INT16, INT32
     from vggdeploy.cli.render import out
     from vggdeploy.verify.readback import read_bounds
 

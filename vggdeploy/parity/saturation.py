@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import ProductBound, SaturationRecord
-from vggdeploy.bundle.manifest import INT16, INT32
+from vggdeploy.bundle.variant import INT16, INT32
 from vggdeploy.errors import BundleError
 from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES, PRODUCTS, layer_name, sorted_nodes
 from vggdeploy.system.files import sha256_of

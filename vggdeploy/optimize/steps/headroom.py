@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vggdeploy.bundle.manifest import INT16
+from vggdeploy.bundle.variant import INT16
 from vggdeploy.parity.saturation import int8_products, pairings, widest_pairs
 
 Array = NDArray[Any]
