@@ -240,7 +240,8 @@ class ParityReport(Record, frozen=True, kw_only=True):
         """The worst verdict of the variants that ran, here or on a target, and of the checks; ``unproven`` only when no
         variant ran here."""
         ran = {record.verdict for record in self.variants}
-        ran |= {Verdict.FAIL for target in self.fleet for record in target.variants if record.verdict is Verdict.FAIL}
+        there = {record.verdict for target in self.fleet for record in target.variants}
+        ran |= there - {Verdict.PASS, Verdict.UNPROVEN}
         wrong = {check.verdict for check in self.checks} - {Verdict.PASS}
         found = ran | wrong
         order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)

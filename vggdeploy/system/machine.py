@@ -24,6 +24,7 @@ _FEATURES = (
 # With these a library is kept from instructions that the CPU has.
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OV_CPU_MAX_ISA")
 ROOT = Path("/")
+CPUINFO = ROOT / "proc/cpuinfo"  # an emulated process puts another file here: qemu-user hands through that of its host
 
 
 # Each multiplies bytes into 32 bits. An x86 CPU without any of them uses vpmaddubsw, whose sums of two products have 16.
@@ -90,7 +91,7 @@ def available_memory(root: Path = ROOT) -> int:
 
 def _cpuinfo() -> dict[str, str]:
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux: the record says less, and nothing depends on it
         return {}
     first = text.split("\n\n", 1)[0]

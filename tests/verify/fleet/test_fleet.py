@@ -13,7 +13,9 @@ from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.cli.app import run
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.records import FleetTarget, ParityRecord, ParityReport, from_json, to_json
+from vggdeploy.system import machine
 from vggdeploy.types import BatchRange, Precision, Verdict
+from vggdeploy.verify.fleet import child
 from vggdeploy.verify.fleet.fleet import FleetOptions, batches_of, prove_fleet
 from vggdeploy.verify.fleet.target import Prefix, Target, last_line, run_tool
 from vggdeploy.verify.fleet.targets import TARGETS, find_targets
@@ -126,7 +128,7 @@ def test_a_bundle_that_is_changed_meanwhile_is_not_run(own_fleet_dir: Path) -> N
     assert "was changed while it was proven" in found.variants[0].reasons[0]
 
 
-def test_only_a_failure_changes_the_verdict_of_a_report() -> None:
+def test_what_failed_or_was_not_decided_there_is_the_verdict_of_a_report() -> None:
     def report(*verdicts: Verdict) -> ParityReport:
         records = [ParityRecord(variant="v", backend="b", device="d", verdict=verdict) for verdict in verdicts]
         target = FleetTarget(target="haswell", title="", variants=tuple(records))
@@ -135,7 +137,23 @@ def test_only_a_failure_changes_the_verdict_of_a_report() -> None:
 
     assert report(Verdict.PASS, Verdict.UNPROVEN).verdict is Verdict.PASS
     assert report(Verdict.PASS, Verdict.FAIL).verdict is Verdict.FAIL
+    assert report(Verdict.PASS, Verdict.INCONCLUSIVE).verdict is Verdict.INCONCLUSIVE
     assert from_json(to_json(report(Verdict.FAIL)), ParityReport, what="it") == report(Verdict.FAIL)
+
+
+@pytest.mark.parametrize(
+    ("isa", "saturates"), [(("X86_V2", "X86_V3"), True), (("X86_V3", "X86_V4", "AVX512_ICL"), False), (("AVX2",), True)]
+)
+def test_a_child_sets_sessions_up_for_its_own_processor(
+    isa: tuple[str, ...], saturates: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """qemu-user hands through /proc/cpuinfo of a machine that may have VNNI."""
+    monkeypatch.setattr(machine, "CPUINFO", machine.CPUINFO)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    machine.machine.cache_clear()
+    child.describe_processor(isa, tmp_path / "cache" / "cpuinfo")
+    assert machine.int8_saturates() is saturates
+    machine.machine.cache_clear()
 
 
 def test_batches_are_the_smallest_and_all_at_once() -> None:
@@ -200,7 +218,7 @@ def test_the_matrix_is_drawn_with_its_reasons(
 @pytest.mark.parametrize(
     ("options", "told", "fix"),
     [
-        (["--fleet", "--target", "haswel"], "unknown target 'haswel'", "did you mean 'haswell'?"),
+        (["--fleet", "--target", "haswel"], "the target 'haswel' is unknown", "did you mean 'haswell'?"),
         (["--target", "haswell"], "--target belongs to --fleet", "add --fleet"),
         (["--prepare"], "--prepare belongs to --fleet", "add --fleet"),
         (["--timeout", "9"], "--timeout belongs to --fleet", "add --fleet"),

@@ -62,9 +62,9 @@ def test_a_target_names_its_own_instruction_sets_and_versions(proven: FleetTarge
     assert proven.tools
 
 
-def test_int8_without_the_instruction_that_saturates_passes(onnx_files: dict[Precision, Path], tmp_path: Path) -> None:
+def test_int8_passes_on_every_processor(onnx_files: dict[Precision, Path], tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", {Precision.INT8: onnx_files[Precision.INT8]})
-    targets = find_targets(["nehalem", "node-wasm"])
+    targets = find_targets(["nehalem", "haswell", "cortex-a72", "node-wasm"])
     for target in targets:
         target.prepare(silent)
     for found in prove_fleet(bundle, list(bundle.manifest.candidates()), FleetOptions(targets)):
