@@ -109,9 +109,10 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.bench.loadgen.scenarios", "vggdeploy.bench.loadgen.sut", "vggdeploy.bundle.signature",
         "vggdeploy.data.torch", "vggdeploy.data.torchvision_source", "vggdeploy.export.", "vggdeploy.model.",
         "vggdeploy.optimize.fine_tune", "vggdeploy.optimize.held_out", "vggdeploy.optimize.steps.activations",
-        "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.low_rank", "vggdeploy.optimize.steps.prune",
-        "vggdeploy.optimize.steps.quantiser", "vggdeploy.optimize.steps.structure", "vggdeploy.parity.products",
-        "vggdeploy.report.charts", "vggdeploy.report.html", "vggdeploy.report.plots", "vggdeploy.runtime.",
+        "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.headroom", "vggdeploy.optimize.steps.low_rank",
+        "vggdeploy.optimize.steps.prune",
+        "vggdeploy.optimize.steps.quantiser", "vggdeploy.optimize.steps.structure", "vggdeploy.parity.integer",
+        "vggdeploy.parity.products", "vggdeploy.parity.saturation", "vggdeploy.report.charts", "vggdeploy.report.html", "vggdeploy.report.plots", "vggdeploy.runtime.",
         "vggdeploy.search.", "vggdeploy.serve.", "vggdeploy.train.", "vggdeploy.verify.localise",
     )  # fmt: skip
     assert [name for name in missing if not name.startswith(heavy)] == []
