@@ -114,7 +114,7 @@ def layers(variant: str = "onnx-fp16", culprit: str | None = "conv2_1", finite: 
         )
         for n, e in zip(names, errors, strict=True)
     )
-    reason = f"the error jumps at {culprit}" if culprit else "no layer's error jumps"
+    reason = f"{culprit} has its kernels transposed" if culprit else "no layer is at fault"
     return LayerReport(variant=variant, precision=Precision.FP16, layers=rows, culprit=culprit, reason=reason)
 
 

@@ -48,7 +48,7 @@ def test_an_overflow_is_named_as_one(tmp_path: Path) -> None:
 def test_the_page_opens_without_a_word(browser: Browser, tmp_path: Path) -> None:
     _, page = write_layers([layers()], tmp_path)
     with opened(browser, page) as found:
-        assert found.page.locator("svg.marks").get_by_text("conv2_1: first jump").count() == 1
+        assert found.page.locator("svg.marks").get_by_text("conv2_1: at fault").count() == 1
         assert (found.console, found.requests) == ([], [])
 
 
@@ -71,7 +71,7 @@ def test_a_planted_fault_is_drawn_and_its_picture_is_named(
     target = tmp_path / "pictures"
     assert run(["verify", str(own_bundle), "--variant", "onnx-fp32", "--layers", "-o", str(target)]) == 3
     assert str(target / "layers-onnx-fp32.png") in capsys.readouterr().err
-    assert "conv3_1: first jump" in (target / "layers-onnx-fp32.html").read_text()
+    assert "conv3_1: at fault" in (target / "layers-onnx-fp32.html").read_text()
 
 
 def plant(root: Path) -> None:

@@ -142,6 +142,7 @@ class CheckedSession:
         self.inputs = session.inputs
         self.outputs = session.outputs
         self._checks = [(s.name, np.dtype(s.dtype), s.item_shape, s.dtype.startswith("float")) for s in session.inputs]
+        self._shapes = {s.name: s.item_shape for s in session.outputs}
         self._open = False
 
     def __enter__(self) -> Self:
@@ -160,11 +161,11 @@ class CheckedSession:
 
         Raises:
             InputError: a wrong name, dtype or shape, an empty or too large batch, a NaN or infinity.
-            VggdeployError: the session is closed, or the model's answer holds a NaN or infinity.
+            VggdeployError: the session is closed, or the model's answer is of another shape, or holds a NaN or infinity.
         """
         session = self._opened()
         self.check(feeds)
-        return self._checked(session.run(feeds))
+        return self._checked(session.run(feeds), _rows(feeds))
 
     def run_async(self, feeds: Mapping[str, Array]) -> Handle:
         """Start a batch; ``result()`` of the handle waits for what `run` would have given. For sessions on a GPU.
@@ -175,7 +176,7 @@ class CheckedSession:
         """
         session = self._on_gpu("run_async")
         self.check(feeds)
-        return _CheckedHandle(session.run_async(feeds), self)
+        return _CheckedHandle(session.run_async(feeds), self, _rows(feeds))
 
     def run_on_device(
         self, feeds: Mapping[str, Any], *, out: Mapping[str, Any] | None = None, stream: int | None = None
@@ -223,8 +224,13 @@ class CheckedSession:
             )
         return session
 
-    def _checked(self, results: dict[str, Array]) -> dict[str, Array]:
+    def _checked(self, results: dict[str, Array], rows: int) -> dict[str, Array]:
         for name, array in results.items():
+            if array.shape != (rows, *self._shapes.get(name, array.shape[1:])):
+                raise VggdeployError(
+                    f"{self.name} gave '{name}' as {list(array.shape)} for {rows} images",
+                    "its file is not the network that the manifest describes: run vggdeploy verify BUNDLE --layers",
+                )
             if not np.isfinite(array).all():
                 raise VggdeployError(
                     f"{self.name} gave a NaN or infinity in '{name}'",
@@ -263,12 +269,17 @@ class CheckedSession:
                 raise InputError(f"input '{name}' holds a NaN or infinity", "clean the input first")
 
 
+def _rows(feeds: Mapping[str, Array]) -> int:
+    return len(next(iter(feeds.values())))
+
+
 class _CheckedHandle:
     """A batch under way, whose answer is checked like that of `CheckedSession.run`."""
 
-    def __init__(self, handle: Handle, session: CheckedSession) -> None:
+    def __init__(self, handle: Handle, session: CheckedSession, rows: int) -> None:
         self._handle = handle
         self._session = session
+        self._rows = rows
 
     def result(self) -> dict[str, Array]:
-        return self._session._checked(self._handle.result())
+        return self._session._checked(self._handle.result(), self._rows)

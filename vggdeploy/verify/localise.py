@@ -82,7 +82,8 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
     if manifest.input.dtype == "uint8":
         pixels = normalise(given.astype(np.uint8, copy=False), manifest.preprocess)
     with torch.inference_mode():
-        examined = Examination(graph, model, source.precision, given, threads)
+        method = source.quantisation.method if source.quantisation else ""
+        examined = Examination(graph, model, source.precision, given, method=method, threads=threads)
         examined.run(pixels)
     if not examined.findings:
         with open_session(bundle, chosen, threads=threads) as session:
@@ -111,14 +112,18 @@ class Finding:
 class Examination:
     """One file, layer by layer, beside a model.
 
+    Args:
+        method: how an INT8 file's ranges were calibrated; "" where that is not known.
+
     Attributes:
         findings, rows: what is wrong, in the order of the layers; and each layer's distances.
     """
 
     def __init__(
-        self, graph: Graph, model: VGG, precision: Precision, images: Array, threads: int | None = None
+        self, graph: Graph, model: VGG, precision: Precision, images: Array, *, method: str, threads: int | None
     ) -> None:
-        self._graph, self._precision, self._images, self._threads = graph, precision, images, threads
+        self._graph, self._precision, self._images = graph, precision, images
+        self._method, self._threads = method, threads
         self._segments = segments(graph, model.spec)
         if not self._segments:
             raise BuildError(
@@ -258,7 +263,7 @@ class Examination:
     def _inspect_quantiser(self, segment: Segment, fed: Array, got: Array) -> None:
         """A ReLU that is a range from 0."""
         want, rounding = _apply(segment, torch.from_numpy(fed)).numpy(), self._rounding(segment.start, segment.end)
-        if text := wrong_rounding(want, rounding):
+        if text := wrong_rounding(want, rounding, self._method):
             self._blame(segment.layer, "output", text)
         elif differ(got, np.clip(want, rounding.low, rounding.high), 0, 0.51 * rounding.step):
             self._blame(segment.layer, "output", wrong_values(got, want))
@@ -271,7 +276,7 @@ class Examination:
             return False
         want, step = made.reshape(got.shape), 0.0
         if (rounding := self._rounding(*ends)).step:
-            self._blame(self._before, "output", wrong_rounding(want, rounding))
+            self._blame(self._before, "output", wrong_rounding(want, rounding, self._method))
             want, step = np.clip(want, rounding.low, rounding.high), 0.51 * rounding.step
         if differ(got, want, _SUMS[self._precision], step):
             self._blame(layer, "output", f"reads other values than {self._before or 'the graph'} makes")
