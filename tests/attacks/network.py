@@ -43,7 +43,7 @@ class Network:
         del self.graph.value_info[:]  # what a fault changes has other shapes
         layers = [x for x in layers_of(spec) if x.kind in ("conv", "linear")]
         nodes = [n for n in self.graph.node if n.op_type in _PRODUCTS]
-        self.products = {x.name.replace("fc8", "logits"): n for x, n in zip(layers, nodes, strict=True)}
+        self.products = {"logits" if x.name == spec.last else x.name: n for x, n in zip(layers, nodes, strict=True)}
 
     # What is there.
 

@@ -74,6 +74,11 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
         raise UsageError(
             f"{variant} is not ONNX, and --layers reads only ONNX", "verify the ONNX variant that it was built from"
         )
+    if manifest.spec.head_pool != "none":
+        raise BuildError(
+            f"the head of this network takes the {manifest.spec.head_pool} of a map, and its layers are not compared one by one",
+            "the answers are compared all the same: vggdeploy verify BUNDLE",
+        )
     model = load_model(bundle.path(manifest.reference().path)).eval()
     graph = Graph(onnx.load(bundle.path(source.path)))
     largest = max(int(np.prod(layer.shape)) * 4 for layer in layers_of(manifest.spec))
@@ -313,7 +318,8 @@ def _products(model: VGG) -> dict[str, nn.Module]:
     found: dict[str, list[nn.Module]] = {}
     for layer, module in zip(layers_of(model.spec), [*model.features, *model.classifier], strict=True):
         if layer.kind in ("conv", "linear"):
-            found[layer.name.replace("fc8", LOGITS)] = [module] if layer.kind == "conv" else [nn.Flatten(), module]
+            name = LOGITS if layer.name == model.spec.last else layer.name
+            found[name] = [module] if layer.kind == "conv" else [nn.Flatten(), module]
         elif layer.kind == "batch_norm":
             found[layer.name.replace("bn", "conv")].append(module)
     return {name: nn.Sequential(*modules) for name, modules in found.items()}
