@@ -76,7 +76,7 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
         )
     if manifest.spec.head_pool != "none":
         raise BuildError(
-            f"the head of this network takes the {manifest.spec.head_pool} of a map, and its layers are not compared one by one",
+            f"the head of this network takes the {manifest.spec.head_pool} of a map: its layers cannot be run one by one",
             "the answers are compared all the same: vggdeploy verify BUNDLE",
         )
     model = load_model(bundle.path(manifest.reference().path)).eval()
