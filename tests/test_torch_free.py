@@ -112,7 +112,8 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.headroom", "vggdeploy.optimize.steps.low_rank",
         "vggdeploy.optimize.steps.prune",
         "vggdeploy.optimize.steps.quantiser", "vggdeploy.optimize.steps.structure", "vggdeploy.parity.integer",
-        "vggdeploy.parity.products", "vggdeploy.parity.saturation", "vggdeploy.report.charts", "vggdeploy.report.html", "vggdeploy.report.plots", "vggdeploy.runtime.",
+        "vggdeploy.parity.products", "vggdeploy.parity.saturation", "vggdeploy.report.charts",
+        "vggdeploy.report.html", "vggdeploy.report.plots", "vggdeploy.runtime.",
         "vggdeploy.search.", "vggdeploy.serve.", "vggdeploy.train.", "vggdeploy.verify.localise",
     )  # fmt: skip
     assert [name for name in missing if not name.startswith(heavy)] == []
