@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -21,10 +22,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("original") / "bundle"
     random = np.random.default_rng(1)
     with create_bundle(root) as draft:
-        draft.manifest = example_manifest()
+        onnx = random.bytes(3000)
+        draft.manifest = example_manifest(onnx_sha256=hashlib.sha256(onnx).hexdigest())
         draft.write("checkpoint/checkpoint.json", b"{}")
         draft.write("checkpoint/model.safetensors", random.bytes(5000))
-        draft.write("variants/onnx-fp32/model.onnx", random.bytes(3000))
+        draft.write("variants/onnx-fp32/model.onnx", onnx)
         draft.write("variants/tensorrt-rtx-fp16/model.engine", random.bytes(1000))
         draft.save_arrays("golden/inputs", {"image": random.integers(0, 256, (SAMPLES, 32, 32, 1), np.uint8)})
         draft.save_arrays("golden/outputs", {"logits": random.normal(size=(SAMPLES, CLASSES)).astype(np.float32)})

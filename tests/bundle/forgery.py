@@ -27,8 +27,8 @@ CLASSES = 10
 Edit = Callable[[dict[str, Any]], object]
 
 
-def example_manifest() -> Manifest:
-    """A manifest in which every optional field is filled."""
+def example_manifest(*, onnx_sha256: str = "0" * 64) -> Manifest:
+    """A manifest in which every optional field is filled. A proof of other bytes than ``onnx-fp32`` has would not count."""
     batch = BatchRange(1, 2, 4)
     parity = ParityRecord(
         variant="onnx-fp32",
@@ -45,7 +45,7 @@ def example_manifest() -> Manifest:
         flips=FlipCount(flips=0, samples=SAMPLES, lower=0.0, upper=0.527),
         reference_accuracy=0.5,
         candidate_accuracy=0.5,
-        sha256="0" * 64,
+        sha256=onnx_sha256,
         tools={"onnxruntime": "1.31.0"},
     )  # fmt: skip
     build = BuildRecord(

@@ -16,16 +16,21 @@ import pytest
 from vggdeploy.bundle import MANIFEST_NAME, Bundle
 from vggdeploy.errors import BundleError, IntegrityError, UsageError
 
+OUTPUTS, ONNX, ENGINE = (
+    "golden/outputs/logits.npy",
+    "variants/onnx-fp32/model.onnx",
+    "variants/tensorrt-rtx-fp16/model.engine",
+)
 FILES = [
     "checkpoint/checkpoint.json",
     "checkpoint/model.safetensors",
     "golden/files/a.png",
     "golden/inputs/image.npy",
     "golden/normalised.npy",
-    "golden/outputs/logits.npy",
+    OUTPUTS,
     "golden/prepared.png",
-    "variants/onnx-fp32/model.onnx",
-    "variants/tensorrt-rtx-fp16/model.engine",
+    ONNX,
+    ENGINE,
 ]
 
 
@@ -45,7 +50,7 @@ def test_a_good_bundle_opens(root: Path) -> None:
     bundle = Bundle.open(root)
     assert [record.path for record in bundle.manifest.files] == FILES
     assert bundle.sha256("checkpoint") == bundle.manifest.files[1].sha256
-    assert bundle.sha256("variants/onnx-fp32/model.onnx") == bundle.manifest.files[4].sha256
+    assert bundle.sha256("variants/onnx-fp32/model.onnx") == {r.path: r.sha256 for r in bundle.manifest.files}[ONNX]
     assert bundle.sha256("variants/onnx") == ""
     assert bundle.size(bundle.manifest.variant("torch-fp32")) == 5002
 
@@ -91,39 +96,39 @@ def test_other_bytes_of_the_same_size_are_named(root: Path, name: str) -> None:
 
 
 def test_a_pipe_instead_of_a_file_does_not_hang(root: Path) -> None:
-    (root / FILES[4]).unlink()
-    os.mkfifo(root / FILES[4])
+    (root / ONNX).unlink()
+    os.mkfifo(root / ONNX)
     assert "not a regular file" in refused(root)
 
 
 def test_a_socket_instead_of_a_file_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / FILES[4]).unlink()
-    monkeypatch.chdir((root / FILES[4]).parent)  # a socket's path may have 107 bytes
+    (root / ONNX).unlink()
+    monkeypatch.chdir((root / ONNX).parent)  # a socket's path may have 107 bytes
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(Path(FILES[4]).name)
+        server.bind(Path(ONNX).name)
     refused(root)
 
 
 def test_a_device_instead_of_a_file_does_not_read_for_ever(root: Path) -> None:
-    (root / FILES[4]).unlink()
+    (root / ONNX).unlink()
     try:
-        os.mknod(root / FILES[4], 0o666 | 0o020000, os.makedev(1, 5))  # /dev/zero
+        os.mknod(root / ONNX, 0o666 | 0o020000, os.makedev(1, 5))  # /dev/zero
     except PermissionError:
         pytest.skip("making a device needs root")
     assert "not a regular file" in refused(root)
 
 
 def test_a_directory_instead_of_a_file_is_refused(root: Path) -> None:
-    (root / FILES[4]).unlink()
-    (root / FILES[4]).mkdir()
+    (root / ONNX).unlink()
+    (root / ONNX).mkdir()
     assert "Is a directory" in refused(root)
 
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_link_instead_of_a_file_is_refused_even_to_the_same_bytes(root: Path, tmp_path: Path, inside: bool) -> None:
     other = (root if inside else tmp_path) / "copy"
-    shutil.move(root / FILES[4], other)
-    (root / FILES[4]).symlink_to(other)
+    shutil.move(root / ONNX, other)
+    (root / ONNX).symlink_to(other)
     assert "symbolic link" in refused(root)
 
 
@@ -134,8 +139,8 @@ def test_a_linked_directory_is_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_loop_of_links_is_refused(root: Path) -> None:
-    (root / FILES[4]).unlink()
-    (root / FILES[4]).symlink_to(root / FILES[4])
+    (root / ONNX).unlink()
+    (root / ONNX).symlink_to(root / ONNX)
     refused(root)
 
 
@@ -207,7 +212,7 @@ def test_a_linked_manifest_is_refused(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("locked", "kind"),
-    [("", "BundleError"), ("checkpoint", "BundleError"), (FILES[4], "BundleError"), (MANIFEST_NAME, "BundleError")],
+    [("", "BundleError"), ("checkpoint", "BundleError"), (ONNX, "BundleError"), (MANIFEST_NAME, "BundleError")],
 )
 def test_without_permission_it_says_so(root: Path, locked: str, kind: str) -> None:
     if os.geteuid() != 0:
@@ -235,13 +240,13 @@ except Exception as error:
 
 
 def test_only_the_asked_variants_are_read(root: Path) -> None:
-    (root / FILES[5]).write_bytes(b"broken")
+    (root / ENGINE).write_bytes(b"broken")
     bundle = Bundle.open(root, only=["onnx-fp32"])
     assert bundle.path("variants/onnx-fp32/model.onnx").is_file()
 
 
 def test_only_still_checks_the_asked_variant_and_the_golden_pair(root: Path) -> None:
-    for name in (FILES[3], FILES[4]):
+    for name in (OUTPUTS, ONNX):
         good = (root / name).read_bytes()
         (root / name).write_bytes(b"broken")
         with pytest.raises(IntegrityError, match=name):

@@ -40,7 +40,8 @@ def test_it_holds_one_variant_and_the_golden_pair_and_nothing_else(slim_dir: Pat
     anchor = Bundle.open(slim_dir).manifest.golden.anchor
     assert len(anchor) == 22
     assert found == {
-        *anchor, "manifest.json", "golden/inputs/image.npy", "golden/outputs/logits.npy", "variants/onnx-fp16/model.onnx",
+        *anchor, "manifest.json", "golden/stress/logits.npy", "golden/inputs/image.npy",
+        "golden/outputs/logits.npy", "variants/onnx-fp16/model.onnx",
     }  # fmt: skip
 
 

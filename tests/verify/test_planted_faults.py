@@ -212,7 +212,8 @@ def test_a_mean_wrong_in_manifest_and_checkpoint_moves_the_reference_away_from_t
         rewrite(colour, lambda m: msgspec.structs.replace(m, preprocess=msgspec.structs.replace(m.preprocess, **dark)))
     code, report = verify(colour, capsys, "--data", "golden")
     assert code == 3
-    assert {r.variant for r in report.variants if r.verdict is Verdict.FAIL} == {"torch-fp32"}
+    # The graphs hold the mean that was trained: they differ from the checkpoint of now, too.
+    assert {r.variant for r in report.variants if r.verdict is Verdict.FAIL} == {"torch-fp32", FP32, FP16}
 
 
 @pytest.mark.parametrize("bit", [0, 7])
@@ -301,7 +302,7 @@ def test_preprocessing_changed_in_manifest_and_checkpoint_is_seen_on_the_golden_
 def test_a_mean_changed_in_both_is_seen_where_the_graph_takes_normalised_numbers(
     float_bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """There the golden pair holds normalised numbers, and says nothing of how they were made."""
+    """There the golden pair holds normalised numbers, and says nothing of how they were made. (The stress set does.)"""
     own = Path(shutil.copytree(float_bundle_dir, tmp_path / "float"))
     for rewrite in (rewrite_manifest, rewrite_checkpoint):
         rewrite(
@@ -309,6 +310,5 @@ def test_a_mean_changed_in_both_is_seen_where_the_graph_takes_normalised_numbers
         )
     code, report = verify(own, capsys, "--variant", FP32, "--data", "golden")
     assert code == 3
-    assert {r.verdict for r in report.variants} == {Verdict.PASS}
     (wrong,) = [check for check in report.checks if check.verdict is Verdict.FAIL]
     assert wrong.reasons[0] == "normalisation makes other numbers of the same pixels"
