@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import msgspec
 
@@ -23,6 +24,10 @@ MAX_SIDE = 4096
 MAX_CLASSES = 1_000_000
 MAX_CHANNELS = 65_536
 MAX_LAYERS = 256
+MAX_HIDDEN = 16
+
+# What makes a vector of the last feature map: nothing but flattening, or each channel's mean or maximum.
+HeadPool = Literal["none", "avg", "max"]
 
 Blocks = tuple[tuple[int, ...], ...]
 
@@ -54,8 +59,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A VGG, completely described.
 
     ``blocks`` holds the output channels of every 3×3 convolution, grouped into blocks; each block ends in a 2×2
-    max-pool. ``hidden`` holds the widths of fc6 and fc7. ``arch`` and ``width`` name where the blocks came from.
-    ``ranks`` are those of fc6's and fc7's matrices where they are products of two; 0 where they are not. ``conv_ranks``
+    max-pool. ``arch`` and ``width`` name where the blocks came from.
+
+    The head: ``head_pool`` over each channel of the last map, or flattening; linear layers of the widths ``hidden``, each
+    with a ReLU and dropout behind it (the paper's are fc6 and fc7; there may be any number); and one more to ``classes``
+    scores. With 0 classes there is none: the network ends in features.
+
+    ``ranks`` are those of the hidden layers' matrices where they are products of two; 0 where they are not. ``conv_ranks``
     are those of convolutions that are a 3×1 and a 1×3 one, arranged as ``blocks``; empty where none is.
     """
 
@@ -66,16 +76,19 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     in_channels: int = 3
     classes: int = 1000
     image_size: int = 224
-    hidden: tuple[int, int] = (4096, 4096)
+    hidden: tuple[int, ...] = (4096, 4096)
     dropout: float = 0.5
-    ranks: tuple[int, int] = (0, 0)
+    ranks: tuple[int, ...] = ()
     conv_ranks: Blocks = ()
+    head_pool: HeadPool = "none"
 
     def __post_init__(self) -> None:
         def check(holds: bool, cause: str, hint: str) -> None:
             if not holds:
                 raise UsageError(cause, hint)
 
+        if not any(self.ranks):  # the same whether left out, written out, or of another head
+            msgspec.structs.force_setattr(self, "ranks", (0,) * len(self.hidden))
         check(
             bool(self.blocks) and all(self.blocks) and all(c >= 1 for block in self.blocks for c in block),
             "every block needs at least one convolution with at least one channel",
@@ -92,16 +105,28 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             self.image_size <= MAX_SIDE
             and self.classes <= MAX_CLASSES
             and all(c <= MAX_CHANNELS for block in (*self.blocks, self.hidden) for c in block)
-            and sum(len(block) for block in self.blocks) <= MAX_LAYERS,
+            and sum(len(block) for block in self.blocks) <= MAX_LAYERS
+            and len(self.hidden) <= MAX_HIDDEN,
             "this network is larger than any VGG",
-            f"at most {MAX_SIDE} pixels, {MAX_CLASSES:,} classes, {MAX_CHANNELS:,} channels, {MAX_LAYERS} convolutions",
+            f"at most {MAX_SIDE} pixels, {MAX_CLASSES:,} classes, {MAX_CHANNELS:,} channels, {MAX_LAYERS} convolutions, "
+            f"{MAX_HIDDEN} hidden layers",
         )
         check(self.in_channels in (1, 3), f"{self.in_channels} input channels", "give 1 (grey) or 3 (RGB)")
-        check(self.classes >= 2, f"{self.classes} classes", "a classifier needs at least 2")
+        check(
+            self.classes >= 2 or self.classes == 0,
+            f"{self.classes} classes",
+            "a classifier needs at least 2; features, 0",
+        )
+        check(
+            self.head_pool == "none" or bool(self.hidden or self.classes),
+            f"the head pool '{self.head_pool}' has no linear layer behind it",
+            "leave it out: a feature map is pooled by vggdeploy embed --pool",
+        )
+        check(len(self.ranks) == len(self.hidden), f"{len(self.ranks)} ranks", f"give one for each of {self.hidden}")
         check(all(h >= 1 for h in self.hidden), f"hidden width {self.hidden}", "give at least 1")
         check(0 <= self.dropout < 1, f"dropout {self.dropout}", "give a probability from 0 up to, not including, 1")
         check(0 < self.width <= MAX_CHANNELS, f"width ratio {self.width}", "give a number above 0, such as 0.25")
-        for name, rank, full in zip(("fc6", "fc7"), self.ranks, self.full_ranks, strict=True):
+        for name, rank, full in zip(self.dense, self.ranks, self.full_ranks, strict=True):
             check(
                 0 <= rank <= full, f"rank {rank} of {name}", f"its full rank is {full}: give 1 to {full}, or 0 for none"
             )
@@ -129,7 +154,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         in_channels: int = 3,
         classes: int = 1000,
         image_size: int = 224,
-        hidden: int | tuple[int, int] = 4096,
+        hidden: int | tuple[int, ...] = 4096,
         dropout: float = 0.5,
     ) -> ModelSpec:
         """One of the paper's networks, ``vgg11`` … ``vgg19_bn``, at ``width`` times its convolution channels.
@@ -159,14 +184,23 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def flat_features(self) -> int:
-        """Inputs of fc6: channels · (image size / stride)²."""
-        return self.blocks[-1][-1] * (self.image_size // self.stride) ** 2
+        """Inputs of fc6: channels · (image size / stride)², or the channels alone where each is pooled."""
+        return self.blocks[-1][-1] * (1 if self.head_pool != "none" else (self.image_size // self.stride) ** 2)
 
     @property
-    def full_ranks(self) -> tuple[int, int]:
-        """The largest rank that fc6's and fc7's matrices can have: of inputs and outputs the fewer."""
-        fc6, fc7 = self.hidden
-        return min(self.flat_features, fc6), min(fc6, fc7)
+    def dense(self) -> tuple[str, ...]:
+        """The hidden linear layers' names: fc6, fc7, … (the paper's are layers 6 and 7 of VGG-11, behind 5 blocks)."""
+        return tuple(f"fc{number}" for number in range(6, 6 + len(self.hidden)))
+
+    @property
+    def last(self) -> str:
+        """The name of the linear layer that gives class scores, the paper's fc8; "" where there is none."""
+        return f"fc{6 + len(self.hidden)}" if self.classes else ""
+
+    @property
+    def full_ranks(self) -> tuple[int, ...]:
+        """The largest rank that each hidden layer's matrix can have: of inputs and outputs the fewer."""
+        return tuple(min(pair) for pair in pairwise((self.flat_features, *self.hidden)))
 
     @property
     def full_conv_ranks(self) -> tuple[int, ...]:
@@ -177,10 +211,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def title(self) -> str:
         width = "" if self.width == 1 else f" × {self.width:g}"
-        ranks = "".join(f", {name} of rank {r}" for name, r in zip(("fc6", "fc7"), self.ranks, strict=True) if r)
+        ranks = "".join(f", {name} of rank {r}" for name, r in zip(self.dense, self.ranks, strict=True) if r)
         products = sum(rank > 0 for block in self.conv_ranks for rank in block)
         ranks += f", {products} convolutions of low rank" if products else ""
-        return f"{self.arch}{width}, {self.in_channels}×{self.image_size}×{self.image_size} → {self.classes}{ranks}"
+        image = f"{self.in_channels}×{self.image_size}×{self.image_size}"
+        return f"{self.arch}{width}, {image} → {self.classes or 'features'}{ranks}"
 
 
 def split_arch(arch: str) -> tuple[str, bool]:

@@ -56,7 +56,7 @@ def textbook_net(
     *,
     flat: bool = False,
     batch_norm: bool = False,
-    size: int = 32,
+    size: int = 64,
     channels: int = 1,
 ) -> nn.Sequential:
     """d2l.ai's VGG: a Sequential of blocks, then Flatten and three linear layers; or the same without the blocks."""
@@ -89,3 +89,68 @@ def filled(net: Net, *, seed: int = 0) -> Net:
             low, high = (0.5, 1.5) if "running_var" in name or name.endswith("weight") else (-0.2, 0.2)
             tensor.uniform_(low, high, generator=generator)
     return net.eval()
+
+
+class Pooled(nn.Module):
+    """A fine-tuned VGG as tutorials make it: features, one number for each channel, linear layers."""
+
+    def __init__(self, head: nn.Module, *, pool: str = "avg") -> None:
+        super().__init__()
+        self.features = torchvision_net().features
+        self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
+        self.classifier = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+class Functional(nn.Module):
+    """Linear layers under names of their own, their activations in ``forward``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc3 = nn.Linear(16, CLASSES)  # the order in which they are written is not the order in which they are used
+        self.fc1 = nn.Linear(64 * 4, 24)
+        self.fc2 = nn.Linear(24, 16)
+        self.features = torchvision_net().features
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.fc1(self.features(x).flatten(1)))
+        return self.fc3(torch.relu(self.fc2(x)))
+
+
+class Appended(nn.Module):
+    """A whole network and one more linear layer, with or without a ReLU between them."""
+
+    def __init__(self, *, relu: bool) -> None:
+        super().__init__()
+        self.backbone = torchvision_net()
+        self.fc = nn.Linear(CLASSES, 3)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.backbone(x)
+        return self.fc(torch.relu(x) if self.relu else x)
+
+
+def with_head(*layers: nn.Module) -> nn.Module:
+    """torchvision's class, with another classifier."""
+    net = torchvision_net()
+    net.classifier = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    return filled(net)
+
+
+def nested() -> nn.Module:
+    """``classifier[6]`` replaced by a small network."""
+    net = torchvision_net()
+    assert isinstance(net.classifier, nn.Sequential)
+    net.classifier[6] = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 3))
+    return filled(net)
+
+
+def grown() -> nn.Module:
+    """A linear layer added behind the last one of torchvision's classifier."""
+    net = torchvision_net()
+    assert isinstance(net.classifier, nn.Sequential)
+    net.classifier.add_module("7", nn.Linear(CLASSES, 3))
+    return filled(net)

@@ -86,7 +86,7 @@ def test_torchvisions_file(tv: Path) -> None:
 
 def test_every_layout_and_container(tmp_path: Path) -> None:
     safetensors.torch.save_file(filled(TimmVGG()).state_dict(), tmp_path / "timm.safetensors")
-    torch.save({"model": textbook_net().state_dict()}, tmp_path / "d2l.pt")
+    torch.save({"model": textbook_net(size=32).state_dict()}, tmp_path / "d2l.pt")
     model, before = fresh(spec())
     assert load_initial_weights(str(tmp_path / "timm.safetensors"), model).layout == "timm"
     assert changed(model, before) == set(before)
@@ -202,7 +202,7 @@ def test_torchvisions_weights_at_a_smaller_size_keep_fc6(tv: Path) -> None:
         ({"arch": "vgg11_bn", "width": 0.25}, "(vgg11 × 0.125), the model's 8 of 16 … 128 channels (vgg11 × 0.25)"),
         ({"arch": "vgg11"}, "it has batch norm, the model has none"),
         ({"arch": "vgg11_bn", "in_channels": 1}, "it takes RGB images (3 channels), the model grey images (1 channel)"),
-        ({"arch": "vgg11_bn", "hidden": 24}, "its fc6 and fc7 have 24 and 16 outputs, the model's (24, 24)"),
+        ({"arch": "vgg11_bn", "hidden": 24}, "its hidden linear layers have (24, 16) outputs, the model's (24, 24)"),
         ({"arch": "vgg11", "in_channels": 1}, "has none; it takes RGB"),
     ],
     ids=["arch", "width", "norm", "grey", "hidden", "two"],
@@ -220,7 +220,7 @@ def test_grey_weights_do_not_go_into_a_network_for_rgb(ours: Path) -> None:
 
 
 def test_another_image_size_of_a_network_without_adaptive_pool_names_the_right_one(tmp_path: Path) -> None:
-    torch.save(textbook_net().state_dict(), tmp_path / "w.pth")
+    torch.save(textbook_net(size=32).state_dict(), tmp_path / "w.pth")
     model, _ = fresh(spec(in_channels=1, image_size=64))
     error = refused(tmp_path / "w.pth", model)
     assert "its fc6 takes 64 inputs (images of 32 px), the model's 256 (64 px)" in error.cause

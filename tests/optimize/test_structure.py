@@ -162,7 +162,7 @@ def test_a_drop_that_is_too_large_writes_nothing(checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("ranks", "cause"),
     [
-        (129, "rank 129 makes neither fc6 nor fc7 smaller — fc6: give 1 to 42; fc7: give 1 to 63"),
+        (129, "rank 129 makes no hidden linear layer smaller — fc6: give 1 to 42; fc7: give 1 to 63"),
         ({"fc6": 65}, "rank 65 of fc6 — its full rank is 64"),
         ({"fc7": 64}, "rank 64 would not make fc7 smaller — give 1 to 63"),
         ({"conv2_1": 17}, "rank 17 would not make conv2_1 smaller — give 1 to 15"),

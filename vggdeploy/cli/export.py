@@ -27,8 +27,11 @@ def export(
         str, typer.Option("--formats", help="Variants to export, comma-separated.")
     ] = "onnx-fp32,onnx-fp16,torchscript-fp32",
     outputs: Annotated[
-        str, typer.Option("--outputs", help="Graph outputs, comma-separated: logits, fc7, relu4_2, …")
-    ] = ("logits"),
+        str | None,
+        typer.Option(
+            "--outputs", help="Graph outputs, comma-separated: logits, fc7, relu4_2, …", show_default="logits"
+        ),
+    ] = None,
     graph_input: Annotated[
         str, typer.Option("--input", help="uint8: pixels, preprocessing inside. float32: normalised by you.")
     ] = "uint8",
@@ -47,6 +50,12 @@ def export(
     ] = None,
     image_size: Annotated[
         int | None, typer.Option("--image-size", help="Height and width in pixels. Default: from fc6.", **ELSEWHERE)
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head", help="What follows each linear layer: relu,relu,none; avg,none behind a global pool.", **ELSEWHERE
+        ),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option("--labels", help="A text file, a label on each line, or a JSON list.", **ELSEWHERE)
@@ -94,6 +103,7 @@ def export(
         arch=arch,
         blocks=blocks,
         image_size=image_size,
+        head=head,
         labels=labels,
         mean=_per_channel(mean),
         std=_per_channel(std),
@@ -111,7 +121,7 @@ def export(
             output,
             ExportOptions(
                 formats=split_names(formats),
-                outputs=split_names(outputs),
+                outputs=None if outputs is None else split_names(outputs),
                 input_dtype=graph_input,
                 batch=BatchRange(1, min(8, max_batch), max_batch),
                 samples=samples,
@@ -128,7 +138,7 @@ def export(
     render.next_steps(
         f"vggdeploy build {output} --engine tensorrt-rtx",
         f"vggdeploy bench {output}",
-        f"vggdeploy predict {output} IMAGE",
+        f"vggdeploy {'predict' if bundle.manifest.spec.classes else 'embed'} {output} IMAGE",
     )
 
 

@@ -160,8 +160,10 @@ def match_classes(
         data, option: how the error names the data set, and the option that gives it.
 
     Raises:
-        UsageError: the data set has another number of classes.
+        UsageError: the data set has another number of classes, or the model has none.
     """
+    if not classes:
+        raise UsageError("the model has no class scores, only features", "take a model with a classifier")
     if len(theirs) != classes:
         raise UsageError(
             f"{data} has {len(theirs)} classes, the model {classes}",

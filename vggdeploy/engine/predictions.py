@@ -29,7 +29,8 @@ def need_scores(manifest: Manifest) -> None:
     if not names & {"logits", "probabilities"}:
         raise UsageError(
             f"this bundle has no class scores, only {', '.join(sorted(names))}",
-            "for features: vggdeploy embed, or engine.embed; for classes export it again with --outputs logits,…",
+            "for features: vggdeploy embed, or engine.embed"
+            + ("; for classes export it again with --outputs logits,…" if manifest.spec.classes else ""),
         )
 
 

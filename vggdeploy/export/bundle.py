@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoin
 from vggdeploy.bundle.store import Draft, now
 from vggdeploy.errors import ParityError, UsageError, unknown_name
 from vggdeploy.export.openvino import OPENVINO, openvino_variant, read_back
-from vggdeploy.model.outputs import output_specs
+from vggdeploy.model.outputs import default_outputs, output_specs
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.reference import golden_pair
 from vggdeploy.runtime import open_session
@@ -37,7 +37,7 @@ class ExportOptions:
 
     Attributes:
         formats: of `KNOWN`. OpenVINO's run the file of ``onnx-fp32``, which then is written, too.
-        outputs: names of graph outputs, see `vggdeploy.model.outputs`.
+        outputs: names of graph outputs, see `vggdeploy.model.outputs`. None: the class scores, or the last features.
         input_dtype: ``"uint8"`` (pixels, preprocessing inside) or ``"float32"`` (normalised on the host).
         batch: the batch sizes that every variant takes.
         samples: test images to prove on; None for all.
@@ -47,7 +47,7 @@ class ExportOptions:
     """
 
     formats: Sequence[str] = FORMATS
-    outputs: Sequence[str] = ("logits",)
+    outputs: Sequence[str] | None = None
     input_dtype: str = "uint8"
     batch: BatchRange = BATCH
     samples: int | None = DEFAULT_SAMPLES
@@ -79,7 +79,9 @@ def export_bundle(
     check_replaceable(output, marker=MANIFEST_NAME, overwrite=options.overwrite)
     root = Path(checkpoint_path)
     checkpoint = read_checkpoint(root)
-    output_specs(checkpoint.spec, options.outputs)  # a slip is found before half a gigabyte is copied
+    if options.outputs is None:
+        options = replace(options, outputs=default_outputs(checkpoint.spec))
+    output_specs(checkpoint.spec, options.outputs or ())  # a slip is found before half a gigabyte is copied
     if options.samples is not None and options.samples < 1:
         raise UsageError(f"{options.samples} samples were asked for", "give at least 1, for example --samples 1000")
     threads = options.threads
@@ -123,7 +125,7 @@ def _manifest(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Mani
         labels=checkpoint.labels,
         dataset=checkpoint.dataset,
         input=input_spec(checkpoint.spec, options.input_dtype),
-        outputs=output_specs(checkpoint.spec, options.outputs),
+        outputs=output_specs(checkpoint.spec, options.outputs or ()),
         golden=GoldenFiles(inputs={}, outputs={}, data=""),
         variants=(reference,),
         tools=tool_versions(),

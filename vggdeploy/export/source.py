@@ -14,6 +14,7 @@ import numpy as np
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.errors import CheckpointError, DataError, UsageError
+from vggdeploy.model.foreign.facts import POOLED
 from vggdeploy.model.foreign.report import SOURCES, InitReport
 from vggdeploy.spec import ModelSpec, PreprocessSpec, parse_blocks
 from vggdeploy.system.files import check_replaceable, read_regular, scratch_directory
@@ -21,8 +22,9 @@ from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import require
 from vggdeploy.verify.prove import tool_versions
 
-if TYPE_CHECKING:  # both import torch
+if TYPE_CHECKING:  # these import torch
     from vggdeploy.model.foreign.files import StateFile
+    from vggdeploy.model.foreign.layouts import Foreign
     from vggdeploy.model.foreign.published import Published
 
 _MAX_LABELS = 16 * 2**20  # bytes
@@ -35,13 +37,14 @@ class SourceOptions:
 
     ``weights`` is the file to take for a torchvision name; ``labels`` a text file with a label on each line, or a JSON
     list; ``mean`` and ``std`` are per channel or one number for all, in units of 0–1; ``resize`` is the shorter side before
-    the crop.
+    the crop. ``head`` is what follows each linear layer, as ``relu,relu,none`` (`vggdeploy.model.foreign.head.parse_head`).
     """
 
     weights: Path | None = None
     arch: str | None = None
     blocks: str | None = None
     image_size: int | None = None
+    head: str | None = None
     labels: Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -75,6 +78,7 @@ def import_weights(
     for module in ("torch", "torchvision", "safetensors"):
         require(module, to="read weights from elsewhere", extra="train")
     from vggdeploy.model.foreign.convert import convert
+    from vggdeploy.model.foreign.head import parse_head, settled
     from vggdeploy.model.foreign.infer import spec_from_state
     from vggdeploy.model.foreign.initial import report
     from vggdeploy.model.foreign.layouts import recognise
@@ -85,7 +89,7 @@ def import_weights(
     wanted = published(source, arch=about.arch) if is_published(source) else None
     _check_options(source, about, wanted)
     file, notes = _read(source, about, wanted)
-    foreign = recognise(file)
+    foreign = settled(recognise(file), parse_head(about.head) if about.head is not None else None)
     spec = spec_from_state(
         foreign,
         arch=wanted.arch if wanted else about.arch,
@@ -97,7 +101,7 @@ def import_weights(
     converted = convert(foreign, spec)
     model = new_with_state(spec, converted.state, where=file.where)
     told = report(source, foreign.layout, file, converted, preprocess if wanted else None)
-    told = msgspec.structs.replace(told, notes=(*told.notes, *notes, *assumed))
+    told = msgspec.structs.replace(told, notes=(*told.notes, *notes, *_of_size(foreign, spec, about), *assumed))
     checkpoint = Checkpoint(
         spec=spec,
         preprocess=preprocess,
@@ -109,6 +113,19 @@ def import_weights(
     del model, converted, foreign, file
     release_memory()  # the exporter comes next, and takes a whole model itself
     return told
+
+
+def _of_size(foreign: Foreign, spec: ModelSpec, about: SourceOptions) -> tuple[str, ...]:
+    """What was taken as the size of images."""
+    side = foreign.facts.side
+    if about.image_size is not None or side == POOLED:
+        return ()
+    if side is None or spec.head_pool != "none" or side * spec.stride != spec.image_size:
+        return (f"weights do not tell the size of images here: taken {spec.image_size} px (other: --image-size)",)
+    return (
+        f"its first linear layer takes a map of {side} × {side}, as images of {spec.image_size} px make it "
+        f"(if the map of larger ones is averaged: --image-size {_IMAGENET.crop} --head avg,{foreign.head})",
+    )
 
 
 def _check_options(source: str, about: SourceOptions, wanted: Published | None) -> None:

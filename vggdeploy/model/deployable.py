@@ -39,6 +39,7 @@ class Deployable(nn.Module):
         whole = last.part == "classifier"
         # A slice of a Sequential shares its modules and keeps their keys.
         self.features = model.features if whole else model.features[: last.index + 1]
+        self.neck = model.neck
         self.classifier = model.classifier[: last.index + 1 if whole else 0]
         self._taps = {known[name].key: name for name in outputs if name not in (LOGITS, PROBABILITIES)}
         shape = (1, preprocess.channels, 1, 1)
@@ -54,7 +55,7 @@ class Deployable(nn.Module):
         found: dict[str, Tensor] = {}
         for part, modules in (("features", self.features), ("classifier", self.classifier)):
             if part == "classifier" and len(modules):
-                x = torch.flatten(x, 1)
+                x = self.neck(x)
             for index, module in enumerate(modules):
                 x = module(x)
                 name = self._taps.get(f"{part}.{index}")

@@ -81,7 +81,7 @@ class Backbone(nn.Module):
 
 def _block_ends(spec: ModelSpec) -> list[int]:
     """The index of each block's pool: there the next block starts."""
-    return [layer.index for layer in layers_of(spec) if layer.kind == "pool"]
+    return [layer.index for layer in layers_of(spec) if layer.kind == "pool" and layer.part == "features"]
 
 
 def backbone(

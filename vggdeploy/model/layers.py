@@ -26,7 +26,7 @@ class Layer:
 
     name: str
     kind: Kind
-    part: Literal["features", "classifier"]
+    part: Literal["features", "neck", "classifier"]
     index: int
     inputs: int
     outputs: int
@@ -64,7 +64,10 @@ class Layer:
 
 
 def layers_of(spec: ModelSpec) -> list[Layer]:
-    """Every module of ``features`` and ``classifier``, in the order (and with the indices) of torchvision's VGG."""
+    """Every module of ``features`` and ``classifier``, in the order (and with the indices) of torchvision's VGG.
+
+    Between them a pool of the head, if there is one.
+    """
     found: list[Layer] = []
     channels, size = spec.in_channels, spec.image_size
 
@@ -81,19 +84,17 @@ def layers_of(spec: ModelSpec) -> list[Layer]:
         size //= 2
         feature(f"pool{b}", "pool", channels)
 
-    fc6, fc7 = spec.hidden
-    head: tuple[tuple[str, Kind, int, int], ...] = (
-        ("fc6", "linear", spec.flat_features, fc6),
-        ("relu6", "relu", fc6, fc6),
-        ("drop6", "dropout", fc6, fc6),
-        ("fc7", "linear", fc6, fc7),
-        ("relu7", "relu", fc7, fc7),
-        ("drop7", "dropout", fc7, fc7),
-        ("fc8", "linear", fc7, spec.classes),
-    )
-    for index, (name, kind, inputs, outputs) in enumerate(head):
-        rank = {"fc6": spec.ranks[0], "fc7": spec.ranks[1]}.get(name, 0)
-        found.append(Layer(name, kind, "classifier", index, inputs, outputs, (outputs,), rank))
+    if spec.head_pool != "none":
+        found.append(Layer(f"{spec.head_pool}pool", "pool", "neck", 0, channels, channels, (channels,)))
+    inputs, index = spec.flat_features, 0
+    for name, outputs, rank in zip(spec.dense, spec.hidden, spec.ranks, strict=True):
+        behind: tuple[tuple[str, Kind], ...] = (("relu", "relu"), ("drop", "dropout"))
+        found.append(Layer(name, "linear", "classifier", index, inputs, outputs, (outputs,), rank))
+        for place, (what, kind) in enumerate(behind, index + 1):
+            found.append(Layer(name.replace("fc", what), kind, "classifier", place, outputs, outputs, (outputs,)))
+        inputs, index = outputs, index + 3
+    if spec.classes:
+        found.append(Layer(spec.last, "linear", "classifier", index, inputs, spec.classes, (spec.classes,)))
     return found
 
 

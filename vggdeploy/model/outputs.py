@@ -2,7 +2,8 @@
 
 ``convB_I`` is the convolution with its batch norm, before the ReLU; ``reluB_I`` after it; ``poolB`` the block's end.
 ``fc6`` and ``fc7`` are after their ReLU, as in Caffe, whose in-place ReLU made those blobs the well-known features.
-``logits`` are fc8; ``probabilities`` their softmax.
+A head with more or fewer linear layers has more or fewer of them. ``logits`` are what the last one gives; ``probabilities``
+their softmax.
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ def output_layers(spec: ModelSpec) -> dict[str, Layer]:
             found[layer.name] = layer
         elif layer.kind == "batch_norm":
             found[layer.name.replace("bn", "conv")] = layer
-        elif layer.name in ("relu6", "relu7"):
+        elif layer.kind == "relu":
             found[layer.name.replace("relu", "fc")] = layer
-        elif layer.name == "fc8":
+        elif layer.name == spec.last:
             found[LOGITS] = found[PROBABILITIES] = layer
     return found
+
+
+def default_outputs(spec: ModelSpec) -> tuple[str, ...]:
+    """What a graph gives if nobody asks: the class scores, or of a network without them its last features."""
+    return (LOGITS,) if spec.classes else (list(output_layers(spec))[-1],)
 
 
 def macs_of(spec: ModelSpec, names: Iterable[str]) -> int:

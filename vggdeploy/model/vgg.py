@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from vggdeploy.model.layers import Layer, layers_of
-from vggdeploy.spec import CUSTOM, ModelSpec
+from vggdeploy.spec import CUSTOM, HeadPool, ModelSpec
 
 
 class VGG(nn.Module):
-    """Normalised ``float [N, C, S, S]`` → logits ``[N, classes]``, S the spec's image size.
+    """Normalised ``float [N, C, S, S]`` → logits ``[N, classes]``, S the spec's image size; without a classifier, the last
+    feature map.
 
     Unlike torchvision's there is no adaptive pool before the classifier: the image size is part of the spec, where the
     pool is the identity (and a Cast–Pool–Cast in an FP16 graph).
@@ -22,10 +23,23 @@ class VGG(nn.Module):
         self.spec = spec
         layers = layers_of(spec)
         self.features = nn.Sequential(*(_module(x, spec) for x in layers if x.part == "features"))
+        self.neck = nn.Flatten() if spec.head_pool == "none" else GlobalPool(spec.head_pool)
         self.classifier = nn.Sequential(*(_module(x, spec) for x in layers if x.part == "classifier"))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.features(x), 1))
+        x = self.features(x)
+        return self.classifier(self.neck(x)) if len(self.classifier) else x
+
+
+class GlobalPool(nn.Module):
+    """``[N, C, H, W]`` → ``[N, C]``: each channel's mean or maximum."""
+
+    def __init__(self, kind: HeadPool) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if self.kind == "avg" else x.amax((2, 3))
 
 
 def _module(layer: Layer, spec: ModelSpec) -> nn.Module:

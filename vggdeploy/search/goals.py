@@ -80,7 +80,7 @@ def choose_widths(spec: ModelSpec, sensitivity: Sensitivity, keep: float, hidden
         TargetError: the floor of the convolutions does not allow it.
     """
     check_share(hidden, "of fc6 and fc7")
-    dense = {name: share_of(width, hidden) for name, width in zip(("fc6", "fc7"), spec.hidden, strict=True)}
+    dense = {name: share_of(width, hidden) for name, width in zip(spec.dense, spec.hidden, strict=True)}
     # With every layer at √keep of its channels the share is kept. A third of that, at least: curves that were measured layer
     # by layer do not know what is left when all of them are narrow, and would leave some with a channel or two.
     floor = min(FLOOR, math.sqrt(keep) / 3)

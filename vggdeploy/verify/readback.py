@@ -36,12 +36,13 @@ def read_products(bundle: Bundle, variant: Variant) -> tuple[Product, ...] | Non
 def layer_names(spec: ModelSpec) -> dict[str, str]:
     """Prefix in a shipped file → what the layer is called: ``features.8`` → ``conv3_2``.
 
-    Batch norms are folded into the convolutions there, and have no place any more. fc8 is ``logits``, as its output.
+    Batch norms are folded into the convolutions there, and have no place any more. The last linear layer
+    is ``logits``, as its output.
     """
     kept = [layer for layer in layers_of(spec) if layer.kind != "batch_norm"]
     features = [layer.name for layer in kept if layer.part == "features"]
     convolutions = {f"features.{n}": name for n, name in enumerate(features) if name.startswith("conv")}
-    dense = {layer.key: layer.name.replace("fc8", "logits") for layer in kept if layer.kind == "linear"}
+    dense = {x.key: "logits" if x.name == spec.last else x.name for x in kept if x.kind == "linear"}
     return convolutions | dense
 
 

@@ -82,9 +82,11 @@ def open_samples(
         raise UsageError(f"{limit} samples were asked for", "give at least 1, for example --samples 1000")
     split: Images = open_split(dataset, "test", about.preprocess, data_dir=data_dir, memory=0)
     split = split.take(np.arange(len(split))[:limit])
-    labels, note = match_classes(
-        split.labels, split.classes, about.labels, about.spec.classes, data=dataset, option="--data"
-    )
+    labels, note = None, ""
+    if about.spec.classes:  # else what an image shows is nothing that the model says
+        labels, note = match_classes(
+            split.labels, split.classes, about.labels, about.spec.classes, data=dataset, option="--data"
+        )
     images = PreparedImages(split, about.preprocess, dtype)
     return Samples(images, labels, f"{split.name} test ({len(split)} images)", note, dataset, split.classes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -10,14 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vggdeploy.errors import CheckpointError
-from vggdeploy.model.foreign.facts import POOLED
 from vggdeploy.model.foreign.layouts import LEAVES, Foreign, Part
 from vggdeploy.model.foreign.report import shortened
 from vggdeploy.model.layers import Layer, layers_of
 from vggdeploy.spec import ModelSpec
-
-HEAD = ("fc8",)
-CLASSIFIER = ("fc6", "fc7", "fc8")
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ def convert(foreign: Foreign, spec: ModelSpec, *, without: Collection[str] = ())
     Args:
         without: names of layers to leave out, such as ``fc8``.
 
-    Batch norms may lack ``num_batches_tracked``; when no convolution has a bias, all biases are 0.
+    Batch norms may lack ``num_batches_tracked``; a linear layer may lack its bias, and so may all convolutions: it is 0.
 
     Raises:
         CheckpointError: tensors that are missing, strange, of another shape, or not finite: the first few are named.
@@ -62,16 +59,16 @@ def convert(foreign: Foreign, spec: ModelSpec, *, without: Collection[str] = ())
             tensor = part.tensors.get(leaf) if part else None
             if layer.name in without:
                 fresh.append(key)
-            elif tensor is None and leaf == "bias" and layer.kind == "conv" and no_bias:
+            elif part and tensor is None and leaf == "bias" and (no_bias or layer.kind == "linear"):
                 state[key] = torch.zeros(shape)
             elif tensor is None or part is None:
                 wrong += [f"missing {_theirs(part, leaf, key)}"] if leaf != "num_batches_tracked" else []
             else:
-                if layer.name == "fc6" and name in ("weight", "0.weight"):
+                if layer.name == "fc6" and name in ("weight", "0.weight") and spec.head_pool == "none":
                     tensor = fold_pool(tensor, layer.inputs, spec.blocks[-1][-1])
                 wrong += _faults(f"{part.key}.{leaf}", tensor, shape)
                 state[key] = tensor
-                used.add(f"{part.key}.{leaf}")
+                used |= {f"{part.key}.{leaf}", *part.read}
     if wrong:
         raise CheckpointError(f"{foreign.where} does not fit {spec.title}: {shortened(wrong)}", _HINT)
     unused = tuple(key for key in foreign.file.tensors if key not in used)
@@ -113,21 +110,22 @@ def _faults(name: str, tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
 
 
 def fold_pool(weight: Tensor, inputs: int, channels: int) -> Tensor:
-    """fc6 behind torchvision's adaptive 7×7 average pool → fc6 that takes the map itself.
+    """fc6 behind an adaptive average pool, as torchvision's to 7×7 → fc6 that takes the map itself.
 
-    Pooling is linear, so its matrix P ``[side², 49]`` multiplies into the weight: W' = W·Pᵀ for every channel. Where fc6
-    takes the map as it is, the weight is returned unchanged.
+    Pooling is linear, so its matrix P ``[side², pooled²]`` multiplies into the weight: W' = W·Pᵀ for every channel. Where
+    fc6 takes the map as it is, or no square map, the weight is returned unchanged.
 
     Args:
-        weight: ``[outputs, channels · 49]``.
+        weight: ``[outputs, channels · pooled²]``.
         inputs: what the result takes, ``channels · side²``.
     """
-    if weight.ndim != 2 or weight.shape[1] == inputs or weight.shape[1] != channels * POOLED**2:
+    pooled = math.isqrt(weight.shape[1] // channels) if weight.ndim == 2 else 0
+    if not pooled or weight.shape[1] in (inputs, 0) or weight.shape[1] != channels * pooled**2:
         return weight
     side = round((inputs / channels) ** 0.5)
     basis = torch.eye(side**2, dtype=torch.float64).reshape(side**2, 1, side, side)
-    pooling = functional.adaptive_avg_pool2d(basis, POOLED).reshape(side**2, POOLED**2)
-    by_channel = weight.reshape(weight.shape[0] * channels, POOLED**2)
+    pooling = functional.adaptive_avg_pool2d(basis, pooled).reshape(side**2, pooled**2)
+    by_channel = weight.reshape(weight.shape[0] * channels, pooled**2)
     folded = torch.empty(by_channel.shape[0], side**2, dtype=torch.float32)
     # In slices: all of it in FP64 would be twice the largest tensor of the network.
     for rows, out in zip(by_channel.split(2**16), folded.split(2**16), strict=True):
@@ -138,7 +136,7 @@ def fold_pool(weight: Tensor, inputs: int, channels: int) -> Tensor:
 def _notes(
     foreign: Foreign, spec: ModelSpec, state: dict[str, Tensor], without: Collection[str], *, no_bias: bool
 ) -> tuple[str, ...]:
-    notes = list(foreign.file.notes)
+    notes = [*foreign.file.notes, *foreign.notes]
     if foreign.prefix:
         notes.append(f"the prefix '{foreign.prefix}' was cut off its keys")
     kinds = {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()} - {"float32"}
@@ -146,12 +144,13 @@ def _notes(
         notes.append(f"its {', '.join(sorted(kinds))} numbers became float32")
     if no_bias:
         notes.append("its convolutions have no bias; here the biases are 0")
+    notes += [f"{part.key} has no bias; here it is 0" for part in foreign.linears if "bias" not in part.tensors]
     if foreign.facts.pools is None:
         notes.append(f"its keys do not tell where the pools stand; taken as in {spec.arch}")
-    side = spec.image_size // spec.stride
-    if "fc6" not in without and foreign.facts.side != side:
+    side, pooled = spec.image_size // spec.stride, foreign.facts.side
+    if pooled and "fc6" not in without and pooled != side and spec.head_pool == "none":
         notes.append(
-            f"fc6 was made for {POOLED * spec.stride} px; torchvision's 7×7 average pool was folded into it, "
-            f"which computes what torchvision's network computes at {spec.image_size} px"
+            f"fc6 was made for a map of {pooled} × {pooled}; its average pool was folded into it, which computes what the "
+            f"original computes at {spec.image_size} px"
         )
     return tuple(notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from vggdeploy.spec import CUSTOM, Blocks, ModelSpec, flat, named, pools
@@ -18,8 +19,8 @@ class Facts:
 
     ``linears`` holds inputs and outputs of each linear layer that is there. ``pools`` says for every convolution whether
     a pool follows; None where nothing tells. ``odd``: other layers seem to stand between the convolutions. ``adaptive``
-    says for which image sizes the original averages the last map to 7×7: ``any``, ``smaller`` than 224 px, or "" for none.
-    ``ranks`` are a spec's: of a state dict every matrix counts as a linear layer.
+    says for which image sizes the original averages the last map to 7×7: ``any``, ``smaller`` than 224 px, or "" for none;
+    ``given``: it averages to whatever fc6 takes. ``ranks`` are a spec's: of a state dict every matrix counts as a linear layer.
     """
 
     channels: tuple[int, ...]
@@ -29,7 +30,7 @@ class Facts:
     pools: tuple[bool, ...] | None
     odd: bool = False
     adaptive: str = ""
-    ranks: tuple[int, int] = (0, 0)
+    ranks: tuple[int, ...] = ()
     conv_ranks: Blocks = ()
 
     @property
@@ -43,16 +44,16 @@ class Facts:
     def fits_map(self, side: int) -> bool:
         """Whether fc6 takes a map of this side: as it is, or as the original's adaptive pool would let it."""
         pooled = self.side == POOLED and (self.adaptive == "any" or (self.adaptive == "smaller" and side < POOLED))
-        return side >= 1 and (side == self.side or pooled)
+        return side >= 1 and (side == self.side or pooled or self.adaptive == "given")
 
 
 def facts_of(spec: ModelSpec) -> Facts:
-    fc6, fc7 = spec.hidden
+    widths = (spec.flat_features, *spec.hidden, *([spec.classes] if spec.classes else []))
     return Facts(
         channels=flat(spec.blocks),
         in_channels=spec.in_channels,
         batch_norm=spec.batch_norm,
-        linears=((spec.flat_features, fc6), (fc6, fc7), (fc7, spec.classes)),
+        linears=tuple(pairwise(widths)),
         pools=pools(spec.blocks),
         ranks=spec.ranks,
         conv_ranks=spec.conv_ranks,
@@ -104,11 +105,11 @@ def classifier_differences(found: Facts, spec: ModelSpec, *, head: bool) -> list
     """In what the linear layers are not those of ``spec``; the last one counts only with ``head``."""
     wanted = facts_of(spec).linears
     differences: list[Difference] = []
-    if len(found.linears) > 3 or len(found.linears) < (3 if head else 2):
-        count = len(found.linears)
-        return [Difference(f"it has {count} linear layer{'s' * (count != 1)}, not fc6, fc7 and fc8", _FEATURES)]
-    side = spec.image_size // spec.stride
-    if not found.fits_map(side):
+    hidden, count = len(spec.hidden), len(found.linears)
+    if not hidden <= count <= len(wanted) or (head and count < len(wanted)):
+        names = f"{spec.dense[0]} to {spec.last}" if hidden else spec.last or "none"
+        return [Difference(f"it has {count} linear layer{'s' * (count != 1)}, not {names}", _FEATURES)]
+    if count and found.linears[0][0] != wanted[0][0] and not found.fits_map(spec.image_size // spec.stride):
         made_for = f" (images of {found.side * spec.stride} px)" if found.side else ""
         differences.append(
             Difference(
@@ -116,23 +117,22 @@ def classifier_differences(found: Facts, spec: ModelSpec, *, head: bool) -> list
                 f"use --image-size {found.side * spec.stride}, or {_FEATURES}" if found.side else _FEATURES,
             )
         )
-    hidden = found.linears[0][1], *found.linears[1][:2]
-    if hidden != (wanted[0][1], *wanted[1][:2]):
+    widths = tuple(outputs for _, outputs in found.linears[:hidden])
+    if widths != spec.hidden:
+        differences.append(
+            Difference(f"its hidden linear layers have {widths} outputs, the model's {spec.hidden}", _FEATURES)
+        )
+    elif any(found.ranks) != any(spec.ranks) or (any(spec.ranks) and found.ranks != spec.ranks):
+        has, wants = (f"ranks {', '.join(map(str, r))}" if any(r) else "no ranks" for r in (found.ranks, spec.ranks))
         differences.append(
             Difference(
-                f"its fc6 and fc7 have {hidden[0]} and {hidden[2]} outputs, the model's {spec.hidden}", _FEATURES
+                f"its hidden linear layers have {has}, the model's {wants}",
+                f"--arch init takes its network; or {_FEATURES}",
             )
         )
-    elif found.ranks != spec.ranks:
-        has, wants = (f"ranks {r[0]} and {r[1]}" if any(r) else "no ranks" for r in (found.ranks, spec.ranks))
+    elif head and spec.classes and found.linears[-1] != wanted[-1]:
         differences.append(
-            Difference(
-                f"its fc6 and fc7 have {has}, the model's {wants}", f"--arch init takes its network; or {_FEATURES}"
-            )
-        )
-    elif head and found.linears[2] != wanted[2]:
-        differences.append(
-            Difference(f"it has {found.linears[2][1]} classes, the model {spec.classes}", "allow a fresh last layer")
+            Difference(f"it has {found.linears[-1][1]} classes, the model {spec.classes}", "allow a fresh last layer")
         )
     return differences
 

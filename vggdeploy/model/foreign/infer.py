@@ -9,13 +9,15 @@ import msgspec
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError, UsageError
-from vggdeploy.model.foreign.facts import Facts
+from vggdeploy.model.foreign.facts import POOLED, Facts
 from vggdeploy.model.foreign.files import StateFile
+from vggdeploy.model.foreign.head import Head, settled
 from vggdeploy.model.foreign.layouts import Foreign, recognise
 from vggdeploy.spec import (
     ARCHITECTURES,
     CUSTOM,
     Blocks,
+    HeadPool,
     ModelSpec,
     flat,
     format_blocks,
@@ -26,6 +28,8 @@ from vggdeploy.spec import (
     scaled_blocks,
     split_arch,
 )
+
+IMAGE_SIZE = 224  # pixels, of weights that do not tell: the paper's
 
 
 def spec_from_state(
@@ -38,14 +42,15 @@ def spec_from_state(
     """What network these weights are of.
 
     Blocks, width, batch norm, input channels, hidden widths and classes are in the shapes; the image size is in fc6's
-    inputs. Where the pools stand is not in weights: it is taken from the paper's network with these convolutions (at
-    any width), as long as the positions of the keys do not contradict it.
+    inputs, unless its map is pooled or there is no fc6: then it is 224 px. Where the pools stand is not in weights: it is
+    taken from the paper's network with these convolutions (at any width), as long as the positions of the keys do not
+    contradict it. What stands between the linear layers: see `vggdeploy.model.foreign.head`.
 
     Args:
         arch: insist on this network.
         blocks: where the pools stand, for any other network.
-        image_size: another size than fc6 was made for. Only torchvision's network can: its adaptive pool is folded into
-            fc6 (see `vggdeploy.model.foreign.convert`).
+        image_size: another size than fc6 was made for. Only a network with an adaptive pool can, as torchvision's: it is
+            folded into fc6 (see `vggdeploy.model.foreign.convert`).
 
     Raises:
         CheckpointError: the shapes make no VGG, or another one than was asked for.
@@ -54,22 +59,14 @@ def spec_from_state(
     if arch and blocks:
         raise UsageError("both an architecture and blocks were given", "give one of --arch and --blocks")
     foreign = state if isinstance(state, Foreign) else recognise(StateFile("the state dict", dict(state)))
+    foreign = foreign if foreign.head else settled(foreign)
     facts, where = foreign.facts, foreign.where
     _check_chain(foreign, where)
-    if len(facts.linears) != 3:
-        count = len(facts.linears)
-        raise CheckpointError(
-            f"{where} has {count} linear layer{'s' * (count != 1)}, not fc6, fc7 and fc8",
-            "export needs a whole network: train one that starts with these features",
-        )
     found = _blocks(facts, where, arch, blocks)
     name, width = _name(found, facts.channels)
-    (_, fc6), (_, fc7), (_, classes) = facts.linears
-    if facts.side is None:
-        raise CheckpointError(
-            f"{where}: fc6 takes {facts.linears[0][0]} inputs, no square map of {facts.channels[-1]} channels",
-            "a VGG flattens a square map",
-        )
+    pool, size = _map(foreign, 2 ** len(found), image_size)
+    outputs = [outputs for _, outputs in facts.linears]
+    scores = bool(outputs) and not (foreign.head and foreign.head.relus[-1])
     try:
         spec = ModelSpec(
             arch=f"{name}_bn" if facts.batch_norm and name != CUSTOM else name,
@@ -77,13 +74,48 @@ def spec_from_state(
             batch_norm=facts.batch_norm,
             width=width,
             in_channels=facts.in_channels,
-            classes=classes,
-            image_size=facts.side * 2 ** len(found),
-            hidden=(fc6, fc7),
+            classes=outputs[-1] if scores else 0,
+            image_size=2 ** len(found) * (facts.side if facts.side and pool == "none" else POOLED),
+            hidden=tuple(outputs[:-1] if scores else outputs),
+            head_pool=pool,
         )
     except UsageError as error:  # what is in a file is no slip of the user's
         raise CheckpointError(f"{where} is no VGG that can be built: {error.cause}", error.hint) from error
-    return spec if image_size is None else _resized(spec, facts, where, image_size)
+    resized = msgspec.structs.replace(spec, image_size=size)  # refuses a size that fits no map
+    if pool == "none" and outputs and not facts.fits_map(size // spec.stride):
+        raise CheckpointError(
+            f"{where} was made for images of {spec.image_size} px, not {size} (its fc6 takes {facts.linears[0][0]} inputs)",
+            f"give --image-size {spec.image_size}, or leave it out; if the map is averaged first: --head avg,{foreign.head}",
+        )
+    return resized
+
+
+def _map(foreign: Foreign, stride: int, image_size: int | None) -> tuple[HeadPool, int]:
+    """How the last map enters the first linear layer, and the size of images."""
+    facts, where, head = foreign.facts, foreign.where, foreign.head or Head()
+    if not facts.linears:
+        return "none", image_size or IMAGE_SIZE
+    inputs, channels = facts.linears[0][0], facts.channels[-1]
+    if facts.side is None:
+        raise CheckpointError(
+            f"{where}: its first linear layer takes {inputs} inputs, no square map of {channels} channels",
+            "a VGG flattens a square map",
+        )
+    if head.pool == "max" and facts.side > 1:
+        raise CheckpointError(
+            f"{where}: its first linear layer takes a {facts.side} × {facts.side} map, no maximum of each channel",
+            f"leave max out if the map is flattened: --head {Head(relus=head.relus)}",
+        )
+    if head.pool != "none":
+        return head.pool if facts.side == 1 else "none", image_size or IMAGE_SIZE
+    if facts.side == 1 and image_size != stride and not foreign.asserted:
+        pooled = image_size or IMAGE_SIZE
+        raise CheckpointError(
+            f"{where}: its first linear layer takes {inputs} inputs, one for each channel: the 1 × 1 map of {stride} px "
+            "images, or the mean or maximum of a larger map",
+            f"say which: --image-size {stride}, or --image-size {pooled} --head {Head('avg', head.relus)} (or max)",
+        )
+    return "none", image_size or facts.side * stride
 
 
 def _check_chain(foreign: Foreign, where: str) -> None:
@@ -134,14 +166,3 @@ def _blocks(facts: Facts, where: str, arch: str | None, blocks: Blocks | None) -
 def _name(blocks: Blocks, channels: tuple[int, ...]) -> tuple[str, float]:
     arch, width = named(channels)
     return (arch, width) if arch != CUSTOM and scaled_blocks(ARCHITECTURES[arch], width) == blocks else (CUSTOM, 1.0)
-
-
-def _resized(spec: ModelSpec, facts: Facts, where: str, image_size: int) -> ModelSpec:
-    resized = msgspec.structs.replace(spec, image_size=image_size)  # refuses a size that fits no map
-    if not facts.fits_map(image_size // spec.stride):
-        raise CheckpointError(
-            f"{where} was made for images of {spec.image_size} px, not {image_size} "
-            f"(its fc6 takes {facts.linears[0][0]} inputs)",
-            f"give --image-size {spec.image_size}, or leave it out",
-        )
-    return resized

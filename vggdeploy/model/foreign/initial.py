@@ -9,9 +9,10 @@ import torch
 
 from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, read_checkpoint
 from vggdeploy.errors import CheckpointError, unknown_name
-from vggdeploy.model.foreign.convert import CLASSIFIER, HEAD, Converted, convert
+from vggdeploy.model.foreign.convert import Converted, convert
 from vggdeploy.model.foreign.facts import Difference, Facts, classifier_differences, facts_of, network_differences
 from vggdeploy.model.foreign.files import StateFile, read_state_file
+from vggdeploy.model.foreign.head import ordered
 from vggdeploy.model.foreign.layouts import Foreign, own_layout, recognise
 from vggdeploy.model.foreign.published import Published, fetch, is_published, published
 from vggdeploy.model.foreign.report import KEEP_FRESH, SOURCES, InitReport, KeepFresh
@@ -38,7 +39,7 @@ def load_initial_weights(
         source: a checkpoint directory; ``torchvision:NAME``; a ``.pth``, ``.pt`` or ``.safetensors``.
         model: a network with fresh weights, which stay where nothing is copied.
         allow_head_mismatch: leave the last layer fresh when the source has another number of classes, or none.
-        keep_fresh: leave ``"head"`` (the last layer) or ``"classifier"`` (fc6, fc7, fc8) fresh whatever the source has.
+        keep_fresh: leave ``"head"`` (the last layer) or ``"classifier"`` (all linear layers) fresh whatever the source has.
 
     Returns:
         What was loaded, what stayed fresh and what the source holds beyond it. Print its ``lines()``.
@@ -53,10 +54,11 @@ def load_initial_weights(
     spec = model.spec
     origin = _open(source, spec)
     _refuse(source, spec, network_differences(origin.facts, spec))
-    without: tuple[str, ...] = {"nothing": (), "head": HEAD, "classifier": CLASSIFIER}[keep_fresh]
-    if without != CLASSIFIER:
+    last, everything = (spec.last,), (*spec.dense, spec.last)
+    without: tuple[str, ...] = {"nothing": (), "head": last, "classifier": everything}[keep_fresh]
+    if keep_fresh != "classifier":
         if not without and allow_head_mismatch and _other_head(origin.facts, spec):
-            without = HEAD
+            without = last
         _refuse(source, spec, classifier_differences(origin.facts, spec, head=not without))
     found = convert(origin.foreign, spec, without=without)
     target = model.state_dict()
@@ -110,12 +112,13 @@ def _open(source: str, spec: ModelSpec) -> _OpenSource:
         checkpoint = read_checkpoint(found)
         foreign = own_layout(read_state_file(found / WEIGHTS_NAME), checkpoint.spec)
         return _OpenSource(foreign, facts_of(checkpoint.spec), "checkpoint", checkpoint.preprocess)
-    foreign = recognise(read_state_file(found))
+    foreign = ordered(recognise(read_state_file(found)))
     return _OpenSource(foreign, foreign.facts, foreign.layout)
 
 
 def _other_head(found: Facts, spec: ModelSpec) -> bool:
-    return len(found.linears) == 2 or (len(found.linears) == 3 and found.linears[2][1] != spec.classes)
+    hidden = len(spec.hidden)
+    return len(found.linears) == hidden or (len(found.linears) == hidden + 1 and found.linears[-1][1] != spec.classes)
 
 
 def _refuse(source: str, spec: ModelSpec, differences: list[Difference]) -> None:

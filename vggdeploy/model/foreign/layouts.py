@@ -2,7 +2,8 @@
 
 Three layouts are known. torchvision's ``features.N`` and ``classifier.N``; timm's, which has the linear layers as
 convolutions ``pre_logits.fc1`` (7×7) and ``pre_logits.fc2`` (1×1), and ``head.fc``; and the plain ``nn.Sequential`` of
-textbooks, flat (``0``, ``2``, …) or in blocks (``0.0``, ``0.2``, ``1.0``, …). Any prefix before them is cut off.
+textbooks, flat (``0``, ``2``, …) or in blocks (``0.0``, ``0.2``, ``1.0``, …). Any prefix before them is cut off. timm's
+``features_only`` writes ``features_N``. Beside features of the first two, linear layers may have any name (``fc``, ``1``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from vggdeploy.model.foreign.report import shortened
 from vggdeploy.model.layers import layers_of
 from vggdeploy.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from vggdeploy.model.foreign.head import Head
+
 Layout = Literal["torchvision", "timm", "sequential"]
 Kind = Literal["conv", "batch_norm", "linear"]
 
@@ -31,12 +35,15 @@ LEAVES: dict[Kind, tuple[str, ...]] = {
     "linear": ("weight", "bias"),
     "batch_norm": ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
 }
-_TIMM_LINEARS = ("pre_logits.fc1", "pre_logits.fc2", "head.fc")
+# timm's linear layers, by where torchvision has them; the last may have become a Sequential.
+_TIMM_LINEARS = {"pre_logits.fc1": 0, "pre_logits.fc2": 3, "head.fc": 6}
+_TIMM = rf"({'|'.join(map(re.escape, _TIMM_LINEARS))})((?:\.\d+)*)"
 _NAMES: dict[Layout, str] = {
-    "torchvision": r"(features|classifier)\.\d+(\.\d+)*",
-    "timm": rf"features\.\d+|{'|'.join(map(re.escape, _TIMM_LINEARS))}",
+    "torchvision": r"features[._]\d+(\.\d+)*|classifier(\.\d+)*",
+    "timm": rf"features[._]\d+|{_TIMM}",
     "sequential": r"\d+(\.\d+)*",
 }
+FEATURES, CLASSIFIER, APPENDED = -1, 0, 1  # the first number of a position
 _KNOWN = (
     "known: features.N with classifier.N (torchvision), or with pre_logits.fc1 and head.fc (timm); 0, 2, … (Sequential)"
 )
@@ -44,17 +51,25 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class Part:
-    """One layer with parameters: its key, where it stands, and its tensors by the last part of their names."""
+    """One layer with parameters: its key, where it stands, and its tensors by the last part of their names.
+
+    ``read``: of one that was made of others, the keys of their tensors.
+    """
 
     key: str
     kind: Kind
     position: tuple[int, ...]
     tensors: dict[str, Tensor]
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A state dict, recognised. ``strange`` are its keys that no layer of a VGG has."""
+    """A state dict, recognised. ``strange`` are its keys that no layer of a VGG has.
+
+    ``head`` is what stands between its linear layers, once that is settled: ``asserted`` by the user, or read from the keys
+    with ``notes`` on what had to be assumed.
+    """
 
     file: StateFile
     layout: Layout
@@ -63,6 +78,9 @@ class Foreign:
     norms: tuple[Part, ...]
     linears: tuple[Part, ...]
     strange: tuple[str, ...]
+    head: Head | None = None
+    asserted: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -81,8 +99,11 @@ class Foreign:
             pools=pools,
             odd=odd,
             # torchvision always pools to 7×7 before fc6, timm only where the map is smaller than that.
-            adaptive={"torchvision": "any", "timm": "smaller"}.get(self.layout, ""),
+            adaptive="given" if self.head and self.head.pool == "avg" else _ADAPTIVE.get(self.layout, ""),
         )
+
+
+_ADAPTIVE = {"torchvision": "any", "timm": "smaller"}
 
 
 def recognise(file: StateFile) -> Foreign:
@@ -93,22 +114,26 @@ def recognise(file: StateFile) -> Foreign:
     """
     prefix = _prefix(file.tensors, file.where)
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    strange: list[str] = []
     for key, tensor in file.tensors.items():
-        name, _, leaf = key.removeprefix(prefix).rpartition(".")
-        if key.startswith(prefix) and name:
-            groups[name][leaf] = tensor
-        else:
-            strange.append(key)
-    layout = _layout(groups)
+        module, _, leaf = key.rpartition(".")
+        groups[module][leaf] = tensor
+    layout = _layout([module.removeprefix(prefix) for module in groups if module.startswith(prefix)])
     if layout is None:
         keys = shortened(list(file.tensors)) or "nothing"
         raise CheckpointError(f"{file.where} is no VGG in a known layout; its keys: {keys}", _KNOWN)
     parts: list[Part] = []
-    for name, tensors in groups.items():
-        part = _part(prefix, name, tensors) if re.fullmatch(_NAMES[layout], name) else None
-        leaves = tensors.keys() - set(LEAVES[part.kind] if part else ())
-        strange += [f"{prefix}{name}.{leaf}" for leaf in tensors if leaf in leaves]
+    strange: list[str] = []
+    stems: dict[str, int] = {}
+    for module, tensors in groups.items():
+        name = module.removeprefix(prefix) if module.startswith(prefix) else ""
+        part = None
+        if re.fullmatch(_NAMES[layout], name):
+            part = _part(module, name, tensors)
+        elif layout != "sequential" and module:
+            part = _appended(module, tensors, stems)
+        strange += [
+            f"{module}.{leaf}".removeprefix(".") for leaf in tensors if not part or leaf not in LEAVES[part.kind]
+        ]
         if part is not None:
             parts.append(part)
     parts.sort(key=lambda part: part.position)
@@ -140,8 +165,7 @@ def own_layout(file: StateFile, spec: ModelSpec) -> Foreign:
 
 def _prefix(keys: Collection[str], where: str) -> str:
     """What stands before every key: ``module.`` of a parallel run, ``_orig_mod.`` of a compiled one, ``model.`` …"""
-    first = "features.0.weight"
-    roots = [key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")]
+    roots = [found[1] for key in keys if (found := re.fullmatch(r"((?:.+\.)?)features[._]0\.weight", key))]
     if len(roots) > 1:
         raise CheckpointError(
             f"{where} holds {len(roots)} networks: {shortened([root or '(no prefix)' for root in roots])}",
@@ -159,32 +183,45 @@ def _prefix(keys: Collection[str], where: str) -> str:
 
 
 def _layout(names: Collection[str]) -> Layout | None:
-    if any(re.fullmatch(r"features\.\d+", name) for name in names):
-        return "timm" if any(name in names for name in _TIMM_LINEARS) else "torchvision"
+    if any(re.fullmatch(r"features[._]\d+", name) for name in names):
+        return "timm" if any(re.fullmatch(_TIMM, name) for name in names) else "torchvision"
     return "sequential" if any(re.fullmatch(_NAMES["sequential"], name) for name in names) else None
 
 
-def _part(prefix: str, name: str, tensors: dict[str, Tensor]) -> Part | None:
+def _part(module: str, name: str, tensors: dict[str, Tensor]) -> Part | None:
     """The layer that these tensors make, or None where a VGG has no such layer."""
     weight = tensors.get("weight")
     if weight is None:
         return None
-    numbers = tuple(int(part) for part in name.split(".") if part.isdecimal())
+    numbers = tuple(int(number) for number in re.findall(r"\d+", name))
+    timm = re.fullmatch(_TIMM, name)
+    features = name.startswith("features")
     kind: Kind
-    if name in _TIMM_LINEARS and weight.ndim in (2, 4):
-        kind, numbers = "linear", (_TIMM_LINEARS.index(name),)
+    if timm and weight.ndim in (2, 4):
+        kind, numbers = "linear", (_TIMM_LINEARS[timm[1]], *(int(number) for number in re.findall(r"\d+", timm[2])))
         tensors = {**tensors, "weight": weight.flatten(1)}  # a convolution of the whole map is the linear layer
     elif weight.ndim == 4 and weight.shape[2:] == (3, 3):
         kind = "conv"
     elif weight.ndim == 2:
         kind = "linear"
-    elif weight.ndim == 1 and "running_mean" in tensors:
+    elif weight.ndim == 1 and "running_mean" in tensors and not name.startswith("classifier"):
         kind = "batch_norm"
     else:
         return None
-    known = {leaf: tensor for leaf, tensor in tensors.items() if leaf in LEAVES[kind]}
-    order = -1 if name.startswith("features.") else 0
-    return Part(f"{prefix}{name}", kind, (order, *numbers), known)
+    return Part(module, kind, (FEATURES if features else CLASSIFIER, *numbers), _known(kind, tensors))
+
+
+def _appended(module: str, tensors: dict[str, Tensor], stems: dict[str, int]) -> Part | None:
+    """A linear layer under a name of its own. ``stems`` counts the modules that such layers stand in."""
+    if (weight := tensors.get("weight")) is None or weight.ndim != 2:
+        return None
+    stem, numbers = re.fullmatch(r"(.+?)((?:\.\d+)*)", module).groups()  # type: ignore[union-attr]  # it fits anything
+    position = APPENDED, stems.setdefault(stem, len(stems)), *(int(number) for number in re.findall(r"\d+", numbers))
+    return Part(module, "linear", position, _known("linear", tensors))
+
+
+def _known(kind: Kind, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {leaf: tensor for leaf, tensor in tensors.items() if leaf in LEAVES[kind]}
 
 
 def _norms(features: Sequence[Part], where: str) -> tuple[Part, ...]:

@@ -27,8 +27,8 @@ class OutputMoments:
 
 
 def product_layers(model: VGG) -> dict[str, Layer]:
-    """The layers that can be products: every convolution, fc6 and fc7."""
-    return {x.name: x for x in layers_of(model.spec) if x.kind in ("conv", "linear") and x.name != "fc8"}
+    """The layers that can be products: every convolution and hidden linear layer."""
+    return {x.name: x for x in layers_of(model.spec) if x.kind in ("conv", "linear") and x.name != model.spec.last}
 
 
 def measure_answers(
@@ -61,7 +61,7 @@ def measure_answers(
                         seen[name] = seen.get(name, 0) + columns.sum(dim=1).double()
                         positions[name] = positions.get(name, 0) + columns.shape[1]
                     x = module(x)
-                x = x.flatten(1)
+                x = model.neck(x)
                 for index, module in enumerate(model.classifier):
                     x = module(x)
                     name = at.get(("classifier", index))

@@ -73,8 +73,8 @@ def with_ranks(spec: ModelSpec, ranks: Mapping[str, int]) -> ModelSpec:
     convs = tuple(
         tuple(ranks.get(f"conv{b}_{c}", rank) for c, rank in enumerate(block, 1)) for b, block in enumerate(old, 1)
     )
-    fc6, fc7 = (ranks.get(name, rank) for name, rank in zip(("fc6", "fc7"), spec.ranks, strict=True))
-    return msgspec.structs.replace(spec, ranks=(fc6, fc7), conv_ranks=convs if any(map(any, convs)) else ())
+    dense = tuple(ranks.get(name, rank) for name, rank in zip(spec.dense, spec.ranks, strict=True))
+    return msgspec.structs.replace(spec, ranks=dense, conv_ranks=convs if any(map(any, convs)) else ())
 
 
 def _linear(model: VGG, layer: Layer, rank: int, answers: OutputMoments) -> Tensors:

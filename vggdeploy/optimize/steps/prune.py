@@ -36,21 +36,21 @@ class _Unit:
 
 
 def _units(spec: ModelSpec) -> list[_Unit]:
-    layers = layers_of(spec)
+    layers = [layer for layer in layers_of(spec) if layer.part != "neck"]
     names = widths_of(spec)
     found = []
     for layer in layers:
         if layer.name in names:
             relu = layer.name.replace("conv", "relu").replace("fc", "relu")
             at = next(i for i, x in enumerate(layers) if x.name == relu)
-            # In `_chain` the flattening stands between the two parts.
+            # In `_chain` the neck stands between the two parts, also where it only flattens.
             key = f"{layer.key}.1" if layer.rank else layer.key
             found.append(_Unit(layer.name, key, at + (layer.part == "classifier")))
     return found
 
 
 def _chain(model: VGG) -> list[nn.Module]:
-    return [*model.features, nn.Flatten(), *model.classifier]
+    return [*model.features, model.neck, *model.classifier]
 
 
 def taylor_scores(model: VGG, batches: Batches) -> Scores:

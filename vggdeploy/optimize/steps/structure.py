@@ -149,7 +149,8 @@ def _named_widths(own: Widths, keep: Mapping[str, float]) -> Widths:
 def _ranks(layers: Mapping[str, Layer], ranks: int | Mapping[str, int]) -> dict[str, int]:
     """Layer → rank, of the layers that become smaller."""
     found = {}
-    for name, rank in (dict.fromkeys(("fc6", "fc7"), ranks) if isinstance(ranks, int) else ranks).items():
+    dense = [name for name, layer in layers.items() if layer.kind == "linear"]
+    for name, rank in (dict.fromkeys(dense, ranks) if isinstance(ranks, int) else ranks).items():
         if name not in layers:
             raise unknown_name("layer with a rank", name, layers)
         layer = layers[name]
@@ -161,8 +162,8 @@ def _ranks(layers: Mapping[str, Layer], ranks: int | Mapping[str, int]) -> dict[
         elif not isinstance(ranks, int):
             raise UsageError(f"rank {rank} would not make {name} smaller", _pays(layer))
     if not found:
-        hint = "; ".join(f"{name}: {_pays(layers[name])}" for name in ("fc6", "fc7"))
-        raise UsageError(f"rank {ranks} makes neither fc6 nor fc7 smaller", hint)
+        hint = "; ".join(f"{name}: {_pays(layers[name])}" for name in dense) or "name convolutions: --rank conv3_1=60"
+        raise UsageError(f"rank {ranks} makes no hidden linear layer smaller", hint)
     return found
 
 

@@ -23,8 +23,8 @@ Sensitivity = Mapping[str, Mapping[int, float]]
 
 
 def widths_of(spec: ModelSpec) -> Widths:
-    """Channels of every convolution, and widths of fc6 and fc7, by the layer's name: all that can become narrower."""
-    return {x.name: x.outputs for x in layers_of(spec) if x.kind in ("conv", "linear") and x.name != "fc8"}
+    """Channels of every convolution, and widths of fc6, fc7, …, by the layer's name: all that can become narrower."""
+    return {x.name: x.outputs for x in layers_of(spec) if x.kind in ("conv", "linear") and x.name != spec.last}
 
 
 def with_widths(spec: ModelSpec, widths: Mapping[str, int]) -> ModelSpec:
@@ -116,7 +116,7 @@ def check_share(value: float, what: str) -> None:
 
 def _ranks_fit(spec: ModelSpec, widths: Mapping[str, int]) -> bool:
     """Whether the matrices of factorised layers would still be as large as their ranks."""
-    bare = with_widths(msgspec.structs.replace(spec, ranks=(0, 0), conv_ranks=()), widths)
+    bare = with_widths(msgspec.structs.replace(spec, ranks=(), conv_ranks=()), widths)
     convs = [rank for block in spec.conv_ranks for rank in block]
     whole = all(rank <= full for rank, full in zip(spec.ranks, bare.full_ranks, strict=True))
     return whole and all(rank <= full for rank, full in zip(convs, bare.full_conv_ranks, strict=False))
