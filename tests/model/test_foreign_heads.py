@@ -208,6 +208,10 @@ def modules(*layers: nn.Module) -> nn.Module:
             "the mean or maximum of a larger map", "--image-size 32, or --image-size 96 --head avg,none",
         ),
         (lambda: textbook_net(size=32), {}, "the 1 × 1 map of 32 px images", "--image-size 32"),
+        (
+            lambda: with_head(nn.Linear(256, 12), nn.ReLU(), nn.Linear(12, 9), nn.Linear(9, 7)),
+            {"head": "relu,none,none", "image_size": 224}, "for images of 64 px, not 224", "--head avg,relu,none,none",
+        ),
         (lambda: with_head(nn.Linear(MAP, 7)), {"head": "max,none"}, "takes a 7 × 7 map, no maximum", "--head none"),
         (
             lambda: textbook_net(size=64), {"image_size": 224},
@@ -341,3 +345,12 @@ def test_the_default_output_is_what_the_network_gives(spec: ModelSpec) -> None:
         torch.testing.assert_close(found, model(image))
     assert output_specs(spec, (name,))[0].item_shape == tuple(found.shape[1:])
     assert sum(p.numel() for p in model.parameters()) == summarise(spec).parameters
+
+
+@pytest.mark.parametrize("size", [0, -32, 33])
+@pytest.mark.parametrize("kind", ["one layer", "pooled, two layers", "appended, nothing before it"])
+def test_a_size_that_fits_no_map_is_a_slip_of_the_users(kind: str, size: int) -> None:
+    make, about, *_ = HEADS[kind]
+    assert "give a multiple of 32" in refused(
+        lambda: adopted(make().state_dict(), **{**about, "image_size": size}), UsageError
+    )
