@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from vggdeploy.data.loaders import load_split, split_indices
 from vggdeploy.data.sources import get_dataset, read_source
-from vggdeploy.data.specs import DATASETS, SPLITS
+from vggdeploy.data.specs import DATASETS, SPLITS, match_classes
+from vggdeploy.errors import UsageError
 from vggdeploy.spec import PreprocessSpec
 
 DIGITS = get_dataset("digits")
@@ -63,3 +64,8 @@ def test_an_official_test_set_is_the_test_split_and_nothing_else() -> None:
     assert (len(train), len(validation), len(test)) == (550, 50, 0)
     assert (np.bincount(labels[validation]) == 5).all()
     assert not set(train) & set(validation)
+
+
+def test_a_model_without_classes_matches_no_data_set() -> None:
+    with pytest.raises(UsageError, match="no class scores, only features"):
+        match_classes(np.array([0, 1]), ("a", "b"), (), 0, data="two", option="--dataset")

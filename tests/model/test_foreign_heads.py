@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from foreign_nets import (
@@ -22,13 +24,21 @@ from foreign_nets import (
 from test_foreign_layouts import adopted, distance, refused
 from torch import Tensor, nn
 
+from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.errors import UsageError
+from vggdeploy.model.deployable import Deployable
+from vggdeploy.model.detection import backbone
 from vggdeploy.model.foreign.convert import convert
 from vggdeploy.model.foreign.files import StateFile
 from vggdeploy.model.foreign.head import Head, parse_head, settled
 from vggdeploy.model.foreign.infer import spec_from_state
+from vggdeploy.model.foreign.initial import load_initial_weights
 from vggdeploy.model.foreign.layouts import recognise
-from vggdeploy.spec import ModelSpec
+from vggdeploy.model.layers import summarise
+from vggdeploy.model.outputs import default_outputs, output_specs
+from vggdeploy.model.vgg import new_vgg
+from vggdeploy.model.weights import load_model, save_checkpoint
+from vggdeploy.spec import ModelSpec, PreprocessSpec
 
 Make = Callable[[], nn.Module]
 MAP = 64 * 49
@@ -198,6 +208,10 @@ def modules(*layers: nn.Module) -> nn.Module:
             "the mean or maximum of a larger map", "--image-size 32, or --image-size 96 --head avg,none",
         ),
         (lambda: textbook_net(size=32), {}, "the 1 × 1 map of 32 px images", "--image-size 32"),
+        (
+            lambda: with_head(nn.Linear(256, 12), nn.ReLU(), nn.Linear(12, 9), nn.Linear(9, 7)),
+            {"head": "relu,none,none", "image_size": 224}, "for images of 64 px, not 224", "--head avg,relu,none,none",
+        ),
         (lambda: with_head(nn.Linear(MAP, 7)), {"head": "max,none"}, "takes a 7 × 7 map, no maximum", "--head none"),
         (
             lambda: textbook_net(size=64), {"image_size": 224},
@@ -263,10 +277,80 @@ def test_a_multiplied_layer_is_exact_and_nothing_of_it_counts_as_unused() -> Non
 
 
 def test_a_spec_of_before_is_read_as_it_was() -> None:
-    import msgspec
-
     old = b'{"arch":"vgg11","blocks":[[64],[128],[256,256],[512,512],[512,512]],"hidden":[4096,4096],"ranks":[0,0]}'
     spec = msgspec.json.decode(old, type=ModelSpec)
     assert spec == ModelSpec.named("vgg11")
     assert (spec.dense, spec.last, spec.head_pool) == (("fc6", "fc7"), "fc8", "none")
     assert msgspec.json.decode(msgspec.json.encode(spec), type=ModelSpec) == spec
+
+
+def small(**about: object) -> ModelSpec:
+    blocks = ((8,), (16,))
+    return ModelSpec(arch="custom", blocks=blocks, image_size=16, **about)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("about", "cause"),
+    [
+        ({"classes": 1}, "1 classes"),
+        ({"hidden": (), "classes": 0, "head_pool": "avg"}, "no linear layer behind it"),
+        ({"hidden": (8,) * 17}, "larger than any VGG"),
+        ({"hidden": (8,), "ranks": (2, 3)}, "2 ranks"),
+        ({"hidden": (8,), "ranks": (9,)}, "rank 9 of fc6"),
+    ],
+)
+def test_heads_that_make_no_network_are_refused(about: dict[str, object], cause: str) -> None:
+    with pytest.raises(UsageError, match=cause):
+        small(**about)
+
+
+HEADED = [
+    small(hidden=(), classes=0),
+    small(hidden=(6,), classes=0),
+    small(hidden=(), classes=4, head_pool="max"),
+    small(hidden=(6, 5, 4), classes=4, head_pool="avg"),
+]
+
+
+@pytest.mark.parametrize("spec", HEADED, ids=str)
+def test_a_checkpoint_of_any_head_is_read_again_and_training_starts_from_it(spec: ModelSpec, tmp_path: Path) -> None:
+    model = new_vgg(spec, seed=1)
+    record = Checkpoint(spec=spec, preprocess=PreprocessSpec(resize=16, crop=16), labels=())
+    save_checkpoint(tmp_path / "c", model, record)
+    assert load_model(tmp_path / "c").spec == spec
+    target = new_vgg(msgspec.structs.replace(spec, classes=7), seed=2)
+    report = load_initial_weights(str(tmp_path / "c"), target, allow_head_mismatch=True)
+    assert report.fresh == tuple(k for k in target.state_dict() if k.startswith(f"classifier.{3 * len(spec.hidden)}."))
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(target.state_dict()[key], tensor) or key in report.fresh
+
+
+@pytest.mark.parametrize("spec", HEADED, ids=str)
+def test_a_detector_takes_its_features_whatever_the_head(spec: ModelSpec) -> None:
+    model = new_vgg(spec, seed=1).eval()
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = backbone(model, (1, 2)).eval()(x)
+        torch.testing.assert_close(found["1"], model.features[:5](x))
+
+
+@pytest.mark.parametrize("spec", HEADED, ids=str)
+def test_the_default_output_is_what_the_network_gives(spec: ModelSpec) -> None:
+    (name,) = default_outputs(spec)
+    assert name == ("logits" if spec.classes else "fc6" if spec.hidden else "pool2")
+    model = new_vgg(spec, seed=1).eval()
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        (found,) = Deployable(model, PreprocessSpec(resize=16, crop=16), outputs=(name,), input_dtype="float32")(image)
+        torch.testing.assert_close(found, model(image))
+    assert output_specs(spec, (name,))[0].item_shape == tuple(found.shape[1:])
+    assert sum(p.numel() for p in model.parameters()) == summarise(spec).parameters
+
+
+@pytest.mark.parametrize("size", [0, -32, 33])
+@pytest.mark.parametrize("kind", ["one layer", "pooled, two layers", "appended, nothing before it"])
+def test_a_size_that_fits_no_map_is_a_slip_of_the_users(kind: str, size: int) -> None:
+    make, about, *_ = HEADS[kind]
+    assert "give a multiple of 32" in refused(
+        lambda: adopted(make().state_dict(), **{**about, "image_size": size}), UsageError
+    )

@@ -20,7 +20,7 @@ from vggdeploy.parity.bounds import (
     samples_to_decide,
 )
 from vggdeploy.parity.judge import judge
-from vggdeploy.records import DEFAULT_THRESHOLDS, OutputParity, Thresholds
+from vggdeploy.records import CEILINGS, OutputParity, Thresholds
 from vggdeploy.types import Verdict
 
 SAME = OutputParity(
@@ -212,6 +212,6 @@ def test_a_drop_at_its_limit_passes_in_one_of_twenty_looks_at_most() -> None:
 
 
 def test_the_reason_says_that_the_bound_is_one_sided() -> None:
-    verdict, reasons = judge((SAME,), flip_count(0, 50), DEFAULT_THRESHOLDS["fp16"])
+    verdict, reasons = judge((SAME,), flip_count(0, 50), CEILINGS["fp16"])
     assert verdict is Verdict.INCONCLUSIVE
     assert "at one-sided 95% confidence" in reasons[0]

@@ -86,9 +86,7 @@ def settled(foreign: Foreign, head: Head | None = None) -> Foreign:
         else:
             merged.append(part)
         open_end = not relu
-    ends = not head.relus or head.relus[-1]
-    whole = Head(head.pool, (True,) * (len(merged) - 1) + (ends,) if merged else ())
-    return replace(foreign, linears=tuple(merged), head=whole, asserted=asserted, notes=notes)
+    return replace(foreign, linears=tuple(merged), head=head, asserted=asserted, notes=notes)
 
 
 def ordered(foreign: Foreign) -> Foreign:

@@ -93,8 +93,9 @@ def spec_from_state(
 def _map(foreign: Foreign, stride: int, image_size: int | None) -> tuple[HeadPool, int]:
     """How the last map enters the first linear layer, and the size of images."""
     facts, where, head = foreign.facts, foreign.where, foreign.head or Head()
+    size = IMAGE_SIZE if image_size is None else image_size
     if not facts.linears:
-        return "none", image_size or IMAGE_SIZE
+        return "none", size
     inputs, channels = facts.linears[0][0], facts.channels[-1]
     if facts.side is None:
         raise CheckpointError(
@@ -107,15 +108,14 @@ def _map(foreign: Foreign, stride: int, image_size: int | None) -> tuple[HeadPoo
             f"leave max out if the map is flattened: --head {Head(relus=head.relus)}",
         )
     if head.pool != "none":
-        return head.pool if facts.side == 1 else "none", image_size or IMAGE_SIZE
+        return head.pool if facts.side == 1 else "none", size
     if facts.side == 1 and image_size != stride and not foreign.asserted:
-        pooled = image_size or IMAGE_SIZE
         raise CheckpointError(
             f"{where}: its first linear layer takes {inputs} inputs, one for each channel: the 1 × 1 map of {stride} px "
             "images, or the mean or maximum of a larger map",
-            f"say which: --image-size {stride}, or --image-size {pooled} --head {Head('avg', head.relus)} (or max)",
+            f"say which: --image-size {stride}, or --image-size {size} --head {Head('avg', head.relus)} (or max)",
         )
-    return "none", image_size or facts.side * stride
+    return "none", facts.side * stride if image_size is None else image_size
 
 
 def _check_chain(foreign: Foreign, where: str) -> None:
