@@ -142,7 +142,7 @@ def judged(network: Network, fault: Fault, layer: str, variant: Variant, scratch
         harmful = _harmful(fault, golden, real, variant)
     except VggdeployError:
         by, harmful, loaded = ["does not run"], True, True
-    if culprit(bundle, variant, model):
+    if variant.precision is not Precision.INT8 and culprit(bundle, variant, model):
         by.append("layers")
     return Judged(fault.name, fault.kind, str(variant.precision), harmful, bool(by), loaded, tuple(by))
 
