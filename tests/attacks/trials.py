@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnxruntime as ort
-import torch
 from attacks.faults import FAULTS, KINDS, Fault, places, planted
 from attacks.network import Array, known
 
@@ -49,9 +48,8 @@ class Subject:
 
     def blamed(self, graph: onnx.ModelProto, *, method: str = "min-max") -> tuple[str | None, str]:
         """The layer that is named for a graph, and why. ``method``: of an INT8 graph's calibration."""
-        with torch.inference_mode():
-            examined = Examination(Graph(graph), self._model, self.precision, self._images, method=method, threads=1)
-            examined.run(self._pixels)
+        examined = Examination(Graph(graph), self._model, self.precision, self._images, method=method, threads=1)
+        examined.run(self._pixels)
         culprit, _, reason = examined.verdict()
         return culprit, reason
 

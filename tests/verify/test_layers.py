@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from attacks.faults import FAULTS, HARMLESS, planted
+from attacks.network import Network
 from attacks.planting import rewrite_onnx, rewrite_weight
 
 from vggdeploy.bundle import Bundle
@@ -152,3 +153,20 @@ def test_a_graph_of_features_ends_where_it_ends(features_dir: Path, float_bundle
     assert (report.culprit, report.layers[-1].layer) == (None, "logits")
     report = localise(Bundle.open(float_bundle_dir), "onnx-fp32")
     assert (report.culprit, report.layers[0].layer) == (None, "conv1_1")
+
+
+def test_answers_of_another_number_than_images_fail_and_are_traced(own_bundle: Path) -> None:
+    spec = Bundle.open(own_bundle).manifest.spec
+
+    def doubled(model: onnx.ModelProto) -> None:
+        net = Network(model, spec)
+        node = net.tap(net.made("logits"))
+        net.replace(node, "Concat", node.input[0], axis=0)
+
+    rewrite_onnx(own_bundle, "onnx-fp32", doubled)
+    options = VerifyOptions(variants=["onnx-fp32"], data="golden", layers=True)
+    report = verify_bundle(Bundle.open(own_bundle), options)
+    assert report.verdict is Verdict.FAIL
+    assert "gave 'logits' as [" in report.variants[0].reasons[0]
+    assert report.layers[0].culprit == "logits"
+    assert "holds Concat" in report.layers[0].reason

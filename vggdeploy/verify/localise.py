@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggdeploy.bundle import Bundle
-from vggdeploy.errors import BuildError, UsageError, first_line
+from vggdeploy.errors import BuildError, UsageError, VggdeployError, first_line
 from vggdeploy.model.layers import layers_of
 from vggdeploy.model.outputs import LOGITS
 from vggdeploy.model.vgg import VGG, fold_batch_norm
@@ -52,6 +52,8 @@ _BYTES = 64 * 2**20  # of the largest layer's outputs
 # What a kernel may add when it sums in another order; one that sums in FP16 or BF16 adds more. Of a value and the layer's RMS.
 _SUMS = {Precision.FP32: 1e-4, Precision.INT8: 1e-4, Precision.FP16: 5e-3, Precision.BF16: 4e-2}
 _EXACT = 1e-5  # what a ReLU, a pool or the preprocessing may differ by, likewise
+# Standard errors of a mean over images, which are no more alike than those that a bias was corrected with.
+_DEVIATIONS = 6.0
 _KERNELS = 1.5  # times the error of the same file run node by node: from there on a library's kernels are named
 
 
@@ -86,13 +88,15 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
     pixels = given
     if manifest.input.dtype == "uint8":
         pixels = normalise(given.astype(np.uint8, copy=False), manifest.preprocess)
-    with torch.inference_mode():
-        method = source.quantisation.method if source.quantisation else ""
-        examined = Examination(graph, model, source.precision, given, method=method, threads=threads)
-        examined.run(pixels)
+    method = source.quantisation.method if source.quantisation else ""
+    examined = Examination(graph, model, source.precision, given, method=method, threads=threads)
+    examined.run(pixels)
     if not examined.findings:
-        with open_session(bundle, chosen, threads=threads) as session:
-            examined.add_shipped(run_batch(session, given[: session.batch.max]))
+        try:
+            with open_session(bundle, chosen, threads=threads) as session:
+                examined.add_shipped(run_batch(session, given[: session.batch.max]))
+        except VggdeployError as error:
+            examined.note = f"; {error.cause}"
     release_memory()
     culprit, evidence, reason = examined.verdict()
     return LayerReport(
@@ -107,11 +111,16 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a layer, as the end of a sentence that begins with its name."""
+    """Something wrong with a layer, as the end of a sentence that begins with its name.
+
+    ``rank`` says how much it counts: 0 for wrong numbers, 1 for what is only built otherwise, 2 for a bias that bias correction
+    may have left so on other images.
+    """
 
     layer: str
     evidence: Evidence
     text: str
+    rank: int
 
 
 class Examination:
@@ -143,8 +152,10 @@ class Examination:
         self._before = ""  # the layer in front of it
         self._made: Array | None = images  # by the file's own layers so far
         self._want = images  # by the reference's
-        self._note = ""
+        self.note = ""  # of the whole file, where no layer is at fault
 
+    @np.errstate(all="ignore")  # a faulty layer overflows, and that is said
+    @torch.inference_mode()
     def run(self, pixels: Array) -> None:
         """Look at every layer. ``pixels``: the normalised images."""
         exact = fed = self._images  # the reference's values, and what the file is fed of them
@@ -168,22 +179,23 @@ class Examination:
         text = f"run node by node, {last} is {alone:.2g} from the network's (relative L2)"
         if whole > _KERNELS * alone + _EXACT:
             text += f", and this machine's kernels make {whole:.2g} of the same file"
-        self._note = f"; {text}"
+        self.note = f"; {text}"
 
     def verdict(self) -> tuple[str | None, tuple[Evidence, ...], str]:
-        """The first layer whose numbers are wrong; without any, the first that is built otherwise. And why."""
-        wrong = [f for f in self.findings if f.evidence != "structure"] or self.findings
+        """The first layer of those with what counts most; and why."""
+        highest = min((f.rank for f in self.findings), default=0)
+        wrong = [f for f in self.findings if f.rank == highest]
         if not wrong:
-            return None, (), f"no layer is at fault: each makes what the network's makes, but for rounding{self._note}"
+            return None, (), f"no layer is at fault: each makes what the network's makes, but for rounding{self.note}"
         named = sorted({f.layer for f in wrong}, key=[*self.rows].index)
         found = [f for f in self.findings if f.layer == named[0]]
         reason = "; it ".join(dict.fromkeys(f.text for f in found[:2]))
         others = f"; also seen at {', '.join(named[1:4])}{' and behind' if len(named) > 4 else ''}" if named[1:] else ""
         return named[0], tuple(dict.fromkeys(f.evidence for f in found)), f"{named[0]} {reason}{others}"
 
-    def _blame(self, layer: str, evidence: Evidence, text: str) -> None:
+    def _blame(self, layer: str, evidence: Evidence, text: str, rank: int = 0) -> None:
         if text:
-            self.findings.append(Finding(layer, evidence, text))
+            self.findings.append(Finding(layer, evidence, text, rank))
 
     def _expected(self, segment: Segment, exact: Array) -> Array:
         """What the network's layer makes."""
@@ -215,7 +227,7 @@ class Examination:
         if not np.isfinite(alone).all():
             self._blame(layer, "output", wrong_values(alone, want))
         for text in wrong_structure(self._graph, segment, self._precision):
-            self._blame(layer, "structure", text)
+            self._blame(layer, "structure", text, 1)
         if alone.shape != want.shape:
             self._blame(layer, "output", f"makes {_image(alone)} of an image where the network makes {_image(want)}")
         elif segment.kind == "preprocess":
@@ -250,20 +262,22 @@ class Examination:
             if bias is not None:
                 limit = self._bias_tolerance(bias.numpy(), scale, made - right)
                 text = wrong_bias(None if own is None else own.numpy(), bias.numpy(), limit, rows)
-                self._blame(layer, "weights", text)
+                self._blame(layer, "weights", text, 0 if scale is None or own is None else 2)
             start = product.output[0]
         self._compare(segment, values, made, _SUMS[self._precision])
 
     def _bias_tolerance(self, bias: Array, scale: Array | None, error: Tensor) -> Array:
         """Half a step; of an INT8 layer any bias that takes back what rounding did to a channel's mean, as bias correction
-        does: what is left of the mean is then below the spread of the channel's errors."""
+        does: what is left of the mean is then that of so many images."""
         limit: Array = rounding_tolerance(bias[None], Precision.FP32 if scale is not None else self._precision, None)[0]
         if scale is None:
             return limit
+        if self._method == "entropy":  # what it cuts off moves the means of some images alone
+            return np.full_like(limit, np.inf)
         errors = error.transpose(0, 1).flatten(1)
         left, spread = errors.mean(1).abs().numpy(), errors.std(1, correction=0).numpy()
-        tolerance: Array = np.where(left <= np.maximum(spread, spread.mean() / 2), np.inf, limit)
-        return tolerance
+        chance = _DEVIATIONS * np.maximum(spread, spread.mean() / 2) / np.sqrt(len(error))
+        return np.where(left <= chance, np.float32(np.inf), limit)
 
     def _inspect_quantiser(self, segment: Segment, fed: Array, got: Array) -> None:
         """A ReLU that is a range from 0."""
