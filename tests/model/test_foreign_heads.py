@@ -29,8 +29,9 @@ from vggdeploy.errors import UsageError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.detection import backbone
 from vggdeploy.model.foreign.convert import convert
+from vggdeploy.model.foreign.facts import Head
 from vggdeploy.model.foreign.files import StateFile
-from vggdeploy.model.foreign.head import Head, parse_head, settled
+from vggdeploy.model.foreign.head import parse_head, settled
 from vggdeploy.model.foreign.infer import spec_from_state
 from vggdeploy.model.foreign.initial import load_initial_weights
 from vggdeploy.model.foreign.layouts import recognise

@@ -8,9 +8,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from vggdeploy.spec import CUSTOM, Blocks, ModelSpec, flat, named, pools
+from vggdeploy.spec import CUSTOM, Blocks, HeadPool, ModelSpec, flat, named, pools
 
 POOLED = 7  # pixels: the side of the map that torchvision's adaptive pool makes before fc6
+
+
+@dataclass(frozen=True)
+class Head:
+    """What weights do not tell: the pool before the first linear layer, and for each whether a ReLU follows it.
+
+    A last one without is the class scores; with it, the network ends in features.
+    """
+
+    pool: HeadPool = "none"
+    relus: tuple[bool, ...] = ()
+
+    def __str__(self) -> str:
+        words = ["relu" if relu else "none" for relu in self.relus]
+        return ",".join(words if self.pool == "none" else [self.pool, *words])
 
 
 @dataclass(frozen=True)

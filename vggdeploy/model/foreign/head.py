@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise, permutations
 
 import torch
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError, UsageError
+from vggdeploy.model.foreign.facts import Head
 from vggdeploy.model.foreign.layouts import APPENDED, Foreign, Part
 from vggdeploy.spec import HeadPool
 
@@ -22,21 +23,6 @@ _MOST_APPENDED = 6  # layers whose order is looked for
 _PAPERS = (0, 3, 6)  # where the paper's three stand in torchvision's classifier: ReLU and dropout between them
 _SLICE = 2048  # columns of a matrix that are in FP64 at a time
 _SAY = "say what follows each of its linear layers, in order"
-
-
-@dataclass(frozen=True)
-class Head:
-    """What weights do not tell: the pool before the first linear layer, and for each whether a ReLU follows it.
-
-    A last one without is the class scores; with it, the network ends in features.
-    """
-
-    pool: HeadPool = "none"
-    relus: tuple[bool, ...] = ()
-
-    def __str__(self) -> str:
-        words = ["relu" if relu else "none" for relu in self.relus]
-        return ",".join(words if self.pool == "none" else [self.pool, *words])
 
 
 def parse_head(text: str) -> Head:

@@ -9,9 +9,9 @@ import msgspec
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError, UsageError
-from vggdeploy.model.foreign.facts import POOLED, Facts
+from vggdeploy.model.foreign.facts import POOLED, Facts, Head
 from vggdeploy.model.foreign.files import StateFile
-from vggdeploy.model.foreign.head import Head, settled
+from vggdeploy.model.foreign.head import settled
 from vggdeploy.model.foreign.layouts import Foreign, recognise
 from vggdeploy.spec import (
     ARCHITECTURES,

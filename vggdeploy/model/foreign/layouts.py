@@ -13,19 +13,16 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from vggdeploy.errors import CheckpointError
-from vggdeploy.model.foreign.facts import Facts
+from vggdeploy.model.foreign.facts import Facts, Head
 from vggdeploy.model.foreign.files import StateFile
 from vggdeploy.model.foreign.report import shortened
 from vggdeploy.model.layers import layers_of
 from vggdeploy.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from vggdeploy.model.foreign.head import Head
 
 Layout = Literal["torchvision", "timm", "sequential"]
 Kind = Literal["conv", "batch_norm", "linear"]
