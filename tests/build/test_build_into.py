@@ -131,7 +131,7 @@ def test_a_precision_without_onnx_names_those_that_are_there(bundle):
     ("options", "match"),
     [
         ({"engine": "tensort"}, "engine 'tensort' is unknown"),
-        ({"engine": "tensorrt-rtx", "targets": ["pascal"]}, "unknown GPU target"),
+        ({"engine": "tensorrt-rtx", "targets": ["pascal"]}, "the GPU target 'pascal' is unknown"),
         ({"engine": "tensorrt-rtx", "targets": []}, "no GPU target"),
         ({"engine": "tensorrt", "targets": ["ada"]}, "builds for the GPU of this machine"),
     ],

@@ -119,7 +119,7 @@ def test_a_damaged_entry_is_built_anew(bundle, another, cache, damage):
 @pytest.mark.parametrize("what", ["engines", "entry", ENGINE, ENTRY])
 def test_an_altered_engine_of_another_user_is_not_copied(bundle, another, cache, what, attack):
     """Its entry names the altered bytes: only the owner and the mode tell that somebody else wrote them."""
-    first = build_into(bundle, **ADA, cache=cache)
+    first = build_into(bundle, ADA, cache=cache)
     [entry] = entries(cache)
     data = (entry / ENGINE).read_bytes() + b"altered"
     (entry / ENGINE).unlink()  # it may be the bundle's own file, linked
@@ -127,7 +127,7 @@ def test_an_altered_engine_of_another_user_is_not_copied(bundle, another, cache,
     text = (entry / ENTRY).read_text().replace(first.report().sha256, hashlib.sha256(data).hexdigest())
     (entry / ENTRY).write_text(text)
     ATTACKS[attack]({"engines": cache.home, "entry": entry}.get(what, entry / what))
-    again = build_into(another, **ADA, cache=cache)
+    again = build_into(another, ADA, cache=cache)
     assert not again.cached
     assert again.report().sha256 == first.report().sha256
 
@@ -230,7 +230,7 @@ def test_a_builder_that_is_killed_holds_up_nobody(bundle, another, cache, tmp_pa
     """It is stopped while it holds the lock, with a draft on the disk; another waits, and builds when it is killed."""
     code = BUILD.replace(
         "added =",
-        "import os, signal\nfrom vggdeploy.builders import cache\n"
+        "import os, signal\nfrom vggdeploy.build import cache\n"
         "cache.build_entry = lambda d, *a: (d / 'model.engine').touch() or os.kill(os.getpid(), signal.SIGSTOP)\nadded =",
     )
     killed = subprocess.Popen([sys.executable, "-c", code, bundle.root, tmp_path / "r1", __file__])

@@ -25,7 +25,7 @@ def test_markdown_has_the_findings_and_every_table(tmp_path: Path) -> None:
     assert "| onnx-fp32 | onnxruntime | 3.70 | 100.0 | 400 | 90 | 3.00 |" in text
     assert "| onnx-fp32 | 1 | 0.118 | – | 0.510 | 0.020 | 1.230 | 0.0456 | rapl |" in text
     assert "| onnx-fp32 | ? invalid | search | 8 | 1,600.0 | 31.250 | 10 | 9.000 | 900 |" in text
-    assert "| 3 | conv2\\_1 | 3.0e-01 |" in text
+    assert "| 3 | conv2\\_1 | – | 3.0e-01 |" in text
     assert "vggdeploy verify artifacts/demo/bundle --json\n" in text
 
 
