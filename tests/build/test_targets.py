@@ -38,7 +38,7 @@ def test_habits_of_writing_them_are_understood_and_equal_sets_are_equal(library,
 
 @pytest.mark.parametrize("name", ["adda", "sm98", "rtx", "sm8 9", "", "sm", "ada,ampere"])
 def test_an_unknown_target_is_refused_with_the_known_list(library, name):
-    with pytest.raises(UsageError, match="the GPU target '.*' is unknown") as caught:
+    with pytest.raises(UsageError, match=r"the GPU target '.*' is unknown") as caught:
         resolve_targets(library, ["ada", name])
     assert caught.value.exit_code == 2
     assert "sm89" in caught.value.hint and "ampere" in caught.value.hint
