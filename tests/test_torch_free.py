@@ -112,6 +112,8 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.low_rank", "vggdeploy.optimize.steps.prune",
         "vggdeploy.optimize.steps.quantiser", "vggdeploy.optimize.steps.structure", "vggdeploy.parity.products",
         "vggdeploy.report.charts", "vggdeploy.report.html", "vggdeploy.report.plots", "vggdeploy.runtime.",
-        "vggdeploy.search.", "vggdeploy.serve.", "vggdeploy.train.", "vggdeploy.verify.localise",
+        "vggdeploy.search.", "vggdeploy.serve.", "vggdeploy.train.", "vggdeploy.verify.evidence",
+        "vggdeploy.verify.examination", "vggdeploy.verify.localise", "vggdeploy.verify.segments",
+        "vggdeploy.verify.structure",
     )  # fmt: skip
     assert [name for name in missing if not name.startswith(heavy)] == []
