@@ -47,7 +47,7 @@ from vggdeploy.preprocess import normalise
 from vggdeploy.records import CEILINGS, ParityRecord
 from vggdeploy.runtime import open_session
 from vggdeploy.types import Device, ImageSource, Precision, Verdict, silent
-from vggdeploy.verify.localise import Examination
+from vggdeploy.verify.examination import Examination
 from vggdeploy.verify.prove import prove, with_parity
 from vggdeploy.verify.samples import open_samples
 from vggdeploy.verify.segments import Graph

@@ -115,6 +115,6 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.parity.products", "vggdeploy.parity.saturation", "vggdeploy.report.charts", "vggdeploy.report.html",
         "vggdeploy.report.plots", "vggdeploy.runtime.",
         "vggdeploy.search.", "vggdeploy.serve.", "vggdeploy.train.", "vggdeploy.verify.evidence",
-        "vggdeploy.verify.localise", "vggdeploy.verify.segments", "vggdeploy.verify.structure",
+        "vggdeploy.verify.examination", "vggdeploy.verify.localise", "vggdeploy.verify.segments", "vggdeploy.verify.structure",
     )  # fmt: skip
     assert [name for name in missing if not name.startswith(heavy)] == []

@@ -191,6 +191,25 @@ def _bits(bits: int) -> Plant:
     return plant
 
 
+def _rounded_activations(net: Network, layer: str, _: Random) -> None:
+    """A Q/DQ pair in a graph of floats."""
+    relu, kind = net.relu(layer), net.dtype(layer)
+    assert relu is not None
+    scale, zero = net.constant(kind.type(net.peaks.get(layer, 12.0) / 255)), net.constant(np.uint8(0))
+    node = net.tap(relu.output[0])
+    node.input[0] = net.before(node, "QuantizeLinear", node.input[0], scale, zero)
+    net.replace(node, "DequantizeLinear", scale, zero)
+
+
+def _cast_activations(net: Network, layer: str, _: Random) -> None:
+    """Through bfloat16, in a graph of more exact floats."""
+    relu, kind = net.relu(layer), net.dtype(layer)
+    assert relu is not None
+    node = net.tap(relu.output[0])
+    node.input[0] = net.before(node, "Cast", node.input[0], to=TensorProto.BFLOAT16)
+    net.replace(node, "Cast", to=onnx.helper.np_dtype_to_tensor_dtype(kind))
+
+
 def _truncated(w: Array, _: Random) -> Array:
     """To bfloat16's eight bits, towards zero."""
     return (np.ascontiguousarray(w).view(np.uint32) & 0xFFFF0000).view(np.float32)
@@ -422,6 +441,8 @@ _ALL = [
     Fault("weights in 4 bits", "precision", PRODUCT, _bits(4)),
     # INT8 weights are coarser than bfloat16's anyway.
     Fault("weights truncated to bfloat16", "precision", PRODUCT, _on_weights(_truncated), int8=False),
+    Fault("activations in 8 bits", "precision", ACTIVATION, _rounded_activations, int8=False),
+    Fault("activations in bfloat16", "precision", ACTIVATION, _cast_activations, int8=False),
     Fault("clipped at 6", "clipping", ACTIVATION, _clipped(lambda _: 6.0)),
     Fault("clipped at half of the largest", "clipping", ACTIVATION, _clipped(lambda peak: peak / 2)),
     Fault("mean 1 % off", "preprocessing", PREPROCESS, _shift(lambda s: s * np.float32(1.01))),

@@ -15,7 +15,7 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.model.weights import load_model
 from vggdeploy.preprocess import normalise
 from vggdeploy.types import Precision
-from vggdeploy.verify.localise import Examination
+from vggdeploy.verify.examination import Examination
 from vggdeploy.verify.segments import Graph
 
 _FATAL = 4  # ONNX Runtime's log severity

@@ -44,9 +44,16 @@ def rounding_tolerance(want: Array, precision: Precision, scale: Array | None) -
     peak = _column(size.reshape(len(want), -1).max(1, initial=0), want.ndim)
     if scale is None:
         kind = Precision.FP32 if precision is Precision.INT8 else precision  # a layer that was kept in FP32
-        return size * _HALF_STEP[kind] + peak * _FOLDED + _SMALLEST[kind]
+        size *= _HALF_STEP[kind]
+        size += peak * _FOLDED + _SMALLEST[kind]
+        return size
     whole = peak if scale.size > 1 else peak.max()
     return np.broadcast_to(np.minimum(_column(scale, want.ndim), whole / 63) * 0.51 + 1e-12, want.shape)
+
+
+def _distance(got: Array, want: Array) -> Array:
+    off: Array = got - want
+    return np.abs(off, out=off)
 
 
 def _column(values: Array, dimensions: int) -> Array:
@@ -57,7 +64,7 @@ def wrong_weights(got: Array, want: Array, tolerance: Array, rows: str) -> str:
     """Weights ``[out, in, …]``; "" where they are right. ``rows``: what an output is called, such as a channel."""
     if got.shape != want.shape:
         return f"has weights of {_shape(got)} where the network has {_shape(want)}"
-    if (np.abs(got - want) <= tolerance).all():
+    if (_distance(got, want) <= tolerance).all():
         return ""
     return next(_changes(got, want, tolerance, rows))
 

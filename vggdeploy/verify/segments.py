@@ -179,15 +179,19 @@ class Runner:
         self._names = [value.name for value in inputs]
         outputs = [onnx.ValueInfoProto(name=name) for name in self._made]
         weights = [tensor for tensor in graph.model.graph.initializer if tensor.name in read]
-        part = helper.make_graph(nodes, "layer", inputs, outputs, weights)
-        model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import, graph=part)
+        # One copy of the weights at a time: fc6's are most of a VGG.
+        model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import)
+        model.graph.CopyFrom(helper.make_graph(nodes, "layer", inputs, outputs))
+        model.graph.initializer.extend(weights)
+        data = model.SerializeToString()
+        del model
         options = ort.SessionOptions()
         options.add_session_config_entry(*EXACT_INT8)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = threads or 0
         if self._made:
-            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def run(self, entering: Array, images: Array, wanted: Iterable[str]) -> dict[str, Array]:
         """Tensor → its value, for what enters the segment; what is stored in the file is read from there."""
