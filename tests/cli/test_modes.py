@@ -26,7 +26,11 @@ CASES = [
 # Flags of other programs, which hints name, and of this one's past.
 FOREIGN = {
     "git": "--always --dirty --abbrev --exclude",
-    "pip, apt": "--reinstall --force-reinstall --no-cache-dir",
+    "pip, apt": "--reinstall --force-reinstall --no-cache-dir --download-only --no-install-recommends --no-deps --only-binary "
+    "--platform --python-version --disable-pip-version-check",
+    "npm": "--ignore-scripts --no-audit --no-fund --prefix",
+    "chromium": "--headless --no-sandbox --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --enable-unsafe-webgpu --use-webgpu-adapter --user-data-dir",
     "docker": "--rm --read-only --gpus --interval --start-period --system --uid --no-create-home",
     "cmake, triton, ray, torchrun": "--build --model-repository --head --nproc-per-node",
     "the report's colours": "--ground",

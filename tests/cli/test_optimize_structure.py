@@ -30,7 +30,7 @@ def test_both_steps_and_the_table_of_what_they_cost(
     for step in found.steps:
         assert f"{step.accuracy['test']:.2%}" in shown.out
         assert f"{step.after.macs:,}" in shown.out
-    assert "paired 95% bounds" in shown.out
+    assert "paired one-sided 95% bounds" in shown.out
     assert f"vggdeploy export {out}" in shown.err
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
     assert run(["evaluate", str(out), "--json"]) == 0
