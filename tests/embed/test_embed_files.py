@@ -168,7 +168,7 @@ def test_nothing_to_embed_is_an_error_and_writes_nothing(
         (["-o", "v.csv"], "neither .parquet nor .npy"),
         (["-o", "v.npy", "--output", "fc6"], "output 'fc6' is unknown"),
         (["-o", "v.npy", "--pool", "max"], "nothing to pool"),
-        (["-o", "v.npy", "--output", "relu2_1", "--pool", "mean"], "unknown pool"),
+        (["-o", "v.npy", "--output", "relu2_1", "--pool", "mean"], "the pool 'mean' is unknown"),
         (["-o", "v.npy", "--batch", "0"], "outside 1…256"),
         (["-o", "v.npy", "--batch", "257"], "outside 1…256"),
         (["-o", "."], "neither"),

@@ -119,15 +119,18 @@ def test_layers_whose_shapes_do_not_fit_end_in_no_bug(
 
 
 def test_what_no_answer_shows_is_found_where_it_stands(bundle_dir: Path, tmp_path: Path) -> None:
-    """Channels in another order, and the next layer reads them so: verify passes, and both layers are named."""
+    """Channels in another order, and the next layer reads them so: the answers are right, the file is not the checkpoint's, and
+    both layers are named."""
     root = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
     (fault,) = HARMLESS.values()
     spec = Bundle.open(root).manifest.spec
     rewrite_onnx(root, "onnx-fp32", lambda model: model.CopyFrom(planted(model, spec, fault, "conv3_1")))
     bundle = Bundle.open(root)
     report = verify_bundle(bundle, VerifyOptions(variants=["onnx-fp32"], data="golden"))
-    assert report.verdict is Verdict.PASS
+    assert report.verdict is Verdict.FAIL
+    assert report.variants[0].outputs[0].relative_l2 < 1e-5
     found = localise(bundle, "onnx-fp32")
+    assert found.reason == report.variants[0].reasons[0]
     assert found.culprit == "conv3_1"
     assert found.reason.endswith("of its channels in another order; also seen at conv3_2")
 

@@ -262,7 +262,7 @@ def test_a_parity_failure_is_exit_3_and_nothing_is_written(
         (["--calibration-method", "minmax"], 2, "did you mean 'min-max'"),
         (["--percentile", "99"], 2, "--calibration-method percentile"),
         (["--percentile", "5", "--calibration-method", "percentile"], 2, "90 to 100"),
-        (["--int8-for", "gpu"], 2, "unknown INT8 target 'gpu'"),
+        (["--int8-for", "gpu"], 2, "the INT8 target 'gpu' is unknown"),
         (["--max-accuracy-drop", "-1"], 2, "percentage points"),
     ],
 )
