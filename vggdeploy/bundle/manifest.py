@@ -184,11 +184,13 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 
 
 def _without_foreign_proofs(manifest: Manifest) -> Manifest:
-    """A proof belongs to the bytes that ran: where a variant's file is another one, nothing is proven about it."""
+    """A proof belongs to the bytes that ran: where a variant's file is another one, nothing is proven about it. A failure
+    stays one until somebody proves the opposite."""
     changed = []
     for variant in manifest.variants:
         proof, sha256 = variant.parity, manifest.sha256(variant.path)
-        if proof is not None and proof.verdict is not Verdict.UNPROVEN and proof.sha256 != sha256:
+        believed = proof is not None and proof.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
+        if proof is not None and believed and proof.sha256 != sha256:
             reason = (
                 f"the proof on record is of other bytes (SHA-256 {proof.sha256[:12]}…, the file has {sha256[:12]}…)"
             )
