@@ -119,7 +119,7 @@ def _bench_rows(bundles: Bundles) -> dict[str, Case]:
         bundle = Bundle.open(path)
         entry = Entry(bundle, bundle.manifest.variant("onnx-fp32"), Device(), "onnx-fp32")
         with open_session(bundle, entry.variant, threads=1) as session:
-            verdict, reasons = judge_golden(session, bundle, entry.variant, entry.device)
+            verdict, reasons = judge_golden(session, bundle, entry.variant, entry.device, (1,))
             [images] = bundle.golden()[0].values()
             candidate = Candidate(Drifting(session) if drifts else session, np.asarray(images), 1)  # type: ignore[arg-type]
             candidate.call()
