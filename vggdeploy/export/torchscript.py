@@ -12,8 +12,9 @@ from torch import nn
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.errors import BuildError, first_line
 from vggdeploy.model.deployable import Deployable, example_input
-from vggdeploy.runtime.torchscript import TYPE_NAMES
 from vggdeploy.types import TensorSpec
+
+_TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> PrecisionProof:
@@ -39,7 +40,7 @@ def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> 
     sizes: Counter[str] = Counter()
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
-            layers[TYPE_NAMES[part.weight.dtype]] += 1
+            layers[_TYPE_NAMES[part.weight.dtype]] += 1
     for tensor in traced.parameters():
-        sizes[TYPE_NAMES[tensor.dtype]] += tensor.nbytes
+        sizes[_TYPE_NAMES[tensor.dtype]] += tensor.nbytes
     return PrecisionProof(layers=dict(layers), weight_bytes=dict(sizes))

@@ -14,6 +14,7 @@ import numpy as np
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.model.formats import admission
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import backend_for, default_device
@@ -97,6 +98,7 @@ def open_session(
         UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
         IntegrityError: the file is no engine of the library that its record names.
+        BundleError: the file is not what vggdeploy writes of the manifest's network.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"the number of threads cannot be {threads}", "give at least 1")
@@ -117,6 +119,7 @@ def open_session(
     manifest = bundle.manifest
     path, sha256 = file or (bundle.path(variant.path), bundle.sha256(variant.path))
     preflight.check_file(variant, path)
+    admission.check_file(manifest, variant, path)
     if _may_saturate(variant, sha256):  # the record that `runnable` believed is of another file
         raise IncompatibleError(f"{variant.name} cannot run here: {_SATURATES}", _REQUANTISE)
     source = Source(

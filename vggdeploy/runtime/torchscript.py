@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from vggdeploy.bundle.precision import Product
 from vggdeploy.errors import BundleError, first_line
 from vggdeploy.runtime.base import Array, Source
 from vggdeploy.runtime.torch import probe, run_module, use_threads
@@ -50,30 +48,3 @@ class TorchScriptSession:
 
 SESSION = TorchScriptSession
 __all__ = ["SESSION", "TorchScriptSession", "probe"]
-
-
-TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
-
-
-def read_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
-    """What each convolution and matrix product of a TorchScript file computes in: the type of its weights, read back.
-
-    Args:
-        layers: state-dict prefix → the layer's name, such as ``features.8`` → ``conv3_2``.
-
-    Raises:
-        BundleError: not TorchScript.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as above
-            module = torch.jit.load(path, map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        raise BundleError(f"{path.name} is not TorchScript: {first_line(error)}", "export it again") from error
-    products = []
-    for name, tensor in module.named_parameters():
-        key, _, last = name.rpartition(".")
-        if last == "weight" and tensor.ndim in (2, 4):
-            place = ".".join(key.split(".")[:2])
-            products.append(Product(layers.get(place, key), TYPE_NAMES.get(tensor.dtype, str(tensor.dtype))))
-    return tuple(products)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vggdeploy.bundle import Bundle, PrecisionProof, SaturationRecord, Variant
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ParityError
+from vggdeploy.model.formats.admission import mapped
+from vggdeploy.model.formats.objects import parameters
 from vggdeploy.model.layers import layers_of
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import installed
 from vggdeploy.types import Precision
-
-# Format → the package that reads it.
-READERS = {"onnx": "onnx", "torchscript": "torch"}
 
 
 def read_products(bundle: Bundle, variant: Variant) -> tuple[Product, ...] | None:
@@ -22,16 +23,24 @@ def read_products(bundle: Bundle, variant: Variant) -> tuple[Product, ...] | Non
     Raises:
         BundleError: the file is not of its format.
     """
-    if variant.format not in READERS or not installed(READERS[variant.format]):
-        return None
     path, names = bundle.path(variant.path), layer_names(bundle.manifest.spec)
-    if variant.format == "onnx":
-        from vggdeploy.parity.products import read_onnx
+    if variant.format == "torchscript":
+        return _torchscript_products(path, names)
+    if variant.format != "onnx" or not installed("onnx"):
+        return None
+    from vggdeploy.parity.products import read_onnx
 
-        return read_onnx(path, names)
-    from vggdeploy.runtime import torchscript
+    return read_onnx(path, names)
 
-    return torchscript.read_products(path, names)
+
+def _torchscript_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
+    """A product computes in the type of its weights. ``layers`` as `layer_names`."""
+    products = []
+    for name, tensor in parameters(mapped(path), path.name).items():
+        key, _, last = name.rpartition(".")
+        if last == "weight" and len(tensor.shape) in (2, 4):
+            products.append(Product(layers.get(".".join(key.split(".")[:2]), key), tensor.type))
+    return tuple(products)
 
 
 def layer_names(spec: ModelSpec) -> dict[str, str]:

@@ -1,0 +1,166 @@
+"""Pickles, walked opcode by opcode. Nothing is imported, called or built: what comes out is a description."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from vggdeploy.errors import BundleError
+from vggdeploy.model.formats.chain import refused
+
+MAX_OPCODES = 1_000_000
+_OWN = re.compile(r"__torch__(\.[A-Za-z0-9_]+)* [A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A class or function that the pickle names: ``torch FloatStorage``."""
+
+    text: str
+
+
+@dataclass(eq=False)
+class Made:
+    """What calling a `Name` with ``args`` would make, and the state that it would be given."""
+
+    name: str
+    args: tuple[Any, ...]
+    state: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What stands outside the pickle: a storage."""
+
+    about: Any
+
+
+class _Mark:
+    pass
+
+
+_PUSHED: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_VALUES = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
+_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "MARK": _Mark}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Reader:
+    """One pickle of protocol 2, as libtorch writes it.
+
+    Args:
+        names: the functions that may be called; a class that `NEWOBJ` makes begins with ``__torch__.``.
+
+    Raises:
+        BundleError: any other name or opcode, or a pickle that does not end where it should.
+    """
+
+    def __init__(self, data: bytes, names: Collection[str], file: str, entry: str) -> None:
+        self._names, self._file, self._entry = names, file, entry
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self.value = self._read(data)
+
+    def _refused(self, why: str) -> BundleError:
+        return refused(self._file, f"{self._entry} {why}")
+
+    def _read(self, data: bytes) -> Any:
+        try:
+            for count, (opcode, argument, at) in enumerate(pickletools.genops(data)):
+                if count > MAX_OPCODES:
+                    raise self._refused("has too many opcodes")
+                if opcode.name == "STOP":
+                    if at != len(data) - 1 or len(self._stack) != 1:
+                        raise self._refused("does not end where it should")
+                    return self._stack[0]
+                if (opcode.name == "PROTO") != (count == 0) or (count == 0 and argument != 2):
+                    raise self._refused("is not of pickle's protocol 2")
+                self._apply(opcode.name, argument)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, StopIteration):
+            raise self._refused("is no pickle as PyTorch writes it") from None
+        raise self._refused("has no end")
+
+    def _apply(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name in _PUSHED:
+            stack.append(_PUSHED[name])
+        elif name in _VALUES:
+            stack.append(argument)
+        elif name in _TUPLES:
+            self._replace(_TUPLES[name], tuple(stack[len(stack) - _TUPLES[name] :]))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name == "GLOBAL":
+            stack.append(self._named(argument))
+        elif name == "BINPERSID":
+            stack.append(Stored(stack.pop()))
+        elif name in ("REDUCE", "NEWOBJ"):
+            self._call(name)
+        elif name != "PROTO":
+            self._fill(name)
+
+    def _fill(self, name: str) -> None:
+        """What puts values into what stands below them."""
+        stack = self._stack
+        match name:
+            case "TUPLE":
+                items = self._marked()
+                stack.append(tuple(items))
+            case "APPENDS":
+                items = self._marked()
+                self._top(list).extend(items)
+            case "SETITEMS":
+                items = self._marked()
+                self._set(items)
+            case "SETITEM":
+                self._set([stack.pop(-2), stack.pop()])
+            case "BUILD":
+                state, made = stack.pop(), self._top(Made)
+                if not isinstance(state, dict) or made.state:
+                    raise self._refused("gives a state to what can have none")
+                made.state = state
+            case _:
+                raise self._refused(f"has the opcode {name}")
+
+    def _named(self, argument: str) -> Name:
+        if argument not in self._names and not _OWN.fullmatch(argument):
+            raise self._refused(f"names {argument[:200]!r}")
+        return Name(argument)
+
+    def _call(self, opcode: str) -> None:
+        args, name = self._stack.pop(), self._stack.pop()
+        own = isinstance(name, Name) and name.text.startswith("__torch__.")
+        if not isinstance(name, Name) or not isinstance(args, tuple) or own != (opcode == "NEWOBJ"):
+            raise self._refused("calls what is no function")
+        self._stack.append(Made(name.text, args))
+
+    def _replace(self, count: int, value: Any) -> None:
+        if len(self._stack) < count or any(isinstance(item, _Mark) for item in self._stack[-count:]):
+            raise self._refused("takes what is not there")
+        del self._stack[-count:]
+        self._stack.append(value)
+
+    def _marked(self) -> list[Any]:
+        place = next(i for i in reversed(range(len(self._stack))) if isinstance(self._stack[i], _Mark))
+        items = self._stack[place + 1 :]
+        del self._stack[place:]
+        return items
+
+    def _top(self, kind: type) -> Any:
+        if not isinstance(self._stack[-1], kind):
+            raise self._refused("puts values into what takes none")
+        return self._stack[-1]
+
+    def _set(self, items: list[Any]) -> None:
+        fields = self._top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str) or key in fields:
+                raise self._refused(f"sets {str(key)[:100]!r} twice, or under no name")
+            fields[key] = value

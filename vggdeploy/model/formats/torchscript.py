@@ -1,0 +1,20 @@
+"""A TorchScript archive, checked before PyTorch sees it: `torch.jit.load` runs code of the archive, which could write files.
+
+What is admitted is what tracing a VGG gives: objects of classes with one ``forward`` each, of which calling the first one
+computes the network's chain of layers. The code is not compared as text: it is followed, call by call.
+"""
+
+from __future__ import annotations
+
+from vggdeploy.model.formats.chain import Chain
+from vggdeploy.model.formats.objects import read_archive
+from vggdeploy.model.formats.script import Script
+
+
+def check_torchscript(data: memoryview, chain: Chain, file: str) -> None:
+    """
+    Raises:
+        BundleError: the archive is no traced VGG, or not that of the chain.
+    """
+    root, code = read_archive(data, file)
+    Script(code, chain, file).run(root)
