@@ -14,7 +14,8 @@ from vggdeploy.errors import UsageError, VggdeployError, unknown_name
 CLASSES = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, VggdeployError)]
 CODES = {
     "VggdeployError": 1, "UsageError": 2, "InputError": 1, "DataError": 1, "CheckpointError": 1, "TrainingError": 1,
-    "BundleError": 1, "IntegrityError": 1, "BuildError": 1, "ParityError": 3, "TargetError": 4, "IncompatibleError": 5,
+    "BundleError": 1, "ForeignModelError": 1,
+    "IntegrityError": 1, "BuildError": 1, "ParityError": 3, "TargetError": 4, "IncompatibleError": 5,
     "MissingDependencyError": 5, "CudaError": 1, "GpuMemoryError": 1, "Overloaded": 1, "DeadlineError": 1,
     "SignatureError": 1,
 }  # fmt: skip

@@ -7,6 +7,7 @@
     ├── CheckpointError             1    a checkpoint that is missing, damaged or from another spec
     ├── TrainingError               1    a training run that cannot go on
     ├── BundleError                 1    a bundle that cannot be opened or written
+    │   ├── ForeignModelError       1    a model file that is not what vggdeploy writes of the bundle's network
     │   └── IntegrityError          1    bytes that are not the ones the manifest names
     │       └── SignatureError      1    a bundle that no trusted key signed, or a policy that cannot be read
     ├── BuildError                  1    an exporter, parser or builder refused the model
@@ -65,6 +66,10 @@ class TrainingError(VggdeployError):
 
 
 class BundleError(VggdeployError):
+    pass
+
+
+class ForeignModelError(BundleError):
     pass
 
 

@@ -84,14 +84,14 @@ def test_only_onnx_can_be_taken_apart(bundle_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("variant", "fault", "layer", "said", "evidence"),
     [
-        ("onnx-fp32", "no padding", "conv1_1", "has pads 0 where the network has 1", ("structure", "output")),
+        ("onnx-fp32", "no padding", "conv1_1", "has pads 0 where the network has 1", ("structure",)),
         ("onnx-fp32", "classes in another order", "logits", "has 10 of its classes in another order", ("weights",)),
-        ("onnx-fp16", "LeakyReLU(0.01) for ReLU", "relu4_1", "is LeakyRelu (alpha 0.01)", ("structure", "output")),
+        ("onnx-fp16", "LeakyReLU(0.01) for ReLU", "relu4_1", "is LeakyRelu (alpha 0.01)", ("structure",)),
         ("onnx-fp16", "two classes exchanged", "logits", "has classes ", ("weights",)),
         ("onnx-fp16", "weights in 6 bits", "conv3_2", "has weights of ", ("weights",)),
         ("onnx-fp16", "weights and bias × 1.01", "fc6", "has 1.01 times the network's weights", ("weights",)),
-        ("onnx-fp32", "average pool for max pool", "pool2", "is AveragePool where", ("structure", "output")),
-        ("onnx-fp32", "no ReLU", "fc7", "is missing", ("structure", "output")),
+        ("onnx-fp32", "average pool for max pool", "pool2", "is AveragePool where", ("structure",)),
+        ("onnx-fp32", "no ReLU", "fc7", "is missing", ("structure",)),
         ("onnx-fp32", "wrong at batch 1", "logits", "holds Shape, Gather, Equal, Mul", ("structure",)),
     ],
 )
@@ -170,6 +170,6 @@ def test_answers_of_another_number_than_images_fail_and_are_traced(own_bundle: P
     options = VerifyOptions(variants=["onnx-fp32"], data="golden", layers=True)
     report = verify_bundle(Bundle.open(own_bundle), options)
     assert report.verdict is Verdict.FAIL
-    assert "gave 'logits' as [" in report.variants[0].reasons[0]
+    assert "it holds Concat" in report.variants[0].reasons[0]
     assert report.layers[0].culprit == "logits"
     assert "holds Concat" in report.layers[0].reason

@@ -17,6 +17,7 @@ from vggdeploy.build.request import BuildPlan, BuildRequest, make_request
 from vggdeploy.build.tensorrt import BuildResult
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, RebuildSpread, Variant, update_bundle
 from vggdeploy.errors import BuildError, BundleError, UsageError
+from vggdeploy.model.formats.admission import model_path
 from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
 from vggdeploy.runtime import open_session, runnable
 from vggdeploy.runtime.sessions import run_batch
@@ -98,7 +99,7 @@ def made_engine(
     bundle: Bundle, request: BuildRequest, *, cache: EngineCache | None, on_progress: OnProgress = silent
 ) -> Iterator[EngineFile]:
     """The engine of a request, built or found in the cache; its graph is the bundle's. It is gone with the block."""
-    source = bundle.path(request.source.path)  # its hash is checked here
+    source = model_path(bundle, request.source)
     key, about = request.key(), request.about()
 
     def build(target: Path) -> BuildResult:

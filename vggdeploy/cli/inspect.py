@@ -29,7 +29,8 @@ def inspect(bundle: BundlePath, json: Json = False) -> int:
         tables.print_wrong(name, reason)
     for variant in opened.manifest.variants:
         build.print_engine(variant)
-        _print_bounds(opened, variant)
+        if variant.name not in wrong:
+            _print_bounds(opened, variant)
     tables.choice_table(choices(opened))
     return ParityError.exit_code if wrong else 0
 

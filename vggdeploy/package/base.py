@@ -15,6 +15,7 @@ from vggdeploy.bundle import Bundle, FileRecord, Variant
 from vggdeploy.bundle.store import now
 from vggdeploy.engine.selection import choices
 from vggdeploy.errors import IntegrityError, UsageError, unknown_name
+from vggdeploy.model.formats.admission import model_path
 from vggdeploy.records import SCHEMA_VERSION, Record, to_json
 from vggdeploy.system.files import atomic_directory, sha256_of
 from vggdeploy.types import Verdict
@@ -118,7 +119,12 @@ def copy_checked(bundle: Bundle, relative: str, target: Path) -> None:
 
 
 def variant_files(bundle: Bundle, variant: Variant) -> list[str]:
-    """The files of a variant: all that lie in the directory of its main file."""
+    """The files of a variant: all that lie in the directory of its main file.
+
+    Raises:
+        ForeignModelError: its model is not what vggdeploy writes; nothing of it is handed on.
+    """
+    model_path(bundle, variant)
     home = PurePosixPath(variant.path).parent
     return [
         r.path

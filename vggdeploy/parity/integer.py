@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vggdeploy.errors import BundleError
-from vggdeploy.parity.products import sorted_nodes
+from vggdeploy.model.formats.graph import sorted_nodes
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]

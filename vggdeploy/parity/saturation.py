@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from vggdeploy.bundle import ProductBound, SaturationRecord
 from vggdeploy.bundle.variant import INT16, INT32
 from vggdeploy.errors import BundleError
-from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES, PRODUCTS, layer_name, sorted_nodes
+from vggdeploy.model.formats.graph import sorted_nodes
+from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES, PRODUCTS, layer_name
 from vggdeploy.system.files import sha256_of
 
 Array = NDArray[Any]

@@ -98,7 +98,7 @@ def open_session(
         UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
         IntegrityError: the file is no engine of the library that its record names.
-        BundleError: the file is not what vggdeploy writes of the manifest's network.
+        ForeignModelError: the file is not what vggdeploy writes of the manifest's network.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"the number of threads cannot be {threads}", "give at least 1")

@@ -38,6 +38,7 @@ _SUMS = {Precision.FP32: 1e-4, Precision.INT8: 1e-4, Precision.FP16: 5e-3, Preci
 _EXACT = 1e-5  # what a ReLU, a pool or the preprocessing may differ by, likewise
 # Standard errors of a mean over images, which are no more alike than those that a bias was corrected with.
 _DEVIATIONS = 6.0
+_WRITE = "give an ONNX file that 'vggdeploy export' wrote"
 _KERNELS = 1.5  # times the error of the same file run node by node: from there on a library's kernels are named
 
 
@@ -72,9 +73,7 @@ class Examination:
         self._method, self._threads = method, threads
         self._segments = segments(graph, model.spec)
         if not self._segments:
-            raise BuildError(
-                "the file has no convolution that is recognised", "give an ONNX file that 'vggdeploy export' wrote"
-            )
+            raise BuildError("the file has no convolution that is recognised", _WRITE)
         self.findings: list[Finding] = []
         self.rows: dict[str, LayerParity] = {}
         self._network = _products(model)
@@ -84,7 +83,7 @@ class Examination:
         self._before = INPUT  # the layer in front of it
         self._made: Array | None = images  # by the file's own layers so far
         self._want = images  # by the reference's
-        self.note = ""  # of the whole file, where no layer is at fault
+        self.note = self.foreign = ""  # of the whole file, where no layer is at fault
 
     @np.errstate(all="ignore")  # a faulty layer overflows, and that is said
     @torch.inference_mode()
@@ -100,6 +99,20 @@ class Examination:
             fits = alone is not None and alone.shape == want.shape
             exact, fed = want, _wide(alone) if rounded and fits and alone is not None else want
             self._before, self._want = segment.layer, want
+
+    def look(self, note: str) -> None:
+        """Look at every layer's operations, and run none. ``note``: why none is run.
+
+        Raises:
+            BuildError: the layers cannot be told.
+        """
+        self.foreign = note
+        try:
+            for segment in self._segments:
+                for text in wrong_structure(self._graph, segment, self._precision):
+                    self._blame(segment.layer, "structure", text, 1)
+        except (ValueError, LookupError) as error:
+            raise BuildError(f"the file's layers cannot be told: {first_line(error)}", _WRITE) from error
 
     def add_shipped(self, answers: dict[str, Array]) -> None:
         """What the variant's own session answers, where no layer is at fault: its library's kernels may be."""
@@ -117,9 +130,11 @@ class Examination:
         """The first layer of those with what counts most; and why."""
         highest = min((f.rank for f in self.findings), default=0)
         wrong = [f for f in self.findings if f.rank == highest]
+        if not wrong and self.foreign:
+            return None, (), f"no layer was run: {self.foreign}"
         if not wrong:
             return None, (), f"no layer is at fault: each makes what the network's makes, but for rounding{self.note}"
-        named = sorted({f.layer for f in wrong}, key=[INPUT, *self.rows].index)
+        named = sorted({f.layer for f in wrong}, key=[INPUT, *(segment.layer for segment in self._segments)].index)
         found = [f for f in self.findings if f.layer == named[0]]
         reason = "; it ".join(dict.fromkeys(f.text for f in found[:2]))
         others = f"; also seen at {', '.join(named[1:4])}{' and behind' if len(named) > 4 else ''}" if named[1:] else ""

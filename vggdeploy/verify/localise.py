@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 from vggdeploy.bundle import Bundle
-from vggdeploy.errors import BuildError, UsageError, VggdeployError
+from vggdeploy.errors import BuildError, ForeignModelError, UsageError, VggdeployError
+from vggdeploy.model.formats.admission import check_file
 from vggdeploy.model.layers import layers_of
 from vggdeploy.model.weights import load_model
 from vggdeploy.preprocess import normalise
@@ -53,7 +54,13 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
             "the answers are compared all the same: vggdeploy verify BUNDLE",
         )
     model = load_model(bundle.path(manifest.reference().path)).eval()
-    graph = Graph(onnx.load(bundle.path(source.path)))
+    path = bundle.path(source.path)
+    try:
+        check_file(manifest, source, path)
+        foreign = ""
+    except ForeignModelError as error:  # it is read, and no library runs any of it
+        foreign = error.cause
+    graph = Graph(onnx.load(path, load_external_data=False))
     largest = max(int(np.prod(layer.shape)) * 4 for layer in layers_of(manifest.spec))
     given = bundle.golden()[0][manifest.input.name][: min(images, max(1, _BYTES // largest))]
     pixels = given
@@ -61,8 +68,11 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
         pixels = normalise(given.astype(np.uint8, copy=False), manifest.preprocess)
     method = source.quantisation.method if source.quantisation else ""
     examined = Examination(graph, model, source.precision, given, method=method, threads=threads)
-    examined.run(pixels)
-    if not examined.findings:
+    if foreign:
+        examined.look(foreign)
+    else:
+        examined.run(pixels)
+    if not examined.findings and not foreign:
         try:
             with open_session(bundle, chosen, threads=threads) as session:
                 examined.add_shipped(run_batch(session, given[: session.batch.max]))

@@ -9,7 +9,7 @@ import msgspec
 
 from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant
 from vggdeploy.bundle.precision import by_type
-from vggdeploy.errors import ParityError, UsageError
+from vggdeploy.errors import ForeignModelError, ParityError, UsageError
 from vggdeploy.parity import Reference, check_golden, compare
 from vggdeploy.parity.batches import fitting, promised
 from vggdeploy.parity.compare import unproven
@@ -49,16 +49,19 @@ def prove(
     The golden images run in batches of every size that `promised` names, as far as ``memory`` allows (see `fitting`), and
     again and again; of real images the first batches have those sizes. The reference itself only has to be what it was.
 
-    Its precision is read back from the file first. One that is not what was asked for fails every record.
+    Its precision is read back from the file first. One that is not what was asked for fails every record; a file that is not
+    what vggdeploy writes of the network fails without being opened.
     """
     where = device or default_device(backend_for(variant))
     on_progress(None, f"proving {variant.name}")
-    products = read_products(bundle, variant)
     try:
+        products = read_products(bundle, variant)
         check_precision(variant, products)
         wrong = ""
     except ParityError as error:
         wrong = error.cause
+    except ForeignModelError as error:  # no library opens it, so nothing was compared
+        return [msgspec.structs.replace(unproven(variant, error.cause, where), verdict=Verdict.FAIL)]
     fitness = runnable(variant, where)
     if fitness.runs:
         criteria = (limits or Limits()).over(criteria_of(bundle, variant))

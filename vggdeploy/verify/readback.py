@@ -6,10 +6,11 @@ from pathlib import Path
 
 from vggdeploy.bundle import Bundle, PrecisionProof, SaturationRecord, Variant
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
-from vggdeploy.errors import ParityError
-from vggdeploy.model.formats.admission import mapped
+from vggdeploy.errors import ForeignModelError, ParityError
+from vggdeploy.model.formats.admission import mapped, model_path
 from vggdeploy.model.formats.objects import parameters
 from vggdeploy.model.layers import layers_of
+from vggdeploy.parity.products import read_onnx
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import installed
 from vggdeploy.types import Precision
@@ -18,19 +19,15 @@ from vggdeploy.types import Precision
 def read_products(bundle: Bundle, variant: Variant) -> tuple[Product, ...] | None:
     """Every convolution and matrix product of a variant's file, and what it computes in.
 
-    None where the format cannot be read back (engines), or what reads it is not installed.
+    None where the format cannot be read back: engines.
 
     Raises:
-        BundleError: the file is not of its format.
+        ForeignModelError: the file is not what vggdeploy writes.
     """
-    path, names = bundle.path(variant.path), layer_names(bundle.manifest.spec)
+    path, names = model_path(bundle, variant), layer_names(bundle.manifest.spec)
     if variant.format == "torchscript":
         return _torchscript_products(path, names)
-    if variant.format != "onnx" or not installed("onnx"):
-        return None
-    from vggdeploy.parity.products import read_onnx
-
-    return read_onnx(path, names)
+    return read_onnx(path, names) if variant.format == "onnx" else None
 
 
 def _torchscript_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
@@ -76,22 +73,25 @@ def read_bounds(bundle: Bundle, variant: Variant) -> SaturationRecord | None:
     None where that is no question (another precision, an engine), or the onnx package is not installed.
 
     Raises:
-        BundleError: the file is not ONNX.
+        ForeignModelError: the file is not what vggdeploy writes.
     """
     on_cpu = variant.precision is Precision.INT8 and variant.format in ("onnx", "openvino")
     if not on_cpu or not installed("onnx"):
         return None
     from vggdeploy.parity.saturation import read_saturation
 
-    return read_saturation(bundle.path(variant.path), layer_names(bundle.manifest.spec))
+    return read_saturation(model_path(bundle, variant), layer_names(bundle.manifest.spec))
 
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:
-    """Variant → how its file contradicts what the manifest says of its precision, or of its INT8 products."""
+    """Variant → how its file contradicts what the manifest says of its network, its precision, or its INT8 products."""
     causes = {}
     for variant in bundle.manifest.candidates():
         try:
             check_precision(variant, read_products(bundle, variant))
+        except ForeignModelError as error:
+            causes[variant.name] = error.cause
+            continue
         except ParityError as error:
             causes[variant.name] = error.cause
         recorded = variant.quantisation.saturation if variant.quantisation else None

@@ -16,7 +16,8 @@ from onnx import NodeProto, helper, numpy_helper
 
 from vggdeploy.bundle.precision import type_name
 from vggdeploy.errors import BuildError
-from vggdeploy.parity.products import KEY, PRODUCTS, sorted_nodes
+from vggdeploy.model.formats.graph import sorted_nodes
+from vggdeploy.parity.products import KEY, PRODUCTS
 from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8
 from vggdeploy.spec import ModelSpec, pools
 from vggdeploy.verify.readback import layer_names
@@ -30,6 +31,7 @@ _ACTIVATIONS = frozenset(
     {"Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Softplus", "Softsign"}
     | {"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Clip", "Max", "Min"}
 )
+_LEAST = {"Constant": 0} | dict.fromkeys((*PRODUCTS, "QuantizeLinear", "DequantizeLinear"), 2)  # inputs
 _FATAL = 4  # ONNX Runtime's log severity: what a faulty layer raises is reported, not logged
 
 
@@ -60,11 +62,20 @@ class Rounding:
 
 
 class Graph:
-    """A model's graph, with what makes each tensor."""
+    """A model's graph, with what makes each tensor.
+
+    Raises:
+        BuildError: an operator without its inputs.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.nodes = sorted_nodes(model.graph.node)
+        for node in self.nodes:
+            if len(node.input) < _LEAST.get(node.op_type, 1) or not node.output:
+                raise BuildError(f"its {node.op_type} {node.name} misses an input or output", "export the bundle again")
+        if not model.graph.input:
+            raise BuildError("the file's graph has no input", "export the bundle again")
         self.image = model.graph.input[0].name
         self.makers = {name: node for node in self.nodes for name in node.output}
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}

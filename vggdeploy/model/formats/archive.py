@@ -38,8 +38,8 @@ class Archive:
     """Entry → where its bytes lie, without the directory that all names begin with.
 
     Raises:
-        BundleError: anything that PyTorch's own writer does not do: gaps, overlaps, comments, other methods, names twice or
-            with ``..``, local headers that are not the directory's.
+        ForeignModelError: anything that PyTorch's own writer does not do: gaps, overlaps, comments, other methods, names
+            twice or with ``..``, local headers that are not the directory's.
     """
 
     def __init__(self, data: memoryview, file: str) -> None:
@@ -57,7 +57,7 @@ class Archive:
         """An entry's bytes.
 
         Raises:
-            BundleError: there is none of this name, it is damaged, or there would be too much to unpack.
+            ForeignModelError: there is none of this name, it is damaged, or there would be too much to unpack.
         """
         if name not in self._entries:
             raise refused(self._file, f"it has no {name}")

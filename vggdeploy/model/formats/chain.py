@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vggdeploy.errors import BundleError
+from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.layers import Layer, layers_of
 from vggdeploy.model.outputs import PROBABILITIES, output_layers
 from vggdeploy.spec import ModelSpec
@@ -54,7 +54,7 @@ class Chain:
             found: of the step's fields what the file says; each has to be the step's.
 
         Raises:
-            BundleError: another step stands there in the network, or none.
+            ForeignModelError: another step stands there in the network, or none.
         """
         step = self.steps[place] if place < len(self.steps) else None
         if step is None or step.kind != kind:
@@ -68,9 +68,9 @@ class Chain:
         return place + 1
 
 
-def refused(file: str, why: str) -> BundleError:
+def refused(file: str, why: str) -> ForeignModelError:
     """The error for a file that is not ours."""
-    return BundleError(
+    return ForeignModelError(
         f"{file} is not what vggdeploy writes of this network: {why}",
         "export the bundle again; until then no library opens this file",
     )
@@ -80,7 +80,7 @@ def chain_of(spec: ModelSpec, image: TensorSpec, outputs: Sequence[TensorSpec], 
     """The chain that a file of ``spec`` has to be, batch norm folded into the convolutions.
 
     Raises:
-        BundleError: an output that the network does not have, or not in this shape.
+        ForeignModelError: an output that the network does not have, or not in this shape.
     """
     known, layers = output_layers(spec), layers_of(spec)
     for output in outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vggdeploy.errors import BundleError
+from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.formats.archive import Archive
 from vggdeploy.model.formats.chain import Shape, refused
 from vggdeploy.model.formats.pickles import Made, Name, Reader, Stored
@@ -40,7 +40,7 @@ def read_archive(data: memoryview, file: str) -> tuple[Module, dict[str, str]]:
     """The archive's outermost object, and its code: class → text.
 
     Raises:
-        BundleError: another entry than a traced module has, a pickle with other names, tensors outside of their data.
+        ForeignModelError: another entry than a traced module has, a pickle with other names, tensors outside of their data.
     """
     archive = Archive(data, file)
     stored = {name[5:]: size for name, size in archive.sizes.items() if name.startswith("data/")}
@@ -132,7 +132,7 @@ def parameters(data: memoryview, file: str) -> dict[str, Tensor]:
     """Every tensor of the archive by its place: ``features.0.weight``.
 
     Raises:
-        BundleError: it is no TorchScript as vggdeploy writes it.
+        ForeignModelError: it is no TorchScript as vggdeploy writes it.
     """
 
     def named(module: Module, prefix: str) -> dict[str, Tensor]:
@@ -146,5 +146,5 @@ def parameters(data: memoryview, file: str) -> dict[str, Tensor]:
 
     try:
         return named(read_archive(data, file)[0], "")
-    except BundleError as error:
-        raise BundleError(f"{file} is not TorchScript: {error.cause}", "export it again") from error
+    except ForeignModelError as error:
+        raise ForeignModelError(f"{file} is not TorchScript: {error.cause}", "export it again") from error

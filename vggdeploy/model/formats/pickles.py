@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from vggdeploy.errors import BundleError
+from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.formats.chain import refused
 
 MAX_OPCODES = 1_000_000
@@ -55,7 +55,7 @@ class Reader:
         names: the functions that may be called; a class that `NEWOBJ` makes begins with ``__torch__.``.
 
     Raises:
-        BundleError: any other name or opcode, or a pickle that does not end where it should.
+        ForeignModelError: any other name or opcode, or a pickle that does not end where it should.
     """
 
     def __init__(self, data: bytes, names: Collection[str], file: str, entry: str) -> None:
@@ -64,7 +64,7 @@ class Reader:
         self._memo: dict[int, Any] = {}
         self.value = self._read(data)
 
-    def _refused(self, why: str) -> BundleError:
+    def _refused(self, why: str) -> ForeignModelError:
         return refused(self._file, f"{self._entry} {why}")
 
     def _read(self, data: bytes) -> Any:

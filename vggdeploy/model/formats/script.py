@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from vggdeploy.errors import BundleError
+from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.formats.chain import Chain, refused
 from vggdeploy.model.formats.objects import Module, Tensor
 
@@ -45,7 +45,7 @@ class Script:
     """The classes of an archive.
 
     Raises:
-        BundleError: code that no tracing of a VGG gives.
+        ForeignModelError: code that no tracing of a VGG gives.
     """
 
     def __init__(self, code: Mapping[str, str], chain: Chain, file: str) -> None:
@@ -59,7 +59,7 @@ class Script:
     def run(self, root: Module) -> None:
         """
         Raises:
-            BundleError: calling the object is not the network's chain, or the archive has code beside that.
+            ForeignModelError: calling the object is not the network's chain, or the archive has code beside that.
         """
         self._fits(root)
         image = self._chain.image.name
@@ -139,7 +139,7 @@ class Script:
             raise refused(self._file, f"forward of {name} has another signature than tracing gives it")
         return method
 
-    def _unknown(self, node: ast.AST, where: str) -> BundleError:
+    def _unknown(self, node: ast.AST, where: str) -> ForeignModelError:
         return refused(self._file, f"its code holds {ast.unparse(node)[:120]!r} in {where[:200]}")
 
     def _fits(self, module: Module) -> None:

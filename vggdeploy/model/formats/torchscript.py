@@ -14,7 +14,7 @@ from vggdeploy.model.formats.script import Script
 def check_torchscript(data: memoryview, chain: Chain, file: str) -> None:
     """
     Raises:
-        BundleError: the archive is no traced VGG, or not that of the chain.
+        ForeignModelError: the archive is no traced VGG, or not that of the chain.
     """
     root, code = read_archive(data, file)
     Script(code, chain, file).run(root)

@@ -10,6 +10,7 @@ import numpy as np
 
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import UsageError, VggdeployError, one_line
+from vggdeploy.model.formats.admission import model_path
 from vggdeploy.parity.compare import compare_answers, unproven
 from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.parity.reference import Array, golden_pair
@@ -127,7 +128,7 @@ class _Proof:
             provider=self._target.provider,
             library=library.as_uri() if library else "",
         )
-        models = [(bundle.path(v.path), bundle.sha256(v.path)) for v in variants]
+        models = [(model_path(bundle, v), bundle.sha256(v.path)) for v in variants]
         return Exchange(job, self._images, models, scripts=library.parent if library else None)
 
     def _judged(self, variant: Variant, found: _Answers) -> ParityRecord:
