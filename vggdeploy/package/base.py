@@ -119,12 +119,7 @@ def copy_checked(bundle: Bundle, relative: str, target: Path) -> None:
 
 
 def variant_files(bundle: Bundle, variant: Variant) -> list[str]:
-    """The files of a variant: all that lie in the directory of its main file.
-
-    Raises:
-        ForeignModelError: its model is not what vggdeploy writes; nothing of it is handed on.
-    """
-    model_path(bundle, variant)
+    """The files of a variant: all that lie in the directory of its main file."""
     home = PurePosixPath(variant.path).parent
     return [
         r.path
@@ -138,6 +133,7 @@ def chosen_variants(order: Order, formats: Sequence[str], what: str) -> list[Var
 
     Raises:
         UsageError: a variant of another format, or one that failed parity, or none there.
+        ForeignModelError: a model is not what vggdeploy writes; nothing of it is handed on.
     """
     manifest = order.bundle.manifest
     if order.variants:
@@ -155,6 +151,7 @@ def chosen_variants(order: Order, formats: Sequence[str], what: str) -> list[Var
             raise UsageError(f"{what} does not take {variant.name}, which is {variant.format}", hint)
         if variant.verdict is Verdict.FAIL:
             raise UsageError(f"{variant.name} failed parity", "see: vggdeploy verify")
+        model_path(order.bundle, variant)
     return named
 
 
