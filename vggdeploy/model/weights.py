@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
 from vggdeploy.errors import CheckpointError, first_line
+from vggdeploy.model.formats.admission import mapped
+from vggdeploy.model.formats.safetensors import check_safetensors
 from vggdeploy.model.vgg import VGG
 from vggdeploy.records import to_json
 from vggdeploy.spec import ModelSpec
@@ -56,8 +58,9 @@ def load_model(path: str | os.PathLike[str], *, check_weights: bool = True) -> V
     checkpoint = read_checkpoint(root, check_weights=check_weights)
     again = "train again, or restore the checkpoint from its source"
     try:
+        check_safetensors(mapped(root / WEIGHTS_NAME))
         state: dict[str, Any] = safetensors.torch.load_file(root / WEIGHTS_NAME)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{root / WEIGHTS_NAME} cannot be read: {first_line(error)}", again) from error
     return new_with_state(checkpoint.spec, state, where=str(root / WEIGHTS_NAME))
 

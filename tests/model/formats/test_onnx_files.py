@@ -212,7 +212,7 @@ EDITS: dict[str, Edit] = {
     "a pool with indices": on_graph(lambda g: node_of(g, "MaxPool").output.append("places")),
     "another permutation": on_node("Transpose", perm=[0, 3, 1, 9]),
     "a Cast to text": on_node("Cast", to=TensorProto.STRING),
-    "an axis that is not there": lambda m: before_output("Softmax", axis=7)(m),
+    "an axis that is not there": before_output("Softmax", axis=7),
     "a Gather out of bounds": lambda m: (
         m.graph.initializer.append(numpy_helper.from_array(np.array([10**9], np.int64), "far")),
         before_output("Gather", "far", axis=1)(m),
@@ -413,7 +413,7 @@ def test_no_verb_hands_a_foreign_graph_to_a_library(
             "--variant",
             variant.name,
             "-o",
-            str(tmp_path / "v"),
+            str(tmp_path / "v.npy"),
         ],
         "package": [
             "package",

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from vggdeploy.errors import CheckpointError, first_line
 from vggdeploy.model.foreign.facts import shortened
+from vggdeploy.model.formats.admission import mapped
+from vggdeploy.model.formats.safetensors import check_safetensors
 from vggdeploy.system.files import open_regular, sha256_of
 
 # Names under which training programs keep the network in a larger dictionary, the likeliest first.
@@ -134,6 +136,7 @@ def _torch_load(path: Path, where: str, *, mmap: bool) -> Any:
 
 def _safetensors_load(path: Path, where: str) -> Any:
     try:
+        check_safetensors(mapped(path))
         return safetensors.torch.load_file(path)
     except Exception as error:  # as above
         raise CheckpointError(f"{where} is damaged: {first_line(error)}", _FETCH_AGAIN) from error
