@@ -190,6 +190,8 @@ CODE = {
     "brackets without end": (RELU, "return " + "(" * 5000 + "argument_1" + ")" * 5000),
     "signs without end": (RELU, "return " + "-" * 9000 + "1"),
     "dots without end": (RELU, "return argument_1" + ".a" * 7000),
+    "dots as deep as Python goes": (RELU, "return argument_1" + ".a" * 450),
+    "lists as deep as is read": (RELU, "return " + "[" * 45 + "argument_1" + "]" * 45),
     "another signature": ("argument_1: Tensor) -> Tensor", "argument_1: Tensor, x: int=1) -> Tensor"),
     "a decorator": ("  def forward(self", "  @staticmethod\n  def forward(self"),
     "a base class": ("class ReLU(Module)", "class ReLU(Interface)"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickletools
 import re
-from collections.abc import Callable, Collection
+import struct
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,54 @@ class _Mark:
     pass
 
 
+# Byte → opcode and what follows it (https://github.com/python/cpython/blob/main/Lib/pickletools.py): a number, a text with its
+# length in front, or, for a name, two lines. "" for nothing. Protocol 2 has more; libtorch does not write them.
+_TEXT, _LINES, _LONG = "text", "lines", "long"
+_OPCODES = {
+    0x80: ("PROTO", "<B"), ord("."): ("STOP", ""), ord("("): ("MARK", ""), ord("N"): ("NONE", ""), 0x88: ("NEWTRUE", ""),
+    0x89: ("NEWFALSE", ""), ord("K"): ("BININT1", "<B"), ord("M"): ("BININT2", "<H"), ord("J"): ("BININT", "<i"),
+    0x8A: ("LONG1", _LONG), ord("G"): ("BINFLOAT", ">d"), ord("X"): ("BINUNICODE", _TEXT), ord(")"): ("EMPTY_TUPLE", ""),
+    ord("t"): ("TUPLE", ""), 0x85: ("TUPLE1", ""), 0x86: ("TUPLE2", ""), 0x87: ("TUPLE3", ""), ord("]"): ("EMPTY_LIST", ""),
+    ord("e"): ("APPENDS", ""), ord("}"): ("EMPTY_DICT", ""), ord("s"): ("SETITEM", ""), ord("u"): ("SETITEMS", ""),
+    ord("q"): ("BINPUT", "<B"), ord("r"): ("LONG_BINPUT", "<I"), ord("h"): ("BINGET", "<B"), ord("j"): ("LONG_BINGET", "<I"),
+    ord("c"): ("GLOBAL", _LINES), ord("Q"): ("BINPERSID", ""), ord("R"): ("REDUCE", ""), 0x81: ("NEWOBJ", ""),
+    ord("b"): ("BUILD", ""),
+}  # fmt: skip
+
+
+def _opcodes(data: bytes) -> Iterator[tuple[str, Any, int]]:
+    """Name, argument and place of each.
+
+    Raises:
+        ValueError, LookupError, struct.error: an unknown one, or it is cut short.
+    """
+    at = 0
+    while at < len(data):
+        start = at
+        name, kind = _OPCODES[data[at]]
+        at += 1
+        argument: Any = None
+        if kind == _TEXT:
+            (length,) = struct.unpack_from("<I", data, at)
+            content = data[at + 4 : at + 4 + length]
+            if len(content) != length:
+                raise ValueError("cut short")
+            argument, at = content.decode(), at + 4 + length
+        elif kind == _LINES:
+            middle = data.index(b"\n", at)
+            end = data.index(b"\n", middle + 1)
+            argument, at = f"{data[at:middle].decode('ascii')} {data[middle + 1 : end].decode('ascii')}", end + 1
+        elif kind == _LONG:
+            argument, at = int.from_bytes(data[at + 1 : at + 1 + data[at]], "little", signed=True), at + 1 + data[at]
+        elif kind:
+            (argument,) = struct.unpack_from(kind, data, at)
+            at += struct.calcsize(kind)
+        yield name, argument, start
+
+
 _PUSHED: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "MARK": _Mark}
+_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -62,6 +107,7 @@ class Reader:
         self._names, self._file, self._entry = names, file, entry
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._marks: list[int] = []  # their places on the stack
         self.value = self._read(data)
 
     def _refused(self, why: str) -> ForeignModelError:
@@ -69,17 +115,17 @@ class Reader:
 
     def _read(self, data: bytes) -> Any:
         try:
-            for count, (opcode, argument, at) in enumerate(pickletools.genops(data)):
+            for count, (name, argument, at) in enumerate(_opcodes(data)):
                 if count > MAX_OPCODES:
                     raise self._refused("has too many opcodes")
-                if opcode.name == "STOP":
+                if name == "STOP":
                     if at != len(data) - 1 or len(self._stack) != 1:
                         raise self._refused("does not end where it should")
                     return self._stack[0]
-                if (opcode.name == "PROTO") != (count == 0) or (count == 0 and argument != 2):
+                if (name == "PROTO") != (count == 0) or (count == 0 and argument != 2):
                     raise self._refused("is not of pickle's protocol 2")
-                self._apply(opcode.name, argument)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, StopIteration):
+                self._apply(name, argument)
+        except (ValueError, LookupError, TypeError, AttributeError, StopIteration, struct.error):
             raise self._refused("is no pickle as PyTorch writes it") from None
         raise self._refused("has no end")
 
@@ -95,6 +141,9 @@ class Reader:
             self._memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
+        elif name == "MARK":
+            self._marks.append(len(stack))
+            stack.append(_Mark())
         elif name in _EMPTY:
             stack.append(_EMPTY[name]())
         elif name == "GLOBAL":
@@ -148,7 +197,9 @@ class Reader:
         self._stack.append(value)
 
     def _marked(self) -> list[Any]:
-        place = next(i for i in reversed(range(len(self._stack))) if isinstance(self._stack[i], _Mark))
+        place = self._marks.pop()
+        if place >= len(self._stack) or not isinstance(self._stack[place], _Mark):
+            raise self._refused("takes what is not there")
         items = self._stack[place + 1 :]
         del self._stack[place:]
         return items
@@ -162,5 +213,6 @@ class Reader:
         fields = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in fields:
-                raise self._refused(f"sets {str(key)[:100]!r} twice, or under no name")
+                named = key[:100] if isinstance(key, str) else type(key).__name__
+                raise self._refused(f"sets {named!r} twice, or under no name")
             fields[key] = value

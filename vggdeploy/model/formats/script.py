@@ -30,6 +30,18 @@ def _read_alike(text: str) -> bool:
     return apart and text.count('"') % 2 == 0 and not any(_NUMBERS.search(part) for part in (*before, last))
 
 
+def _written(kind: ast.expr | None) -> str:
+    """A type as it stands in the code."""
+    match kind:
+        case ast.Name(name):
+            return name
+        case ast.Attribute(owner, name):
+            return f"{_written(owner)}.{name}"
+        case None:
+            return ""
+    return ast.unparse(kind)
+
+
 class Value(NamedTuple):
     """What depends on the image, by its place in the chain."""
 
@@ -110,11 +122,11 @@ class Script:
                 case ast.Assign([ast.Name("__parameters__" | "__buffers__")], ast.List(names)):
                     listed += names
                 case ast.AnnAssign(ast.Name(field), kind, None) if field not in fields:
-                    fields[field] = ast.unparse(kind)
+                    fields[field] = _written(kind)
                 case ast.Assign([ast.Subscript(ast.Name("__annotations__"), ast.Constant(str(field)))], kind) if (
                     field not in fields
                 ):
-                    fields[field] = ast.unparse(kind)
+                    fields[field] = _written(kind)
                 case ast.FunctionDef("forward", ast.arguments(kwonlyargs=[], defaults=[]), _, []) if forward is None:
                     forward = self._signature(name, statement)
                 case _:
@@ -127,8 +139,8 @@ class Script:
         return _Class(fields, forward)
 
     def _signature(self, name: str, method: ast.FunctionDef) -> ast.FunctionDef:
-        given, made = method.args.args, ast.unparse(method.returns) if method.returns else ""
-        types = [ast.unparse(argument.annotation) if argument.annotation else "" for argument in given]
+        given, made = method.args.args, _written(method.returns)
+        types = [_written(argument.annotation) for argument in given]
         plain = not (method.args.posonlyargs or method.args.vararg or method.args.kwarg)
         if (
             not plain

@@ -6,7 +6,7 @@ computes the network's chain of layers. The code is not compared as text: it is 
 
 from __future__ import annotations
 
-from vggdeploy.model.formats.chain import Chain
+from vggdeploy.model.formats.chain import Chain, refused
 from vggdeploy.model.formats.objects import read_archive
 from vggdeploy.model.formats.script import Script
 
@@ -17,4 +17,7 @@ def check_torchscript(data: memoryview, chain: Chain, file: str) -> None:
         ForeignModelError: the archive is no traced VGG, or not that of the chain.
     """
     root, code = read_archive(data, file)
-    Script(code, chain, file).run(root)
+    try:
+        Script(code, chain, file).run(root)
+    except RecursionError:
+        raise refused(file, "its code is nested more deeply than a network is") from None
