@@ -167,7 +167,7 @@ def culprit(bundle: Bundle, variant: Variant, model: onnx.ModelProto) -> str | N
     images = bundle.golden()[0]["image"][:EXAMINED]
     net = load_model(bundle.path(bundle.manifest.reference().path)).eval()
     with torch.inference_mode():
-        examined = Examination(Graph(model), net, variant.precision, images, 1)
+        examined = Examination(Graph(model), net, variant.precision, images, method="", threads=1)
         examined.run(normalise(images, bundle.manifest.preprocess))
     return examined.verdict()[0]
 

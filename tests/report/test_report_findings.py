@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from report_samples import BUNDLE, bench, parity, proof, row, whole, write
 
+from vggdeploy.records import FleetTarget
 from vggdeploy.report.documents import read_results
 from vggdeploy.report.findings import pareto, recommend
 from vggdeploy.report.subjects import Cast, gather
@@ -75,6 +76,19 @@ def test_without_a_valid_run_nothing_is_recommended(tmp_path: Path) -> None:
 def test_slower_variants_leave_the_baseline(tmp_path: Path) -> None:
     label, reason = take(tmp_path, row("b", 4, (0.5, 0.4, 0.6)))
     assert (label, reason) == ("torch-fp32", "the baseline; every other proven variant is slower at batch 1")
+
+
+def test_what_fails_on_a_target_of_the_fleet_fails(tmp_path: Path) -> None:
+    passed = row("a", 1.0, (2, 1.9, 2.1))
+    there = [
+        FleetTarget(target=name, title=name, variants=(proof(passed, verdict),))
+        for name, verdict in (("nehalem", Verdict.PASS), ("haswell", Verdict.FAIL), ("webgpu", Verdict.UNPROVEN))
+    ]
+    here = parity(proof(BASE), proof(passed))
+    (_, subject) = cast_of(tmp_path, msgspec.structs.replace(here, fleet=tuple(there))).subjects
+    assert (subject.verdict, subject.why) == (Verdict.FAIL, "on haswell: a reason to fail")
+    (_, subject) = cast_of(tmp_path, msgspec.structs.replace(here, fleet=tuple(there[::2]))).subjects
+    assert subject.verdict is Verdict.PASS
 
 
 def verdicts(cast: Cast) -> dict[str, Verdict]:

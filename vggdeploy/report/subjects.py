@@ -182,6 +182,12 @@ def _testify(cast: Cast, results: Results) -> None:
                     known = any(a.data == r.data for a in other.accuracies)
                     if other.variant == REFERENCE and other.bundle == parity.bundle and not known:
                         other.accuracies.append(Accuracy(r.reference_accuracy, r.data, samples))
+        for target in parity.fleet:
+            for r in target.variants:  # what passes there adds nothing; its section has it
+                if r.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+                    there = tuple(f"on {target.target}: {reason}" for reason in r.reasons)
+                    proof = (r.verdict, (r.data, target.target), there)
+                    cast.find(r.variant, r.sha256, parity.bundle).proofs.append(proof)
     for bench in results.bench:
         for row in measured(bench):
             cast.row(row, bench).recorded.append(row.verdict)
