@@ -15,8 +15,8 @@ from vggdeploy.build.engines import build_into
 from vggdeploy.build.request import BuildPlan
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import (
-    BuildError,
     BundleError,
+    ForeignModelError,
     IntegrityError,
     MissingDependencyError,
     ParityError,
@@ -101,10 +101,10 @@ def test_an_fp32_onnx_that_calls_itself_fp16_is_a_parity_failure_and_changes_not
     unchanged(bundle, ParityError, "11 in fp32", engine="tensorrt-rtx")
 
 
-def test_a_damaged_onnx_with_a_matching_hash_is_a_build_error_and_changes_nothing(tmp_path, onnx_files):
+def test_a_damaged_onnx_with_a_matching_hash_is_refused_and_changes_nothing(tmp_path, onnx_files):
     (tmp_path / "cut.onnx").write_bytes(onnx_files[Precision.FP16].read_bytes()[:5000])
     bundle = write_bundle(tmp_path / "cut", {Precision.FP16: tmp_path / "cut.onnx"})
-    unchanged(bundle, BuildError, "cannot read model.onnx", engine="tensorrt-rtx")
+    unchanged(bundle, ForeignModelError, "is not ONNX: it is damaged or cut short", engine="tensorrt-rtx")
 
 
 def test_an_onnx_altered_after_its_export_never_reaches_the_parser(bundle, monkeypatch):
@@ -118,9 +118,7 @@ def test_an_onnx_altered_after_its_export_never_reaches_the_parser(bundle, monke
 def test_an_onnx_of_another_model_is_refused(bundle):
     other = (TensorSpec("logits", "float32", ("N", 7)),)
     bundle.manifest = msgspec.structs.replace(bundle.manifest, outputs=other)
-    unchanged(
-        bundle, BuildError, "has other inputs and outputs than the manifest", engine="tensorrt-rtx", targets=["ada"]
-    )
+    unchanged(bundle, ForeignModelError, "which the network does not have", engine="tensorrt-rtx", targets=["ada"])
 
 
 def test_a_precision_without_onnx_names_those_that_are_there(bundle):
