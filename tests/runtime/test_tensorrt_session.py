@@ -72,7 +72,7 @@ def test_nothing_is_allocated_before_the_with_block(gpu, source):
 @pytest.mark.parametrize("damage", [b"", ENGINE_BYTES[:-1], ENGINE_BYTES + b"\0", b"V" + ENGINE_BYTES[1:]])
 def test_an_altered_engine_is_refused_before_cuda_or_the_library_see_it(gpu, source, damage):
     cudart, library = gpu()
-    source.path.write_bytes(damage)
+    source.file.path.write_bytes(damage)
     with pytest.raises(IntegrityError, match="altered"), RtxSession(source):
         pass
     assert not library.seen and not library.alive and not cudart.calls
@@ -80,8 +80,8 @@ def test_an_altered_engine_is_refused_before_cuda_or_the_library_see_it(gpu, sou
 
 def test_a_missing_engine_file_is_one_line(gpu, source):
     gpu()
-    source.path.unlink()
-    with pytest.raises(BundleError, match="cannot be read"), RtxSession(source):
+    source.file.path.unlink()
+    with pytest.raises(IntegrityError, match="is missing"), RtxSession(source):
         pass
 
 

@@ -22,6 +22,7 @@ from vggdeploy.bundle.store import now
 from vggdeploy.errors import BundleError
 from vggdeploy.records import Record, from_json, to_json
 from vggdeploy.system.cache import Cache, cache_home
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec
 
 ENGINE, LOG, ENTRY = "model.engine", "build.log", "entry.json"
@@ -56,6 +57,10 @@ class EngineFile:
     entry: Entry
     log: bytes
     cached: bool
+
+    @property
+    def file(self) -> HashedFile:
+        return HashedFile(self.path, self.entry.sha256, self.entry.size)
 
 
 class EngineCache(Cache):

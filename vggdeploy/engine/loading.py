@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.bundle.store import main_path
 from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.engine.selection import measured_threads, select, unfit
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
@@ -65,7 +66,7 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
     """What `vggdeploy.load` opens; its errors."""
     if options.verify not in VERIFY:
         raise unknown_name("time to verify", options.verify, VERIFY)
-    bundle = Bundle.open(path, trust=signer_rules(options.trust))
+    bundle = Bundle.open(path, only=(), trust=signer_rules(options.trust))
     where = options.where
     if options.rebuild:
         opened = _rebuild_first(bundle, options)
@@ -91,7 +92,8 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
 def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> OpenVariant:
     session = open_session(bundle, variant, device=device, threads=threads)
     with ExitStack() as keep:
-        keep.enter_context(session)
+        with bundle.checking_all(but=main_path(variant)):
+            keep.enter_context(session)
         if verify == "always" or (verify == "first-load" and not _proven_here(bundle, variant, device)):
             sha256 = bundle.sha256(variant.path)
             proofs = Proofs(bundle, variant, sha256, conditions(variant, device))
@@ -208,7 +210,7 @@ def rebuild_engine(
     with made_engine(bundle, request, cache=EngineCache(), on_progress=on_progress) as made:
         record = request.record(made.entry.seconds)
         fresh = engine_variant(request, made, record, request.name(bundle.manifest))
-        session = open_session(bundle, fresh, device=device, threads=threads, file=(made.path, made.entry.sha256))
+        session = open_session(bundle, fresh, device=device, threads=threads, file=made.file)
         with ExitStack() as keep:
             keep.enter_context(session)
             proof = _prove(session, bundle, fresh, device, made.entry.sha256)
