@@ -17,7 +17,7 @@ from vggdeploy.engine.selection import measured_threads, select, unfit
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
 from vggdeploy.parity.compare import prove_at_load
 from vggdeploy.parity.criteria import criteria_of
-from vggdeploy.records import ParityRecord, from_json, to_json
+from vggdeploy.records import ParityRecord, Record, from_json, to_json
 from vggdeploy.runtime import CheckedSession, backend_for, open_session
 from vggdeploy.runtime.preflight import host_of
 from vggdeploy.runtime.registry import default_device
@@ -236,6 +236,11 @@ def _unwritable_is_no_error() -> Iterator[None]:
             raise
 
 
+class _KeptProof(Record, frozen=True, kw_only=True):
+    key: str
+    record: ParityRecord
+
+
 _MAX_BYTES = 2**20
 LIMIT_BYTES = 64 * 2**20  # of all proofs
 
@@ -254,6 +259,8 @@ class Proofs:
         about = {
             "sha256": sha256,
             "golden": [bundle.sha256(path) for path in manifest.golden.pair],
+            "graph": to_json([manifest.spec, manifest.preprocess, manifest.input, manifest.outputs]).decode(),
+            "variant": to_json([variant.format, variant.precision, variant.batch, variant.build]).decode(),
             "thresholds": to_json([criteria.thresholds, criteria.recorded]).decode(),
             "host": dict(host),
         }
@@ -268,12 +275,13 @@ class Proofs:
         if data is None:
             return False
         try:
-            record = from_json(data, ParityRecord, what="a kept proof")
+            kept = from_json(data, _KeptProof, what="a kept proof")
         except BundleError:
             return False
-        return record.verdict is Verdict.PASS and record.sha256 == self._sha256
+        about = kept.key, kept.record.verdict, kept.record.sha256
+        return about == (self._key, Verdict.PASS, self._sha256)
 
     def keep(self, record: ParityRecord) -> None:
         """Remember a pass. Where the cache cannot be written, the next load proves again."""
         if record.verdict is Verdict.PASS:
-            self._cache.write(self._key, to_json(record))
+            self._cache.write(self._key, to_json(_KeptProof(key=self._key, record=record)))
