@@ -163,6 +163,19 @@ def test_a_proof_that_another_user_could_have_written_is_none(
     assert machine.runs > before
 
 
+@pytest.mark.parametrize("change", ["key", "sha256"])
+def test_a_proof_of_other_bytes_or_of_another_key_is_none(
+    root: Path, machine: Machine, cache: Path, change: str
+) -> None:
+    vggdeploy.load(root, variant=NAME).close()
+    [proof] = (cache / "proofs").iterdir()
+    sha256 = Bundle.open(root).sha256(f"variants/{NAME}/model.engine")
+    proof.write_text(proof.read_text().replace(proof.stem if change == "key" else sha256, "0" * 64))
+    before = machine.runs
+    vggdeploy.load(root, variant=NAME).close()
+    assert machine.runs > before
+
+
 def test_always_and_never(root: Path, machine: Machine) -> None:
     vggdeploy.load(root, variant=NAME, verify="never").close()
     assert machine.runs == 0
