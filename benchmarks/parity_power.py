@@ -33,7 +33,6 @@ from attacks.network import known
 from fixtures.coloured import coloured_bundle
 
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
-from vggdeploy.bundle.store import sha256_of
 from vggdeploy.errors import VggdeployError
 from vggdeploy.model.vgg import fold_batch_norm
 from vggdeploy.model.weights import load_model
@@ -46,6 +45,7 @@ from vggdeploy.parity.metrics import distance
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import CEILINGS, ParityRecord
 from vggdeploy.runtime import open_session
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, ImageSource, Precision, Verdict, silent
 from vggdeploy.verify.examination import Examination
 from vggdeploy.verify.prove import prove, with_parity
@@ -133,7 +133,7 @@ def judged(network: Network, fault: Fault, layer: str, variant: Variant, scratch
     by: list[str] = []
     harmful = loaded = undecided = False
     try:
-        with open_session(bundle, variant, file=(file, sha256_of(file)), threads=1) as session:
+        with open_session(bundle, variant, file=HashedFile.of(file), threads=1) as session:
             golden = check_golden(
                 session, bundle, variant, Device(), sizes=promised(variant.batch), stress=True, repeated=True
             )

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from vggdeploy.bundle.precision import Product, type_name
 from vggdeploy.errors import BundleError
 from vggdeploy.runtime.tiny_onnx import varint
+from vggdeploy.system.sealed import shown
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
@@ -118,7 +119,7 @@ def skeleton(path: Path) -> onnx.ModelProto:
             kept = _rewrite(data, whole, {_GRAPH: lambda d, r: _rewrite(d, r, {_INITIALIZER: _without_numbers})})
         model: onnx.ModelProto = onnx.ModelProto.FromString(kept)
     except (DecodeError, ValueError, IndexError) as error:  # an empty file cannot be mapped: a ValueError
-        raise BundleError(f"{path.name} is not ONNX: it is damaged or cut short", "export it again") from error
+        raise BundleError(f"{shown(path)} is not ONNX: it is damaged or cut short", "export it again") from error
     return model
 
 

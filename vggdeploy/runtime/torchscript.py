@@ -14,6 +14,7 @@ from vggdeploy.bundle.precision import Product
 from vggdeploy.errors import BundleError, first_line
 from vggdeploy.runtime.base import Array, Source
 from vggdeploy.runtime.torch import probe, run_module, use_threads
+from vggdeploy.system.sealed import shown
 
 
 class TorchScriptSession:
@@ -28,13 +29,13 @@ class TorchScriptSession:
     def __enter__(self) -> Self:
         use_threads(self._source)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), self._source.open() as file:
                 # torch.jit is deprecated since 2.14 and still the one format that libtorch in C++ loads everywhere.
                 warnings.filterwarnings("ignore", message=".*torch.jit")
-                module = torch.jit.load(self._source.path, map_location=str(self._source.device))
+                module = torch.jit.load(file.path, map_location=str(self._source.device))
         except (RuntimeError, ValueError) as error:
             raise BundleError(
-                f"{self._source.path.name} is not TorchScript: {first_line(error)}", "export it again"
+                f"{self._source.name} is not TorchScript: {first_line(error)}", "export it again"
             ) from error
         self._module = module.eval()
         return self
@@ -69,7 +70,7 @@ def read_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
             warnings.simplefilter("ignore")  # as above
             module = torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
-        raise BundleError(f"{path.name} is not TorchScript: {first_line(error)}", "export it again") from error
+        raise BundleError(f"{shown(path)} is not TorchScript: {first_line(error)}", "export it again") from error
     products = []
     for name, tensor in module.named_parameters():
         key, _, last = name.rpartition(".")

@@ -14,7 +14,7 @@ import onnx
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BuildError, UsageError, VggdeployError
 from vggdeploy.model.layers import layers_of
-from vggdeploy.model.weights import load_model
+from vggdeploy.model.weights import new_with_weights
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import LayerReport
 from vggdeploy.runtime import open_session
@@ -52,8 +52,8 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
             f"the head of this network takes the {manifest.spec.head_pool} of a map: its layers cannot be run one by one",
             "the answers are compared all the same: vggdeploy verify BUNDLE",
         )
-    model = load_model(bundle.path(manifest.reference().path)).eval()
-    graph = Graph(onnx.load(bundle.path(source.path)))
+    with bundle.main_file(manifest.reference()).open() as weights, bundle.main_file(source).open() as file:
+        model, graph = new_with_weights(manifest.spec, weights), Graph(onnx.load(file.path))
     largest = max(int(np.prod(layer.shape)) * 4 for layer in layers_of(manifest.spec))
     given = bundle.golden()[0][manifest.input.name][: min(images, max(1, _BYTES // largest))]
     pixels = given

@@ -24,14 +24,15 @@ def read_products(bundle: Bundle, variant: Variant) -> tuple[Product, ...] | Non
     """
     if variant.format not in READERS or not installed(READERS[variant.format]):
         return None
-    path, names = bundle.path(variant.path), layer_names(bundle.manifest.spec)
-    if variant.format == "onnx":
-        from vggdeploy.parity.products import read_onnx
+    names = layer_names(bundle.manifest.spec)
+    with bundle.main_file(variant).open() as file:
+        if variant.format == "onnx":
+            from vggdeploy.parity.products import read_onnx
 
-        return read_onnx(path, names)
-    from vggdeploy.runtime import torchscript
+            return read_onnx(file.path, names)
+        from vggdeploy.runtime import torchscript
 
-    return torchscript.read_products(path, names)
+        return torchscript.read_products(file.path, names)
 
 
 def layer_names(spec: ModelSpec) -> dict[str, str]:
@@ -74,7 +75,8 @@ def read_bounds(bundle: Bundle, variant: Variant) -> SaturationRecord | None:
         return None
     from vggdeploy.parity.saturation import read_saturation
 
-    return read_saturation(bundle.path(variant.path), layer_names(bundle.manifest.spec))
+    with bundle.main_file(variant).open() as file:
+        return read_saturation(file.path, layer_names(bundle.manifest.spec))
 
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:

@@ -127,7 +127,7 @@ class _Proof:
             provider=self._target.provider,
             library=library.as_uri() if library else "",
         )
-        models = [(bundle.path(v.path), bundle.sha256(v.path)) for v in variants]
+        models = [bundle.main_file(v) for v in variants]
         return Exchange(job, self._images, models, scripts=library.parent if library else None)
 
     def _judged(self, variant: Variant, found: _Answers) -> ParityRecord:
