@@ -40,8 +40,8 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.data.loaders import load_split
 from vggdeploy.spec import ModelSpec, PreprocessSpec
-from vggdeploy.system.files import sha256_of
 from vggdeploy.system.optional import version
+from vggdeploy.system.sealed import HashedFile
 
 OURS = ("vggdeploy onnx-int8", "vggdeploy openvino-int8")
 OUR_FILE = "ours.onnx"
@@ -65,7 +65,7 @@ def our_network(job: Job, name: str) -> Network:
     variant = Variant(
         name=f"{kind}-int8", format=kind, precision=Precision.INT8, path="ours", batch=batch, quantisation=about
     )
-    session = open_session(bundle, variant, threads=job.threads, file=(path, sha256_of(path)))
+    session = open_session(bundle, variant, threads=job.threads, file=HashedFile.of(path))
     session.__enter__()  # until the process ends
     return Network(lambda images: session.run({"image": images})["logits"])
 

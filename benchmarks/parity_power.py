@@ -33,7 +33,6 @@ from attacks.network import known
 from fixtures.coloured import coloured_bundle
 
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
-from vggdeploy.bundle.store import sha256_of
 from vggdeploy.errors import VggdeployError
 from vggdeploy.model.vgg import fold_batch_norm
 from vggdeploy.model.weights import load_model
@@ -46,6 +45,7 @@ from vggdeploy.parity.metrics import distance
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import CEILINGS, ParityRecord
 from vggdeploy.runtime import open_session
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, ImageSource, Precision, Verdict, silent
 from vggdeploy.verify.examination import Examination
 from vggdeploy.verify.prove import prove, with_parity
@@ -73,6 +73,7 @@ class Judged:
     precision: str
     harmful: bool
     verify: bool
+    undecided: bool  # `verify` neither fails nor passes it: too few images to tell whether too many classes changed
     load: bool
     by: tuple[str, ...]
 
@@ -88,7 +89,7 @@ class Network:
     @classmethod
     def made(cls, root: Path, arch: str, width: float) -> Network:
         root.mkdir()
-        bundle = coloured_bundle(root, arch, width)
+        bundle = coloured_bundle(root, arch, width, each=200)
         samples = open_samples(bundle.manifest.dataset, bundle.manifest, limit=None, data_dir=None)
         with open_session(bundle, bundle.manifest.variant(REFERENCE)) as session:
             real = reference_outputs(session, samples.images, data=samples.data, labels=samples.labels)
@@ -130,21 +131,23 @@ def judged(network: Network, fault: Fault, layer: str, variant: Variant, scratch
     file = scratch / "planted.onnx"
     onnx.save(model, file)
     by: list[str] = []
-    harmful = loaded = False
+    harmful = loaded = undecided = False
     try:
-        with open_session(bundle, variant, file=(file, sha256_of(file)), threads=1) as session:
+        with open_session(bundle, variant, file=HashedFile.of(file), threads=1) as session:
             golden = check_golden(
                 session, bundle, variant, Device(), sizes=promised(variant.batch), stress=True, repeated=True
             )
             real = compare(session, network.real, bundle, variant, Device(), sizes=promised(variant.batch))
             loaded = prove_at_load(session, bundle, variant, Device()).verdict is Verdict.FAIL
         by += [text for text, found in (("answers", golden), ("data", real)) if found.verdict is Verdict.FAIL]
+        undecided = Verdict.INCONCLUSIVE in (golden.verdict, real.verdict)
         harmful = _harmful(fault, golden, real, variant)
     except VggdeployError:
         by, harmful, loaded = ["does not run"], True, True
     if variant.precision is not Precision.INT8 and culprit(bundle, variant, model):
         by.append("layers")
-    return Judged(fault.name, fault.kind, str(variant.precision), harmful, bool(by), loaded, tuple(by))
+    undecided = undecided and not by
+    return Judged(fault.name, fault.kind, str(variant.precision), harmful, bool(by), undecided, loaded, tuple(by))
 
 
 def _harmful(fault: Fault, golden: ParityRecord, real: ParityRecord, variant: Variant) -> bool:
@@ -189,16 +192,20 @@ def honest(networks: list[Network], trials: int) -> dict[str, dict[str, int]]:
 
 
 def refused(network: Network, precision: Precision, random: np.random.Generator) -> bool:
-    """A network near the trained one: recorded on the golden images, and judged on others under other settings."""
+    """A network near the trained one: recorded on the golden images, and judged on others under other settings.
+
+    An INT8 file is calibrated on images that are neither, as an export calibrates on training images.
+    """
     bundle = network.bundle
     net = fold_batch_norm(load_model(bundle.root / "checkpoint")).eval()
     state = net.state_dict()
     for value in state.values():
         value.mul_(torch.from_numpy(1 + JITTER * random.normal(size=tuple(value.shape)).astype(np.float32)))
     golden = bundle.golden()[0]["image"]
-    model = _with_weights(bundle, precision, {k: v.numpy() for k, v in state.items()}, golden)
-    rows = random.choice(len(network.real.images), 32, replace=False)
-    others = network.real.images[:][rows]
+    rest = np.arange(len(golden), len(network.real.images))  # the golden images are the first ones
+    drawn = network.real.images[:][random.choice(rest, 64, replace=False)]
+    calibration, others = drawn[:32], drawn[32:]
+    model = _with_weights(bundle, precision, {k: v.numpy() for k, v in state.items()}, calibration)
     recorded = distance(_reference(net, bundle, golden), _answers(model, golden, threads=1, basic=False))
     later = distance(
         _reference(net, bundle, others), _answers(model, others, threads=2, basic=bool(random.integers(2)))
@@ -210,7 +217,7 @@ def refused(network: Network, precision: Precision, random: np.random.Generator)
     return recorded > ceiling or later > min(ceiling, criteria.allowed(ImageSource.REAL)["logits"])
 
 
-def _with_weights(bundle: Bundle, precision: Precision, state: dict[str, Any], images: Any) -> onnx.ModelProto:
+def _with_weights(bundle: Bundle, precision: Precision, state: dict[str, Any], calibration: Any) -> onnx.ModelProto:
     source = "onnx-fp16" if precision is Precision.FP16 else "onnx-fp32"
     model = onnx.load(bundle.path(bundle.manifest.variant(source).path))
     for tensor in model.graph.initializer:
@@ -222,7 +229,7 @@ def _with_weights(bundle: Bundle, precision: Precision, state: dict[str, Any], i
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "fp32.onnx")
         onnx.save(model, path)
-        batches = [{"image": images}]
+        batches = [{"image": calibration}]
         ranges = calibrate(path, batches, method="min-max", percentile=100, scratch=Path(folder, "scratch"))
     return quantise(model, ranges, CPU)
 
@@ -235,6 +242,7 @@ def _reference(net: Any, bundle: Bundle, images: Any) -> Any:
 def _answers(model: onnx.ModelProto, images: Any, *, threads: int, basic: bool) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.x64quantprecision", "1")
     if basic:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -259,7 +267,7 @@ def main() -> int:
         ]
         alarms = honest(list(networks.values()), asked.trials)
     harmful = [one for one in found if one.harmful]
-    missed = [one for one in harmful if not one.verify]
+    missed = [one for one in harmful if not one.verify and not one.undecided]
     rows = {
         f"{fault}, {precision}": _row([one for one in found if (one.fault, one.precision) == (fault, precision)])
         for fault, precision in dict.fromkeys((one.fault, one.precision) for one in found)
@@ -271,17 +279,18 @@ def main() -> int:
         "kinds": len({one.fault for one in found}),
         "planted": len(found),
         "harmful": len(harmful),
-        "harmful_caught_by_verify": len(harmful) - len(missed),
+        "harmful_caught_by_verify": sum(one.verify for one in harmful),
+        "harmful_undecided": [f"{one.fault} ({one.precision})" for one in harmful if one.undecided],
         "harmful_caught_at_load": sum(one.load for one in harmful),
         "caught_by_verify": sum(one.verify for one in found),
         "caught_only_by_layers": sum(one.by == ("layers",) for one in found),
-        "missed": [f"{one.fault} ({one.precision})" for one in found if not one.verify],
+        "not_failed": dict(Counter(f"{one.fault} ({one.precision})" for one in found if not one.verify)),
         "honest": alarms,
         "seconds": round(time.monotonic() - start, 1),
         "faults": rows,
     }
     targets = [
-        target("harmful faults that the default verify misses", len(missed), 0, ""),
+        target("harmful faults that the default verify passes", len(missed), 0, ""),
         target("honest files that are refused", 100 * refusals / max(trials, 1), 0.5, "%"),
     ]
     return write_result("parity_power", measured, targets)
@@ -292,6 +301,7 @@ def _row(found: list[Judged]) -> dict[str, Any]:
         "planted": len(found),
         "harmful": sum(one.harmful for one in found),
         "verify": sum(one.verify for one in found),
+        "undecided": sum(one.undecided for one in found),
         "load": sum(one.load for one in found),
         "by": dict(Counter(way for one in found for way in one.by)),
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from attacks.foreign_cache import ATTACKS
+from attacks.swapping import SWAPS, swap_before
 from fixtures.small import write_bundle
 
 from vggdeploy.build import request
@@ -132,6 +133,45 @@ def test_an_altered_engine_of_another_user_is_not_copied(bundle, another, cache,
     assert again.report().sha256 == first.report().sha256
 
 
+def test_the_entry_of_another_onnx_under_this_key_is_built_anew(bundle, another, cache):
+    """Its hashes are right, and its key is mended: what it was made of is not what is asked for."""
+    first = build_into(bundle, ADA, cache=cache)
+    [entry] = entries(cache)
+    about = json.loads((entry / ENTRY).read_text())
+    about["about"]["onnx"] = "0" * 64
+    (entry / ENTRY).write_text(json.dumps(about))
+    again = build_into(another, ADA, cache=cache)
+    assert not again.cached
+    assert again.report().sha256 == first.report().sha256
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_refused_engine_is_named_with_its_owner_and_mode_and_the_build_goes_on(
+    bundle, another, cache, attack, caplog
+):
+    build_into(bundle, ADA, cache=cache)
+    [entry] = entries(cache)
+    (entry / ENGINE).write_bytes((entry / ENGINE).read_bytes())
+    ATTACKS[attack](cache.home)
+    for _ in range(2):
+        assert not build_into(another, ADA, cache=cache).cached
+    told = [r.message for r in caplog.records if "another user may write" in r.message]
+    assert len(told) == (attack != "a link")
+    if told:
+        about = cache.home.stat()
+        owner = {0: "root", 65534: "nobody"}.get(about.st_uid, "")
+        assert f"it belongs to {owner}" in told[0] and f"its mode is {about.st_mode & 0o7777:04o}" in told[0]
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+def test_an_onnx_file_that_is_swapped_when_the_library_parses_it_is_built_as_it_was(bundle, another, swap, monkeypatch):
+    first = build_into(bundle, ADA)
+    onnx = another.path(another.manifest.variant("onnx-fp16").path)
+    calls = swap_before(monkeypatch, request, "build_engine", lambda: SWAPS[swap](onnx))
+    assert build_into(another, ADA).report().sha256 == first.report().sha256
+    assert calls
+
+
 def test_a_failed_build_leaves_nothing(bundle, cache):
     with pytest.raises(BuildError):
         build_into(bundle, replace(ADA, options=BuildOptions(workspace=70_000)), cache=cache)
@@ -156,7 +196,8 @@ def test_the_least_recently_used_go_first_and_the_newest_stays(bundle, cache, ca
 def test_an_entry_in_use_is_not_evicted(bundle, cache):
     build_into(bundle, ADA, cache=cache)
     [entry] = entries(cache)
-    with cache.engine(entry.name, {}, lambda target: pytest.fail("it is there")) as made:
+    about = json.loads((entry / ENTRY).read_text())["about"]
+    with cache.engine(entry.name, about, lambda target: pytest.fail("it is there")) as made:
         subprocess.run(
             [sys.executable, "-c", "from vggdeploy.build.cache import EngineCache; EngineCache(limit=0).trim()"],
             check=True,

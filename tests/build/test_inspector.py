@@ -16,6 +16,7 @@ from vggdeploy.errors import BuildError, ParityError
 from vggdeploy.runtime.base import Availability
 from vggdeploy.runtime.gpu.cuda import Gpu
 from vggdeploy.runtime.tensorrt import rtx as backend
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Precision
 
 
@@ -80,7 +81,7 @@ def test_an_engine_that_does_not_load_is_told_with_the_library_s_cause(library, 
         ILogger=library.ILogger, Runtime=lambda logger: runtime, __name__="tensorrt_rtx", __version__="1.7.1"
     )
     with pytest.raises(BuildError, match=r"TensorRT for RTX 1\.7\.1 cannot load the engine that it built"):
-        inspect_engine(fake, file)
+        inspect_engine(fake, HashedFile.of(file))
 
 
 def test_where_the_gpu_is_the_engine_s_own_answer_is_in_the_manifest(bundle, monkeypatch, library):

@@ -14,6 +14,7 @@ from forgery import CLASSES, SAMPLES
 from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.bundle.arrays import array_bytes, read_array
 from vggdeploy.errors import BundleError
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec
 
 LOGITS = TensorSpec("logits", "float32", ("N", CLASSES))
@@ -29,7 +30,7 @@ def npy(header: str, data: bytes = b"", version: bytes = b"\1\0") -> bytes:
 def read(tmp_path: Path, data: bytes, spec: TensorSpec = LOGITS) -> np.ndarray:
     file = tmp_path / "x.npy"
     file.write_bytes(data)
-    return read_array(file, spec)
+    return read_array(HashedFile.of(file), spec)
 
 
 def test_the_arrays_come_back_as_they_were_saved(root: Path) -> None:

@@ -76,7 +76,7 @@ def test_every_single_flipped_byte_is_found(root: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(root: Path, name: str) -> None:
     (root / name).unlink()
-    assert refused(root) == f"{root} misses {name}"
+    assert refused(root) == f"{root / name} is missing"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,6 +7,7 @@ with TensorRT for RTX, bundles, the preflight, the cache, the proofs.
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,8 +79,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, onnx_files: dict[Precision, Path]) 
         def __enter__(self) -> Session:
             import onnxruntime
 
-            here.loads.append(self.source.path.read_bytes())
-            if here.refuses is not None and here.refuses in str(self.source.path):
+            with self.source.open() as file:
+                here.loads.append(bytes(file.map()))
+            if here.refuses is not None and here.refuses in str(self.source.file.path):
                 raise IncompatibleError("the library cannot load it", "build it again")
             self.session = onnxruntime.InferenceSession(onnx_files[Precision.FP32])
             return self
@@ -157,6 +159,19 @@ def test_a_proof_that_another_user_could_have_written_is_none(
     before = machine.runs
     [proof] = (cache / "proofs").iterdir()
     ATTACKS[attack](proof.parent if what == "directory" else proof)
+    vggdeploy.load(root, variant=NAME).close()
+    assert machine.runs > before
+
+
+@pytest.mark.parametrize("change", ["key", "sha256"])
+def test_a_proof_of_other_bytes_or_of_another_key_is_none(
+    root: Path, machine: Machine, cache: Path, change: str
+) -> None:
+    vggdeploy.load(root, variant=NAME).close()
+    [proof] = (cache / "proofs").iterdir()
+    sha256 = Bundle.open(root).sha256(f"variants/{NAME}/model.engine")
+    proof.write_text(proof.read_text().replace(proof.stem if change == "key" else sha256, "0" * 64))
+    before = machine.runs
     vggdeploy.load(root, variant=NAME).close()
     assert machine.runs > before
 
@@ -278,6 +293,28 @@ def test_a_bundle_that_has_to_be_signed_stays_as_it_was_signed(root: Path, machi
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     with pytest.raises(UsageError, match="has to stay as it was signed"):
         rebuild_unfit(Bundle.open(root, trust=signer_rules(Trust([public]))))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_signed_bundle_gets_no_cached_engine_that_another_user_could_have_written(
+    root: Path, machine: Machine, cache: Path, tmp_path: Path, attack: str
+) -> None:
+    public = new_key(tmp_path / "release.pem")
+    sign_bundle(root, tmp_path / "release.pem")
+    machine.gpu = BLACKWELL
+    vggdeploy.load(root, rebuild=True, trust=Trust([public])).close()
+    [engine] = (cache / "engines").glob("*/model.engine")
+    built = engine.read_bytes()
+    altered = bytearray(built)
+    altered[len(altered) // 2] ^= 1
+    entry = engine.with_name("entry.json")
+    hashes = [hashlib.sha256(data).hexdigest() for data in (built, altered)]
+    engine.write_bytes(altered)
+    entry.write_text(entry.read_text().replace(*hashes))
+    ATTACKS[attack](engine.parent)
+    vggdeploy.load(root, rebuild=True, trust=Trust([public])).close()
+    assert bytes(altered) not in machine.loads
+    assert machine.loads[-1] == built
 
 
 def test_a_full_disk_is_still_an_error(root: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -348,7 +348,7 @@ class Runtime:
         self._library.alive.remove("runtime")
 
     def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
-        self._library.seen.append(data)
+        self._library.seen.append(bytes(data))
         if self._library.fault == "deserialize_cuda_engine":
             self._logger.log(
                 tensorrt_rtx.ILogger.Severity.ERROR,

@@ -73,6 +73,7 @@ def test_the_record_names_the_batches_the_stress_set_the_repeats_and_the_machine
         ("NaN for an all-white image", "NaN"),
     ],
 )
+@pytest.mark.usefixtures("any_graph")
 def test_what_is_wrong_only_for_some_batches_or_images_fails(
     own_bundle: Path, fault: str, said: str, precision: str
 ) -> None:
@@ -83,6 +84,7 @@ def test_what_is_wrong_only_for_some_batches_or_images_fails(
     assert any(said in reason for reason in report.variants[0].reasons)
 
 
+@pytest.mark.usefixtures("any_graph")
 def test_a_graph_that_draws_numbers_fails(own_bundle: Path) -> None:
     spec = Bundle.open(own_bundle).manifest.spec
     rewrite_onnx(own_bundle, "onnx-fp32", lambda m: m.CopyFrom(planted(m, spec, FAULTS["dropout left in"], "fc6")))

@@ -20,10 +20,10 @@ from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.bundle.precision import Product, by_type, check
 from vggdeploy.cli.app import run
 from vggdeploy.errors import BundleError, ParityError
-from vggdeploy.model.formats.admission import mapped
 from vggdeploy.model.formats.graph import sorted_nodes
 from vggdeploy.model.formats.onnx import read_onnx_file
 from vggdeploy.parity.products import read_onnx
+from vggdeploy.system.sealed import mapped
 from vggdeploy.types import Precision
 from vggdeploy.verify.readback import layer_names, read_products
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from vggdeploy.runtime.base import Source
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.tensorrt import session as backend
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, TensorSpec
 
 if TYPE_CHECKING:  # the fake takes its enumerations from tensorrt_rtx, which a machine for -m gpu need not have
@@ -38,8 +38,7 @@ def source(tmp_path: Path) -> Source:
     path = tmp_path / "model.engine"
     path.write_bytes(ENGINE_BYTES)
     return Source(
-        path=path,
-        sha256=hashlib.sha256(ENGINE_BYTES).hexdigest(),
+        file=HashedFile.of(path),
         spec=ModelSpec.named("vgg11", image_size=32),
         preprocess=PreprocessSpec(),
         inputs=(TensorSpec("image", "uint8", ("N", H, W, C)),),

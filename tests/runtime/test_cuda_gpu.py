@@ -7,7 +7,6 @@ counts as passed where it did not run.
 from __future__ import annotations
 
 import gc
-import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from vggdeploy.runtime import tiny_onnx as tiny
 from vggdeploy.runtime.gpu import cuda, dlpack
 from vggdeploy.runtime.gpu.device_arrays import DeviceArray, borrow
 from vggdeploy.runtime.gpu.graphs import Graphs, Held
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, TensorSpec
 
 pytestmark = pytest.mark.gpu
@@ -253,7 +253,7 @@ def run_backend(name: str, device: Device, path: Path) -> np.ndarray:
         pytest.skip(f"{name} cannot run on {device}: {found.reason}")
     data = tiny.onnx_bytes(tiny.weights())
     path.write_bytes(data)
-    source = tiny.source(device, path=path, sha256=hashlib.sha256(data).hexdigest())
+    source = tiny.source(device, file=HashedFile.of(path))
     with get_backend(name).load().SESSION(source) as session:
         answers: list[Any] = [session.run({"image": tiny.images(3)})["logits"] for _ in range(4)]
         other = session.run({"image": tiny.images(2)})["logits"]

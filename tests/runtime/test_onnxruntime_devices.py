@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from vggdeploy.runtime.base import Source
 from vggdeploy.runtime.onnxruntime import providers as onnxruntime_providers
 from vggdeploy.runtime.onnxruntime import session as backend
 from vggdeploy.runtime.onnxruntime.session import GraphRunner, OnnxRuntimeSession
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, Precision
 
 ON_GPU = ["cuda", "cuda+tensorrt", "cuda+rtx"]
@@ -30,7 +31,7 @@ def source(tmp_path: Path, device: str = "cpu", **changes: Any) -> Source:
     data = tiny.onnx_bytes(tiny.weights())
     path = tmp_path / "tiny.onnx"
     path.write_bytes(data)
-    made = tiny.source(Device.parse(device), path=path, sha256=hashlib.sha256(data).hexdigest())
+    made = tiny.source(Device.parse(device), file=HashedFile.of(path))
     return Source(**{**{f: getattr(made, f) for f in made.__dataclass_fields__}, **changes})
 
 
@@ -67,7 +68,7 @@ def test_a_session_on_a_gpu_that_is_not_here_is_never_one_on_the_cpu(tmp_path: P
 
 
 def test_a_provider_that_the_session_has_not_got_is_a_fall_back(tmp_path: Path) -> None:
-    session = ort.InferenceSession(source(tmp_path).path, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(source(tmp_path).file.path, providers=["CPUExecutionProvider"])
     with pytest.raises(IncompatibleError, match="fell back from cuda:0 to CPUExecutionProvider"):
         onnxruntime_providers.check_places(session, "CUDAExecutionProvider", Device("cuda"))
 
@@ -76,7 +77,7 @@ def test_layers_that_went_elsewhere_are_counted_and_named(tmp_path: Path) -> Non
     """The places are real ONNX Runtime's; only the provider's list pretends that there is a GPU beside the CPU."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    real = ort.InferenceSession(source(tmp_path).path, options, providers=["CPUExecutionProvider"])
+    real = ort.InferenceSession(source(tmp_path).file.path, options, providers=["CPUExecutionProvider"])
     session = SimpleNamespace(
         get_providers=lambda: ["TensorrtExecutionProvider", "CPUExecutionProvider"],
         get_provider_graph_assignment_info=real.get_provider_graph_assignment_info,
@@ -146,7 +147,7 @@ def test_graphs_are_not_asked_for_when_they_are_not_wanted(tmp_path, monkeypatch
 def test_bound_buffers_are_made_once_a_size_and_give_the_right_answers(tmp_path, monkeypatch) -> None:
     """The same binding on the CPU: addresses stay, so a captured graph would stay right."""
     about = source(tmp_path)
-    session = ort.InferenceSession(about.path, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(about.file.path, providers=["CPUExecutionProvider"])
     make = ort.OrtValue.ortvalue_from_shape_and_type
     made: list[Any] = []
 
@@ -168,7 +169,8 @@ def test_bound_buffers_are_made_once_a_size_and_give_the_right_answers(tmp_path,
 
 def test_a_damaged_file_is_the_bundle_s_fault_on_the_cpu(tmp_path: Path) -> None:
     about = source(tmp_path)
-    about.path.write_bytes(b"not an ONNX file")
+    about.file.path.write_bytes(b"not an ONNX file")
+    about = replace(about, file=HashedFile.of(about.file.path))
     with pytest.raises(BundleError, match=r"cannot open tiny\.onnx"), OnnxRuntimeSession(about):
         pass
 

@@ -16,7 +16,9 @@ from vggdeploy.runtime.base import Source
 from vggdeploy.types import Device
 
 pytest.importorskip("openvino")
+from vggdeploy.errors import IntegrityError
 from vggdeploy.runtime import openvino
+from vggdeploy.system.sealed import HashedFile
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def source(tmp_path: Path) -> Source:
     path = tmp_path / "tiny.onnx"
     path.write_bytes(tiny.onnx_bytes(tiny.weights()))
-    return tiny.source(Device("cpu"), path=path, sha256="2" * 64)
+    return tiny.source(Device("cpu"), file=HashedFile.of(path))
+
+
+def other_bytes(source: Source) -> Source:
+    path = source.file.path.with_name("other.onnx")
+    path.write_bytes(tiny.onnx_bytes(tiny.weights(seed=1)))
+    return replace(source, file=HashedFile.of(path))
 
 
 def logits(source: Source) -> np.ndarray:
@@ -43,13 +51,13 @@ def test_the_second_start_reads_what_the_first_one_compiled(source: Source, home
     first = logits(source)
     (kept,) = home.glob("*.model")
     assert kept.stat().st_mode & 0o077 == 0
-    source.path.unlink()  # it is not needed any more
+    source.file.path.unlink()  # it is not needed any more
     np.testing.assert_array_equal(logits(source), first)
 
 
 def test_other_bytes_and_other_settings_are_other_models(source: Source, home: Path) -> None:
     logits(source)
-    logits(replace(source, sha256="3" * 64))
+    logits(other_bytes(source))
     logits(replace(source, threads=1))
     logits(replace(source, hint="throughput"))
     assert len(list(home.glob("*.model"))) == 4
@@ -63,7 +71,7 @@ def test_a_damaged_model_is_compiled_anew(source: Source, home: Path, damage: st
     data[len(data) // 2] ^= 1
     kept.write_bytes({"flip": bytes(data), "cut": bytes(data[: len(data) // 2]), "empty": b""}[damage])
     np.testing.assert_array_equal(logits(source), first)
-    source.path.unlink()
+    source.file.path.unlink()
     np.testing.assert_array_equal(logits(source), first)  # and kept again
 
 
@@ -73,8 +81,11 @@ def test_a_model_that_others_may_write_is_not_read(source: Source, home: Path, a
     first = logits(source)
     (kept,) = home.glob("*.model")
     ATTACKS[attack](home if what == "directory" else kept)
-    source.path.write_bytes(tiny.onnx_bytes(tiny.weights(seed=1)))
-    assert not np.array_equal(logits(source), first)
+    source.file.path.unlink()
+    with pytest.raises(IntegrityError):  # it would be compiled anew
+        logits(source)
+    source.file.path.write_bytes(tiny.onnx_bytes(tiny.weights()))
+    np.testing.assert_array_equal(logits(source), first)
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(source: Source, home: Path) -> None:
@@ -88,7 +99,7 @@ def test_what_was_not_used_for_longest_goes(source: Source, home: Path, monkeypa
     (old,) = home.glob("*.model")
     os.utime(old, (1, 1))
     monkeypatch.setattr(openvino, "LIMIT_BYTES", int(1.5 * old.stat().st_size))
-    logits(replace(source, sha256="4" * 64))
+    logits(other_bytes(source))
     assert not old.exists()
     assert len(list(home.glob("*.model"))) == 1
 

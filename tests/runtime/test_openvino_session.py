@@ -15,7 +15,7 @@ from vggdeploy.export.openvino import openvino_variant
 from vggdeploy.runtime import get_backend, open_session, runnable
 from vggdeploy.runtime import tiny_onnx as tiny
 from vggdeploy.runtime.base import Source, shareable
-from vggdeploy.system.files import sha256_of
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, Precision
 
 pytest.importorskip("openvino")
@@ -26,12 +26,12 @@ CPU = Device("cpu")
 def source(tmp_path: Path) -> Source:
     path = tmp_path / "tiny.onnx"
     path.write_bytes(tiny.onnx_bytes(tiny.weights()))
-    return tiny.source(CPU, path=path, sha256="1" * 64)
+    return tiny.source(CPU, file=HashedFile.of(path))
 
 
 def session_of(source: Source):  # type: ignore[no-untyped-def]
     """A session of the file as it is now: by the hash of other bytes the library's cache would be asked for their model."""
-    source = replace(source, sha256=sha256_of(source.path))
+    source = replace(source, file=HashedFile.of(source.file.path))
     return get_backend("openvino").load().SESSION(source)
 
 
@@ -134,7 +134,7 @@ def test_a_cpu_without_bf16_runs_no_bf16_variant(bundle: Bundle, monkeypatch: py
 
 
 def test_a_file_that_is_no_model_is_one_line(source: Source) -> None:
-    source.path.write_bytes(b"not a model")
+    source.file.path.write_bytes(b"not a model")
     with pytest.raises(BundleError, match=r"OpenVINO cannot open tiny\.onnx") as caught, session_of(source):
         pass
     assert "\n" not in str(caught.value)
@@ -142,7 +142,7 @@ def test_a_file_that_is_no_model_is_one_line(source: Source) -> None:
 
 
 def test_a_graph_with_other_names_is_refused(source: Source) -> None:
-    source.path.write_bytes(source.path.read_bytes().replace(b"logits", b"scores"))
+    source.file.path.write_bytes(source.file.path.read_bytes().replace(b"logits", b"scores"))
     with pytest.raises(BundleError, match="inputs and outputs"), session_of(source):
         pass
 

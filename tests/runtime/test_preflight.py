@@ -16,7 +16,8 @@ from vggdeploy.build.tensorrt import build_engine
 from vggdeploy.bundle import BuildRecord, Variant
 from vggdeploy.errors import IntegrityError
 from vggdeploy.runtime.gpu.cuda import Gpu
-from vggdeploy.runtime.preflight import Host, check_file, head_error, mismatch, release
+from vggdeploy.runtime.preflight import Host, check_engine, head_error, mismatch, release
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Precision
 
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "sm90", "13.0")
@@ -115,6 +116,11 @@ def real(tmp_path_factory, onnx_files) -> Path:
 @pytest.fixture
 def built() -> Variant:
     return engine("tensorrt_rtx", tensorrt_rtx.__version__, ("sm86", "sm89"))
+
+
+def check_file(variant: Variant, path: Path) -> None:
+    with HashedFile.of(path).open() as file:
+        check_engine(variant, file)
 
 
 def test_a_real_engine_passes(real, built):

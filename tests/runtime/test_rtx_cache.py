@@ -12,6 +12,7 @@ from fakes.gpu import Library, expected, pixels
 from vggdeploy.runtime import GpuOptions
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.tensorrt.rtx import RtxSession
+from vggdeploy.system.sealed import HashedFile
 
 
 def run(source):
@@ -34,7 +35,7 @@ def test_kernels_are_kept_in_the_user_s_cache_and_read_at_the_next_start(gpu, so
     assert library.cache_read == []
     run(source)
     assert library.cache_read == [b"compiled here"]
-    assert files(source.path.parent) == sorted([source.path, kept])  # nothing beside the engine
+    assert files(source.file.path.parent) == sorted([source.file.path, kept])  # nothing beside the engine
 
 
 def test_a_place_of_one_s_own_and_what_is_unchanged_is_not_written_again(gpu, source, tmp_path):
@@ -56,10 +57,8 @@ def test_every_engine_release_and_gpu_has_its_own(gpu, source, tmp_path, monkeyp
         library.__version__ = "1.8.0"
     gpu(library=library)
     if change == "engine":
-        source.path.write_bytes(b"another")
-        import hashlib
-
-        source = replace(source, sha256=hashlib.sha256(b"another").hexdigest())
+        source.file.path.write_bytes(b"another")
+        source = replace(source, file=HashedFile.of(source.file.path))
     if change == "gpu":
         monkeypatch.setattr(cuda, "find_gpu", lambda device: cuda.Gpu(0, "Another GPU", "sm86", "13.0"))
     run(source)

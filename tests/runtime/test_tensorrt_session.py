@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorrt_rtx
+from attacks.swapping import SWAPS, swap_before
 from fakes import gpu as fake_gpu
 from fakes.gpu import ILLEGAL_ADDRESS, Library, expected, pixels
 
 from vggdeploy.errors import BundleError, IncompatibleError, IntegrityError, VggdeployError
+from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.tensorrt.rtx import RtxSession
 from vggdeploy.runtime.tensorrt.session import EngineSession
 
@@ -72,16 +74,25 @@ def test_nothing_is_allocated_before_the_with_block(gpu, source):
 @pytest.mark.parametrize("damage", [b"", ENGINE_BYTES[:-1], ENGINE_BYTES + b"\0", b"V" + ENGINE_BYTES[1:]])
 def test_an_altered_engine_is_refused_before_cuda_or_the_library_see_it(gpu, source, damage):
     cudart, library = gpu()
-    source.path.write_bytes(damage)
+    source.file.path.write_bytes(damage)
     with pytest.raises(IntegrityError, match="altered"), RtxSession(source):
         pass
     assert not library.seen and not library.alive and not cudart.calls
 
 
+@pytest.mark.parametrize("swap", SWAPS)
+def test_an_engine_that_is_swapped_after_its_hash_is_not_what_the_library_gets(gpu, source, swap, monkeypatch):
+    _, library = gpu()
+    calls = swap_before(monkeypatch, cuda, "use", lambda: SWAPS[swap](source.file.path))
+    with RtxSession(source):
+        assert library.seen == [ENGINE_BYTES]
+    assert calls
+
+
 def test_a_missing_engine_file_is_one_line(gpu, source):
     gpu()
-    source.path.unlink()
-    with pytest.raises(BundleError, match="cannot be read"), RtxSession(source):
+    source.file.path.unlink()
+    with pytest.raises(IntegrityError, match="is missing"), RtxSession(source):
         pass
 
 

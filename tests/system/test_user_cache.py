@@ -63,6 +63,31 @@ def test_nothing_is_written_where_another_user_could_write(cache: Cache, attack:
     assert not cache.path(OTHER).exists()
 
 
+@pytest.mark.parametrize("attack", sorted(ATTACKS.keys() - {"a link"}))
+def test_a_directory_above_that_another_user_could_exchange_is_refused(
+    tmp_path: Path, told: list[str], attack: str
+) -> None:
+    above = tmp_path / "above"
+    cache = Cache(above / "vggdeploy" / "home", suffix=".bin", limit=10, note=told.append)
+    cache.write(KEY, b"bytes")
+    ATTACKS[attack](above)
+    assert cache.read(KEY, limit=9) is None
+    assert not cache.writable()
+    assert all(str(above) in text and "it belongs to" in text and "its mode is" in text for text in told)
+    assert len(told) == 2
+
+
+def test_above_a_cache_are_links_and_directories_like_tmp(tmp_path: Path, told: list[str]) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    (tmp_path / "link").symlink_to("tmp")
+    cache = Cache(tmp_path / "link" / "vggdeploy" / "home", suffix=".bin", limit=10, note=told.append)
+    cache.write(KEY, b"bytes")
+    assert cache.read(KEY, limit=9) == b"bytes"
+    assert not told
+    assert (tmp_path / "tmp" / "vggdeploy").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_link_is_replaced_and_not_followed(cache: Cache, tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"mine")
     cache.home.mkdir(mode=0o700)

@@ -22,6 +22,7 @@ from vggdeploy.bundle.store import now
 from vggdeploy.errors import BundleError
 from vggdeploy.records import Record, from_json, to_json
 from vggdeploy.system.cache import Cache, cache_home
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec
 
 ENGINE, LOG, ENTRY = "model.engine", "build.log", "entry.json"
@@ -57,6 +58,10 @@ class EngineFile:
     log: bytes
     cached: bool
 
+    @property
+    def file(self) -> HashedFile:
+        return HashedFile(self.path, self.entry.sha256, self.entry.size)
+
 
 class EngineCache(Cache):
     """The cache of engines. It needs no care: what is not used is removed once there are more than ``limit`` bytes."""
@@ -83,24 +88,24 @@ class EngineCache(Cache):
         def make(directory: Path) -> tuple[Entry, bytes]:
             return build_entry(directory, key, about, build), (directory / LOG).read_bytes()
 
-        with self.entry(key, lambda: self._find(key), make, on_wait=on_wait) as ((entry, log), cached):
+        with self.entry(key, lambda: self._find(key, about), make, on_wait=on_wait) as ((entry, log), cached):
             yield EngineFile(self.path(key) / ENGINE, entry, log, cached)
 
-    def _find(self, key: str) -> tuple[Entry, bytes] | None:
-        """The entry and its log, if they are whole: the engine is hashed."""
-        about, log = self.read(key, ENTRY, limit=_MAX_ENTRY), self.read(key, LOG, limit=_MAX_LOG)
+    def _find(self, key: str, about: dict[str, str]) -> tuple[Entry, bytes] | None:
+        """The entry and its log, if they are whole: the engine is hashed, and was made of what is asked for."""
+        found, log = self.read(key, ENTRY, limit=_MAX_ENTRY), self.read(key, LOG, limit=_MAX_LOG)
         engine = self.open(key, ENGINE)
         if engine is None:
             return None
         with engine:
             sha256 = hashlib.file_digest(engine, "sha256").hexdigest()
-        if about is None or log is None:
+        if found is None or log is None:
             return None
         try:
-            entry = from_json(about, Entry, what=str(self.path(key) / ENTRY))
+            entry = from_json(found, Entry, what=str(self.path(key) / ENTRY))
         except BundleError:  # an entry that cannot be read is as good as none
             return None
-        return (entry, log) if (entry.key, entry.sha256) == (key, sha256) else None
+        return (entry, log) if (entry.key, entry.about, entry.sha256) == (key, about, sha256) else None
 
 
 def build_entry(directory: Path, key: str, about: dict[str, str], build: Build) -> Entry:

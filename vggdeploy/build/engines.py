@@ -17,11 +17,12 @@ from vggdeploy.build.request import BuildPlan, BuildRequest, make_request
 from vggdeploy.build.tensorrt import BuildResult
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, RebuildSpread, Variant, update_bundle
 from vggdeploy.errors import BuildError, BundleError, UsageError
-from vggdeploy.model.formats.admission import model_path
+from vggdeploy.model.formats.admission import check_variant
 from vggdeploy.records import SCHEMA_VERSION, ParityRecord, Record
 from vggdeploy.runtime import open_session, runnable
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.system.files import scratch_directory
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import OnProgress, TensorSpec, Verdict, silent
 
 WARM_UP, CALLS = 10, 100  # calls of an engine whose latency is measured
@@ -99,7 +100,8 @@ def made_engine(
     bundle: Bundle, request: BuildRequest, *, cache: EngineCache | None, on_progress: OnProgress = silent
 ) -> Iterator[EngineFile]:
     """The engine of a request, built or found in the cache; its graph is the bundle's. It is gone with the block."""
-    source = model_path(bundle, request.source)
+    check_variant(bundle, request.source)
+    source = bundle.main_file(request.source)
     key, about = request.key(), request.about()
 
     def build(target: Path) -> BuildResult:
@@ -203,10 +205,10 @@ def spread(
     on_progress: OnProgress = silent,
 ) -> RebuildSpread:
     """Build ``builds`` − 1 times more, and compare with the ``first``. Each engine is gone before the next is built."""
-    source = bundle.path(request.source.path)
+    source = bundle.main_file(request.source)
     runs = runnable(variant).runs
     hashes, sizes, seconds = {first.entry.sha256}, [first.entry.size], [first.entry.seconds]
-    latencies = [_p50(bundle, variant, first.path, first.entry.sha256)] if runs else []
+    latencies = [_p50(bundle, variant, first.file)] if runs else []
     for number in range(2, builds + 1):
         with scratch_directory(bundle.root) as scratch:
             built = request.build(source, scratch / ENGINE, _numbered(on_progress, number, builds))
@@ -214,7 +216,7 @@ def spread(
             sizes.append(built.size)
             seconds.append(built.seconds)
             if runs:
-                latencies.append(_p50(bundle, variant, scratch / ENGINE, built.sha256))
+                latencies.append(_p50(bundle, variant, HashedFile(scratch / ENGINE, built.sha256)))
     return RebuildSpread(
         builds=builds,
         distinct=len(hashes),
@@ -228,12 +230,12 @@ def _numbered(on_progress: OnProgress, number: int, builds: int) -> OnProgress:
     return lambda share, phase: on_progress(share, f"build {number} of {builds}: {phase}")
 
 
-def _p50(bundle: Bundle, variant: Variant, engine: Path, sha256: str) -> float:
+def _p50(bundle: Bundle, variant: Variant, engine: HashedFile) -> float:
     """Median milliseconds of a batch of the optimal size, from the golden images."""
     inputs, _ = bundle.golden()
     images = np.resize(inputs[bundle.manifest.input.name], (variant.batch.opt, *bundle.manifest.input.item_shape))
     times = []
-    with open_session(bundle, variant, file=(engine, sha256)) as session:
+    with open_session(bundle, variant, file=engine) as session:
         for call in range(WARM_UP + CALLS):
             start = time.perf_counter_ns()
             run_batch(session, images)

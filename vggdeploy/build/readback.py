@@ -9,12 +9,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.errors import BuildError
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, precision_name, title
+from vggdeploy.system.sealed import HashedFile
 
 # Kernels of convolutions and matrix products, by what the libraries call them; and what only moves their data.
 _PRODUCT = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected", re.IGNORECASE)
@@ -34,7 +34,7 @@ _PRODUCTS = frozenset({*_CONVOLUTIONS, "MATRIX_MULTIPLY"})
 _INDEX_TYPES = frozenset({"int32", "int64", "bool"})
 
 
-def inspect_engine(library: Any, path: Path) -> dict[str, int]:
+def inspect_engine(library: Any, built: HashedFile) -> dict[str, int]:
     """Convolutions and matrix products of an engine that was just built here, by type: ``{"fp16": 16}``.
 
     Raises:
@@ -42,9 +42,9 @@ def inspect_engine(library: Any, path: Path) -> dict[str, int]:
     """
     log = Log()
     logger = logger_for(library, log)
-    with no_collection():
+    with built.open() as file, no_collection():
         runtime = library.Runtime(logger)
-        loaded = runtime.deserialize_cuda_engine(path.read_bytes()) if runtime is not None else None
+        loaded = runtime.deserialize_cuda_engine(file.map()) if runtime is not None else None
         if loaded is None:
             raise BuildError(
                 f"{title(library)} cannot load the engine that it built: {log.cause()}", "see: vggdeploy doctor"

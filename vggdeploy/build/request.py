@@ -22,6 +22,7 @@ from vggdeploy.runtime.preflight import release
 from vggdeploy.runtime.registry import Backend, get_engine
 from vggdeploy.system.cache import key_of
 from vggdeploy.system.files import atomic_write
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
 
 # Raise it when `vggdeploy.build.tensorrt` sets up a build in another way: older cache entries are then no hits.
@@ -61,25 +62,26 @@ class BuildRequest:
         """The name of this build in the cache: SHA-256 of `about`."""
         return key_of(self.about())
 
-    def build(self, source: Path, target: Path, on_progress: OnProgress = silent) -> BuildResult:
+    def build(self, source: HashedFile, target: Path, on_progress: OnProgress = silent) -> BuildResult:
         """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`, and as `inspect_engine`."""
         if self.gpu is not None:
             use(Device("cuda", self.gpu.index))
-        built = build_engine(
-            self.library,
-            source,
-            target,
-            precision=self.precision,
-            batch=self.batch,
-            configure=self._configure,
-            after=self._after,
-            on_progress=on_progress,
-        )
+        with source.open() as file:
+            built = build_engine(
+                self.library,
+                file.path,
+                target,
+                precision=self.precision,
+                batch=self.batch,
+                configure=self._configure,
+                after=self._after,
+                on_progress=on_progress,
+            )
         if not self._runs_here():
             return built
         # The network said what was asked for; where there is a GPU, the engine says what it became.
-        layers = inspect_engine(self.library, target)
-        check_engine(layers, self.precision, source=source.name)
+        layers = inspect_engine(self.library, HashedFile(target, built.sha256))
+        check_engine(layers, self.precision, source=source.path.name)
         return replace(built, proof=msgspec.structs.replace(built.proof, engine=layers))
 
     def _runs_here(self) -> bool:

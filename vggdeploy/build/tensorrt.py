@@ -26,6 +26,7 @@ from vggdeploy.errors import BuildError, IncompatibleError, MissingDependencyErr
 from vggdeploy.runtime.registry import Backend
 from vggdeploy.runtime.tensorrt.api import Log, in_words, logger_for, no_collection, tensor_spec, title
 from vggdeploy.system.optional import installed
+from vggdeploy.system.sealed import shown
 from vggdeploy.types import BatchRange, OnProgress, Precision, TensorSpec, silent
 
 # Sets what was asked for (GPU targets, workspace) on an IBuilderConfig, or takes from it what the build left there.
@@ -135,7 +136,7 @@ class _Job:
         inputs = _specs(network.num_inputs, network.get_input)
         outputs = _specs(network.num_outputs, network.get_output)
         proof = precisions.prove(self.library, network)
-        check(proof, self.precision, source=self.source.name)
+        check(proof, self.precision, source=shown(self.source))
         config = builder.create_builder_config()
         config.clear_flag(self.library.BuilderFlag.TF32)  # on by default: FP32 layers would multiply 10-bit mantissas
         config.profiling_verbosity = self.library.ProfilingVerbosity.DETAILED  # or the inspector names no types
@@ -161,7 +162,7 @@ class _Job:
 
     def _refused(self, verb: str, cause: str, hint: str = "export the bundle again") -> BuildError:
         return BuildError(
-            f"{title(self.library)} {verb} {self.source.name}: {cause}",
+            f"{title(self.library)} {verb} {shown(self.source)}: {cause}",
             f"{hint}; --debug shows the library's whole log",
         )
 
@@ -185,7 +186,7 @@ class _Job:
             sizes = (self.batch.min, self.batch.opt, self.batch.max)
             if spec.shape[0] != "N" and set(sizes) != {spec.shape[0]}:
                 raise UsageError(
-                    f"{self.source.name} has a fixed batch of {spec.shape[0]}, and {self.batch} was asked for",
+                    f"{shown(self.source)} has a fixed batch of {spec.shape[0]}, and {self.batch} was asked for",
                     f"give --batch {spec.shape[0]}, or export with a dynamic batch",
                 )
             profile.set_shape(spec.name, *((size, *spec.item_shape) for size in sizes))

@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vggdeploy.errors import BundleError, first_line
-from vggdeploy.system.files import read_regular
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec
 
 MAX_BYTES = 2**30  # a golden pair is a few megabytes: what is larger than this is none
@@ -26,17 +26,17 @@ def array_bytes(array: NDArray[np.generic]) -> bytes:
     return buffer.getvalue()
 
 
-def read_array(path: Path, spec: TensorSpec) -> NDArray[Any]:
+def read_array(file: HashedFile, spec: TensorSpec) -> NDArray[Any]:
     """The array of an ``.npy`` file: writable, in C order, of the spec's dtype and shape, with one sample at least.
 
     NumPy's own reader would open zip archives and pickles too, and would allocate what a header asks for before it
     looks whether the file has the bytes.
 
     Raises:
-        BundleError: not an ``.npy`` file, cut short or too long, a pickle, or another dtype or shape.
+        BundleError: not an ``.npy`` file, cut short or too long, a pickle, or another dtype or shape; as `HashedFile.read`.
     """
+    path, data = file.path, file.read(limit=MAX_BYTES)
     try:
-        data = read_regular(path, limit=MAX_BYTES)
         stream = io.BytesIO(data)
         shape, fortran, dtype = _READ_HEADER[npy.read_magic(stream)](stream)
     except Exception as error:  # NumPy parses the header as Python: a hostile one can fail in any way

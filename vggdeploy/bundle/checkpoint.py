@@ -53,7 +53,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, check_weights: bool = True)
     root = Path(path)
     file, weights = root / CHECKPOINT_NAME, root / WEIGHTS_NAME
     try:
-        checkpoint = _parse(read_regular(file, limit=_MAX_BYTES), str(file))
+        checkpoint = parse_checkpoint(read_regular(file, limit=_MAX_BYTES), str(file))
         if not weights.is_file():
             raise CheckpointError(f"{root} misses {WEIGHTS_NAME}", _AGAIN)
         altered = check_weights and sha256_of(weights) != checkpoint.weights_sha256
@@ -68,7 +68,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, check_weights: bool = True)
     return checkpoint
 
 
-def _parse(data: bytes, what: str) -> Checkpoint:
+def parse_checkpoint(data: bytes, what: str) -> Checkpoint:
+    """The record in the bytes of a ``checkpoint.json``; ``what`` names them in errors. Raises as `read_checkpoint`."""
     try:
         version = from_json(data, _Versioned, what=what).schema_version
         if version != SCHEMA_VERSION:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -18,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle.arrays import array_bytes, read_array
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, parse_checkpoint
 from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, is_in, parse_manifest, seal
 from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, signer_rules
 from vggdeploy.bundle.variant import Variant
 from vggdeploy.errors import BundleError, IntegrityError
-from vggdeploy.system.files import atomic_directory, link_tree, open_regular, read_regular, safe_join, sha256_of
+from vggdeploy.system.files import atomic_directory, link_tree, read_regular, safe_join, sha256_of
 from vggdeploy.system.optional import require
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -49,7 +50,7 @@ class Bundle:
         self.root = root
         self.manifest = manifest
         self.signer = signer
-        self._unchecked: dict[str, FileRecord] = {}
+        self._unchecked: set[str] = set()
 
     @classmethod
     def open(
@@ -93,41 +94,63 @@ class Bundle:
         needed = (*golden, *manifest.golden.anchor, *(v.path for v in manifest.variants))
         _need_records(manifest, needed, where=str(self.root))
         wanted = None if only is None else [*golden, *(manifest.variant(name).path for name in only)]
-        skipped = [r for r in manifest.files if wanted is not None and not any(is_in(r.path, w) for w in wanted)]
-        self._check_all(r for r in manifest.files if r not in skipped)
-        self._unchecked = {record.path: record for record in skipped}
+        self._unchecked = {record.path for record in manifest.files}
+        self._check(r.path for r in manifest.files if wanted is None or any(is_in(r.path, w) for w in wanted))
 
-    def _check_all(self, records: Iterable[FileRecord]) -> None:
+    def _check(self, paths: Iterable[str]) -> None:
+        files = sorted((self.file(path) for path in paths), key=lambda file: -(file.size or 0))
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(self._check, sorted(records, key=lambda record: -record.size)))
+            list(pool.map(HashedFile.check, files))
 
-    def _check(self, record: FileRecord) -> None:
-        path = safe_join(self.root, record.path)
-        try:
-            with open_regular(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != record.size:
-                    raise IntegrityError(f"{path} has {size} bytes; the manifest says {record.size}", _AGAIN)
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                    raise IntegrityError(f"{path} was altered: its SHA-256 is not the manifest's", _AGAIN)
-        except (FileNotFoundError, NotADirectoryError):
-            raise IntegrityError(f"{self.root} misses {record.path}", _AGAIN) from None
-        except PermissionError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
-        except OSError as error:
-            raise IntegrityError(f"{path} cannot be read: {error.strerror}", _AGAIN) from error
+    @contextmanager
+    def checking_all(self, *, but: str = "") -> Iterator[None]:
+        """Check every file that was not checked yet while the block runs, and at its end. ``but`` is left to the block,
+        which reads it, and so checks it; whatever it did not read is checked at the end.
+
+        Raises:
+            IntegrityError, BundleError: as `check_files`, after the block.
+        """
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            others = pool.submit(self._check, [path for path in tuple(self._unchecked) if path != but])
+            yield
+            others.result()
+        self._check(tuple(self._unchecked))
+
+    def file(self, relative: str) -> HashedFile:
+        """A file of the bundle, by the manifest's hash: its bytes are compared with it whenever they are read, and what was
+        compared is what is used.
+
+        Raises:
+            IntegrityError: the path leads outside, or the manifest has no hash for it.
+        """
+        record = next((r for r in self.manifest.files if r.path == relative), None)
+        if record is None:
+            raise IntegrityError(f"the manifest of {self.root} has no hash for {relative!r}", _AGAIN)
+        path = safe_join(self.root, relative)
+        return HashedFile(path, record.sha256, record.size, lambda: self._unchecked.discard(relative))
+
+    def main_file(self, variant: Variant) -> HashedFile:
+        """The file that runs: of the reference its weights. Raises as `file`."""
+        return self.file(main_path(variant))
+
+    def checkpoint(self) -> Checkpoint:
+        """What the reference's ``checkpoint.json`` says.
+
+        Raises:
+            BundleError: a slim bundle, which has none; as `file`. CheckpointError: it cannot be understood.
+        """
+        file = self.file(f"{self.manifest.reference().path}/{CHECKPOINT_NAME}")
+        return parse_checkpoint(file.read(limit=MAX_MANIFEST_BYTES), str(file.path))
 
     def path(self, relative: str) -> Path:
-        """The path of a file (or a directory) of the bundle, which never leaves it and whose bytes were checked.
+        """The path of a file (or a directory) of the bundle, which never leaves it and whose bytes were checked. They may be
+        others when the path is opened: what reaches a parser or a library comes from `file`.
 
         Raises:
             IntegrityError: it leads outside, or a file that `open` was told to skip is not the manifest's.
         """
         path = safe_join(self.root, relative)
-        waiting = [p for p in self._unchecked if is_in(p, relative)]
-        self._check_all(self._unchecked[p] for p in waiting)
-        for p in waiting:
-            self._unchecked.pop(p, None)
+        self._check([p for p in tuple(self._unchecked) if is_in(p, relative)])
         return path
 
     def sha256(self, relative: str) -> str:
@@ -174,7 +197,12 @@ class Bundle:
                 f"{self.root} has golden arrays for {sorted(files)}; the graph has {sorted(names)}",
                 "export the bundle again",
             )
-        return {spec.name: read_array(self.path(files[spec.name]), spec) for spec in specs}
+        return {spec.name: read_array(self.file(files[spec.name]), spec) for spec in specs}
+
+
+def main_path(variant: Variant) -> str:
+    """Where the file that runs lies in its bundle: of the reference its weights."""
+    return f"{variant.path}/{WEIGHTS_NAME}" if variant.format == "checkpoint" else variant.path
 
 
 @contextmanager

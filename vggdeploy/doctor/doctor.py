@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 import warnings
@@ -27,6 +26,7 @@ from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.registry import BACKENDS, ENGINES, Backend
 from vggdeploy.system.machine import machine
 from vggdeploy.system.optional import require, version
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
 
 _PACKAGES = (
@@ -181,8 +181,7 @@ def _run_backend(backend: Backend, device: Device, home: Path) -> str:
         _build_to(backend, path, home, here=device)
     else:
         raise IncompatibleError(f"there is no self-test of {backend.name} yet", "prove a bundle: vggdeploy verify")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    source = tiny_onnx.source(device, path=path, sha256=sha256, batch=_BATCH)
+    source = tiny_onnx.source(device, file=HashedFile.of(path), batch=_BATCH)
     with backend.load().SESSION(source) as session:
         return _compare(lambda image: session.run({tiny_onnx.INPUT.name: image})[tiny_onnx.OUTPUT.name])
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import msgspec
 
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.bundle.store import main_path
 from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.engine.selection import measured_threads, select, unfit
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError, UsageError, VggdeployError, unknown_name
 from vggdeploy.parity.compare import prove_at_load
 from vggdeploy.parity.criteria import criteria_of
-from vggdeploy.records import ParityRecord, from_json, to_json
+from vggdeploy.records import ParityRecord, Record, from_json, to_json
 from vggdeploy.runtime import CheckedSession, backend_for, open_session
 from vggdeploy.runtime.preflight import host_of
 from vggdeploy.runtime.registry import default_device
@@ -65,7 +66,7 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
     """What `vggdeploy.load` opens; its errors."""
     if options.verify not in VERIFY:
         raise unknown_name("time to verify", options.verify, VERIFY)
-    bundle = Bundle.open(path, trust=signer_rules(options.trust))
+    bundle = Bundle.open(path, only=(), trust=signer_rules(options.trust))
     where = options.where
     if options.rebuild:
         opened = _rebuild_first(bundle, options)
@@ -91,7 +92,8 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
 def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> OpenVariant:
     session = open_session(bundle, variant, device=device, threads=threads)
     with ExitStack() as keep:
-        keep.enter_context(session)
+        with bundle.checking_all(but=main_path(variant)):
+            keep.enter_context(session)
         if verify == "always" or (verify == "first-load" and not _proven_here(bundle, variant, device)):
             sha256 = bundle.sha256(variant.path)
             proofs = Proofs(bundle, variant, sha256, conditions(variant, device))
@@ -208,7 +210,7 @@ def rebuild_engine(
     with made_engine(bundle, request, cache=EngineCache(), on_progress=on_progress) as made:
         record = request.record(made.entry.seconds)
         fresh = engine_variant(request, made, record, request.name(bundle.manifest))
-        session = open_session(bundle, fresh, device=device, threads=threads, file=(made.path, made.entry.sha256))
+        session = open_session(bundle, fresh, device=device, threads=threads, file=made.file)
         with ExitStack() as keep:
             keep.enter_context(session)
             proof = _prove(session, bundle, fresh, device, made.entry.sha256)
@@ -234,6 +236,11 @@ def _unwritable_is_no_error() -> Iterator[None]:
             raise
 
 
+class _KeptProof(Record, frozen=True, kw_only=True):
+    key: str
+    record: ParityRecord
+
+
 _MAX_BYTES = 2**20
 LIMIT_BYTES = 64 * 2**20  # of all proofs
 
@@ -252,6 +259,8 @@ class Proofs:
         about = {
             "sha256": sha256,
             "golden": [bundle.sha256(path) for path in manifest.golden.pair],
+            "graph": to_json([manifest.spec, manifest.preprocess, manifest.input, manifest.outputs]).decode(),
+            "variant": to_json([variant.format, variant.precision, variant.batch, variant.build]).decode(),
             "thresholds": to_json([criteria.thresholds, criteria.recorded]).decode(),
             "host": dict(host),
         }
@@ -266,12 +275,13 @@ class Proofs:
         if data is None:
             return False
         try:
-            record = from_json(data, ParityRecord, what="a kept proof")
+            kept = from_json(data, _KeptProof, what="a kept proof")
         except BundleError:
             return False
-        return record.verdict is Verdict.PASS and record.sha256 == self._sha256
+        about = kept.key, kept.record.verdict, kept.record.sha256
+        return about == (self._key, Verdict.PASS, self._sha256)
 
     def keep(self, record: ParityRecord) -> None:
         """Remember a pass. Where the cache cannot be written, the next load proves again."""
         if record.verdict is Verdict.PASS:
-            self._cache.write(self._key, to_json(record))
+            self._cache.write(self._key, to_json(_KeptProof(key=self._key, record=record)))

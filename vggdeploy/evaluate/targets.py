@@ -21,6 +21,7 @@ from vggdeploy.runtime.registry import default_device
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.system.machine import usable_cores
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device
 
 Array = NDArray[Any]
@@ -130,8 +131,7 @@ def _checkpoint(
     each = 4 * spec.blocks[0][0] * spec.image_size**2
     batch = BatchRange(1, max(1, min(_MAX_BATCH, _ACTIVATIONS // each)), _MAX_BATCH)
     source = Source(
-        path=path,
-        sha256=checkpoint.weights_sha256,
+        file=HashedFile(path / WEIGHTS_NAME, checkpoint.weights_sha256),
         spec=spec,
         preprocess=checkpoint.preprocess,
         inputs=(input_spec(spec),),

@@ -188,7 +188,7 @@ def _export(draft: Draft, options: ExportOptions, on_progress: OnProgress) -> li
 
     manifest = draft.manifest
     assert manifest is not None  # noqa: S101  # for mypy: set by the caller
-    model = fold_batch_norm(load_model(draft.root / "checkpoint", check_weights=False))
+    model = fold_batch_norm(load_model(draft.root / "checkpoint"))
     names = [spec.name for spec in manifest.outputs]
     module = Deployable(model, manifest.preprocess, outputs=names, input_dtype=manifest.input.dtype).eval()
     on_openvino = [name for name in options.formats if name.startswith(OPENVINO)]

@@ -13,13 +13,15 @@ import torch
 from safetensors import SafetensorError
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
-from vggdeploy.errors import CheckpointError, first_line
-from vggdeploy.model.formats.admission import mapped
+from vggdeploy.errors import BundleError, CheckpointError, first_line
 from vggdeploy.model.formats.safetensors import check_safetensors
 from vggdeploy.model.vgg import VGG
 from vggdeploy.records import to_json
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.files import atomic_directory, sha256_of
+from vggdeploy.system.sealed import HashedFile, SealedFile
+
+_AGAIN = "train again, or restore the checkpoint from its source"
 
 
 def save_checkpoint(target: Path, model: VGG, checkpoint: Checkpoint, *, overwrite: bool = False) -> Checkpoint:
@@ -48,21 +50,34 @@ def _os_error(error: SafetensorError, path: Path) -> OSError:
     return OSError(code, os.strerror(code), str(path))
 
 
-def load_model(path: str | os.PathLike[str], *, check_weights: bool = True) -> VGG:
-    """The model of a checkpoint directory, in evaluation mode, its tensors mapped from the file.
+def load_model(path: str | os.PathLike[str]) -> VGG:
+    """The model of a checkpoint directory, in evaluation mode: its tensors are the bytes that were hashed.
 
     Raises:
         CheckpointError: no checkpoint, a damaged file, or weights that do not fit the spec.
     """
     root = Path(path)
-    checkpoint = read_checkpoint(root, check_weights=check_weights)
-    again = "train again, or restore the checkpoint from its source"
+    checkpoint = read_checkpoint(root, check_weights=False)
     try:
-        check_safetensors(mapped(root / WEIGHTS_NAME))
-        state: dict[str, Any] = safetensors.torch.load_file(root / WEIGHTS_NAME)
+        with HashedFile(root / WEIGHTS_NAME, checkpoint.weights_sha256).open() as file:
+            return new_with_weights(checkpoint.spec, file, where=str(root / WEIGHTS_NAME))
+    except BundleError as error:
+        raise CheckpointError(error.cause, _AGAIN) from error
+
+
+def new_with_weights(spec: ModelSpec, file: SealedFile, *, where: str = "") -> VGG:
+    """The model of a spec in evaluation mode, with the weights of a safetensors file; its tensors are mapped from the copy.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    where = where or file.name
+    try:
+        check_safetensors(memoryview(file.map()))
+        state: dict[str, Any] = safetensors.torch.load_file(file.path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{root / WEIGHTS_NAME} cannot be read: {first_line(error)}", again) from error
-    return new_with_state(checkpoint.spec, state, where=str(root / WEIGHTS_NAME))
+        raise CheckpointError(f"{where} cannot be read: {first_line(error)}", _AGAIN) from error
+    return new_with_state(spec, state, where=where)
 
 
 def new_with_state(spec: ModelSpec, state: dict[str, Any], *, where: str) -> VGG:

@@ -69,7 +69,7 @@ def restructure(
     if job.tuning.epochs and job.tuning.distill:  # before the work
         check_teacher(job.tuning.distill, get_dataset(data.name).classes, before.preprocess)
     with thread_count(job.threads), scratch_directory(target) as scratch:
-        model = load_model(root, check_weights=False)
+        model = load_model(root)
         job.on_progress(None, "measuring the accuracy of the original")
         origin = origin_of(before, root, data, model)
         changed = change(model, data)
@@ -91,7 +91,7 @@ def restructure(
         if job.tuning.epochs:
             recipe = tuning_recipe(begun, made, str(root), job.tuning)
             made, teacher = _tune(recipe, scratch / "tuned", job)
-            hits = data.hits(load_model(made, check_weights=False))
+            hits = data.hits(load_model(made))
         drops = data.drops(origin, hits)
         step = StepRecord(
             step=name,

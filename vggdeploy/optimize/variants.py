@@ -12,7 +12,7 @@ import msgspec
 from vggdeploy.bundle import Bundle, Variant, update_bundle
 from vggdeploy.errors import BundleError
 from vggdeploy.export.openvino import openvino_variant, read_back
-from vggdeploy.model.formats.admission import model_path
+from vggdeploy.model.formats.admission import check_variant
 from vggdeploy.optimize.steps.calibration import Int8Options
 from vggdeploy.optimize.tuning import Structure
 from vggdeploy.parity import Reference, reference_outputs
@@ -68,7 +68,7 @@ def onnx_fp32(bundle: Bundle) -> Variant:
     """
     for variant in bundle.manifest.variants:
         if variant.format == "onnx" and variant.precision is Precision.FP32:
-            model_path(bundle, variant)
+            check_variant(bundle, variant)
             return variant
     raise BundleError(
         f"{bundle.root} has no onnx-fp32 to work from", "export it again: vggdeploy export CHECKPOINT -o BUNDLE --force"

@@ -14,10 +14,12 @@ from vggdeploy._version import __version__
 from vggdeploy.bundle import Bundle, FileRecord, Variant
 from vggdeploy.bundle.store import now
 from vggdeploy.engine.selection import choices
-from vggdeploy.errors import IntegrityError, UsageError, unknown_name
-from vggdeploy.model.formats.admission import model_path
+from vggdeploy.errors import UsageError, unknown_name
+from vggdeploy.model.formats.admission import check_variant
 from vggdeploy.records import SCHEMA_VERSION, Record, to_json
+from vggdeploy.runtime.preflight import check_engine
 from vggdeploy.system.files import atomic_directory, sha256_of
+from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import Verdict
 
 MARKER = "vggdeploy-package.json"
@@ -104,18 +106,28 @@ def file_records(root: Path) -> tuple[FileRecord, ...]:
 
 
 def copy_checked(bundle: Bundle, relative: str, target: Path) -> None:
-    """A copy of one file of the bundle, hashed after it was written: what is in the package is what the manifest names.
+    """A copy of one file of the bundle: what is in the package is what the manifest names.
 
     Raises:
-        IntegrityError: the copy has other bytes.
+        IntegrityError: the file has other bytes.
     """
+    with bundle.file(relative).open() as file:
+        _copy(file, target)
+
+
+def copy_variant(bundle: Bundle, variant: Variant, target: Path) -> None:
+    """As `copy_checked`, of the file that runs; an engine has to be one of the library that its record names."""
+    with bundle.main_file(variant).open() as file:
+        check_engine(variant, file)
+        _copy(file, target)
+
+
+def _copy(file: SealedFile, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copyfile(bundle.path(relative), target)
+        shutil.copyfile(file.path, target)
     except OSError as error:  # `shutil` names the source, also when it is the target's disk that is full
         raise OSError(error.errno, error.strerror, str(target)) from error
-    if sha256_of(target) != bundle.sha256(relative):
-        raise IntegrityError(f"{relative} changed while it was copied", "run this command again")
 
 
 def variant_files(bundle: Bundle, variant: Variant) -> list[str]:
@@ -151,7 +163,7 @@ def chosen_variants(order: Order, formats: Sequence[str], what: str) -> list[Var
             raise UsageError(f"{what} does not take {variant.name}, which is {variant.format}", hint)
         if variant.verdict is Verdict.FAIL:
             raise UsageError(f"{variant.name} failed parity", "see: vggdeploy verify")
-        model_path(order.bundle, variant)
+        check_variant(order.bundle, variant)
     return named
 
 

@@ -11,8 +11,7 @@ import PIL
 
 from vggdeploy.bundle import Manifest, Variant
 from vggdeploy.errors import UsageError, one_line
-from vggdeploy.package.base import Made, Order, chosen_variant, copy_checked, finish, package_directory
-from vggdeploy.runtime.preflight import check_file
+from vggdeploy.package.base import Made, Order, chosen_variant, copy_variant, finish, package_directory
 
 # Of a variant's format: the source and CMake file of its runtime, and the model's suffix. In the order of preference.
 RUNTIMES = {
@@ -36,8 +35,7 @@ def package_cpp(order: Order) -> Made:
         with as_file(files("vggdeploy.package") / "cpp_project") as sources:
             shutil.copytree(sources, root, dirs_exist_ok=True)
         model = root / "model"
-        check_file(variant, order.bundle.path(variant.path))
-        copy_checked(order.bundle, variant.path, model / f"model.{suffix}")
+        copy_variant(order.bundle, variant, model / f"model.{suffix}")
         (model / "model.txt").write_text(settings, encoding="utf-8")
         (model / "model.cmake").write_text(f"set(MODEL_RUNTIME {runtime})\n", encoding="utf-8")
         labels = "".join(f"{one_line(label)}\n" for label in order.bundle.manifest.labels)

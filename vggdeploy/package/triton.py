@@ -12,8 +12,7 @@ from typing import Union
 
 from vggdeploy.bundle import Manifest, Variant
 from vggdeploy.errors import UsageError, one_line
-from vggdeploy.package.base import Made, Order, chosen_variants, copy_checked, finish, package_directory
-from vggdeploy.runtime.preflight import check_file
+from vggdeploy.package.base import Made, Order, chosen_variants, copy_variant, finish, package_directory
 from vggdeploy.types import TensorSpec
 
 # Of a variant's format: Triton's platform, the file's suffix, and the kind of its instances.
@@ -53,8 +52,7 @@ def package_triton(order: Order) -> Made:
     with package_directory(order) as root:
         model = root / name
         for file, variant in files.items():
-            check_file(variant, order.bundle.path(variant.path))
-            copy_checked(order.bundle, variant.path, model / "1" / file)
+            copy_variant(order.bundle, variant, model / "1" / file)
         if manifest.labels:
             (model / "labels.txt").write_text(
                 "".join(f"{one_line(label)}\n" for label in manifest.labels), encoding="utf-8"

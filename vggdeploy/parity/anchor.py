@@ -8,7 +8,7 @@ other; what normalisation makes of the 256 levels, in an array.
 from __future__ import annotations
 
 import io
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from vggdeploy.bundle import Bundle, GoldenFiles
-from vggdeploy.bundle.arrays import array_bytes, read_array
+from vggdeploy.bundle.arrays import MAX_BYTES, array_bytes, read_array
 from vggdeploy.bundle.store import Draft
 from vggdeploy.errors import BundleError, InputError, first_line
 from vggdeploy.parity.pixels import IMAGES, LOSSY
 from vggdeploy.preprocess import normalise, prepare
 from vggdeploy.records import Check
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec, Verdict
 
 NAMES = (
@@ -76,16 +77,16 @@ def check_anchor(bundle: Bundle) -> Check:
         why = "the bundle was exported before such files travelled with it; export it again"
         return Check(what=what, against="what they became at export", verdict=Verdict.UNPROVEN, reasons=(why,))
     lossy = 0 if golden.decoder == decoder() else JPEG_LEVELS
-    expected = _recorded(bundle.path(golden.prepared), len(golden.files), spec)
+    expected = _recorded(bundle.file(golden.prepared), len(golden.files), spec)
     wrong = []
     for file, pixels in zip(golden.files, expected, strict=True):
-        path = bundle.path(file)
-        if told := _difference(path, spec, pixels, lossy if path.suffix in LOSSY else 0):
+        data = bundle.file(file).read(limit=MAX_BYTES)
+        if told := _difference(data, spec, pixels, lossy if PurePosixPath(file).suffix in LOSSY else 0):
             wrong.append(f"{file}: {told}")
     reasons = wrong[:_TOLD] + [f"{len(wrong) - _TOLD} more files differ"] * (len(wrong) > _TOLD)
     levels = normalise(_levels(spec), spec)
     shape = TensorSpec("normalised", "float32", ("N", *levels.shape[1:]))
-    if not np.allclose(read_array(bundle.path(golden.normalised), shape), levels, rtol=1e-6, atol=1e-6):
+    if not np.allclose(read_array(bundle.file(golden.normalised), shape), levels, rtol=1e-6, atol=1e-6):
         reasons.append("normalisation makes other numbers of the same pixels")
     if reasons:
         reasons.append(f"other settings or another decoder ({golden.decoder} at export, {decoder()} here) decide this")
@@ -98,23 +99,24 @@ def _levels(spec: PreprocessSpec) -> NDArray[np.uint8]:
     return np.repeat(levels, spec.channels, axis=3)
 
 
-def _recorded(path: Path, count: int, spec: PreprocessSpec) -> NDArray[Any]:
+def _recorded(file: HashedFile, count: int, spec: PreprocessSpec) -> NDArray[Any]:
     """The arrays in the picture, ``[count, crop, crop, channels]``. Its size is looked at before it is decoded."""
     wanted = spec.mode, (spec.crop, count * spec.crop)
+    data = file.read(limit=MAX_BYTES)
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             found = image.mode, image.size
             if found == wanted:
                 return np.asarray(image).reshape(count, spec.crop, spec.crop, spec.channels)
     except Exception as error:  # a damaged or hostile file can drive Pillow's parser into any error there is
-        raise BundleError(f"{path} cannot be read: {first_line(error)}", "export the bundle again") from error
-    raise BundleError(f"{path} is a picture {found}; the manifest makes {wanted}", "export the bundle again")
+        raise BundleError(f"{file.path} cannot be read: {first_line(error)}", "export the bundle again") from error
+    raise BundleError(f"{file.path} is a picture {found}; the manifest makes {wanted}", "export the bundle again")
 
 
-def _difference(path: Path, spec: PreprocessSpec, expected: NDArray[Any], allowed: int) -> str:
+def _difference(data: bytes, spec: PreprocessSpec, expected: NDArray[Any], allowed: int) -> str:
     """What is wrong with the pixels of a file, or ""."""
     try:
-        off = np.abs(prepare(path, spec).astype(int) - expected)
+        off = np.abs(prepare(data, spec).astype(int) - expected)
     except InputError as error:
         return error.cause
     return f"{np.count_nonzero(off)} of {off.size} values differ, by up to {off.max()}" if off.max() > allowed else ""

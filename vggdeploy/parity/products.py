@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from vggdeploy.bundle.precision import Product, type_name
-from vggdeploy.model.formats.admission import mapped
 from vggdeploy.model.formats.graph import sorted_nodes
 from vggdeploy.model.formats.onnx import TYPES, Node, Tensor, read_onnx_file
+from vggdeploy.system.sealed import mapped, shown
 
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
@@ -34,7 +34,7 @@ def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     Raises:
         BundleError: not an ONNX file.
     """
-    model = read_onnx_file(mapped(path), path.name)
+    model = read_onnx_file(mapped(path), shown(path))
     types = {tensor.name: _name(tensor.type) for tensor in model.tensors}
     types |= {value.name: _name(value.type) for value in model.inputs}
     integers: dict[str, str] = {}  # tensor → the type that it was dequantised from

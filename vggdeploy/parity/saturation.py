@@ -27,6 +27,7 @@ from vggdeploy.errors import BundleError
 from vggdeploy.model.formats.graph import sorted_nodes
 from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES, PRODUCTS, layer_name
 from vggdeploy.system.files import sha256_of
+from vggdeploy.system.sealed import shown
 
 Array = NDArray[Any]
 Interval = tuple[float, float]
@@ -65,7 +66,7 @@ def read_saturation(path: Path, layers: dict[str, str]) -> SaturationRecord:
     try:
         model = onnx.load(path)
     except (DecodeError, ValueError) as error:
-        raise BundleError(f"{path.name} is not ONNX: it is damaged or cut short", "export it again") from error
+        raise BundleError(f"{shown(path)} is not ONNX: it is damaged or cut short", "export it again") from error
     products = tuple(bound_of(product) for product in int8_products(model.graph, layers))
     return SaturationRecord(sha256=sha256_of(path), products=products)
 

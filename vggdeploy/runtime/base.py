@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from vggdeploy.bundle import BuildRecord
 from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.system.machine import usable_cores
+from vggdeploy.system.sealed import HashedFile, SealedFile
 from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
 
 MAX_CONTEXTS = 64
@@ -90,10 +92,9 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """All that a backend needs to open a variant: verified files, and what the graph promises."""
+    """All that a backend needs to open a variant: its file, and what the graph promises."""
 
-    path: Path
-    sha256: str
+    file: HashedFile
     spec: ModelSpec
     preprocess: PreprocessSpec
     inputs: tuple[TensorSpec, ...]
@@ -106,6 +107,28 @@ class Source:
     precision: Precision = Precision.FP32
     hint: Hint = "latency"
     cannot_saturate: bool = False  # of an INT8 file: no image can, as its record says of these bytes
+    refuse: Callable[[SealedFile], None] = lambda file: None  # raises where no library may see the bytes
+
+    @property
+    def sha256(self) -> str:
+        return self.file.sha256
+
+    @property
+    def name(self) -> str:
+        """The file's name, for messages."""
+        return self.file.path.name
+
+    @contextmanager
+    def open(self) -> Iterator[SealedFile]:
+        """The bytes, read once and hashed, which a library may see: the only way from a file to a library.
+
+        Raises:
+            IntegrityError: they are not the ones of the hash, or certainly not of this variant.
+            BundleError: they cannot be read.
+        """
+        with self.file.open() as sealed:
+            self.refuse(sealed)
+            yield sealed
 
     @property
     def thread_count(self) -> int:

@@ -81,13 +81,11 @@ class OpenVinoSession:
         try:
             compiled, self._memory = _compile(source, config)
         except RuntimeError as error:
-            raise BundleError(
-                f"OpenVINO cannot open {source.path.name}: {told(error)}", "run: vggdeploy doctor"
-            ) from error
+            raise BundleError(f"OpenVINO cannot open {source.name}: {told(error)}", "run: vggdeploy doctor") from error
         names = {name for port in compiled.outputs for name in port.names}
         inputs = {name for port in compiled.inputs for name in port.names}
         if not {s.name for s in self.inputs} <= inputs or not {s.name for s in self.outputs} <= names:
-            raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest", "export it again")
+            raise BundleError(f"{source.name} has not the inputs and outputs of the manifest", "export it again")
         self._compiled = compiled
         return self
 
@@ -146,7 +144,8 @@ def _compile(source: Source, config: Mapping[str, Any]) -> tuple[Any, Any]:
         with contextlib.suppress(RuntimeError):  # of another build with the same version: then it is made anew
             return core().import_model(ov.Tensor(kept, shared_memory=True), _DEVICE, dict(config)), kept
     start = time.perf_counter()
-    compiled = core().compile_model(str(source.path), _DEVICE, dict(config))
+    with source.open() as file:
+        compiled = core().compile_model(str(file.path), _DEVICE, dict(config))
     if time.perf_counter() - start >= WORTHWHILE_SECONDS and cache.writable():
         data = compiled.export_model().getbuffer()
         cache.write(key, b"".join((data, hashlib.sha256(data).digest())))

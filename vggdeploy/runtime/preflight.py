@@ -8,13 +8,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from vggdeploy.bundle import BuildRecord, Variant
 from vggdeploy.errors import IncompatibleError, IntegrityError
 from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu
 from vggdeploy.runtime.registry import ENGINES, library_title
-from vggdeploy.system.files import open_regular
+from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import Device
 
 _AMPERE = 80
@@ -119,7 +118,7 @@ def host_of(variant: Variant, device: Device) -> Host:
         return Host(str(library.__version__), None)
 
 
-def check_file(variant: Variant, path: Path) -> None:
+def check_engine(variant: Variant, file: SealedFile) -> None:
     """Refuse a file that is certainly no engine of the library, the release or the GPUs that its record names.
 
     The bundle's hash was checked before: this finds what was put under a wrong name, or was damaged before it was hashed.
@@ -130,12 +129,11 @@ def check_file(variant: Variant, path: Path) -> None:
     record = variant.build
     if record is None or record.library not in _MAGIC:
         return
-    with open_regular(path) as file:
-        head = file.read(_RTX_HEADER.size)
-        size = file.seek(0, 2)
-    wrong = head_error(record, head, size)
+    wrong = head_error(record, file.head(_RTX_HEADER.size), file.size)
     if wrong:
-        raise IntegrityError(f"{path} {wrong}", f"build it again: vggdeploy build BUNDLE --engine {variant.format}")
+        raise IntegrityError(
+            f"{file.name} {wrong}", f"build it again: vggdeploy build BUNDLE --engine {variant.format}"
+        )
 
 
 def head_error(record: BuildRecord, head: bytes, size: int) -> str:

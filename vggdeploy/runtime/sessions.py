@@ -7,18 +7,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from vggdeploy.bundle import Bundle, Variant
+from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.errors import IncompatibleError, UsageError
-from vggdeploy.model.formats import admission
+from vggdeploy.model.formats.admission import admit
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import backend_for, default_device
 from vggdeploy.system.machine import ISA_VARIABLES, fingerprint, int8_saturates
+from vggdeploy.system.sealed import HashedFile, SealedFile
 from vggdeploy.types import Device, Precision, TensorSpec
 
 
@@ -81,15 +81,15 @@ def open_session(
     *,
     device: Device | None = None,
     threads: int | None = None,
-    file: tuple[Path, str] | None = None,
+    file: HashedFile | None = None,
     outputs: tuple[TensorSpec, ...] = (),
     gpu: GpuOptions | None = None,
     hint: Hint = "latency",
 ) -> CheckedSession:
-    """A session of one variant, ready to be entered. The bundle's hashes were checked when it was opened.
+    """A session of one variant, ready to be entered: then its file is read, and its hash compared.
 
     Args:
-        file: path and SHA-256 of the variant's file where it is not in the bundle, but in the engine cache.
+        file: the variant's file where it is not in the bundle, but in the engine cache.
         outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
         gpu: contexts, CUDA graphs and caches of a session on a GPU.
         hint: what the session is set up for, on a backend that can be told.
@@ -97,8 +97,7 @@ def open_session(
     Raises:
         UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
-        IntegrityError: the file is no engine of the library that its record names.
-        ForeignModelError: the file is not what vggdeploy writes of the manifest's network.
+        IntegrityError: the manifest has no hash for its file. On entering: as `Source.open`.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"the number of threads cannot be {threads}", "give at least 1")
@@ -117,14 +116,11 @@ def open_session(
     if not availability.runs:
         raise IncompatibleError(f"{variant.name} cannot run here: {availability.reason}", availability.fix)
     manifest = bundle.manifest
-    path, sha256 = file or (bundle.path(variant.path), bundle.sha256(variant.path))
-    preflight.check_file(variant, path)
-    admission.check_file(manifest, variant, path)
-    if _may_saturate(variant, sha256):  # the record that `runnable` believed is of another file
+    file = file or bundle.main_file(variant)
+    if _may_saturate(variant, file.sha256):  # the record that `runnable` believed is of another file
         raise IncompatibleError(f"{variant.name} cannot run here: {_SATURATES}", _REQUANTISE)
     source = Source(
-        path=path,
-        sha256=sha256,
+        file=file,
         spec=manifest.spec,
         preprocess=manifest.preprocess,
         inputs=(manifest.input,),
@@ -136,10 +132,21 @@ def open_session(
         build=variant.build,
         precision=variant.precision,
         hint=hint,
-        cannot_saturate=variant.cannot_saturate(sha256),
+        cannot_saturate=variant.cannot_saturate(file.sha256),
+        refuse=lambda sealed: _refuse(variant, manifest, sealed),
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)
+
+
+def _refuse(variant: Variant, manifest: Manifest, sealed: SealedFile) -> None:
+    """What a file has to be before a library sees one of its bytes.
+
+    Raises:
+        IntegrityError: it is certainly no engine of its library. ForeignModelError: it is not the manifest's network.
+    """
+    preflight.check_engine(variant, sealed)
+    admit(manifest, variant, sealed)
 
 
 def run_batch(session: CheckedSession, batch: Array) -> dict[str, Array]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.runtime.base import Source
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, TensorSpec
 
 FLOAT = 1  # onnx.TensorProto.DataType
@@ -138,12 +139,11 @@ def onnx_bytes(w: Weights) -> bytes:
 
 
 def source(
-    device: Device, *, path: Path = Path("tiny.onnx"), sha256: str = "", batch: BatchRange | None = None
+    device: Device, *, file: HashedFile = HashedFile(Path("tiny.onnx"), ""), batch: BatchRange | None = None
 ) -> Source:
     """What a session of the tiny network is opened with."""
     return Source(
-        path=path,
-        sha256=sha256,
+        file=file,
         spec=ModelSpec.named("vgg11", image_size=32),  # a stand-in: no session reads it of a graph
         preprocess=PreprocessSpec(),
         inputs=(INPUT,),

@@ -10,7 +10,7 @@ import torch
 
 from vggdeploy.errors import VggdeployError, first_line
 from vggdeploy.model.deployable import Deployable
-from vggdeploy.model.weights import load_model
+from vggdeploy.model.weights import new_with_weights
 from vggdeploy.runtime.base import Array, Availability, Source, shareable
 from vggdeploy.types import Device
 
@@ -28,7 +28,8 @@ class TorchSession:
         source = self._source
         use_threads(source)
         names = tuple(spec.name for spec in source.outputs)
-        model = load_model(source.path, check_weights=False)  # the bundle's hashes were checked when it was opened
+        with source.open() as file:
+            model = new_with_weights(source.spec, file)
         deployable = Deployable(model, source.preprocess, outputs=names, input_dtype=source.inputs[0].dtype)
         self._model = deployable.eval().to(str(source.device))
         return self

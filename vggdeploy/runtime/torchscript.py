@@ -26,13 +26,13 @@ class TorchScriptSession:
     def __enter__(self) -> Self:
         use_threads(self._source)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), self._source.open() as file:
                 # torch.jit is deprecated since 2.14 and still the one format that libtorch in C++ loads everywhere.
                 warnings.filterwarnings("ignore", message=".*torch.jit")
-                module = torch.jit.load(self._source.path, map_location=str(self._source.device))
+                module = torch.jit.load(file.path, map_location=str(self._source.device))
         except (RuntimeError, ValueError) as error:
             raise BundleError(
-                f"{self._source.path.name} is not TorchScript: {first_line(error)}", "export it again"
+                f"{self._source.name} is not TorchScript: {first_line(error)}", "export it again"
             ) from error
         self._module = module.eval()
         return self

@@ -87,7 +87,7 @@ def prepare(
 
     checkpoint = read_checkpoint(source)
     data = HeldOut.of(checkpoint, dataset=dataset, data_dir=data_dir)
-    model = load_model(source, check_weights=False)
+    model = load_model(source)
     root = home / "original"
     if not root.exists():
         on_progress(None, "measuring the accuracy of the original")

@@ -1,9 +1,11 @@
 """The user's cache: what can be made again and takes long (engines, compiled models and kernels, proofs).
 
 Each kind has a directory, each entry in it a name: the digest of all that decides it. An entry is a file, or a directory
-of files. Engines and kernels are code, so nothing is believed that another user could have written: the kind's directory,
-the entry and its files belong to this user or to root, nobody else may write them, and none of them is a link.
-A cache that cannot be read or written costs time; it is never an error.
+of files. Engines and kernels are code, so nothing is believed that another user could have written: every directory from the
+root of the file system down to the kind's, the entry and its files belong to this user or to root, nobody else may write them
+(or, above the kind's, remove what is in them), and neither the kind's directory nor what is below it is a link. That is looked
+at on open descriptors, each opened from the one above it. A cache that cannot be read or written costs time; it is never an
+error. One that another user could have written is named in a warning, once.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -28,6 +32,8 @@ from vggdeploy.system.files import atomic_write, lock_file
 
 T = TypeVar("T")
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_log = logging.getLogger("vggdeploy")
+_warned: set[str] = set()
 
 
 def cache_home() -> Path:
@@ -70,10 +76,11 @@ class Cache:
     def writable(self) -> bool:
         """Whether entries can be kept here, and would be believed. The directory is made."""
         try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(_open_own(self.home, os.O_DIRECTORY))
+            for path in reversed((self.home, *self.home.parents)):
+                path.mkdir(mode=0o700, exist_ok=True)  # parents=True would make those above it as the umask has it
+            os.close(_open_home(self.home))
         except OSError as error:  # a read-only home, a file in the way, a directory that others may write
-            self._note(f"{self.home} is not written: {error.strerror}")
+            self._refused(f"{self.home} is not written", error)
             return False
         return os.access(self.home, os.W_OK | os.X_OK)
 
@@ -84,7 +91,7 @@ class Cache:
         path = self.path(key)
         try:
             with contextlib.ExitStack() as opened:
-                opened.callback(os.close, fd := _open_own(self.home))
+                opened.callback(os.close, fd := _open_home(self.home))
                 for name in filter(None, (path.name, part)):
                     # From the descriptor above it: what was checked cannot be exchanged before it is used.
                     opened.callback(os.close, fd := _open_own(name, dir_fd=fd))
@@ -94,11 +101,18 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._note(f"{path} is not read: {error.strerror}")
+            self._refused(f"{path} is not read", error)
             return None
         with contextlib.suppress(OSError):  # root's, or on a read-only disk
             os.utime(path, follow_symlinks=False)
         return file
+
+    def _refused(self, what: str, error: OSError) -> None:
+        text = f"{what}: {error.strerror}"
+        self._note(text)
+        if isinstance(error, ForeignError) and text not in _warned:
+            _warned.add(text)
+            _log.warning("%s", text)
 
     def read(self, key: str, part: str = "", *, limit: int) -> bytes | None:
         """The bytes of what `open` opens; None also when there are more than ``limit``."""
@@ -208,15 +222,52 @@ def _delete(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _open_own(path: str | Path, flags: int = 0, *, dir_fd: int | None = None) -> int:
+class ForeignError(PermissionError):
+    """Another user could have written it."""
+
+
+def _open_home(path: Path) -> int:
+    """A descriptor of a directory of which no part of the path is another user's to exchange.
+
+    Raises:
+        OSError: there is none, it is a link itself, or another user may write it or what is above it.
+    """
+    whole = Path(os.path.realpath(path.parent)) / path.name  # above it links are common: what they lead to is looked at
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    for place in (*reversed(whole.parents), whole)[1:]:
+        above = fd
+        try:
+            # O_PATH: a directory above may be one that this user can pass, and not list.
+            fd = _open_own(place.name, os.O_PATH | os.O_DIRECTORY, dir_fd=above, shown=place, sticky=place != whole)
+        finally:
+            os.close(above)
+    return fd
+
+
+def _open_own(
+    name: str, flags: int = os.O_RDONLY, *, dir_fd: int, shown: Path | None = None, sticky: bool = False
+) -> int:
     """A descriptor of a file or a directory that nobody but this user and root could have written.
+
+    Args:
+        sticky: a directory in which everybody may make files, but remove only their own (``/tmp``), is one of these.
 
     Raises:
         OSError: there is none, it is a link, or another user may write it.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | flags, dir_fd=dir_fd)
+    fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
     about = os.fstat(fd)
-    if about.st_uid not in (0, os.geteuid()) or about.st_mode & _OTHERS:
+    writable = about.st_mode & _OTHERS and not (sticky and about.st_mode & stat.S_ISVTX)
+    if about.st_uid not in (0, os.geteuid()) or writable:
         os.close(fd)
-        raise PermissionError(errno.EPERM, "another user may write it", os.fspath(path))
+        owner, mode = user_name(about.st_uid), stat.S_IMODE(about.st_mode)
+        cause = f"another user may write {shown or name} (it belongs to {owner}, its mode is {mode:04o})"
+        raise ForeignError(errno.EPERM, cause, os.fspath(shown or name))
     return fd
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # a container has no name for it
+        return f"user {uid}"

@@ -77,7 +77,7 @@ class Teacher:
     ) -> None:
         checkpoint = check_teacher(path, labels, preprocess)
         self.record = TeacherRecord(source=path, sha256=checkpoint.weights_sha256)
-        model = load_model(path, check_weights=False).requires_grad_(False)
+        model = load_model(path).requires_grad_(False)
         network = Deployable(model, checkpoint.preprocess)
         self._network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 

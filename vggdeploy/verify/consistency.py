@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from vggdeploy.bundle import Bundle, Manifest, ReferenceAccuracy
-from vggdeploy.bundle.checkpoint import Checkpoint, read_checkpoint
 from vggdeploy.data.specs import same_names
 from vggdeploy.parity.bounds import drawn_p_value
 from vggdeploy.parity.metrics import SCORES, top1
@@ -42,7 +41,7 @@ def check_manifest(bundle: Bundle, chosen: Samples | None) -> tuple[Check, ...]:
         chosen: the images that the bundle is proven on, or None.
     """
     manifest = bundle.manifest
-    trained = _checkpoint(bundle)
+    trained = bundle.checkpoint()
     checks = [
         _check("network", _CHECKPOINT, _fields(manifest.spec, trained.spec)),
         _check("preprocessing", _CHECKPOINT, _fields(manifest.preprocess, trained.preprocess)),
@@ -105,13 +104,8 @@ def check_preprocessing(bundle: Bundle) -> tuple[Check, ...]:
     settings of the training behind: there the manifest's stand for both.)
     """
     manifest = bundle.manifest
-    trained = manifest.preprocess if manifest.origin is not None else _checkpoint(bundle).preprocess
+    trained = manifest.preprocess if manifest.origin is not None else bundle.checkpoint().preprocess
     return check_pixels(), _check_transforms(manifest.preprocess, trained)
-
-
-def _checkpoint(bundle: Bundle) -> Checkpoint:
-    """Its weights' hash was checked when the bundle was opened."""
-    return read_checkpoint(bundle.path(bundle.manifest.reference().path), check_weights=False)
 
 
 def _check_transforms(runtime: PreprocessSpec, trained: PreprocessSpec) -> Check:

@@ -13,9 +13,9 @@ import onnx
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BuildError, ForeignModelError, UsageError, VggdeployError
-from vggdeploy.model.formats.admission import check_file
+from vggdeploy.model.formats.admission import admit
 from vggdeploy.model.layers import layers_of
-from vggdeploy.model.weights import load_model
+from vggdeploy.model.weights import new_with_weights
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import LayerReport
 from vggdeploy.runtime import open_session
@@ -53,14 +53,14 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
             f"the head of this network takes the {manifest.spec.head_pool} of a map: its layers cannot be run one by one",
             "the answers are compared all the same: vggdeploy verify BUNDLE",
         )
-    model = load_model(bundle.path(manifest.reference().path)).eval()
-    path = bundle.path(source.path)
-    try:
-        check_file(manifest, source, path)
-        foreign = ""
-    except ForeignModelError as error:  # it is read, and no library runs any of it
-        foreign = error.cause
-    graph = Graph(onnx.load(path, load_external_data=False))
+    with bundle.main_file(manifest.reference()).open() as weights, bundle.main_file(source).open() as file:
+        try:
+            admit(manifest, source, file)
+            foreign = ""
+        except ForeignModelError as error:  # it is read, and no library runs any of it
+            foreign = error.cause
+        model = new_with_weights(manifest.spec, weights)
+        graph = Graph(onnx.load(file.path, load_external_data=False))
     largest = max(int(np.prod(layer.shape)) * 4 for layer in layers_of(manifest.spec))
     given = bundle.golden()[0][manifest.input.name][: min(images, max(1, _BYTES // largest))]
     pixels = given

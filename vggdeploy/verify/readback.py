@@ -7,12 +7,13 @@ from pathlib import Path
 from vggdeploy.bundle import Bundle, PrecisionProof, SaturationRecord, Variant
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ForeignModelError, ParityError
-from vggdeploy.model.formats.admission import mapped, model_path
+from vggdeploy.model.formats.admission import admitted
 from vggdeploy.model.formats.objects import parameters
 from vggdeploy.model.layers import layers_of
 from vggdeploy.parity.products import read_onnx
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import installed
+from vggdeploy.system.sealed import mapped, shown
 from vggdeploy.types import Precision
 
 
@@ -24,20 +25,23 @@ def read_products(bundle: Bundle, variant: Variant) -> tuple[Product, ...] | Non
     Raises:
         ForeignModelError: the file is not what vggdeploy writes.
     """
-    path, names = model_path(bundle, variant), layer_names(bundle.manifest.spec)
-    if variant.format == "torchscript":
-        return _torchscript_products(path, names)
-    return read_onnx(path, names) if variant.format == "onnx" else None
+    if variant.format not in _READERS:
+        return None
+    with admitted(bundle, variant) as file:
+        return _READERS[variant.format](file.path, layer_names(bundle.manifest.spec))
 
 
 def _torchscript_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     """A product computes in the type of its weights. ``layers`` as `layer_names`."""
     products = []
-    for name, tensor in parameters(mapped(path), path.name).items():
+    for name, tensor in parameters(mapped(path), shown(path)).items():
         key, _, last = name.rpartition(".")
         if last == "weight" and len(tensor.shape) in (2, 4):
             products.append(Product(layers.get(".".join(key.split(".")[:2]), key), tensor.type))
     return tuple(products)
+
+
+_READERS = {"onnx": read_onnx, "torchscript": _torchscript_products}
 
 
 def layer_names(spec: ModelSpec) -> dict[str, str]:
@@ -80,21 +84,22 @@ def read_bounds(bundle: Bundle, variant: Variant) -> SaturationRecord | None:
         return None
     from vggdeploy.parity.saturation import read_saturation
 
-    return read_saturation(model_path(bundle, variant), layer_names(bundle.manifest.spec))
+    with admitted(bundle, variant) as file:
+        return read_saturation(file.path, layer_names(bundle.manifest.spec))
 
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:
     """Variant → how its file contradicts what the manifest says of its network, its precision, or its INT8 products."""
-    causes = {}
-    for variant in bundle.manifest.candidates():
-        try:
-            check_precision(variant, read_products(bundle, variant))
-        except ForeignModelError as error:
-            causes[variant.name] = error.cause
-            continue
-        except ParityError as error:
-            causes[variant.name] = error.cause
-        recorded = variant.quantisation.saturation if variant.quantisation else None
+    found = {variant.name: _wrong(bundle, variant) for variant in bundle.manifest.candidates()}
+    return {name: cause for name, cause in found.items() if cause}
+
+
+def _wrong(bundle: Bundle, variant: Variant) -> str:
+    recorded = variant.quantisation.saturation if variant.quantisation else None
+    try:
         if recorded is not None and read_bounds(bundle, variant) not in (None, recorded):
-            causes[variant.name] = "the record of what its INT8 products can come to is not this file's"
-    return causes
+            return "the record of what its INT8 products can come to is not this file's"
+        check_precision(variant, read_products(bundle, variant))
+    except (ForeignModelError, ParityError) as error:
+        return error.cause
+    return ""

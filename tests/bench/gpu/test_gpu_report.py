@@ -6,7 +6,6 @@ The GPU is a fake (`fakes.gpu`), so no number here means anything; on a real one
 from __future__ import annotations
 
 import ast
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from vggdeploy.runtime.tensorrt.rtx import RtxSession
 from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.system.machine import machine
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
 
 CUDA = Device("cuda")
@@ -87,7 +87,7 @@ def measure(cudart: Cudart, watched: Any, tmp_path: Path, monkeypatch: pytest.Mo
 
         def open_fake(bundle: Any, variant: Any, *, device: Device, gpu: Any) -> CheckedSession:
             source = Source(
-                path=path, sha256=hashlib.sha256(b"engine").hexdigest(), spec=spec, preprocess=PreprocessSpec(),
+                file=HashedFile.of(path), spec=spec, preprocess=PreprocessSpec(),
                 inputs=(inputs,), outputs=(outputs,), batch=BatchRange(1, 2, 4), device=device, gpu=gpu,
             )  # fmt: skip
             return CheckedSession(kind(source), name="engine", batch=BatchRange(1, 2, 4))

@@ -109,8 +109,11 @@ def test_code_of_an_archive_is_not_run_by_any_verb(
         "embed": [str(digit_png.parent), *chosen, "-o", str(tmp_path / "vectors")],
     }
     if command == "load":
-        with pytest.raises(BundleError, match="not what vggdeploy writes"):
-            open_session(Bundle.open(own_bundle), variant)
+        with (
+            pytest.raises(BundleError, match="not what vggdeploy writes"),
+            open_session(Bundle.open(own_bundle), variant),
+        ):
+            pass
     else:
         assert run([command, str(own_bundle), *arguments[command]]) != 0
         shown = capsys.readouterr()

@@ -50,10 +50,23 @@ def test_right_answers_pass_and_wrong_ones_fail(fleet_dir: Path) -> None:
     assert found["onnx-fp32"].tools["onnxruntime"]
 
 
+def test_a_foreign_graph_fails_and_no_target_gets_it(own_fleet_dir: Path) -> None:
+    add_variant(own_fleet_dir, "onnx-fp32", "alone")
+    rewrite_onnx(own_fleet_dir, "alone", wrong_alone)
+    found = proven(own_fleet_dir, "alone", "onnx-fp32", script="child.open_session = None")
+    assert found["alone"].verdict is Verdict.FAIL
+    assert "it holds" in found["alone"].reasons[0]
+    assert (
+        found["onnx-fp32"].verdict is Verdict.UNPROVEN
+    )  # the child was started for this one, and had nothing to open it
+
+
+@pytest.mark.usefixtures("any_graph")
 def test_a_graph_that_is_wrong_at_batch_1_alone_fails(own_fleet_dir: Path) -> None:
     add_variant(own_fleet_dir, "onnx-fp32", "alone")
     rewrite_onnx(own_fleet_dir, "alone", wrong_alone)
-    record = proven(own_fleet_dir, "alone")["alone"]
+    passing = "from vggdeploy.model.formats import admission; admission.CHECKED.clear()"
+    record = proven(own_fleet_dir, "alone", script=passing)["alone"]
     assert record.verdict is Verdict.FAIL
     assert record.data.endswith("in batches of 1")
 

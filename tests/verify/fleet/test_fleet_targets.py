@@ -71,6 +71,7 @@ def test_int8_passes_on_every_processor(onnx_files: dict[Precision, Path], tmp_p
         assert [record.verdict for record in found.variants] == [Verdict.PASS], found
 
 
+@pytest.mark.usefixtures("any_graph")
 def test_a_page_answers_batch_by_batch(own_fleet_dir: Path) -> None:
     add_variant(own_fleet_dir, "onnx-fp32", "alone")
     rewrite_onnx(own_fleet_dir, "alone", wrong_alone)

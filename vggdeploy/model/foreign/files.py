@@ -22,9 +22,9 @@ from torch import Tensor
 
 from vggdeploy.errors import CheckpointError, first_line
 from vggdeploy.model.foreign.facts import shortened
-from vggdeploy.model.formats.admission import mapped
 from vggdeploy.model.formats.safetensors import check_safetensors
 from vggdeploy.system.files import open_regular, sha256_of
+from vggdeploy.system.sealed import mapped
 
 # Names under which training programs keep the network in a larger dictionary, the likeliest first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")

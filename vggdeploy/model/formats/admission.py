@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
-import os
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.model.formats.chain import chain_of
 from vggdeploy.model.formats.graph import check_onnx
 from vggdeploy.model.formats.torchscript import check_torchscript
-from vggdeploy.system.files import open_regular
+from vggdeploy.system.sealed import SealedFile
 
 CHECKED = {"torchscript": check_torchscript, "onnx": check_onnx, "openvino": check_onnx}
 
 
-def admit(manifest: Manifest, variant: Variant, data: memoryview) -> None:
+def admit(manifest: Manifest, variant: Variant, file: SealedFile) -> None:
     """Pass a variant's file if it is what vggdeploy writes of the manifest's network. Engines are their library's affair.
 
     Raises:
@@ -23,33 +22,24 @@ def admit(manifest: Manifest, variant: Variant, data: memoryview) -> None:
     """
     check = CHECKED.get(variant.format)
     if check is not None:
-        check(data, chain_of(manifest.spec, manifest.input, manifest.outputs, variant.path), variant.path)
+        chain = chain_of(manifest.spec, manifest.input, manifest.outputs, variant.path)
+        check(memoryview(file.map()), chain, variant.path)
 
 
-def check_file(manifest: Manifest, variant: Variant, path: Path) -> None:
-    """As `admit`, of a file that is mapped only if its format is looked at."""
-    if variant.format in CHECKED:
-        admit(manifest, variant, mapped(path))
-
-
-def model_path(bundle: Bundle, variant: Variant) -> Path:
-    """Where a variant's file lies, once it was admitted.
+@contextmanager
+def admitted(bundle: Bundle, variant: Variant) -> Iterator[SealedFile]:
+    """A variant's file, read once, hashed and passed, for the length of a ``with`` block.
 
     Raises:
         IntegrityError: its hash is not the manifest's. ForeignModelError: see `admit`.
     """
-    path = bundle.path(variant.path)
-    check_file(bundle.manifest, variant, path)
-    return path
+    with bundle.main_file(variant).open() as file:
+        admit(bundle.manifest, variant, file)
+        yield file
 
 
-def mapped(path: Path) -> memoryview:
-    """A file's bytes, of which only those are read that are looked at.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-    """
-    with open_regular(path) as file:
-        if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def check_variant(bundle: Bundle, variant: Variant) -> None:
+    """Raise as `admitted`, before others read the bytes of this hash."""
+    if variant.format in CHECKED:
+        with admitted(bundle, variant):
+            return

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from vggdeploy.bundle import Bundle, QuantisationRecord, Variant
-from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from vggdeploy.errors import TargetError
 from vggdeploy.export.openvino import openvino_variant
 from vggdeploy.optimize.steps.calibration import (
@@ -29,8 +28,9 @@ from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.records import AccuracyDrop, ParityRecord
 from vggdeploy.runtime import CheckedSession, open_session
-from vggdeploy.system.files import scratch_directory, sha256_of
+from vggdeploy.system.files import scratch_directory
 from vggdeploy.system.optional import installed, require, version
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, Precision, Verdict
 from vggdeploy.verify.prove import Limits
 from vggdeploy.verify.readback import layer_names
@@ -59,8 +59,8 @@ def add_int8(bundle: Bundle, work: StepContext) -> Bundle:
     check_method(options.method)
     source = onnx_fp32(bundle)
     data = load_calibration(options.data, bundle.manifest, images=options.images, data_dir=work.data_dir)
-    path = bundle.path(source.path)
-    with scratch_directory(bundle.root) as scratch:
+    with scratch_directory(bundle.root) as scratch, bundle.main_file(source).open() as file:
+        path = file.path
         work.on_progress(None, f"measuring ranges on {data.ranges.data}")
         ranges = calibrate(
             path,
@@ -75,7 +75,7 @@ def add_int8(bundle: Bundle, work: StepContext) -> Bundle:
         before = _trained_hits(bundle, options.data, len(data.judged.images))
         judge = _Judge(bundle, source, path, ranges, reference, scratch, work, before)
         made = [judge.variant(target, data) for target in options.targets]
-        files = {variant.path: file for variant, file in made}
+        files = {variant.path: written for variant, written in made}
         variants = [variant for variant, _ in made]
         if "cpu" in options.targets and installed("openvino"):
             cpu = variants[options.targets.index("cpu")]
@@ -87,11 +87,10 @@ def add_int8(bundle: Bundle, work: StepContext) -> Bundle:
 
 def _trained_hits(bundle: Bundle, dataset: str, count: int) -> Hits | None:
     """Which of the judged images the network had right before steps changed its structure; None where none did."""
-    root = bundle.root / "checkpoint"
-    if not (root / CHECKPOINT_NAME).is_file():
+    if bundle.manifest.origin is not None:  # a slim bundle
         return None
     name = dataset or bundle.manifest.dataset
-    return first_hits(read_checkpoint(root, check_weights=False).origin, name, "validation", count)
+    return first_hits(bundle.checkpoint().origin, name, "validation", count)
 
 
 def _batches(bundle: Bundle, samples: Samples) -> Iterator[dict[str, Any]]:
@@ -235,7 +234,7 @@ class _Judge:
         return self._lost.upper <= limit
 
     def _opened(self, variant: Variant, file: Path) -> CheckedSession:
-        return open_session(self.bundle, variant, threads=self.work.threads, file=(file, sha256_of(file)))
+        return open_session(self.bundle, variant, threads=self.work.threads, file=HashedFile.of(file))
 
     def _rank(self, names: Sequence[str], flavour: Any) -> list[str]:
         """The layers by what quantising each of them alone does to the outputs, worst first."""

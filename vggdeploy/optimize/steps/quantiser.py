@@ -29,6 +29,7 @@ from vggdeploy.bundle import PrecisionProof
 from vggdeploy.bundle.precision import computes_in
 from vggdeploy.errors import BuildError, ParityError, first_line, unknown_name
 from vggdeploy.optimize.steps.headroom import fit_pairs
+from vggdeploy.system.sealed import shown
 from vggdeploy.types import Precision
 
 Array = NDArray[Any]
@@ -249,7 +250,7 @@ def _told(what: str, source: Path) -> Iterator[None]:
         Exception
     ) as error:  # ONNX Runtime's exceptions share no base class, and its quantiser raises whatever it meets
         raise BuildError(
-            f"ONNX Runtime cannot {what} {source.name}: {first_line(error)}",
+            f"ONNX Runtime cannot {what} {shown(source)}: {first_line(error)}",
             "INT8 needs ONNX that 'vggdeploy export' wrote; run with --debug and report it",
         ) from error
 

@@ -45,7 +45,7 @@ class OnnxRuntimeSession:
             graphs, session = False, self._open(graphs=False)
         names = {t.name for t in session.get_inputs()}, {t.name for t in session.get_outputs()}
         if names[0] != {s.name for s in self.inputs} or not set(self._names) <= names[1]:
-            raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest", "export it again")
+            raise BundleError(f"{source.name} has not the inputs and outputs of the manifest", "export it again")
         self._session = session
         self._graphs = GraphRunner(session, source) if graphs else None
         return self
@@ -59,7 +59,8 @@ class OnnxRuntimeSession:
         if source.precision is Precision.INT8 and source.device.kind == "cpu" and not source.cannot_saturate:
             options.add_session_config_entry(*EXACT_INT8)
         try:
-            return open_on(source, source.path, options, graphs=graphs)
+            with source.open() as file:
+                return open_on(source, file.path, options, graphs=graphs)
         except VggdeployError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -68,7 +69,7 @@ class OnnxRuntimeSession:
                 return None
             kind = BundleError if source.device.kind == "cpu" else IncompatibleError
             raise kind(
-                f"ONNX Runtime cannot open {source.path.name}: {first_line(error)}", "run: vggdeploy doctor"
+                f"ONNX Runtime cannot open {source.name}: {first_line(error)}", "run: vggdeploy doctor"
             ) from error
 
     def __exit__(

@@ -1,17 +1,17 @@
 """One engine in the library's hands: read, hashed, deserialised, checked against the manifest, and shared by its contexts.
 
-Deserialising an engine runs its code: the bytes are hashed again, in memory, before the library sees them.
+Deserialising an engine runs its code: the library sees no other bytes than the ones that were hashed.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from vggdeploy.errors import BundleError, IncompatibleError, IntegrityError, VggdeployError
+from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
 from vggdeploy.runtime.base import Source
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, tensor_spec, title
+from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import TensorSpec
 
 _AGAIN = "build it again: vggdeploy build BUNDLE"
@@ -34,18 +34,17 @@ class LoadedEngine:
         self.runtime: Any = None
         self.engine: Any = None
 
-    def load(self, unread: list[bytes]) -> None:
-        """Deserialise what `read` gave, in a list that is emptied: once the library has the bytes, this copy is gone.
+    def load(self, file: SealedFile) -> None:
+        """Deserialise the bytes, of which the library makes the only copy.
 
         Raises:
             IncompatibleError: the library refused it; the cause is its own.
             BundleError: its inputs, outputs or batch range are not the manifest's.
         """
-        name = self.source.path.name
         self.logger = logger_for(self.library, self.log)
         self.runtime = self._made(lambda: self.library.Runtime(self.logger), "start")
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
-        self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(unread.pop()), f"load {name}")
+        self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
         self._check_tensors()
 
     def drop(self) -> None:
@@ -109,7 +108,7 @@ class LoadedEngine:
                 smallest, _, largest = (shape[0] for shape in engine.get_tensor_profile_shape(name, 0))
                 if smallest > source.batch.min or largest < source.batch.max:
                     raise BundleError(
-                        f"{source.path.name} takes batches of {smallest}…{largest}; the manifest says {source.batch}",
+                        f"{source.name} takes batches of {smallest}…{largest}; the manifest says {source.batch}",
                         _AGAIN,
                     )
         finally:
@@ -117,26 +116,7 @@ class LoadedEngine:
         wanted = {_any_batch(s) for s in source.inputs}, {_any_batch(s) for s in source.outputs}
         if (tensors[True], tensors[False]) != wanted:
             texts = ", ".join(sorted(str(s) for s in tensors[True] | tensors[False]))
-            raise BundleError(f"{source.path.name} has not the inputs and outputs of the manifest, but {texts}", _AGAIN)
-
-
-def read(source: Source) -> bytes:
-    """The engine's bytes.
-
-    Raises:
-        BundleError: they cannot be read.
-        IntegrityError: they are not the ones that the manifest names.
-    """
-    try:
-        data = source.path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{source.path} cannot be read: {error.strerror}", "check its permissions") from error
-    if hashlib.sha256(data).hexdigest() != source.sha256:
-        raise IntegrityError(
-            f"{source.path} was altered: its SHA-256 is not the manifest's",
-            "restore the bundle from its source, or build the engine again",
-        )
-    return data
+            raise BundleError(f"{source.name} has not the inputs and outputs of the manifest, but {texts}", _AGAIN)
 
 
 def _any_batch(spec: TensorSpec) -> TensorSpec:

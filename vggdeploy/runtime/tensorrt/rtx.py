@@ -15,6 +15,7 @@ from vggdeploy.runtime.tensorrt.api import backend_library, title
 from vggdeploy.runtime.tensorrt.engine import LoadedEngine
 from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.system.cache import Cache, cache_home, key_of
+from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import Device
 
 KERNEL_BYTES = 2**30  # of the kernels of all engines
@@ -39,8 +40,8 @@ class RtxEngine(LoadedEngine):
         self._key = ""
         self._known: bytes | None = None
 
-    def load(self, unread: list[bytes]) -> None:
-        super().load(unread)
+    def load(self, file: SealedFile) -> None:
+        super().load(file)
         library, source = self.library, self.source
         self._config = self.engine.create_runtime_config()
         strategies = library.CudaGraphStrategy

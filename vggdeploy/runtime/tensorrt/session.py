@@ -18,7 +18,7 @@ from vggdeploy.runtime.gpu.device_arrays import Borrowed, DeviceArray, allocate,
 from vggdeploy.runtime.gpu.lane import CLOSED, Lane
 from vggdeploy.runtime.gpu.pool import Pending, Pool
 from vggdeploy.runtime.tensorrt.api import backend_library, no_collection
-from vggdeploy.runtime.tensorrt.engine import LoadedEngine, read
+from vggdeploy.runtime.tensorrt.engine import LoadedEngine
 from vggdeploy.types import Device
 
 if TYPE_CHECKING:
@@ -43,18 +43,19 @@ class EngineSession:
     def __enter__(self) -> Self:
         library = backend_library(self.loader.engine_name)
         source = self._source
-        unread = [read(source)]
-        stack = ExitStack()
+        stack, unread = ExitStack(), ExitStack()
+        file = unread.enter_context(source.open())
         loaded = self.loader(library, source)
         try:
             cuda.use(source.device)
             stack.callback(loaded.drop)
-            with no_collection():
-                loaded.load(unread)
+            with unread, no_collection():  # once the library has the bytes, ours are gone
+                loaded.load(file)
             pool = Pool(lambda: Lane(loaded, source), source.gpu.contexts)
             stack.callback(pool.close)
             pool.give(pool.take())  # the first lane is made here: what does not fit is said at once
         except BaseException as error:
+            unread.close()
             cuda.release(stack.close, error)
             raise
         self._pool = pool

@@ -6,7 +6,6 @@ hash as it is handed out, and every answer has to have the size that it must hav
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import sys
 import threading
@@ -20,8 +19,9 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from vggdeploy.errors import IntegrityError, VggdeployError, one_line
+from vggdeploy.errors import VggdeployError, one_line
 from vggdeploy.parity.reference import Array
+from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec
 
 _TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm"}
@@ -29,6 +29,7 @@ _PAGE = (
     b'<!doctype html><meta charset="utf-8"><title>vggdeploy</title><script type="module" src="harness.mjs"></script>'
 )
 _MAX_TEXT = 2**20
+_MAX_MODEL = 2**34
 Rows = tuple[int, int]
 
 
@@ -69,13 +70,11 @@ class Exchange:
         changed: set with every message.
 
     Args:
-        models: the file of each variant, and its SHA-256.
+        models: the file of each variant.
         scripts: the directory of the library that a page imports.
     """
 
-    def __init__(
-        self, job: Job, images: Array, models: Sequence[tuple[Path, str]], *, scripts: Path | None = None
-    ) -> None:
+    def __init__(self, job: Job, images: Array, models: Sequence[HashedFile], *, scripts: Path | None = None) -> None:
         self.answers: dict[tuple[int, int, int], Array] = {}
         self.refused: dict[int, str] = {}
         self.remarks: dict[int, str] = {}
@@ -113,7 +112,7 @@ class Exchange:
         """The bytes of a request, and their media type.
 
         Raises:
-            VggdeployError: there is nothing of that name, or a model is not the one that was checked.
+            VggdeployError: there is nothing of that name, or a model is not the one of its hash.
         """
         what, _, place = path.partition("/")
         if not path:
@@ -123,11 +122,7 @@ class Exchange:
         if path == "images":
             return self._images.tobytes(), "application/octet-stream"
         if what == "model" and place.isdecimal() and int(place) < len(self._models):
-            file, sha256 = self._models[int(place)]
-            data = file.read_bytes()
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise IntegrityError(f"{file} was altered while it was proven", "run this again")
-            return data, "application/octet-stream"
+            return self._models[int(place)].read(limit=_MAX_MODEL), "application/octet-stream"
         if path in self._files:
             return self._files[path].read_bytes(), _TYPES.get(Path(path).suffix, "application/octet-stream")
         raise VggdeployError(f"there is no {path} here", "")

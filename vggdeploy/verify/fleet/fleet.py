@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 
 from vggdeploy.bundle import Bundle, Variant
-from vggdeploy.errors import UsageError, VggdeployError, one_line
-from vggdeploy.model.formats.admission import model_path
+from vggdeploy.errors import ForeignModelError, UsageError, VggdeployError, one_line
+from vggdeploy.model.formats.admission import check_variant
 from vggdeploy.parity.compare import compare_answers, unproven
 from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.parity.reference import Array, golden_pair
@@ -67,11 +67,15 @@ def batches_of(variant: Variant, samples: int) -> dict[int, list[Rows]]:
 
 @dataclass
 class _Answers:
-    """What came of one variant: (batch size, rows) → its outputs by name; why that is not all; and what is to be said."""
+    """What came of one variant: (batch size, rows) → its outputs by name; why that is not all; and what is to be said.
+
+    ``foreign``: its file is not what vggdeploy writes, and was sent nowhere.
+    """
 
     batches: dict[tuple[int, Rows], dict[str, Array]] = field(default_factory=dict)
     trouble: str = ""
     remark: str = ""
+    foreign: bool = False
 
 
 class _Proof:
@@ -86,7 +90,7 @@ class _Proof:
     def of(self, variants: Sequence[Variant]) -> FleetTarget:
         missing = self._target.missing()
         here = f"{missing.reason}; {missing.fix}" if missing else ""
-        answers = {v.name: _Answers(trouble=self._target.refuses(v) or here) for v in variants}
+        answers = {v.name: self._foreign(v) or _Answers(trouble=self._target.refuses(v) or here) for v in variants}
         waiting = [v for v in variants if not answers[v.name].trouble]
         while waiting:
             waiting = self._run(waiting, answers)
@@ -95,6 +99,13 @@ class _Proof:
         return FleetTarget(
             target=self._target.name, title=self._target.title, isa=about.isa, tools=about.tools, variants=records
         )
+
+    def _foreign(self, variant: Variant) -> _Answers | None:
+        try:
+            check_variant(self._bundle, variant)
+        except ForeignModelError as error:
+            return _Answers(trouble=error.cause, foreign=True)
+        return None
 
     def _run(self, variants: Sequence[Variant], answers: Mapping[str, _Answers]) -> list[Variant]:
         """One child for all of them; returns those that are to have another. It died with the first that it left."""
@@ -128,11 +139,13 @@ class _Proof:
             provider=self._target.provider,
             library=library.as_uri() if library else "",
         )
-        models = [(model_path(bundle, v), bundle.sha256(v.path)) for v in variants]
+        models = [bundle.main_file(v) for v in variants]
         return Exchange(job, self._images, models, scripts=library.parent if library else None)
 
     def _judged(self, variant: Variant, found: _Answers) -> ParityRecord:
         """The worst of its batch sizes. Answers that are not all there can fail, and never pass."""
+        if found.foreign:
+            return msgspec.structs.replace(unproven(variant, found.trouble, self._target.name), verdict=Verdict.FAIL)
         sizes = batches_of(variant, len(self._images))
         records = [record for size in sizes if (record := self._compared(variant, found, size))]
         failed = next((r for r in records if r.verdict is not Verdict.PASS), None)
