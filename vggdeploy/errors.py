@@ -19,7 +19,7 @@
     └── IncompatibleError           5    this machine or library cannot do it
         └── MissingDependencyError  5    a Python package is not installed
 
-An interrupted command (Ctrl-C) ends with 130.
+An interrupted command (Ctrl-C) ends with 130, one that was sent SIGTERM with 143.
 """
 
 from __future__ import annotations
