@@ -28,6 +28,7 @@ from vggdeploy.cli import (
     optimize,
     package,
     predict,
+    render,
     report,
     search,
     serve,
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # a batch takes many times as long. A measurement keeps each library's own default.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     watch()
+    render.guard_streams()
     sys.exit(run(args, debug=debug))
 
 
@@ -189,9 +191,7 @@ def _usage_hint(error: Exception, args: Sequence[str]) -> str:
 
 
 def _say(cause: str, hint: str) -> None:
-    from vggdeploy.cli.render import error_line
-
-    error_line(cause, hint)
+    render.error_line(cause, hint)
 
 
 def _trace(debug: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vggdeploy.records.base import RESULT_VERSION, SCHEMA_VERSION, Record, from_json, to_json
+from vggdeploy.records.base import RESULT_VERSION, SCHEMA_VERSION, Record, from_json, json_text, to_json
 from vggdeploy.records.bench import (
     BenchReport,
     BenchRow,
@@ -74,5 +74,6 @@ __all__ = [
     "Thresholds",
     "Trial",
     "from_json",
+    "json_text",
     "to_json",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +28,15 @@ def to_json(record: Any) -> bytes:
     """
     _refuse_non_finite(msgspec.to_builtins(record))
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+# What JSON lets stand as it is, and terminals obey: DEL, C1 controls, marks of direction, separators of lines.
+_OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
+def json_text(data: bytes) -> str:
+    """JSON for a stream that may be a terminal: the same document, without a letter that a terminal obeys."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode())
 
 
 def _refuse_non_finite(value: Any) -> None:
