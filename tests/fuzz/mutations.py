@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import datetime
+import datetime as dt
 import json
 import math
 import random
@@ -110,6 +110,45 @@ def changed_document(good: Any, chance: random.Random) -> Any:
     return document
 
 
+def fitting(good: Any, kind: type, chance: random.Random) -> Any:
+    """One to three values of a good document replaced by others of their field's type: what passes the schema, mostly."""
+    document = copy.deepcopy(good)
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        places = _typed(document, inspect.type_info(kind), [])
+        if places:
+            container, key, field = chance.choice(places)
+            container[key] = _of(field, chance, 3)
+    return document
+
+
+def _typed(value: Any, kind: inspect.Type, found: list[tuple[Any, Any, inspect.Type]]) -> list[Any]:
+    """Every (container, key, type) of a document, fields that are left out included."""
+    if isinstance(kind, inspect.UnionType):
+        parts = [part for part in kind.types if isinstance(part, inspect.StructType) == isinstance(value, dict)]
+        kind = parts[0] if parts else kind
+    if isinstance(kind, inspect.StructType) and isinstance(value, dict):
+        for field in kind.fields:
+            found.append((value, field.encode_name, field.type))
+            _typed(value.get(field.encode_name), field.type, found)
+    elif isinstance(kind, inspect.ListType | inspect.VarTupleType) and isinstance(value, list):
+        for index, inner in enumerate(value):
+            found.append((value, index, kind.item_type))
+            _typed(inner, kind.item_type, found)
+    elif isinstance(kind, inspect.DictType) and isinstance(value, dict):
+        for key, inner in value.items():
+            found.append((value, key, kind.value_type))
+            _typed(inner, kind.value_type, found)
+    return found
+
+
+def document_of(good: Any, kind: type, chance: random.Random) -> Any:
+    """A changed document: of fitting values, of anything, or made anew."""
+    way = chance.random()
+    if way < 0.45:
+        return fitting(good, kind, chance)
+    return generated(kind, chance) if way < 0.6 else changed_document(good, chance)
+
+
 def _near(value: Any, chance: random.Random) -> Any:
     """A value of the same type: it passes the schema, and reaches what computes with it."""
     if isinstance(value, bool):
@@ -153,7 +192,9 @@ def _of(kind: inspect.Type, chance: random.Random, depth: int) -> Any:
     if isinstance(kind, inspect.TupleType):
         return [_of(part, chance, depth + 1) for part in kind.item_types]
     if isinstance(kind, inspect.ListType | inspect.VarTupleType):
-        return [_of(kind.item_type, chance, depth + 1) for _ in range(0 if depth > 6 else chance.choice((0, 1, 1, 2, 5)))]
+        return [
+            _of(kind.item_type, chance, depth + 1) for _ in range(0 if depth > 6 else chance.choice((0, 1, 1, 2, 5)))
+        ]
     if isinstance(kind, inspect.DictType):
         keys = [_of(kind.key_type, chance, depth + 1) for _ in range(chance.choice((0, 1, 3)))]
         return {str(key): _of(kind.value_type, chance, depth + 1) for key in keys}
@@ -190,13 +231,15 @@ def to_toml(document: Any, chance: random.Random) -> bytes:
         case 1:
             lines.append(f"[[{chance.choice(('augment', 'x', 'blocks', 'trusted_keys'))}]]\nx = 1")
         case 2:
-            lines.append(chance.choice(("a.b.c = 1", "x = " + "[" * 5000, "= 1", "\ufeff", "x = 1\nx = 2", "x = " + "9" * 5000)))
+            lines.append(
+                chance.choice(("a.b.c = 1", "x = " + "[" * 5000, "= 1", "\ufeff", "x = 1\nx = 2", "x = " + "9" * 5000))
+            )
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
 def _toml(value: Any, chance: random.Random) -> str:
     if chance.random() < 0.1:
-        moment = datetime.datetime(1979, 5, 27, 7, 32, tzinfo=datetime.UTC)
+        moment = dt.datetime(1979, 5, 27, 7, 32, tzinfo=dt.UTC)
         return chance.choice(
             (
                 moment.isoformat(), moment.date().isoformat(), moment.time().isoformat(), "1979-05-27T07:32:00", "0xdead",

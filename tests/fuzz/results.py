@@ -9,15 +9,24 @@ from typing import Any
 import msgspec
 from fuzz.mutations import plain
 
-from vggdeploy.evaluate.scores import Scores
-from vggdeploy.records import RESULT_VERSION, AccuracyDrop, BenchReport, Candidate, Goal, ParityReport, Point, SearchReport, Trial
+from vggdeploy.records import (
+    RESULT_VERSION,
+    AccuracyDrop,
+    BenchReport,
+    Candidate,
+    Goal,
+    ParityReport,
+    Point,
+    SearchReport,
+    Trial,
+)
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.search.state import SearchProgress, SearchRequest
 from vggdeploy.types import Precision
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
-from report_samples import layers, parity, proof, row, scenario, whole  # noqa: E402  # of the report's own tests
+from report_samples import layers, parity, proof, row, scenario, whole  # of the report's own tests
 
 
 def results() -> list[Any]:

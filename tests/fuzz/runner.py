@@ -1,6 +1,6 @@
 """Runs inputs in processes of their own, so that a crash or a hang is seen, and belongs to one input.
 
-    python tests/fuzz/runner.py HOME TARGET FIRST LAST [SEED]   # one target's inputs, in this process: a line for each
+python tests/fuzz/runner.py HOME TARGET FIRST LAST [SEED]   # one target's inputs, in this process: a line for each
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ def prepare(home: Path, checkpoint: Path | None = None, bundle: Path | None = No
         export_bundle(home / "checkpoint", home / "bundle", ExportOptions(samples=100))
     else:
         shutil.copytree(bundle, home / "bundle")
+    _add_engine(home / "bundle")
     shutil.copytree(home / "bundle", home / "signed")
     key = home / "release.pem"
     new_key(key)
@@ -35,6 +36,35 @@ def prepare(home: Path, checkpoint: Path | None = None, bundle: Path | None = No
     (home / "signed" / "model.sig").write_bytes(make_signature(home / "signed", key))
     _weights(home)
     return home
+
+
+ENGINE = "tensorrt-rtx-fp16"
+
+
+def _add_engine(root: Path) -> None:
+    """A variant whose file has the header of an engine, and nothing behind it: no library may ever see it."""
+    from vggdeploy.bundle import BuildRecord, Bundle, Measurement, Variant, update_bundle
+    from vggdeploy.runtime.preflight import _RTX_HEADER
+    from vggdeploy.system.machine import fingerprint
+    from vggdeploy.types import BatchRange, Precision
+
+    head = _RTX_HEADER.pack(b"vtrt", 2, 4096, 1, 7, 1, 116, b"vtrt", 8)
+    record = BuildRecord(
+        library="tensorrt_rtx", version="1.7.1.116", source="variants/onnx-fp32/model.onnx", source_sha256="0" * 64,
+        targets=("sm89",), options={"precision": "fp16"}, seconds=1.0, driver="13.0",
+    )  # fmt: skip
+    path = f"variants/{ENGINE}/model.engine"
+    engine = Variant(
+        name=ENGINE, format="tensorrt-rtx", precision=Precision.FP16, path=path, batch=BatchRange(), build=record
+    )
+    bundle = Bundle.open(root)
+    measured = Measurement(machine=fingerprint(), backend="onnxruntime", batch=1, threads=1, p50_ms=1.0)
+    onnx = bundle.manifest.variant("onnx-fp32")
+    with update_bundle(bundle) as draft:
+        draft.write(path, head + bytes(4096 - len(head)))
+        import msgspec
+
+        draft.manifest = bundle.manifest.with_variants(engine, msgspec.structs.replace(onnx, measured=(measured,)))
 
 
 def _weights(home: Path) -> None:

@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import random
+import time
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 from fuzz import mutations
-from fuzz.seeds import linked
+from fuzz.seeds import ENGINE, linked
 
 from vggdeploy.bundle import MANIFEST_NAME, Bundle, Manifest, update_bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
@@ -62,9 +64,7 @@ class Target:
     def document(self, chance: random.Random) -> bytes:
         """A document that is changed, or made, where its schema says."""
         assert self.kind is not None
-        if chance.random() < 0.3:
-            return mutations.to_json(mutations.generated(self.kind, chance), chance)
-        return mutations.to_json(mutations.changed_document(json.loads(self.good()), chance), chance)
+        return mutations.to_json(mutations.document_of(json.loads(self.good()), self.kind, chance), chance)
 
     def write(self, name: str, data: bytes) -> Path:
         path = self.work / name
@@ -163,11 +163,10 @@ class RecipeTarget(Target):
         chance = random.Random(f"{self.name} {seed} {number}")
         if chance.random() < 0.2:
             return mutations.changed_bytes(self.good(), chance)
-        if chance.random() < 0.5:
-            return mutations.to_toml(mutations.generated(self._kind, chance), chance)
         import tomllib
 
-        return mutations.to_toml(mutations.changed_document(tomllib.loads(self.good().decode()), chance), chance)
+        good = tomllib.loads(self.good().decode())
+        return mutations.to_toml(mutations.document_of(good, self._kind, chance), chance)
 
     def attempt(self, data: bytes) -> str:
         from vggdeploy.train.recipe_file import resolve_recipe, to_toml
@@ -249,7 +248,7 @@ class KeyTarget(Target):
 
 
 class EngineTarget(Target):
-    """An engine's record and the first bytes of its file: what is decided before the library sees it."""
+    """An engine's record, and the first bytes of a file: what is decided before the library sees it."""
 
     name, kind, suffix = "engine", Variant, "json"
     _good: ClassVar[dict[str, Any]] = {
@@ -303,16 +302,14 @@ class ReportTarget(Target):
         result = chance.choice(self._results)
         if chance.random() < 0.15:
             return mutations.changed_bytes(msgspec.json.encode(result), chance)
-        if chance.random() < 0.3:
-            return mutations.to_json(mutations.generated(type(result), chance), chance)
-        return mutations.to_json(mutations.changed_document(mutations.builtins(result), chance), chance)
+        return mutations.to_json(mutations.document_of(mutations.builtins(result), type(result), chance), chance)
 
     def attempt(self, data: bytes) -> str:
         from vggdeploy.bench.compare import compare_files
         from vggdeploy.report.write import write_report
 
         file = self.write("result.json", data)
-        for suffix in ("md", "csv", *(["html"] if hash(data) % 10 == 0 else [])):
+        for suffix in ("md", "csv", *(["html"] if zlib.crc32(data) % 10 == 0 else [])):
             write_report([file], self.work / f"report.{suffix}")
         if b'"rows"' in data and b'"baseline"' in data:
             compare_files(file, file)
@@ -341,9 +338,7 @@ class SearchTarget(Target):
         chance = random.Random(f"{self.name} {seed} {number}")
         if chance.random() < 0.2:
             return mutations.changed_bytes(self.good(), chance)
-        if chance.random() < 0.3:
-            return mutations.to_json(mutations.generated(self._kind, chance), chance)
-        return mutations.to_json(mutations.changed_document(json.loads(self.good()), chance), chance)
+        return mutations.to_json(mutations.document_of(json.loads(self.good()), self._kind, chance), chance)
 
     def attempt(self, data: bytes) -> str:
         from vggdeploy.search.state import SearchState
@@ -381,7 +376,9 @@ class ImageTarget(Target):
     def prepare(self) -> None:
         from vggdeploy.parity.pixels import IMAGES
 
-        files = [p for p in sorted(IMAGES.iterdir()) if p.suffix in (".png", ".jpg", ".gif", ".webp", ".tif", ".bmp", ".ppm")]
+        files = [
+            p for p in sorted(IMAGES.iterdir()) if p.suffix in (".png", ".jpg", ".gif", ".webp", ".tif", ".bmp", ".ppm")
+        ]
         self._images = [path.read_bytes() for path in files]
 
     def good(self) -> bytes:
@@ -461,6 +458,12 @@ class OnnxTarget(VariantTarget):
     name, suffix, variant = "onnx", "onnx", "onnx-fp32"
 
 
+class EngineFileTarget(VariantTarget):
+    """An engine's bytes, mostly its header, in a bundle whose hashes fit them. No library is asked, as no GPU is here."""
+
+    name, suffix, variant = "engine-file", "engine", ENGINE
+
+
 class TorchScriptTarget(VariantTarget):
     name, suffix, variant = "torchscript", "pt", "torchscript-fp32"
 
@@ -498,12 +501,43 @@ class SafetensorsTarget(Target):
         return "accepted"
 
 
+class FaultTarget(Target):
+    """No parser: every third kind of harm in turn, which the runner has to tell apart."""
+
+    name = "faults"
+    harms: ClassVar = ("refused", "accepted", "crash", "hang", "traceback", "memory", "memory", "crash", "accepted")
+
+    def good(self) -> bytes:
+        return b"1"
+
+    def input(self, number: int, seed: int) -> bytes:
+        return str(number).encode()
+
+    def attempt(self, data: bytes) -> str:
+        match int(data):
+            case 0:
+                raise ParityError("refused")
+            case 2:
+                os.abort()
+            case 3:
+                time.sleep(900)
+            case 4:
+                return str({}["missing"])
+            case 5:
+                bytearray(2 * 2**30)[::4096] = b"x" * (2**19)
+            case 6:
+                bytearray(2**40)
+            case 7:
+                os._exit(3)
+        return "accepted"
+
+
 OURS: dict[str, type[Target]] = {
     t.name: t
     for t in (
         ManifestTarget, CheckpointTarget, RecipeTarget, PolicyTarget, SignatureTarget, KeyTarget, EngineTarget, ReportTarget,
-        SearchTarget, ArrayTarget, ImageTarget, WeightsTarget,
+        SearchTarget, ArrayTarget, ImageTarget, WeightsTarget, EngineFileTarget,
     )
 }  # fmt: skip
 LIBRARIES: dict[str, type[Target]] = {t.name: t for t in (OnnxTarget, TorchScriptTarget, SafetensorsTarget)}
-TARGETS = {**OURS, **LIBRARIES}
+TARGETS = {**OURS, **LIBRARIES, FaultTarget.name: FaultTarget}
