@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from fuzz import runner
+from fuzz.binaries import FaultTarget
 from fuzz.seeds import prepare
-from fuzz.targets import LIBRARIES, OURS, TARGETS, FaultTarget
+from fuzz.targets import LIBRARIES, OURS, TARGETS
 
 # Cheap parsers get more: together four minutes of two cores, most of which is the time of good inputs.
 INPUTS = {
