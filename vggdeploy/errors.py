@@ -20,7 +20,7 @@
     └── IncompatibleError           5    this machine or library cannot do it
         └── MissingDependencyError  5    a Python package is not installed
 
-An interrupted command (Ctrl-C) ends with 130.
+An interrupted command (Ctrl-C) ends with 130, one that was sent SIGTERM with 143.
 """
 
 from __future__ import annotations
@@ -127,8 +127,16 @@ def one_line(text: str) -> str:
 
     White space becomes single spaces; control, bidirectional and other unprintable characters are shown escaped.
     """
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in joined)
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """``text`` with every control, bidirectional and other unprintable character shown escaped, but those of ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -47,6 +47,8 @@ def at_width(blocks: Blocks, width: float) -> Blocks:
     Raises:
         UsageError: a convolution would have no channel left.
     """
+    if not 0 < width <= MAX_CHANNELS:
+        raise UsageError(f"the width ratio is {width}", "give a number above 0, such as 0.25")
     smallest = min((channels for block in blocks for channels in block), default=1)
     if round(smallest * width) < 1:
         raise UsageError(
@@ -163,8 +165,6 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             UsageError: an unknown name (with the closest match), or a value that makes no network.
         """
         base, batch_norm = split_arch(arch)
-        if not 0 < width <= MAX_CHANNELS:
-            raise UsageError(f"the width ratio is {width}", "give a number above 0, such as 0.25")
         return cls(
             arch=f"{base}_bn" if batch_norm else base,
             blocks=scaled_blocks(ARCHITECTURES[base], width),

@@ -3,7 +3,7 @@
     python tests/attacks/kill_at_every_line.py SCENARIO DIRECTORY [STEP]
 
 One process for all the kills: it forks a child for each, so that a thousand deaths take seconds. A child is killed
-before its n-th line in `vggdeploy.system.files`, `vggdeploy.bundle.store` or `shutil`, for n = 1, 1 + STEP … until it ends
+before its n-th line in `vggdeploy.system`'s files, `vggdeploy.bundle.store` or `shutil`, for n = 1, 1 + STEP … until it ends
 alive.
 Prints one JSON object: how many were killed, the states seen after the kills, and after the write that follows each.
 """
@@ -24,8 +24,9 @@ from typing import Any
 import vggdeploy.system.files
 from vggdeploy.bundle import Bundle, store, update_bundle
 from vggdeploy.errors import VggdeployError
+from vggdeploy.system import drafts, exchange
 
-TRACED = {vggdeploy.system.files.__file__, store.__file__, shutil.__file__}
+TRACED = {vggdeploy.system.files.__file__, exchange.__file__, drafts.__file__, store.__file__, shutil.__file__}
 OLD = {"marker": b"old", "weights/a": b"old a" * 999, "weights/b": b"old b"}
 NEW = {"marker": b"new", "weights/a": b"new a" * 777, "other": b"new"}
 
@@ -90,7 +91,7 @@ class NoExchange(Directory):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        vggdeploy.system.files.ctypes.CDLL = lambda *_, **__: object()  # type: ignore[assignment,misc]
+        exchange.ctypes.CDLL = lambda *_, **__: object()  # type: ignore[assignment,misc]
 
 
 class Update:

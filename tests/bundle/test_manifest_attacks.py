@@ -164,7 +164,7 @@ NONSENSE: dict[str, tuple[Edit, str]] = {
     "other blocks": (set_at("spec", "blocks", [[1], [1], [1], [1], [1]]), "the blocks are not those of vgg11_bn"),
     "width beyond numbers": (set_at("spec", "width", 1e308), "cannot be read"),
     "blocks beyond numbers": (set_at("spec", "blocks", [[1]] * 20_000), "cannot be read"),
-    "huge integer": (set_at("files", 0, "size", 10**400), "Expected `int` <="),
+    "huge integer": (set_at("files", 0, "size", 10**400), "more than 300 digits"),
     "negative size": (set_at("files", 0, "size", -1), "Expected `int` >= 0"),
     "no hash": (set_at("files", 0, "sha256", "abc"), "matching regex"),
     "infinite mean": (lambda d: d["preprocess"].update(mean=[10**400]), "manifest.json"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vggdeploy.errors import BundleError
+from vggdeploy.errors import BundleError, UsageError
 from vggdeploy.records import (
     CEILINGS,
     BenchReport,
@@ -19,6 +19,7 @@ from vggdeploy.records import (
     OutputParity,
     ParityRecord,
     ParityReport,
+    check_numbers,
     from_json,
     to_json,
 )
@@ -144,3 +145,20 @@ def test_default_tools_are_not_shared_between_records() -> None:
     one.tools["torch"] = "2.14"
     assert two.tools == {}
     assert msgspec.json.decode(to_json(two))["tools"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (f"[{10**400}]", "more than 300 digits"),
+        (f"[{-(10**300)}]", "more than 300 digits"),
+        ("[" + ",".join(["1e308"] * 10_001) + "]", "more than 10,000 numbers beyond 1e100"),
+    ],
+)
+def test_numbers_that_no_record_has_are_refused_before_anything_computes_with_them(text: str, cause: str) -> None:
+    with pytest.raises(UsageError, match=cause):
+        check_numbers(text.encode())
+
+
+def test_the_largest_numbers_and_digests_are_read() -> None:
+    check_numbers(f'[{10**299}, 1e308, 1e-300, "{"9" * 64}", 1e200, "{"1e999" * 5}"]'.encode())

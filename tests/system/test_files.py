@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from vggdeploy.errors import UsageError
-from vggdeploy.system import files
+from vggdeploy.system import exchange
 from vggdeploy.system.files import atomic_directory, atomic_write, check_replaceable, link_tree
 
 KILLER = Path(__file__).parents[1] / "attacks" / "kill_at_every_line.py"
@@ -160,7 +160,7 @@ def test_a_failed_exchange_leaves_what_stood_there(tmp_path: Path, monkeypatch: 
     class Library:
         renameat2 = staticmethod(failing)
 
-    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: Library)
+    monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: Library)
     with pytest.raises(OSError, match="Input/output error"):
         replace(tmp_path / "bundle")
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
@@ -203,7 +203,7 @@ def test_a_reader_never_finds_nothing_or_a_part(tmp_path: Path) -> None:
 
 def test_without_renameat2_the_directory_is_still_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace(tmp_path / "bundle", b"old")
-    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: object())
     replace(tmp_path / "bundle", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     assert (tmp_path / "bundle" / MARKER).read_bytes() == b"new"
@@ -219,7 +219,7 @@ def test_a_directory_of_an_image_layer_is_refused_in_words(tmp_path: Path, monke
     class Library:
         renameat2 = staticmethod(cross_device)
 
-    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: Library)
+    monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: Library)
     with pytest.raises(UsageError, match="container image's layer") as caught:
         replace(tmp_path / "bundle")
     assert caught.value.hint == "work on a copy"

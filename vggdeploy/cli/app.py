@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from vggdeploy.cli import (
     optimize,
     package,
     predict,
+    render,
     report,
     search,
     serve,
@@ -39,6 +39,7 @@ from vggdeploy.cli import (
 )
 from vggdeploy.cli.options import HABITS, invoked
 from vggdeploy.errors import EXIT_INTERRUPTED, UsageError, VggdeployError
+from vggdeploy.system.ending import watch
 
 app = typer.Typer(
     name="vggdeploy",
@@ -102,13 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Before torch is imported: its threads would spin at every barrier, and where other processes want the cores
         # a batch takes many times as long. A measurement keeps each library's own default.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    signal.signal(signal.SIGTERM, _terminate)
+    watch()
+    render.guard_streams()
     sys.exit(run(args, debug=debug))
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    """A container that is stopped sends SIGTERM: what is half-written is removed on the way out, as with Ctrl-C."""
-    sys.exit(128 + number)
 
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:
@@ -194,9 +191,7 @@ def _usage_hint(error: Exception, args: Sequence[str]) -> str:
 
 
 def _say(cause: str, hint: str) -> None:
-    from vggdeploy.cli.render import error_line
-
-    error_line(cause, hint)
+    render.error_line(cause, hint)
 
 
 def _trace(debug: bool) -> None:

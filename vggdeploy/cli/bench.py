@@ -6,10 +6,10 @@ from math import inf
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from vggdeploy.cli import render
 from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Modes, Rebuild, Threads, check_modes
+from vggdeploy.cli.render import escape
 
 if TYPE_CHECKING:
     from vggdeploy.bench.run import BenchPlan

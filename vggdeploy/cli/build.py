@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from vggdeploy.cli import render
 from vggdeploy.cli.options import BundlePath, Json
+from vggdeploy.cli.render import escape
 
 if TYPE_CHECKING:
     from vggdeploy.build.engines import BuildReport

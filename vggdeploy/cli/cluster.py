@@ -42,10 +42,9 @@ def run(
     **task: Any,
 ) -> int:
     """Run the job, or what is missing of it, with a progress bar; the exit code is 0, also where images were skipped."""
-    from rich.markup import escape
-
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
     from vggdeploy.embed.cluster import run_on_ray
     from vggdeploy.embed.shards import Task
     from vggdeploy.errors import UsageError

@@ -73,9 +73,8 @@ def parse_limit(text: str) -> float:
 
 def show(report: ComparisonReport) -> None:
     """Each row's verdict, then the times; below them what else differs between the two."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
     from vggdeploy.report.tables import COMPARISON, grid
 
     render.table(grid(COMPARISON, [(row,) for row in report.rows]))

@@ -18,9 +18,8 @@ def curves(
     json: Json = False,
 ) -> None:
     """Draw loss and accuracy over the epochs of a run: curves.png, and curves.html for a browser, offline."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
     from vggdeploy.report.pictures import write_curves
 
     files = write_curves(checkpoint, output)

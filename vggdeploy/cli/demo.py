@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from vggdeploy.cli import render
 from vggdeploy.cli.options import Threads
+from vggdeploy.cli.render import escape
 from vggdeploy.errors import IncompatibleError, TargetError
 
 if TYPE_CHECKING:

@@ -47,9 +47,8 @@ def _prove(json: bool) -> int:
 
 def _show(result: SelfTest) -> None:
     """A line a proof, what was seen or why not; then what mends the rest."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
     from vggdeploy.doctor.doctor import Outcome
     from vggdeploy.report.tables import PROOFS, Facts, grid
 

@@ -48,9 +48,8 @@ def embed(
     json: Json = False,
 ) -> int:
     """Embed any number of images in constant memory. An image that cannot be used is reported and skipped."""
-    from rich.markup import escape
-
     from vggdeploy.cli import cluster, render
+    from vggdeploy.cli.render import escape
     from vggdeploy.embed.embed import EmbedOptions, embed_files
     from vggdeploy.embed.vectors import check_target
     from vggdeploy.engine.engine import load

@@ -35,10 +35,9 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Accuracy with its interval, each class, and the confusion matrix, on a split of a data set."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import with_command
+    from vggdeploy.cli.render import escape
     from vggdeploy.evaluate.evaluate import EvaluateOptions
     from vggdeploy.evaluate.evaluate import evaluate as run
     from vggdeploy.report.pictures import need_plots

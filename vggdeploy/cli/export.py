@@ -76,10 +76,9 @@ def export(
     json: Json = False,
 ) -> None:
     """Export ONNX and TorchScript, prove them against the FP32 model, and write a bundle."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
+    from vggdeploy.cli.render import escape
     from vggdeploy.export.bundle import ExportOptions, export_bundle
     from vggdeploy.export.source import SourceOptions, checkpoint_of
     from vggdeploy.system.machine import return_large_blocks_at_once

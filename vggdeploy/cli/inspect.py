@@ -37,10 +37,8 @@ def inspect(bundle: BundlePath, json: Json = False) -> int:
 
 def _print_bounds(bundle: Bundle, variant: Variant) -> None:
     """Whether an image can saturate the products of an INT8 variant; nothing for other variants."""
-    from rich.markup import escape
-
     from vggdeploy.bundle.variant import INT16, INT32
-    from vggdeploy.cli.render import out
+    from vggdeploy.cli.render import escape, out
     from vggdeploy.verify.readback import read_bounds
 
     bounds = read_bounds(bundle, variant) or (variant.quantisation.saturation if variant.quantisation else None)

@@ -38,10 +38,9 @@ def package(
     json: Json = False,
 ) -> None:
     """Write a bundle in the form that something else takes."""
-    from rich.markup import escape
-
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
     from vggdeploy.package.base import Order, PackageReport, get_target
     from vggdeploy.system.files import check_replaceable
 

@@ -1,25 +1,40 @@
-"""How results look: tables and lines on stdout, progress and errors on stderr."""
+"""How results look: tables and lines on stdout, progress and errors on stderr.
+
+No letter that a terminal obeys comes from anywhere but here: `out` and `err` show such letters escaped in whatever they
+draw, and `Plain` does in what libraries, warnings and tracebacks write by themselves.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape as _escape_markup
+from rich.segment import Segment
 from rich.text import Text
 
-from vggdeploy.errors import one_line
+from vggdeploy.errors import one_line, printable
 
 if TYPE_CHECKING:
     from vggdeploy.report.tables import Cell, Grid
     from vggdeploy.types import OnProgress
 
+
+class _Terminal(Console):
+    """A console whose text moves no cursor and styles nothing: whatever is drawn, only Rich's own codes are codes."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for part in super().render(renderable, options):
+            safe = part.control or part.text.isprintable() or part.text == "\n"
+            yield part if safe else part._replace(text=printable(part.text, keep="\n"))
+
+
 # soft_wrap: paths and commands stay on one line, so that they can be copied.
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = _Terminal(highlight=False, soft_wrap=True, emoji=False)
+err = _Terminal(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 # By the value of a `Verdict`: `--help` must not pay for what `types` imports.
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "unproven": "yellow"}
@@ -32,6 +47,37 @@ LIGHTS = {
 LOG_WIDTH = 200  # of a table where stdout is no terminal
 
 
+def escape(text: str) -> str:
+    """Text that is not ours, as markup: no style and no line begins in it."""
+    return _escape_markup(printable(text))
+
+
+class Plain:
+    """A stream of text that passes on lines and what can be printed; all else is shown escaped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        # A carriage return in front is a progress bar of a library's: it can overwrite its own line.
+        lead = "\r" if text.startswith("\r") else ""
+        self._stream.write(lead + "\n".join(printable(line, keep="\t") for line in text[len(lead) :].split("\n")))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_streams() -> None:
+    """From now on only `out` and `err` can style, move or hide anything on this process's terminal."""
+    out.file, err.file = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Plain(sys.stdout), Plain(sys.stderr)
+
+
 def error_line(cause: str, hint: str) -> None:
     """One line of cause, one of remedy, on stderr."""
     err.print(f"[bold red]error:[/] {escape(one_line(cause))}")
@@ -41,10 +87,10 @@ def error_line(cause: str, hint: str) -> None:
 
 def emit_json(record: Any) -> None:
     """One document on stdout."""
-    from vggdeploy.records import to_json
+    from vggdeploy.records import json_text, to_json
 
-    sys.stdout.write(to_json(record).decode())
-    sys.stdout.flush()
+    out.file.write(json_text(to_json(record)))
+    out.file.flush()
 
 
 def note(text: str) -> None:
@@ -70,7 +116,11 @@ def table(grid: Grid) -> None:
         drawn.add_column(Text(column.title), justify="left" if column.left else "right", no_wrap=True)
     for row in grid.rows:
         drawn.add_row(*(_cell(row[index]) for index in shown))
-    out.print(drawn, soft_wrap=False) if out.is_terminal else Console(width=LOG_WIDTH, highlight=False).print(drawn)
+    out.print(drawn, soft_wrap=False) if out.is_terminal else _log().print(drawn)
+
+
+def _log() -> _Terminal:
+    return _Terminal(file=out.file, width=LOG_WIDTH, highlight=False, emoji=False)
 
 
 def _cell(cell: Cell) -> Text:

@@ -22,10 +22,9 @@ def report(
     json: Json = False,
 ) -> None:
     """Make one file of several results: verdicts, what to take and why, pictures and every number."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render
     from vggdeploy.cli.options import with_command
+    from vggdeploy.cli.render import escape
     from vggdeploy.report.write import write_report
 
     summary = with_command(write_report(results, output, title=title))

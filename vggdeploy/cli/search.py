@@ -48,10 +48,9 @@ def search(
     json: Json = False,
 ) -> int:
     """Search the fastest variant that keeps the accuracy, over widths, precisions and threads; write its bundle."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render
     from vggdeploy.cli.options import command_line
+    from vggdeploy.cli.render import escape
     from vggdeploy.errors import EXIT_INTERRUPTED
     from vggdeploy.records import Goal
     from vggdeploy.search.goals import Budget
@@ -111,9 +110,8 @@ def _told(trial: Trial) -> str:
 
 def search_table(report: SearchReport) -> None:
     """The verdict, then the front, the fastest first."""
-    from rich.markup import escape
-
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
     from vggdeploy.report.tables import CANDIDATES, Facts, grid
     from vggdeploy.search.goals import MEGABYTE
 

@@ -85,7 +85,9 @@ def serve(
         return serve_on_ray(settings, ray, on_start=lambda url: render.note(f"serving on Ray at {url}"))
 
     def started(url: str, engine: Engine) -> None:
-        render.note(f"serving {engine.bundle.manifest.name} ({engine.variant.name} on {engine.device}) at {url}")
+        render.note(
+            f"serving {render.escape(engine.bundle.manifest.name)} ({engine.variant.name} on {engine.device}) at {url}"
+        )
         if not settings.on_loopback and settings.token() is None:
             render.note("[yellow]anybody who reaches this address may use it[/]: set $VGGDEPLOY_TOKEN or --token-file")
 

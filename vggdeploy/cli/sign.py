@@ -25,11 +25,10 @@ def sign(
     json: Json = False,
 ) -> None:
     """Sign every file of a bundle with a key that lies in a file; the signature becomes its model.sig."""
-    from rich.markup import escape
-
     from vggdeploy.bundle import Bundle
     from vggdeploy.bundle.sign import sign_bundle
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
     from vggdeploy.system.optional import require
 
     if (key is None) == (new_key is None):
@@ -59,11 +58,10 @@ def verify_signature(
     json: Json = False,
 ) -> None:
     """Check that a trusted key signed exactly these files; exit code 1 when not."""
-    from rich.markup import escape
-
     from vggdeploy.bundle.sign import check_bundle
     from vggdeploy.bundle.trust import Trust, signer_rules
     from vggdeploy.cli import render
+    from vggdeploy.cli.render import escape
 
     asked = signer_rules(Trust(key or None, policy) if key or policy else None)
     if not asked:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from rich.markup import escape
-
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.bundle.trust import SIGNATURE_NAME
-from vggdeploy.cli.render import LIGHTS, LOG_WIDTH, note, out, table
+from vggdeploy.cli.render import LIGHTS, LOG_WIDTH, escape, note, out, table
 from vggdeploy.doctor.doctor import Diagnosis
 from vggdeploy.engine.engine import Prediction
 from vggdeploy.engine.selection import Choice

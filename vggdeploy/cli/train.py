@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from vggdeploy.cli import render
 from vggdeploy.cli.options import DataDir, DeviceName, Force, Json, Threads, split_names
+from vggdeploy.cli.render import escape
 from vggdeploy.system.optional import require
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from vggdeploy.cli import render
 from vggdeploy.cli.options import (
@@ -20,6 +19,7 @@ from vggdeploy.cli.options import (
     check_modes,
     samples_from,
 )
+from vggdeploy.cli.render import escape
 from vggdeploy.errors import UsageError
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from vggdeploy.records import Machine, Record
 from vggdeploy.runtime import tiny_onnx
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.registry import BACKENDS, ENGINES, Backend
+from vggdeploy.system.drafts import temporary_directory
 from vggdeploy.system.machine import machine
 from vggdeploy.system.optional import require, version
 from vggdeploy.system.sealed import HashedFile
@@ -129,8 +129,8 @@ def self_test(on_progress: OnProgress = silent) -> SelfTest:
     Args:
         on_progress: called with the name of each proof before it starts.
     """
-    with tempfile.TemporaryDirectory(prefix="vggdeploy-self-test-") as name:
-        plan, proofs = list(_plan(Path(name))), list[Proof]()
+    with temporary_directory("vggdeploy-self-test-") as home:
+        plan, proofs = list(_plan(home)), list[Proof]()
         for what, device, work in plan:
             on_progress(len(proofs) / len(plan), f"{what} on {device}")
             proofs.append(_prove(what, device, work))

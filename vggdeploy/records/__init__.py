@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vggdeploy.records.base import RESULT_VERSION, SCHEMA_VERSION, Record, from_json, to_json
+from vggdeploy.records.base import RESULT_VERSION, SCHEMA_VERSION, Record, check_numbers, from_json, json_text, to_json
 from vggdeploy.records.bench import (
     BenchReport,
     BenchRow,
@@ -73,6 +73,8 @@ __all__ = [
     "StepRecord",
     "Thresholds",
     "Trial",
+    "check_numbers",
     "from_json",
+    "json_text",
     "to_json",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +15,10 @@ SCHEMA_VERSION = 1
 # Of the results that `report` reads: 2 has the command that made them, and of a bench its rounds and its quantiles.
 RESULT_VERSION = 2
 R = TypeVar("R")
+_DIGITS = 300
+_LONG = re.compile(rb"\d{%d}" % _DIGITS)
+_GIANT = re.compile(rb"\d[eE]\+?[1-9]\d\d")  # in a string, too: a digest may have one
+_GIANTS = 10_000
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,12 +35,42 @@ def to_json(record: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
 
 
+# What JSON lets stand as it is, and terminals obey: DEL, C1 controls, marks of direction, separators of lines.
+_OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
+def json_text(data: bytes) -> str:
+    """JSON for a stream that may be a terminal: the same document, without a letter that a terminal obeys."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode())
+
+
 def _refuse_non_finite(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise BundleError(f"{value} cannot be written as JSON", "find what was measured as that: run with --debug")
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     for part in inside:
         _refuse_non_finite(part)
+
+
+def check_numbers(data: bytes) -> None:
+    """Refuse JSON whose numbers no record has. msgspec needs 20 µs for a float such as 1e308: a large file of them, minutes.
+
+    Raises:
+        UsageError: an integer beyond the floats, or thousands of floats beyond 1e100. Errors of `msgspec.json.decode`.
+    """
+    if next(islice(_GIANT.finditer(data), _GIANTS, None), None):
+        raise UsageError(f"it has more than {_GIANTS:,} numbers beyond 1e100")
+    if _LONG.search(data):
+        _refuse_huge(msgspec.json.decode(data))
+
+
+def _refuse_huge(value: Any) -> None:
+    """Integers beyond the floats count nothing: formulas and tables compute with floats."""
+    if isinstance(value, int) and abs(value) >= 10**_DIGITS:
+        raise UsageError(f"a number in it has more than {_DIGITS} digits")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in inside:
+        _refuse_huge(part)
 
 
 def from_json(data: bytes, kind: type[R], *, what: str) -> R:
@@ -44,6 +80,7 @@ def from_json(data: bytes, kind: type[R], *, what: str) -> R:
         BundleError: not JSON, cut short, or not of the schema.
     """
     try:
+        check_numbers(data)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError, UsageError) as error:
         cause = error.cause if isinstance(error, UsageError) else first_line(error)

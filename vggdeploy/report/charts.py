@@ -269,7 +269,7 @@ def layer_errors(rows: Rows, *, culprit: str | None) -> Chart:
         ],
     )
     layers: list[alt.Chart] = [stems, dots]
-    if culprit is not None:
+    if culprit is not None and any(row["marked"] for row in rows):
         high = scale.domain[1]
         word = next((f"{row['layer']}: {row['word']}" for row in rows if row["marked"]), "")
         right = next(row["error"] for row in rows if row["marked"]) > (low * high) ** 0.5

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from vggdeploy.errors import InputError, first_line
-from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, from_json
+from vggdeploy.errors import InputError, UsageError, first_line
+from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, check_numbers, from_json
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.system.files import read_regular
@@ -112,9 +112,11 @@ def _in_tera_ops(value: Any) -> Any:
 def parse_document(data: bytes, path: Path) -> Result:
     """`read_document`, from bytes."""
     try:
+        check_numbers(data)
         found = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {first_line(error)}", _MAKE) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError) as error:
+        cause = error.cause if isinstance(error, UsageError) else f"it is not JSON: {first_line(error)}"
+        raise InputError(f"{path} cannot be read: {cause}", _MAKE) from error
     if not isinstance(found, dict):
         raise InputError(f"{path} is not a result", _MAKE)
     version = found.get("schema_version")

@@ -97,8 +97,8 @@ def _driver(record: BuildRecord, host: Host) -> str:
     """Within a major version CUDA drivers are compatible; code for a newer major is refused by an older driver."""
     if host.gpu is None or not record.driver:
         return ""
-    built, here = (text.partition(".")[0] for text in (record.driver, host.gpu.driver))
-    older = built.isdecimal() and here.isdecimal() and int(here) < int(built)
+    built, here = (release(text)[:1] for text in (record.driver, host.gpu.driver))
+    older = bool(built and here) and here < built
     return f"its driver was for CUDA {record.driver}, this one is older" if older else ""
 
 

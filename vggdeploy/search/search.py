@@ -33,6 +33,7 @@ from vggdeploy.search.goals import Budget, check_goal, choose_widths, cost, fron
 from vggdeploy.search.report import nothing_holds, report_of, write_winner
 from vggdeploy.search.state import SearchRequest, SearchState
 from vggdeploy.search.trial import Original, SearchTarget, build_network, candidates, drop_of, prepare
+from vggdeploy.system.ending import patience
 from vggdeploy.system.files import check_replaceable, check_writable
 from vggdeploy.system.optional import require
 from vggdeploy.train.environment import thread_count
@@ -125,6 +126,8 @@ def search(
             work=work,
             on_progress=settings.on_progress,
         )
+        # Ctrl-C ends the trials, and the best is still written; a second one ends the command.
+        stack.enter_context(patience(interrupt=math.inf))
         interrupted = _run(original, state, goal, target, budget, settings, work)
         report = report_of(root, output, original, state, target, interrupted=interrupted)
         report = msgspec.structs.replace(report, command=settings.command)

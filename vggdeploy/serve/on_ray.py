@@ -14,9 +14,11 @@ from vggdeploy.engine.engine import load
 from vggdeploy.errors import UsageError, VggdeployError, first_line
 from vggdeploy.serve.app import create_app
 from vggdeploy.serve.settings import TOKEN_VARIABLE, Settings
+from vggdeploy.system.ending import patience
 from vggdeploy.system.ray import cluster, ray_module
 
 NAME = "vggdeploy"
+_CLOSING_SECONDS = 30.0  # for replicas and a cluster of this machine to end
 _BATCH = 32  # of a variant that takes more
 
 
@@ -67,7 +69,8 @@ def serve_on_ray(settings: Settings, address: str, *, on_start: Callable[[str], 
                 f"Ray Serve did not start: {first_line(error)}", "see the log of its replica"
             ) from error
         on_start(f"http://{settings.host}:{port}")
-        code = _wait()
+        with patience(terminate=settings.timeout + _CLOSING_SECONDS, interrupt=settings.timeout + _CLOSING_SECONDS):
+            code = _wait()
         serve.shutdown()
     return code
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -24,9 +23,12 @@ from vggdeploy.serve import telemetry
 from vggdeploy.serve.app import SETTINGS_VARIABLE, create_app, open_engine
 from vggdeploy.serve.settings import Settings
 from vggdeploy.serve.telemetry import SHARED_DIRECTORY, Metrics
+from vggdeploy.system.drafts import temporary_directory
+from vggdeploy.system.ending import GRACE, end_within, patience
 from vggdeploy.system.machine import usable_cores
 
 _BACKLOG = 512
+_CLOSING_SECONDS = 15.0  # after the last request: the engine, its threads, the workers
 
 
 def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int:
@@ -45,14 +47,17 @@ def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int
         metrics = Metrics()
         batching = open_engine(settings, metrics)
         on_start(_url(listener), batching.engine)
-        if settings.workers == 1:
-            return _one(settings, create_app(settings, batching, metrics=metrics), listener)
-        batching.close()  # it was opened for its errors: each worker has its own
-        return _several(settings, listener)
+        # Requests that are under way have their time; only then is it a hang.
+        closing = settings.timeout + _CLOSING_SECONDS
+        with patience(terminate=settings.drain + closing, interrupt=closing):
+            if settings.workers == 1:
+                return _one(settings, create_app(settings, batching, metrics=metrics), listener)
+            batching.close()  # it was opened for its errors: each worker has its own
+            return _several(settings, listener)
 
 
 def _one(settings: Settings, app: object, listener: socket.socket) -> int:
-    server = uvicorn.Server(_config(settings, app))
+    server = Server(_config(settings, app), settings.timeout + _CLOSING_SECONDS)
     # uvicorn stops at a signal, and then raises that signal again; after SIGTERM everything is done at that point.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     server.run(sockets=[listener])
@@ -62,28 +67,44 @@ def _one(settings: Settings, app: object, listener: socket.socket) -> int:
 def _several(settings: Settings, listener: socket.socket) -> int:
     threads = settings.threads or max(1, usable_cores() // settings.workers)
     shared = msgspec.structs.replace(settings, threads=threads)
-    directory = tempfile.mkdtemp(prefix="vggdeploy-metrics-")
-    os.environ[SHARED_DIRECTORY] = directory
     os.environ[SETTINGS_VARIABLE] = msgspec.json.encode(shared).decode()
-    try:
+    with temporary_directory("vggdeploy-metrics-") as directory:
+        os.environ[SHARED_DIRECTORY] = str(directory)
         config = _config(settings, "vggdeploy.serve.app:worker_app", factory=True, workers=settings.workers)
         group = Workers(config, [listener])
+        group.closing = settings.drain + settings.timeout + _CLOSING_SECONDS
         group.run()
         if any(process.exitcode == STARTUP_FAILURE for process in group.processes):
             raise VggdeployError("a worker could not start", "its reason stands in the log above")
         return 130 if group.interrupted else 0
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server. What has not ended ``closing`` seconds after the signal, or with a second Ctrl-C, is ended."""
+
+    def __init__(self, config: uvicorn.Config, closing: float) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        end_within(GRACE if self.should_exit and sig == signal.SIGINT else self._closing, sig)
+        super().handle_exit(sig, frame)
 
 
 class Workers(Multiprocess):
-    """uvicorn's supervisor; it also knows that Ctrl-C ended it."""
+    """uvicorn's supervisor; it also knows that Ctrl-C ended it. A worker that hangs is ended, as in `Server`."""
 
     interrupted = False
+    closing = 0.0
 
     def handle_int(self) -> None:
+        end_within(GRACE if self.interrupted else self.closing, signal.SIGINT)
         self.interrupted = True
         super().handle_int()
+
+    def handle_term(self) -> None:
+        end_within(self.closing, signal.SIGTERM)
+        super().handle_term()
 
 
 def _config(settings: Settings, app: object, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:

@@ -15,6 +15,7 @@ from vggdeploy._version import __version__
 from vggdeploy.engine.async_engine import Answer
 from vggdeploy.engine.engine import Engine
 from vggdeploy.engine.microbatch import BatchDone
+from vggdeploy.records import json_text
 
 LOGGER = logging.getLogger("vggdeploy.serve")
 
@@ -33,7 +34,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return json_text(msgspec.json.encode(line))
 
 
 def write_to_stderr() -> None:

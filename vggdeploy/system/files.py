@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -19,10 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from vggdeploy.errors import BundleError, IntegrityError, UsageError
-
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, as renameat2(2) takes them
-# errno with which a file system says that it cannot exchange two directories in one step.
-_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+from vggdeploy.system.drafts import PLACING, began, finished
+from vggdeploy.system.exchange import exchange
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -121,12 +118,14 @@ class FileDraft:
 
     def place(self) -> None:
         """Take the file's place, of which the disk learns, too."""
-        self.path.replace(self.target)
+        with PLACING:
+            self.path.replace(self.target)
         _fsync(self.target.parent)
 
     def discard(self) -> None:
         """Remove the draft where it was not placed, and close it."""
         self.path.unlink(missing_ok=True)
+        finished(self.path)
         with contextlib.suppress(
             OSError
         ):  # a full disk refuses the rest a second time; the first error is the one to tell
@@ -168,6 +167,7 @@ def scratch_directory(target: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        finished(scratch)
         os.close(fd)
 
 
@@ -245,6 +245,7 @@ def _new_draft(target: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     """A new draft, and the descriptor that holds its lock."""
     for left in range(_DRAFTS, 0, -1):
         draft = target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}")
+        began(draft)
         try:
             fd = make(draft)
         except FileNotFoundError:
@@ -313,7 +314,8 @@ def _place(draft: Path, target: Path, *, marker: str, overwrite: bool, unchanged
     """Put the draft at the target. Of several writers one goes after the other, and each looks again before it."""
     if unchanged is None:
         try:
-            draft.rename(target)  # POSIX: this replaces nothing, or an empty directory
+            with PLACING:
+                draft.rename(target)  # POSIX: this replaces nothing, or an empty directory
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -323,7 +325,8 @@ def _place(draft: Path, target: Path, *, marker: str, overwrite: bool, unchanged
         check_replaceable(target, marker=marker, overwrite=overwrite)
         if unchanged is not None and not (place.is_file() and place.read_bytes() == unchanged):
             raise BundleError(f"{target} was changed by another command meanwhile", "run this command again")
-        _exchange(draft, target)
+        with PLACING:
+            exchange(draft, target)
 
 
 @contextmanager
@@ -367,29 +370,6 @@ def lock_file(path: Path, *, on_wait: Callable[[], None] | None) -> Iterator[Non
                 return
         finally:
             os.close(fd)
-
-
-def _exchange(draft: Path, target: Path) -> None:
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is not None:
-        arguments = (_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
-        if renameat2(*arguments) == 0:
-            return
-        code = ctypes.get_errno()
-        if code == errno.EXDEV:  # overlayfs does not rename a directory of a lower layer
-            raise UsageError(f"{target} comes from a container image's layer and cannot be replaced", "work on a copy")
-        if code not in _NO_EXCHANGE:
-            raise OSError(code, os.strerror(code), str(target))
-    # A file system without an exchange: for an instant nothing stands at the target. If we are killed in that instant,
-    # the next writer puts the old one back.
-    aside = target.with_name(f".{target.name}.old-{secrets.token_hex(8)}")
-    target.rename(aside)
-    try:
-        draft.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

@@ -87,7 +87,7 @@ def _read(source: str) -> dict[str, Any]:
         return tomllib.loads(read_regular(source, limit=_MAX_BYTES).decode())
     except OSError as error:
         raise UsageError(f"recipe {source} cannot be read: {error.strerror}", "give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of 5,000 digits, brackets without end
         hint = 'write one value a line, as in: dataset = "digits"'
         raise UsageError(f"recipe {source} is not TOML: {first_line(error)}", hint) from error
 

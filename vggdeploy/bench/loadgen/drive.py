@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from vggdeploy.bench.loadgen.sut import SystemUnderTest
 from vggdeploy.bench.stats import percentile
 from vggdeploy.parity.reference import Array
 from vggdeploy.runtime import CheckedSession
+from vggdeploy.system.drafts import temporary_directory
 
 _SCENARIOS = {
     "single_stream": lg.TestScenario.SingleStream,
@@ -81,10 +81,10 @@ def answer_log(session: CheckedSession, images: Array, load: Load) -> tuple[list
 @contextmanager
 def _run(system: SystemUnderTest, settings: Any, images: int) -> Iterator[Path]:
     """Run LoadGen to its end; gives the directory of its logs."""
-    with tempfile.TemporaryDirectory(prefix="vggdeploy-loadgen-") as directory:
+    with temporary_directory("vggdeploy-loadgen-") as directory:
         log = lg.LogSettings()
         log.enable_trace = False
-        log.log_output.outdir = directory
+        log.log_output.outdir = str(directory)
         log.log_output.copy_summary_to_stdout = False
         sut = lg.ConstructSUT(system.issue, system.flush)
         library = lg.ConstructQSL(images, images, lambda samples: None, lambda samples: None)
@@ -96,7 +96,7 @@ def _run(system: SystemUnderTest, settings: Any, images: int) -> Iterator[Path]:
             lg.DestroySUT(sut)
         if system.error is not None:
             raise system.error
-        yield Path(directory)
+        yield directory
 
 
 def _settings(system: SystemUnderTest, load: Load) -> Any:

@@ -17,8 +17,8 @@ from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
 from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8, open_on, probe
 from vggdeploy.types import Precision
 
-_QUIET = 3  # ONNX Runtime's severity for errors only
-_UNTOLD = 4  # … for what ends the process: of an attempt that may fail
+# ONNX Runtime's severity for what ends the process: errors are raised, and its log could hold a model's escape codes.
+_QUIET = 4
 
 
 class OnnxRuntimeSession:
@@ -55,7 +55,7 @@ class OnnxRuntimeSession:
         source = self._source
         options = ort.SessionOptions()
         options.intra_op_num_threads = source.thread_count
-        options.log_severity_level = _UNTOLD if graphs else _QUIET
+        options.log_severity_level = _QUIET
         if source.precision is Precision.INT8 and source.device.kind == "cpu" and not source.cannot_saturate:
             options.add_session_config_entry(*EXACT_INT8)
         try:

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
+from vggdeploy.system.drafts import temporary_directory
 from vggdeploy.verify.fleet.exchange import Exchange
 from vggdeploy.verify.fleet.target import Target, last_line
 
@@ -24,11 +24,11 @@ def run_child(target: Target, exchange: Exchange, variants: int, seconds: float)
         seconds: that one variant may take.
     """
     # In a directory of its own: a core file, or what a browser leaves, goes with it.
-    with tempfile.TemporaryDirectory(prefix="vggdeploy-fleet-", ignore_cleanup_errors=True) as name:
-        args, env = target.command(exchange.address, Path(name))
+    with temporary_directory("vggdeploy-fleet-") as home:
+        args, env = target.command(exchange.address, home)
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
-                args, env=env, cwd=name, stdin=subprocess.DEVNULL, stdout=said, stderr=said, process_group=0
+                args, env=env, cwd=home, stdin=subprocess.DEVNULL, stdout=said, stderr=said, process_group=0
             )
             try:
                 trouble = _watch(process, exchange, variants, seconds)

@@ -1,0 +1,1 @@
+"""Mutation fuzzers of every parser; see `test_fuzz` and `benchmarks/fuzz.py`."""
