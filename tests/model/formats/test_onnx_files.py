@@ -298,6 +298,12 @@ RAW: dict[str, Callable[[bytes], bytes]] = {
     "a length beyond the end": lambda d: d + b"\x3a\xff\xff\xff\xff\x7f",
     "a number where a message belongs": lambda d: d + b"\x38\x01",
     "a name that is no text": lambda d: d.replace(b"features.0.weight", b"features.0.\xff\xffight"),
+    "a million numbers": lambda d: (
+        onnx.ModelProto(graph=onnx.GraphProto(initializer=[onnx.TensorProto(dims=[1] * 10**6)])).SerializeToString() + d
+    ),
+    "a million nodes in nodes": lambda d: onnx.ModelProto(
+        graph=onnx.GraphProto(node=[onnx.NodeProto(input=["x"] * 1000)] * 1000)
+    ).SerializeToString(),
     "a million fields": lambda d: d + b"\x42\x04\x0a\x00\x10\x14" * 10**6,
 }
 

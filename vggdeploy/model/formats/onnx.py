@@ -17,6 +17,8 @@ from vggdeploy.model.formats.protobuf import BYTES, FIXED32, VARINT, Field, fiel
 
 MAX_ITEMS = 16_384  # of one kind in one message: a VGG of 256 convolutions in INT8 has 4,000 nodes
 MAX_TEXT = 1024  # bytes of a name
+MAX_SMALL = 2**17  # bytes of a list of small numbers
+MAX_FIELDS = 500_000  # and numbers in lists, of the whole file: that VGG in INT8 has 100,000
 FLOAT, UINT8, INT8, INT32, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 6, 7, 10, 16
 TYPES = {FLOAT: "fp32", UINT8: "uint8", INT8: "int8", INT32: "int32", INT64: "int64", FLOAT16: "fp16", BFLOAT16: "bf16"}
 SIZES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, FLOAT16: 2, BFLOAT16: 2, 11: 8}
@@ -97,6 +99,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.model = Model()
+        self._left = MAX_FIELDS
 
     def message(self, data: memoryview, rules: dict[int, Rule], what: str) -> None:
         for _, found, rule in self.known(data, rules, what):
@@ -105,6 +108,7 @@ class _Reader:
     def known(self, data: memoryview, rules: dict[int, Rule], what: str) -> Iterator[tuple[int, Field, Rule]]:
         counts: dict[int, int] = {}
         for found in fields(data):
+            self._spend()
             counts[found.number] = counts.get(found.number, 0) + 1
             if counts[found.number] > (1 if found.number in _ONCE[what] else MAX_ITEMS):
                 raise ValueError(f"field {found.number} of a {what} stands {counts[found.number]} times")
@@ -114,6 +118,19 @@ class _Reader:
                 name = _OTHERS.get((what, found.number), f"field {found.number} of a {what}")
                 if len(self.model.others) < MAX_ITEMS:
                     self.model.others.append(name)
+
+    def _spend(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("more fields than a network has")
+
+    def _extend(self, values: list[int], found: Field) -> None:
+        if found.wire == BYTES and len(found.content) <= MAX_SMALL and bytes(found.content).isascii():
+            values += found.content  # numbers of one byte each, as a quantiser's many zeros are
+            return
+        for value in packed(found):
+            self._spend()
+            values.append(value)
 
     # Each message, and what its fields are put into.
 
@@ -154,7 +171,7 @@ class _Reader:
                 case 7:
                     values.setdefault(6, []).append(None)
                 case 8:
-                    _extend(values.setdefault(7, []), packed(each))
+                    self._extend(values.setdefault(7, []), each)
         if name in node.attributes:
             raise ValueError(f"the attribute {name} stands twice")
         # One value, of the kind that it says it is of: an empty list of integers is left out of the file.
@@ -167,13 +184,13 @@ class _Reader:
         for number, each, _ in self.known(_bytes(found), dict.fromkeys((1, 2, 4, 5, 7, 8, 9, 14), _skip), "tensor"):
             match number:
                 case 1:
-                    _extend(dims, packed(each))
+                    self._extend(dims, each)
                 case 2:
                     kind = _number(each)
                 case 4:
-                    counts.append(len(each.content) // 4)
+                    counts.append(len(each.content) // 4 if each.wire == BYTES else -1)
                 case 5 | 7:
-                    _extend(integers, packed(each))
+                    self._extend(integers, each)
                 case 8:
                     name = _text(each)
                 case 9:
@@ -256,13 +273,6 @@ def _text(found: Field) -> str:
     if len(_bytes(found)) > MAX_TEXT:
         raise ValueError(f"a name of {len(found.content)} bytes")
     return found.text()
-
-
-def _extend(values: list[int], more: Iterator[int]) -> None:
-    for value in more:
-        if len(values) >= 4 * MAX_ITEMS:
-            raise ValueError("a list without end")
-        values.append(value)
 
 
 _GRAPH: dict[int, Rule] = {
