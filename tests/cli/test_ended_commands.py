@@ -1,4 +1,4 @@
-"""Whole commands, ended by a signal while a library computes and Python gets no turn."""
+"""Whole commands that are ended by a signal while a library computes and Python gets no turn."""
 
 from __future__ import annotations
 
