@@ -22,8 +22,8 @@ from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
 
 MAX_CONTEXTS = 64
 
-# What a session on the CPU is set up for: a short answer, or many answers a second from several calls at once.
-Hint = Literal["latency", "throughput"]
+# What a session on the CPU is set up for: a short answer, many answers a second from several calls at once, or little memory.
+Hint = Literal["latency", "throughput", "memory"]
 
 
 @dataclass(frozen=True)

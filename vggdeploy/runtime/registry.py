@@ -77,7 +77,7 @@ BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime.session", "onnxruntime", "cpu",
-        _ORT_DEVICES,
+        _ORT_DEVICES, hints=("latency", "memory"),
     ),
     Backend(
         "openvino", "OpenVINO", ("ov",), "openvino", "vggdeploy.runtime.openvino", "openvino", "cpu", ("cpu",),

@@ -16,6 +16,7 @@ from vggdeploy.parity.compare import unproven
 from vggdeploy.parity.criteria import Criteria, criteria_of
 from vggdeploy.records import ParityRecord
 from vggdeploy.runtime import backend_for, open_session, runnable
+from vggdeploy.runtime.base import Hint
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import version
@@ -68,7 +69,8 @@ def prove(
         sizes, note = (
             fitting(bundle.manifest, promised(variant.batch), memory) if variant.name != REFERENCE else ((), "")
         )
-        with open_session(bundle, variant, device=where, threads=threads) as session:
+        hint: Hint = "memory" if "memory" in backend_for(variant).hints else "latency"
+        with open_session(bundle, variant, device=where, threads=threads, hint=hint) as session:
             records = [
                 check_golden(
                     session, bundle, variant, where, sizes=sizes, criteria=criteria, stress=True, repeated=bool(sizes)
