@@ -35,8 +35,12 @@ def seen(monkeypatch, library) -> list[Path]:
 
     class Session:
         def __init__(self, source: Source) -> None:
-            files.append(source.path)
-            raise AssertionError("the library would have seen it")
+            self.inputs, self.outputs, self._source = source.inputs, source.outputs, source
+
+        def __enter__(self) -> None:
+            with self._source.open() as file:
+                files.append(file.path)
+                raise AssertionError("the library would have seen it")
 
     version = library.__version__
     monkeypatch.setattr(backend, "SESSION", Session)
