@@ -1,8 +1,8 @@
 """The lock files: for each extra, one version of every package it brings, with the SHA-256 of every file of that version.
 
-``python locks/relock.py`` takes what ``pyproject.toml`` newly asks for and keeps every other version; ``--upgrade`` takes the
-newest of all, ``--constraint FILE`` those of a file such as ``pip freeze`` writes. It needs uv, and downloads no package: versions
-and hashes are those that the index states. The lock of ``all`` comes first, and the other ones keep to its versions.
+``python locks/relock.py`` takes what ``pyproject.toml`` newly asks for and keeps every other version; ``--upgrade`` takes
+the newest of all, ``--constraint FILE`` those of a file such as ``pip freeze`` writes. It needs uv, and downloads no package:
+versions and hashes are those that the index states. The lock of ``all`` comes first; the other ones keep to its versions.
 """
 
 from __future__ import annotations
