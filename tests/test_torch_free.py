@@ -15,11 +15,14 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh virtual environment with ``vggdeploy[cpu]`` alone, installed from a wheel-like copy of the source."""
+    """A fresh virtual environment with ``vggdeploy[cpu]`` alone, every package of it by the hashes of its lock file."""
     home = tmp_path_factory.mktemp("clean") / "venv"
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     python = home / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", f"{ROOT}[cpu]"], check=True)
+    locked = ["--require-hashes", "-r", ROOT / "locks/cpu.txt"]
+    for what in (locked, ["--no-deps", ROOT]):
+        subprocess.run([python, "-m", "pip", "install", "-q", *what], check=True)
+    subprocess.run([python, "-m", "pip", "check"], check=True)
     return python
 
 

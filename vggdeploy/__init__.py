@@ -10,10 +10,14 @@ Importing this package loads nothing but the standard library; each name below i
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy._version import __version__
+
+# ONNX Runtime 1.29 and newer writes a number of this machine and reports to its maker, unless this is set before its import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from vggdeploy.bundle import Bundle

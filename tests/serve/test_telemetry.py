@@ -1,4 +1,4 @@
-"""No package that vggdeploy uses tells its maker so. OpenVINO and NNCF would, at their import."""
+"""No package that vggdeploy uses tells its maker so. OpenVINO and NNCF would, at their import, ONNX Runtime a while later."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ print(sorted(set(seen)), [name for name in sys.modules if name.startswith("openv
 
 def run(code: str, home: Path) -> str:
     """The last line that a fresh process prints, in which neither a CI nor an earlier refusal keeps reports back."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "TF_BUILD", "JENKINS_URL", "NNCF_CI")}
+    told = ("CI", "TF_BUILD", "JENKINS_URL", "NNCF_CI", "ORT_DISABLE_TELEMETRY")
+    environment = {k: v for k, v in os.environ.items() if k not in told}
     done = subprocess.run(
         [sys.executable, "-c", _WATCH + code + _END],
         env=environment | {"HOME": str(home)}, capture_output=True, text=True, check=False,
@@ -37,6 +38,29 @@ def run(code: str, home: Path) -> str:
 @pytest.fixture(autouse=True)
 def _openvino() -> None:
     pytest.importorskip("openvino_telemetry")
+
+
+def test_running_on_onnx_runtime_reports_nothing_and_leaves_no_number_of_this_machine(
+    bundle_dir: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import vggdeploy
+import numpy as np
+with vggdeploy.load({str(bundle_dir)!r}, variant="onnx-fp32") as engine:
+    engine.run({{"image": np.zeros((1, 32, 32, 1), np.uint8)}})
+"""
+    assert run(code, tmp_path) == "[] []"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_has_decided_on_onnx_runtime_s_reports_keeps_that(tmp_path: Path) -> None:
+    code = """
+import os
+os.environ["ORT_DISABLE_TELEMETRY"] = "0"
+import vggdeploy
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
+"""
+    assert run(code, tmp_path) == "[] []"
 
 
 def test_the_watch_sees_a_report(tmp_path: Path) -> None:

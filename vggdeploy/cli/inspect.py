@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from vggdeploy.cli.options import BundlePath, Json
 
@@ -10,18 +12,25 @@ if TYPE_CHECKING:
     from vggdeploy.bundle import Bundle, Variant
 
 
-def inspect(bundle: BundlePath, json: Json = False) -> int:
+def inspect(
+    bundle: BundlePath,
+    json: Json = False,
+    sbom: Annotated[
+        bool, typer.Option("--sbom", help="Print the bundle's bill of materials instead (CycloneDX 1.6, JSON).")
+    ] = False,
+) -> int:
     """Verify a bundle's files, read their precision back, and say which variant 'auto' takes here and why."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import build, render, tables
     from vggdeploy.engine.selection import choices
     from vggdeploy.errors import ParityError
+    from vggdeploy.package.bom import bill_of_materials
     from vggdeploy.verify.readback import wrong_precisions
 
     opened = Bundle.open(bundle)
     wrong = wrong_precisions(opened)
-    if json:
-        render.emit_json(opened.manifest)
+    if json or sbom:
+        render.emit_json(bill_of_materials(opened) if sbom else opened.manifest)
         return ParityError.exit_code if wrong else 0
     tables.bundle_table(opened)
     tables.signature_line(opened)
