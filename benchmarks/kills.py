@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -32,7 +33,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vggdeploy-kills-") as name:
         given = prepare(Path(name))
         for verb in verbs:
-            found = count(verb, given, Path(name), kills=-(-round(asked.kills * verb.share) // parts), seed=asked.seed)
+            found = count(verb, given, Path(name), kills=math.ceil(asked.kills * verb.share / parts), seed=asked.seed)
             counts.append(found)
             _tell(found)
     kills, torn, left = (sum(numbers) for numbers in zip(*map(_numbers, counts), strict=True))

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from attacks.killing import Count, Home, Killer, Verb, whole
 from attacks.whole_files import half_written
+from PIL import Image
 
 _SMALL = ("--blocks", "1x4,1x8", "--hidden", "16", "--image-size", "8", "--epochs", "1", "--per-class", "10")
+_EMBED = ("embed", "bundle", "images", "--output", "logits", "--force", "--threads", "1")
 _FAST = ("--samples", "20", "--threads", "1")
 
 # The bundle that is written stands there already, except where the verb's name says "new".
@@ -20,8 +20,8 @@ VERBS = (
     Verb("train-new", ("train", "-o", "new", *_SMALL, "--dropout", "0", "--force", "--threads", "1"), 2),
     Verb("export", ("export", "checkpoint", "-o", "bundle", "--force", *_FAST), 2),
     Verb("export-new", ("export", "checkpoint", "-o", "new", "--force", "--formats", "onnx-fp32", *_FAST), 3),
-    Verb("export-weights", ("export", "foreign.pth", "-o", "new", "--force", "--formats", "onnx-fp32", "--threads", "1",
-                            "--mean", "0.5", "--std", "0.5"), 2),
+    Verb("export-weights", ("export", "foreign.pth", "-o", "new", "--force", "--formats", "onnx-fp32", "--blocks", "1x4,1x8",
+                            "--threads", "1", "--mean", "0.5", "--std", "0.5"), 2),
     Verb("optimize-int8", ("optimize", "bundle", "--step", "int8", *_FAST, "--calibration-images", "20"), 2),
     Verb("optimize-openvino", ("optimize", "bundle", "--step", "openvino-fp32", *_FAST), 2),
     Verb("optimize-prune", ("optimize", "checkpoint", "-o", "new", "--step", "prune", "--keep", "0.5", "--epochs", "1",
@@ -30,8 +30,8 @@ VERBS = (
     Verb("verify-record", ("verify", "bundle", "--record", *_FAST), 3),
     Verb("bench-record", ("bench", "bundle", "--record", "--variant", "onnx-fp32", "--batch", "1", "--seconds", "0.05",
                           "--rounds", "1", "--threads", "1"), 0.5),
-    Verb("embed-npy", ("embed", "bundle", "images", "--output", "logits", "-o", "vectors.npy", "--force", "--threads", "1"), 4),
-    Verb("embed-parquet", ("embed", "bundle", "images", "--output", "logits", "-o", "vectors.parquet", "--force", "--threads", "1"), 4),
+    Verb("embed-npy", (*_EMBED, "-o", "vectors.npy"), 4),
+    Verb("embed-parquet", (*_EMBED, "-o", "vectors.parquet"), 4),
     Verb("evaluate", ("evaluate", "bundle", "-o", "scores", "--force", *_FAST), 2),
     Verb("curves", ("curves", "checkpoint", "-o", "curves"), 1),
     Verb("report", ("report", "verify.json", "-o", "report.html"), 2),

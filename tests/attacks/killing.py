@@ -234,9 +234,9 @@ def survivors(session: int, *, patience: float = 3.0) -> int:
 
 def _of_session(session: int) -> list[int]:
     found = []
-    for name in os.listdir("/proc"):
-        with suppress(OSError, ValueError):
-            pid = int(name)
-            if os.getsid(pid) == session and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            pid = int(process.name)
+            if os.getsid(pid) == session and (process / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
                 found.append(pid)
     return found
