@@ -17,17 +17,19 @@ from typing import Any
 from measuring import ROOT, write_result
 
 sys.path.insert(0, str(ROOT / "tests"))
-from attacks.killed_verbs import VERBS, count, prepare  # of the tests
+from attacks.killed_verbs import RELOADS, VERBS, count, prepare  # of the tests
 from attacks.killing import Count
+
+ALL = (*VERBS, *RELOADS)
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--kills", type=int, default=500)
-    options.add_argument("--verb", choices=[verb.name for verb in VERBS], help="only this verb; nothing is written")
+    options.add_argument("--verb", choices=[verb.name for verb in ALL], help="only this verb; nothing is written")
     options.add_argument("--seed", type=int, default=1)
     asked = options.parse_args()
-    verbs = [verb for verb in VERBS if asked.verb in (None, verb.name)]
+    verbs = [verb for verb in ALL if asked.verb in (None, verb.name)]
     parts = sum(verb.share for verb in verbs)
     counts = []
     with tempfile.TemporaryDirectory(prefix="vggdeploy-kills-") as name:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from attacks.killed_verbs import VERBS, prepare
@@ -33,6 +35,7 @@ READERS = (
 def run_all(given: Path, root: Path, verbs: list[str]) -> dict[str, dict[str, object]]:
     home = Home(root)
     home.make(given)
+    _prepare(home)
     answers = {}
     for verb in (*VERBS, *READERS):
         if verbs and verb.name not in verbs:
@@ -44,6 +47,18 @@ def run_all(given: Path, root: Path, verbs: list[str]) -> dict[str, dict[str, ob
         said = home.log.read_text(errors="replace") if home.log.exists() else ""
         answers[verb.name] = {"code": code, "said": said, "new": sorted(home.names() - before)}
     return answers
+
+
+def _prepare(home: Home) -> None:
+    """What the environment's variables ask for, once the home is there."""
+    for name in filter(None, os.environ.get("ENVIRONMENT_READ_ONLY", "").split(",")):
+        path = home.root / name
+        subprocess.run(["mount", "--bind", path, path], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+    if full := os.environ.get("ENVIRONMENT_FILL"):
+        with suppress(OSError), (Path(full) / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
 
 
 def _within(child: int) -> int | str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from attacks.killed_server import ServerKiller
 from attacks.killing import Count, Home, Killer, Verb, whole
 from attacks.whole_files import half_written
 from PIL import Image
@@ -42,6 +43,9 @@ VERBS = (
     Verb("sign", ("sign", "bundle", "--key", "key.pem"), 4),
 )  # fmt: skip
 
+# Servers of one process, and of two workers, killed while they reload.
+RELOADS = (Verb("reload-1", (), 3), Verb("reload-2", (), 0.3))
+
 
 def prepare(work: Path) -> Path:
     """What the verbs are given: a checkpoint, a bundle, images, a result, a key, and weights from elsewhere."""
@@ -57,6 +61,7 @@ def prepare(work: Path) -> Path:
     result, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])
     (home.work / "verify.json").write_text(json.dumps(result))
     whole(("sign", "bundle", "--new-key", "key.pem"), home)
+    whole(("package", "bundle", "--target", "slim", "-o", "other", "--variant", "onnx-fp32"), home)
     given = work / "given"
     home.work.rename(given)
     return given
@@ -78,4 +83,6 @@ def _foreign(work: Path) -> None:
 
 def count(verb: Verb, given: Path, work: Path, *, kills: int, seed: int) -> Count:
     """Kill one verb that often, and count what became of it."""
+    if verb in RELOADS:
+        return ServerKiller(given, work, workers=RELOADS.index(verb) + 1, seed=seed).rounds(kills)
     return Killer(verb, given, work, judge=half_written, seed=seed).rounds(kills)

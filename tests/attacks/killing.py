@@ -56,6 +56,8 @@ class Home:
         """Let this process live here."""
         for variable, name in (("VGGDEPLOY_CACHE", "cache"), ("TMPDIR", "tmp"), ("HOME", "user")):
             os.environ[variable] = str(self.root / name)
+        for variable in os.environ.get("ENVIRONMENT_UNSET", "").split(","):
+            os.environ.pop(variable, None)
         tempfile.tempdir = None
         os.chdir(self.work)
 
@@ -139,10 +141,7 @@ def whole(arguments: Sequence[str], home: Home) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class Verb:
-    """A command that writes. ``share``: how many parts of all kills it gets; those that take long get few.
-
-    ``server``: it runs until it is told to end; then it is killed while it reloads.
-    """
+    """A command that writes. ``share``: how many parts of all kills it gets; those that take long get few."""
 
     name: str
     arguments: tuple[str, ...]

@@ -58,7 +58,7 @@ def package_oci(order: Order) -> Made:
 
 
 def _readable(bundle: Path) -> None:
-    """Whatever the umask is: an image keeps the modes, and its user is another one. The package's own directory keeps its mode."""
+    """Whatever the umask is: an image keeps the modes, and its user is another. The package's own directory keeps its mode."""
     for path in (bundle, *bundle.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

@@ -59,7 +59,7 @@ def end_within(seconds: float, number: int) -> None:
 
 
 def end_with_parent(number: int) -> None:
-    """The kernel sends this signal here when the parent ends, also when it is killed. (Linux; of this process, not of a child.)"""
+    """The kernel sends this signal here when the parent ends, also when it is killed. (Linux.)"""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
