@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import re
 import signal
 import time
-import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from attacks.killing import Count, Home, ended, start, survivors
@@ -84,11 +84,13 @@ class ServerKiller:
         server, pipe = start(arguments, self.home)
         os.close(pipe)
         self._wait('"ready"', self.workers)
-        url = re.search(r"http://[0-9.:]+", self.home.log.read_text())
+        url = re.search(r"http://([0-9.:]+)", self.home.log.read_text())
         if url is None:
             raise RuntimeError("the server does not say where it listens")
-        with urllib.request.urlopen(f"{url[0]}/v2/health/ready", timeout=30) as answer:
-            answer.read()
+        with closing(http.client.HTTPConnection(url[1], timeout=30)) as connection:
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status != 200:
+                raise RuntimeError("the server is not ready")
         return server
 
     def _wait(self, text: str, times: int) -> None:

@@ -17,34 +17,34 @@ _FAST = ("--samples", "20", "--threads", "1")
 
 # The bundle that is written stands there already, except where the verb's name says "new".
 VERBS = (
-    Verb("train", ("train", "-o", "checkpoint", *_SMALL, "--dropout", "0", "--force", "--threads", "1"), 3),
-    Verb("train-new", ("train", "-o", "new", *_SMALL, "--dropout", "0", "--force", "--threads", "1"), 2),
-    Verb("export", ("export", "checkpoint", "-o", "bundle", "--force", *_FAST), 2),
-    Verb("export-new", ("export", "checkpoint", "-o", "new", "--force", "--formats", "onnx-fp32", *_FAST), 3),
-    Verb("export-weights", ("export", "foreign.pth", "-o", "new", "--force", "--formats", "onnx-fp32", "--blocks", "1x4,1x8",
-                            "--threads", "1", "--mean", "0.5", "--std", "0.5"), 2),
-    Verb("optimize-int8", ("optimize", "bundle", "--step", "int8", *_FAST, "--calibration-images", "20"), 2),
-    Verb("optimize-openvino", ("optimize", "bundle", "--step", "openvino-fp32", *_FAST), 2),
-    Verb("optimize-prune", ("optimize", "checkpoint", "-o", "new", "--step", "prune", "--keep", "0.5", "--epochs", "1",
-                            "--force"), 1),
-    Verb("build", ("build", "bundle", "--target", "sm89", "--opt-level", "0"), 0.5),
-    Verb("verify-record", ("verify", "bundle", "--record", *_FAST), 3),
+    Verb("train", ("train", "-o", "checkpoint", *_SMALL, "--dropout", "0", "--force", "--threads", "1"), 1),
+    Verb("train-new", ("train", "-o", "new", *_SMALL, "--dropout", "0", "--force", "--threads", "1"), 1),
+    Verb("export", ("export", "checkpoint", "-o", "bundle", "--force", *_FAST), 0.6),
+    Verb("export-new", ("export", "checkpoint", "-o", "new-bundle", "--force", "--formats", "onnx-fp32", *_FAST), 0.8),
+    Verb("export-weights", ("export", "foreign.pth", "-o", "imported", "--force", "--formats", "onnx-fp32",
+                            "--blocks", "1x4,1x8", "--threads", "1", "--mean", "0.5", "--std", "0.5"), 0.8),
+    Verb("optimize-int8", ("optimize", "bundle", "--step", "int8", *_FAST, "--calibration-images", "20"), 0.6),
+    Verb("optimize-openvino", ("optimize", "bundle", "--step", "openvino-fp32", *_FAST), 0.6),
+    Verb("optimize-prune", ("optimize", "checkpoint", "-o", "pruned", "--step", "prune", "--keep", "0.5", "--epochs", "1",
+                            "--force"), 0.3),
+    Verb("build", ("build", "bundle", "--target", "sm89", "--opt-level", "0"), 0.3),
+    Verb("verify-record", ("verify", "bundle", "--record", *_FAST), 1.5),
     Verb("bench-record", ("bench", "bundle", "--record", "--variant", "onnx-fp32", "--batch", "1", "--seconds", "0.05",
-                          "--rounds", "1", "--threads", "1"), 0.5),
-    Verb("embed-npy", (*_EMBED, "-o", "vectors.npy"), 4),
-    Verb("embed-parquet", (*_EMBED, "-o", "vectors.parquet"), 4),
-    Verb("evaluate", ("evaluate", "bundle", "-o", "scores", "--force", *_FAST), 2),
-    Verb("curves", ("curves", "checkpoint", "-o", "curves"), 1),
-    Verb("report", ("report", "verify.json", "-o", "report.html"), 2),
-    Verb("package-slim", ("package", "bundle", "--target", "slim", "-o", "slim", "--variant", "onnx-fp32", "--force"), 4),
-    Verb("package-triton", ("package", "bundle", "--target", "triton", "-o", "triton", "--variant", "onnx-fp32", "--force"), 3),
-    Verb("package-oci", ("package", "bundle", "--target", "oci", "-o", "oci", "--variant", "onnx-fp32", "--force"), 3),
-    Verb("package-cpp", ("package", "bundle", "--target", "cpp", "-o", "cpp", "--variant", "onnx-fp32", "--force"), 3),
-    Verb("sign", ("sign", "bundle", "--key", "key.pem"), 4),
+                          "--rounds", "1", "--threads", "1"), 0.3),
+    Verb("embed-npy", (*_EMBED, "-o", "vectors.npy"), 6),
+    Verb("embed-parquet", (*_EMBED, "-o", "vectors.parquet"), 6),
+    Verb("evaluate", ("evaluate", "bundle", "-o", "scores", "--force", *_FAST), 0.8),
+    Verb("curves", ("curves", "checkpoint", "-o", "curves"), 0.4),
+    Verb("report", ("report", "verify.json", "-o", "report.html"), 0.4),
+    Verb("package-slim", ("package", "bundle", "--target", "slim", "-o", "slim", "--variant", "onnx-fp32", "--force"), 5),
+    Verb("package-triton", ("package", "bundle", "--target", "triton", "-o", "triton", "--variant", "onnx-fp32", "--force"), 5),
+    Verb("package-oci", ("package", "bundle", "--target", "oci", "-o", "oci", "--variant", "onnx-fp32", "--force"), 5),
+    Verb("package-cpp", ("package", "bundle", "--target", "cpp", "-o", "cpp", "--variant", "onnx-fp32", "--force"), 5),
+    Verb("sign", ("sign", "bundle", "--key", "key.pem"), 7),
 )  # fmt: skip
 
 # Servers of one process, and of two workers, killed while they reload.
-RELOADS = (Verb("reload-1", (), 3), Verb("reload-2", (), 0.3))
+RELOADS = (Verb("reload-1", (), 2), Verb("reload-2", (), 0.2))
 
 
 def prepare(work: Path) -> Path:
