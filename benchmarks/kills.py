@@ -35,7 +35,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vggdeploy-kills-") as name:
         given = prepare(Path(name))
         for verb in verbs:
-            found = count(verb, given, Path(name), kills=math.ceil(asked.kills * verb.share / parts), seed=asked.seed)
+            kills = math.ceil(asked.kills * verb.share / parts)
+            try:
+                found = count(verb, given, Path(name), kills=kills, seed=asked.seed)
+            except RuntimeError as error:  # the verb does not work, killed or not
+                found = Count(verb.name, failed=[str(error)])
             counts.append(found)
             _tell(found)
     kills, torn, left = (sum(numbers) for numbers in zip(*map(_numbers, counts), strict=True))

@@ -1,8 +1,15 @@
-"""Every verb that writes, on the smallest network and a few images: what `killing` kills, and what it is given."""
+"""Every verb that writes, on the smallest network and a few images: what `killing` kills, and what it is given.
+
+    python killed_verbs.py DIRECTORY KILLS [VERB…]
+
+kills each verb that often, in a process of its own since it forks, and prints what became of it as JSON, one verb a line.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +93,14 @@ def count(verb: Verb, given: Path, work: Path, *, kills: int, seed: int) -> Coun
     if verb in RELOADS:
         return ServerKiller(given, work, workers=RELOADS.index(verb) + 1, seed=seed).rounds(kills)
     return Killer(verb, given, work, judge=half_written, seed=seed).rounds(kills)
+
+
+def main(work: Path, kills: int, names: list[str]) -> None:
+    given = prepare(work)
+    for verb in (*VERBS, *RELOADS):
+        if not names or verb.name in names:
+            print(json.dumps(dataclasses.asdict(count(verb, given, work, kills=kills, seed=1))), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
