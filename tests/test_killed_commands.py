@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -95,3 +97,28 @@ def test_a_command_killed_at_its_writes_leaves_the_old_or_the_new_bundle(
         assert run(command) == 0, fatal
         assert [p.name for p in home.iterdir()] == ["bundle"], fatal
         Bundle.open(home / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("kills", "verbs"),
+    [
+        pytest.param(6, ["embed-npy", "package-slim", "sign", "verify-record"], marks=pytest.mark.late),
+        pytest.param(1, ["reload-1", "reload-2"], marks=pytest.mark.late),
+        pytest.param(8, [], marks=pytest.mark.slow),  # all
+    ],
+)
+def test_a_verb_killed_at_random_moments_leaves_nothing_torn_and_the_next_run_nothing_over(
+    kills: int, verbs: list[str], tmp_path: Path
+) -> None:
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(tests / "attacks" / "killed_verbs.py"), str(tmp_path), str(kills), *verbs],
+        capture_output=True, text=True, check=False, timeout=1500,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(counts) == len(verbs) or not verbs
+    for found in counts:
+        assert (found["torn"], found["leftovers"], found["processes"], found["failed"]) == ([], {}, 0, []), found
+        assert found["kills"] == kills

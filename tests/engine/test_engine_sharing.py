@@ -1,20 +1,18 @@
-"""One engine for many threads; threads, processes and forks around it; several engines beside each other."""
+"""One engine for many threads; threads and processes around it; several engines beside each other."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vggdeploy
-from vggdeploy import Engine, InputError, UsageError, VggdeployError
+from vggdeploy import InputError, UsageError, VggdeployError
 from vggdeploy.data.loaders import ImageSet
 
 
@@ -76,29 +74,6 @@ def test_warm_up_runs_what_will_be_served_and_refuses_what_cannot_be(bundle_dir:
         for size in (0, 257):
             with pytest.raises(UsageError, match=f"a batch of {size}"):
                 engine.warm_up([size])
-
-
-def _forked(engine: Engine, image: str, connection: Connection) -> None:
-    try:
-        engine.classify(image)
-    except VggdeployError as error:
-        connection.send((error.cause, error.hint))
-    engine.close()
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_after_a_fork_the_child_is_told_instead_of_waiting_for_ever(bundle_dir: Path, digit_png: Path) -> None:
-    with vggdeploy.load(bundle_dir, variant="onnx-fp32") as engine:
-        expected = engine.classify(digit_png)
-        ours, theirs = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_forked, args=(engine, str(digit_png), theirs))
-        child.start()
-        child.join(20)
-        assert child.exitcode == 0
-        cause, hint = ours.recv()
-        assert "before a fork" in cause
-        assert "after the fork" in hint
-        assert engine.classify(digit_png) == expected
 
 
 _SPAWNED = """

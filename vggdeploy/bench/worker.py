@@ -5,7 +5,6 @@ It answers requests (`vggdeploy.bench.messages`), a line of JSON each, from stdi
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -42,10 +41,9 @@ from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime import CheckedSession, open_session, runnable
 from vggdeploy.runtime.sessions import depends_on_machine
+from vggdeploy.system.ending import end_with_parent
 from vggdeploy.system.machine import usable_cores
 from vggdeploy.types import Device
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -213,9 +211,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 def main() -> None:
     """Set the streams aside, so that what a library prints is no answer, and serve."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:  # Linux: when the parent is killed, even in the middle of a call
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent(signal.SIGKILL)  # even in the middle of a call
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)

@@ -105,7 +105,9 @@ class Engine:
 
         Raises:
             Errors of `load`, and UsageError: the engine was warmed up with batch sizes that the new one does not take.
+            IncompatibleError: this process was forked after the engine was opened.
         """
+        self._holder.check_process()
         target = self.bundle.root if path is None else path
         opened = open_best(target, replace(self._options, verify="always", rebuild=bool(self._options.rebuild)))
         try:

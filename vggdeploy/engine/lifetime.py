@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from vggdeploy.engine.loading import OpenVariant
 from vggdeploy.errors import InputError, UsageError, VggdeployError
 from vggdeploy.records import Record
+from vggdeploy.system.forks import Birthplace
 
 
 class Health(Record, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class Holder:
         self._lock = threading.Lock()
         self._held = Lease(opened)
         self._closed = False
-        self._process = os.getpid()
+        self._birthplace = Birthplace()
         self.opened_at = time.monotonic()
         self.reloads = 0
         self.answered = 0
@@ -90,13 +90,9 @@ class Holder:
         """The present variant, which stays open until it is given back.
 
         Raises:
-            VggdeployError: it was closed, or opened in the process from which this one was forked.
+            VggdeployError: it was closed. IncompatibleError: as `check_process`.
         """
-        if os.getpid() != self._process:
-            # A runtime's threads do not live in a forked child: a call would wait for them for ever.
-            raise VggdeployError(
-                "this engine was opened in another process, before a fork", "call vggdeploy.load after the fork"
-            )
+        self.check_process()
         with self._lock:
             if self._closed:
                 name = self._held.opened.variant.name
@@ -117,6 +113,14 @@ class Holder:
             last = held.retired and not held.users
         if last:
             _free(held)
+
+    def check_process(self) -> None:
+        """Refuse what would wait for ever in a forked child: for a runtime's threads, or for a lock that was held.
+
+        Raises:
+            IncompatibleError: it was opened in the process from which this one was forked.
+        """
+        self._birthplace.check("this engine", again="call vggdeploy.load")
 
     @contextmanager
     def use(self) -> Iterator[Lease]:
@@ -152,7 +156,7 @@ class Holder:
 
     def close(self) -> None:
         """No more requests; the variant is freed now, or after the last request that is under way."""
-        if os.getpid() != self._process:
+        if not self._birthplace.here:
             return  # its threads live in the parent; to free it here would wait for them
         with self._lock:
             first = not self._closed

@@ -7,7 +7,6 @@ Callers are told through `concurrent.futures.Future`, so they may be threads or 
 from __future__ import annotations
 
 import bisect
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from vggdeploy.errors import Overloaded, VggdeployError
+from vggdeploy.system.forks import Birthplace
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
@@ -95,7 +95,7 @@ class MicroBatcher(Generic[Payload, Result]):
         self._count = 0
         self._last_rows = 0
         self._closing = False
-        self._process = os.getpid()
+        self._birthplace = Birthplace()
         # An executor's threads end with the interpreter, in order; a daemon would be cut off inside a native library.
         self._pool = ThreadPoolExecutor(runners, thread_name_prefix="vggdeploy-batch")
 
@@ -111,10 +111,9 @@ class MicroBatcher(Generic[Payload, Result]):
 
         Raises:
             Overloaded: the queue is full.
-            VggdeployError: the batcher was closed, or the process was forked after it was made.
+            VggdeployError: the batcher was closed. IncompatibleError: the process was forked after it was made.
         """
-        if os.getpid() != self._process:
-            raise VggdeployError("this queue was made in another process, before a fork", "make it after the fork")
+        self._birthplace.check("this queue", again="make it")
         with self._changed:
             if self._closing:
                 raise VggdeployError("the queue is closed", "ask before it is closed")
@@ -146,7 +145,7 @@ class MicroBatcher(Generic[Payload, Result]):
 
     def close(self) -> None:
         """Take no more requests, and wait until those that were taken are answered."""
-        if os.getpid() != self._process:
+        if not self._birthplace.here:
             return
         with self._changed:
             self._closing = True

@@ -49,11 +49,18 @@ def package_oci(order: Order) -> Made:
         (root / "Dockerfile").write_text(dockerfile(order, variant, serve=serve), encoding="utf-8")
         (root / ".dockerignore").write_text("*\n!bundle\n!requirements.txt\n!*.whl\n", encoding="utf-8")
         package = finish(root, order, "oci", [variant])
+        _readable(root / "bundle")
     options = f"-p 127.0.0.1:{PORT}:{PORT} -e VGGDEPLOY_TOKEN=TOKEN" if serve else "-v $PWD:/images:ro"
     rest = "" if serve else f" predict {BUNDLE} /images/IMAGE"
     return Made(
         package, next=(f"docker build -t NAME {order.output}", f"docker run --rm --read-only {options} NAME{rest}")
     )
+
+
+def _readable(bundle: Path) -> None:
+    """Whatever the umask is: an image keeps the modes, and its user is another. The package's own directory keeps its mode."""
+    for path in (bundle, *bundle.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def requirements(names: tuple[str, ...], wheel: str) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vggdeploy.bundle import BuildRecord
 from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
 from vggdeploy.spec import ModelSpec, PreprocessSpec
+from vggdeploy.system.forks import Birthplace
 from vggdeploy.system.machine import usable_cores
 from vggdeploy.system.sealed import HashedFile, SealedFile
 from vggdeploy.types import BatchRange, Device, Precision, TensorSpec
@@ -155,7 +156,8 @@ class Availability:
 class CheckedSession:
     """A session whose inputs and outputs are checked: names, dtypes, shapes, batch range, and finite numbers.
 
-    Thread-safe as far as the backend's ``run`` is; all backends here allow concurrent calls.
+    Thread-safe as far as the backend's ``run`` is; all backends here allow concurrent calls. A child that was forked after it
+    was opened is refused: some libraries would wait there for ever for the threads of the parent.
     """
 
     def __init__(self, session: Session, *, name: str, batch: BatchRange) -> None:
@@ -167,17 +169,19 @@ class CheckedSession:
         self._checks = [(s.name, np.dtype(s.dtype), s.item_shape, s.dtype.startswith("float")) for s in session.inputs]
         self._shapes = {s.name: s.item_shape for s in session.outputs}
         self._open = False
+        self._birthplace = Birthplace()
 
     def __enter__(self) -> Self:
         self._session.__enter__()
-        self._open = True
+        self._open, self._birthplace = True, Birthplace()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        self._session.__exit__(kind, error, trace)
+        if self._birthplace.here:  # in a forked child, to free it could wait for the parent's threads
+            self._session.__exit__(kind, error, trace)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch: graph input name → array, to graph output name → ``float32`` array.
@@ -185,6 +189,7 @@ class CheckedSession:
         Raises:
             InputError: a wrong name, dtype or shape, an empty or too large batch, a NaN or infinity.
             VggdeployError: the session is closed, or the model's answer is of another shape, or holds a NaN or infinity.
+            IncompatibleError: this process was forked after the session was opened.
         """
         session = self._opened()
         self.check(feeds)
@@ -237,6 +242,7 @@ class CheckedSession:
     def _opened(self) -> Session:
         if not self._open:
             raise VggdeployError(f"the session of {self.name} is closed", "use it inside its 'with' block")
+        self._birthplace.check(f"the session of {self.name}", again="open it")
         return self._session
 
     def _on_gpu(self, what: str) -> GpuSession:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vggdeploy.errors import BundleError, VggdeployError
 from vggdeploy.runtime.base import Array, Availability, Source, shareable
 from vggdeploy.system.cache import Cache, cache_home, key_of
+from vggdeploy.system.forks import SharedThreads
 from vggdeploy.system.machine import fingerprint, usable_cores
 from vggdeploy.system.optional import import_silent
 from vggdeploy.types import Device, Precision
@@ -36,6 +37,7 @@ _INFERENCE = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f1
 _CAPABILITIES = {Precision.BF16: "BF16", Precision.FP16: "FP16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
+_threads = SharedThreads("OpenVINO", remedy="use another backend there")
 
 
 @functools.cache
@@ -71,6 +73,7 @@ class OpenVinoSession:
 
     def __enter__(self) -> Self:
         source = self._source
+        _threads.take()
         config = {
             "PERFORMANCE_HINT": source.hint.upper(),
             "INFERENCE_NUM_THREADS": source.thread_count,

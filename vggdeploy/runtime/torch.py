@@ -12,7 +12,11 @@ from vggdeploy.errors import VggdeployError, first_line
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import new_with_weights
 from vggdeploy.runtime.base import Array, Availability, Source, shareable
+from vggdeploy.system.forks import SharedThreads
 from vggdeploy.types import Device
+
+# OpenMP has one pool of threads for the process.
+_pool = SharedThreads("PyTorch", remedy="give one thread (threads=1)")
 
 
 class TorchSession:
@@ -47,9 +51,17 @@ def use_threads(source: Source) -> None:
     """PyTorch's thread count is one number for the whole process.
 
     It changes only when a count was asked for, or when it is more than a container's quota lets run.
+
+    Raises:
+        IncompatibleError: several threads, in a child of a process that computed on several.
     """
-    if source.threads is not None or torch.get_num_threads() > source.thread_count:
-        torch.set_num_threads(source.thread_count)
+    threads = torch.get_num_threads()
+    if source.threads is not None or threads > source.thread_count:
+        threads = source.thread_count
+    if threads > 1:
+        _pool.take()
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
 
 
 def run_module(module: Any, feeds: Mapping[str, Array], source: Source) -> dict[str, Array]:

@@ -25,6 +25,7 @@ from vggdeploy.serve.common import Served, error_reply, known_error, served
 from vggdeploy.serve.guard import Guard
 from vggdeploy.serve.settings import Settings
 from vggdeploy.serve.telemetry import LOGGER, Metrics, say, write_to_stderr
+from vggdeploy.system.ending import end_with_parent
 from vggdeploy.system.machine import usable_cores
 
 SETTINGS_VARIABLE = "VGGDEPLOY_SERVE_SETTINGS"  # of worker processes: the Settings as JSON
@@ -58,6 +59,7 @@ def open_engine(settings: Settings, metrics: Metrics | None = None) -> AsyncEngi
 
 def worker_app() -> FastAPI:
     """The application of a worker process, which finds its settings in the environment."""
+    end_with_parent(signal.SIGTERM)  # else it would hold the port for ever when the supervisor is killed
     write_to_stderr()
     return create_app(msgspec.json.decode(os.environ[SETTINGS_VARIABLE], type=Settings))
 

@@ -7,7 +7,9 @@ number to a pipe at once, and a thread reads it: when the command has not ended 
 
 from __future__ import annotations
 
+import ctypes
 import math
+import multiprocessing
 import os
 import select
 import signal
@@ -23,6 +25,7 @@ from vggdeploy.system.drafts import remove_unfinished
 
 GRACE = 0.7  # seconds for Python's own order
 _PLACING_SECONDS = 5.0  # for a rename that a slow disk has under way
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
@@ -53,6 +56,16 @@ def end_within(seconds: float, number: int) -> None:
     timer = Timer(seconds, _end, (number,))
     timer.daemon = True
     timer.start()
+
+
+def end_with_parent(number: int) -> None:
+    """The kernel sends this signal here when the parent ends, also when it is killed. (Linux.)"""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it ended just before
+        os.kill(os.getpid(), number)
 
 
 def watch() -> None:

@@ -205,9 +205,19 @@ def check_writable(target: Path) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
     parent = next(path for path in target.absolute().parents if path.exists())
     try:
-        tempfile.TemporaryDirectory(prefix=f".{target.name}.try-", dir=parent).cleanup()
+        _make_nameless(parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
+
+
+def _make_nameless(directory: Path) -> None:
+    """Make a file that has no name, and is gone with this process, however that ends."""
+    try:
+        os.close(os.open(directory, os.O_WRONLY | os.O_TMPFILE, 0o600))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # a file system without such files
+            raise
+        tempfile.TemporaryFile(dir=directory).close()
 
 
 def _holds_current(directory: Path) -> bool:
