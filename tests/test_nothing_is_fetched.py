@@ -146,7 +146,7 @@ def test_a_server_speaks_to_its_loopback_alone(bundle_dir: Path, digit_png: Path
 
 @pytest.mark.slow
 def test_the_demo_speaks_to_nobody(tmp_path: Path) -> None:
-    assert vggdeploy("demo", "--seconds", "0.05", "--epochs", "1", home=tmp_path, code=4) == []
+    assert vggdeploy("demo", "--seconds", "0.05", home=tmp_path) == []
 
 
 @pytest.mark.slow

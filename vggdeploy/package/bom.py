@@ -163,12 +163,13 @@ def _tools(manifest: Manifest) -> set[tuple[str, str]]:
 
 
 def _tool(name: str, version: str) -> Json:
+    purl = f"pkg:pypi/{quote(name.lower().replace('_', '-'), safe='')}@{quote(version, safe='')}"
     return {
         "type": "library",
         "bom-ref": f"tool:{name}@{version}",
         "name": name,
         "version": version,
-        "purl": f"pkg:pypi/{quote(name.lower().replace('_', '-'), safe='')}@{quote(version, safe='')}",
+        **({"purl": purl} if name and version else {}),
         **({"licenses": _licences(_LICENCE)} if name == "vggdeploy" else {}),
     }
 
