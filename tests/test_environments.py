@@ -6,14 +6,18 @@ Each environment runs all verbs, in forked children of one process. Mounts need 
 from __future__ import annotations
 
 import functools
+import http.client
 import json
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +197,45 @@ def test_no_shared_memory(given: Path, tmp_path: Path, options: str) -> None:
         given, tmp_path / "home", *FEW, "bench-record", prefix=f"mount -t tmpfs -o {options} none /dev/shm"
     )
     all_succeed(answers)
+
+
+def test_a_server_of_64_descriptors_answers_again_when_a_hundred_callers_have_gone(given: Path, tmp_path: Path) -> None:
+    line = [
+        "bash",
+        "-ec",
+        'ulimit -n 64; exec "$@"',
+        "bash",
+        sys.executable,
+        "-m",
+        "vggdeploy",
+        "serve",
+        given / "bundle",
+    ]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        server = subprocess.Popen([*line, "--port", "0", "--threads", "1"], stdout=file, stderr=file)
+    try:
+        address = _address(server, log)
+        callers = [socket.create_connection(address, timeout=10) for _ in range(100)]
+        for caller in callers:
+            caller.close()
+        with closing(http.client.HTTPConnection(*address, timeout=60)) as connection:
+            connection.request("GET", "/v2/health/ready")
+            assert connection.getresponse().status == 200
+        server.terminate()
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait()
+    assert "Traceback" not in log.read_text()
+
+
+def _address(server: subprocess.Popen[bytes], log: Path) -> tuple[str, int]:
+    until = time.monotonic() + 180
+    while '"ready"' not in log.read_text():
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.05)
+    found = re.search(r"http://([0-9.]+):([0-9]+)", log.read_text())
+    assert found is not None
+    return found[1], int(found[2])

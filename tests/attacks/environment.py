@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ READERS = (
 
 
 def run_all(given: Path, root: Path, verbs: list[str]) -> dict[str, dict[str, object]]:
-    home = Home(root)
+    home = Home(root, Path(tempfile.mkdtemp(prefix="logs-")))  # the disk of the home may be full
     home.make(given)
     _prepare(home)
     answers = {}

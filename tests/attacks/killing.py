@@ -33,9 +33,13 @@ _AFTER_CHANGE = 0.01  # seconds
 
 @dataclass(frozen=True)
 class Home:
-    """Where a command runs: its working directory, its cache, its temporary files and its user's home."""
+    """Where a command runs: its working directory, its cache, its temporary files and its user's home.
+
+    ``logs``: where what it says is written. Default: beside it.
+    """
 
     root: Path
+    logs: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -43,7 +47,7 @@ class Home:
 
     @property
     def log(self) -> Path:
-        return self.root.with_suffix(".log")
+        return (self.logs or self.root.parent) / f"{self.root.name}.log"
 
     def make(self, given: Path) -> None:
         """Anew, with what the command is given in its working directory."""

@@ -28,6 +28,9 @@ from vggdeploy.system.ending import GRACE, end_within, patience
 from vggdeploy.system.machine import usable_cores
 
 _BACKLOG = 512
+# A worker that does not answer its supervisor for so long is replaced; so long it may take to import and open everything, also
+# in a reload. uvicorn's own 5 s end every worker of a busy machine before it has started.
+_STARTING_SECONDS = 120
 _CLOSING_SECONDS = 15.0  # after the last request: the engine, its threads, the workers
 
 
@@ -122,6 +125,7 @@ def _config(settings: Settings, app: object, *, factory: bool = False, workers: 
         backlog=_BACKLOG,
         limit_concurrency=settings.connections,
         timeout_keep_alive=15,
+        timeout_worker_healthcheck=_STARTING_SECONDS,
         # A request ends with settings.timeout at the latest, so nothing is cut off.
         timeout_graceful_shutdown=int(settings.timeout) + 5,
     )
