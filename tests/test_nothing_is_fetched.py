@@ -147,14 +147,3 @@ def test_a_server_speaks_to_its_loopback_alone(bundle_dir: Path, digit_png: Path
 @pytest.mark.slow
 def test_the_demo_speaks_to_nobody(tmp_path: Path) -> None:
     assert vggdeploy("demo", "--seconds", "0.05", home=tmp_path) == []
-
-
-@pytest.mark.slow
-def test_a_ray_cluster_of_this_machine_reports_nothing(bundle_dir: Path, digit_png: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    names = [
-        line
-        for line in vggdeploy("predict", bundle_dir, digit_png, "--ray", "local", home=tmp_path)
-        if "port 53" in line
-    ]
-    assert names == []
