@@ -88,9 +88,10 @@ def all_succeed(answers: dict[str, Any]) -> None:
 
 
 def drafts(answers: dict[str, Any]) -> list[str]:
-    """What was left over: temporary files, and names that begin with a dot."""
+    """What was left over: temporary files, and names that begin with a dot. Libraries keep some of their own."""
     names = [name for answer in answers.values() for name in answer["new"]]
-    return [n for n in names if n.startswith("tmp/") or re.search(r"/\.[^/]*(tmp|old|try)-", n)]
+    ours = [name for name in names if not name.startswith(("tmp/.ses", "tmp/torchinductor_"))]
+    return [n for n in ours if n.startswith("tmp/") or re.search(r"/\.[^/]*(tmp|old|try)-", n)]
 
 
 def test_paths_with_spaces_quotes_and_other_scripts(given: Path, tmp_path: Path) -> None:
@@ -181,11 +182,10 @@ def test_a_read_only_bundle_and_home(given: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     env = {"ENVIRONMENT_READ_ONLY": "work/bundle,user,cache"}
     answers = verbs_in(given, home, *FEW, *WITHIN_BUNDLE, "export", prefix="mount -t tmpfs none /mnt", env=env)
-    for verb in WITHIN_BUNDLE:
+    for verb in (*WITHIN_BUNDLE, "export"):
         answer = answers.pop(verb)
         assert answer["code"] not in (0, 3), verb
         assert re.search(r"read-only|mount point", answer["said"], re.IGNORECASE), (verb, answer["said"][-500:])
-    assert answers.pop("export")["code"] == 2  # the bundle is a mount point here
     all_succeed(answers)
     assert not drafts(answers)
 

@@ -28,7 +28,7 @@ READERS = (
     Verb("predict", ("predict", "bundle", "images")),
     Verb("inspect", ("inspect", "bundle")),
     Verb("verify", ("verify", "bundle", "--samples", "20")),
-    Verb("bench", ("bench", "bundle", "--variant", "onnx-fp32", "--batch", "1", "--seconds", "0.05", "--rounds", "1")),
+    Verb("bench", ("bench", "bundle", "--variant", "onnx-fp32", "--batch", "1", "--seconds", "0.05", "--rounds", "3")),
     Verb("summary", ("summary", "checkpoint")),
 )
 

@@ -124,3 +124,13 @@ def test_a_mask_that_lets_the_group_write_does_not_hide_a_directory_s_files(tmp_
             assert cache.read(KEY, "part", limit=9) == b"bytes"
     finally:
         os.umask(before)
+
+
+def test_a_user_whom_no_passwd_file_knows_has_the_root_as_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.delenv("VGGDEPLOY_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_home() == Path("/.cache/vggdeploy")

@@ -39,6 +39,7 @@ from vggdeploy.cli import (
 )
 from vggdeploy.cli.options import HABITS, invoked
 from vggdeploy.errors import EXIT_INTERRUPTED, UsageError, VggdeployError
+from vggdeploy.system.cache import user_home
 from vggdeploy.system.ending import watch
 
 app = typer.Typer(
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:
     """Run one command line; returns its exit code. Every error ends here."""
+    os.environ.setdefault("HOME", str(user_home()))  # some libraries cannot even be imported where nobody knows one
     try:
         # A command returns its exit code, or nothing for 0.
         if new := _new_spelling(args):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.records import Record
+from vggdeploy.system.cache import user_home
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -141,7 +142,7 @@ def check_split(split: str) -> Split:
 def user_cache() -> Path:
     """Where data sets are kept when no ``--data-dir`` is given."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vggdeploy" / "data"
+    return (Path(base) if base.startswith("/") else user_home() / ".cache") / "vggdeploy" / "data"
 
 
 def match_classes(

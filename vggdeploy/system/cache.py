@@ -36,6 +36,14 @@ _log = logging.getLogger("vggdeploy")
 _warned: set[str] = set()
 
 
+def user_home() -> Path:
+    """The user's directory; ``/`` without ``$HOME`` where no passwd file knows the user, as container engines have it."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 def cache_home() -> Path:
     """``$VGGDEPLOY_CACHE``, else ``vggdeploy`` in ``$XDG_CACHE_HOME``, else ``~/.cache/vggdeploy``."""
     own = os.environ.get("VGGDEPLOY_CACHE", "")
@@ -43,7 +51,7 @@ def cache_home() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification: a relative path there is invalid, and to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "vggdeploy"  # noqa: PTH117
+    return (Path(base) if os.path.isabs(base) else user_home() / ".cache") / "vggdeploy"  # noqa: PTH117
 
 
 def key_of(about: object) -> str:
