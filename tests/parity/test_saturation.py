@@ -29,13 +29,16 @@ def bounds(model: onnx.ModelProto) -> list[ProductBound]:
 
 
 def neighbours(weights: Array) -> list[Array]:
-    """The weights of each output channel, pair by pair, written once more: blocks of channels, and rows of an image."""
+    """The weights of each output channel, pair by pair, written once more: blocks of channels, rows of an image, and of one
+    channel rows of the kernel."""
     outputs, channels, positions = weights.shape
     even = np.pad(weights, ((0, 0), (0, channels % 2), (0, 0)))
     blocks = [even[:, [c, c + 1], p] for c in range(0, channels, 2) for p in range(positions)]
     row = np.moveaxis(weights, 1, 2).reshape(outputs, -1)
     row = np.pad(row, ((0, 0), (0, row.shape[1] % 2)))
-    return blocks + [row[:, k : k + 2] for k in range(0, row.shape[1], 2)]
+    width = round(positions**0.5)
+    rows = [weights[:, 0, p : p + 2] for p in range(positions) if p % width % 2 == 0 and p % width + 1 < width]
+    return blocks + [row[:, k : k + 2] for k in range(0, row.shape[1], 2)] + (rows if channels == 1 else [])
 
 
 def saturated_by_the_worst_image(weights: Array) -> Array:

@@ -6,11 +6,13 @@ bits; what follows adds in 32. ONNX Runtime and OpenVINO use it on such CPUs. Tw
 
 Which weights are neighbours is known, and tests/parity/test_saturation.py measures it on both libraries: weights of the
 input channels 2j and 2j+1 at one position of the kernel (OpenVINO), and of the places 2j and 2j+1 of a row in which the
-channels of a position lie together (ONNX Runtime). For an even number of channels these are the same pairs.
+channels of a position lie together (ONNX Runtime). For an even number of channels these are the same pairs. Of one channel alone
+OpenVINO's AVX-512 kernels take the places 2j and 2j+1 of each row of the kernel.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ Array = NDArray[Any]
 Interval = tuple[float, float]
 
 _NAMED = 8  # channels that a record names
+CODE = 127  # the largest of a weight; -128 is never used, so that weights are symmetric
 _ROWS = 256  # output channels that are looked at together: fc6 of a VGG-16 has 100 million weights
 _SIGNED_OFFSET = 128  # what kernels add to signed activations, as the instruction wants unsigned ones
 _WORST_BYTE, _WORST_WEIGHT = 255, 128
@@ -103,6 +106,9 @@ def pairings(channels: int, positions: int) -> list[NDArray[np.int64]]:
     if channels % 2 and positions > 1:
         row = places.T.reshape(-1)
         found.append(row[: row.size // 2 * 2].reshape(-1, 2))
+    width = math.isqrt(positions)
+    if channels == 1 and width > 1 and width**2 == positions:
+        found.append(places.reshape(width, width)[:, : width // 2 * 2].reshape(-1, 2))
     return found
 
 
@@ -118,6 +124,39 @@ def widest_pairs(weights: Array) -> NDArray[np.int64]:
             # The sum of two weights of opposite sign is no larger than one of them alone.
             found[part] = np.maximum(found[part], _largest(np.add(first, second, dtype=np.int16)))
     return found
+
+
+Places = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # rows, and the columns of both neighbours
+
+
+def narrow(codes: Array, steps: Array, places: Places, limit: int) -> None:
+    """Move each pair that is too wide to the nearest one that fits, in place. Magnitudes only shrink, so that a pair that
+    fits stays one that fits.
+
+    Args:
+        codes, steps: ``[outputs, inputs · positions]``; whole numbers of the scale, and the weights before they were rounded.
+        limit: what two neighbours of one sign may be together.
+    """
+    over = np.abs(codes[places[0], places[1]] + codes[places[0], places[2]]) > limit
+    row, here, there = (place[over] for place in places)
+    sign = np.sign(codes[row, here])
+    a, b = (np.clip(steps[row, i], codes[row, i] - 0.5, codes[row, i] + 0.5) * sign for i in (here, there))
+    kept = np.clip(np.rint((limit + a - b) / 2), limit - CODE, CODE)
+    codes[row, here], codes[row, there] = sign * kept, sign * (limit - kept)
+
+
+def fitting_codes(steps: Array, limit: int) -> Array:
+    """The whole numbers ``[outputs, inputs, positions]`` that weights are rounded to of which no pair may be too wide.
+
+    Args:
+        steps: the weights in steps of their scale.
+    """
+    rows = steps.reshape(len(steps), -1)
+    codes = np.clip(np.rint(rows), -CODE, CODE)
+    for pairs in pairings(*steps.shape[1:]):
+        row, pair = np.nonzero(np.abs(codes[:, pairs[:, 0]] + codes[:, pairs[:, 1]]) > limit)
+        narrow(codes, rows, (row, pairs[pair, 0], pairs[pair, 1]), limit)
+    return codes.reshape(steps.shape)
 
 
 def _largest(rows: Array) -> NDArray[np.int64]:

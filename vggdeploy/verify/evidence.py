@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdeploy.parity.saturation import CODE, fitting_codes
 from vggdeploy.types import Precision
 from vggdeploy.verify.segments import Rounding
 
@@ -49,6 +50,18 @@ def rounding_tolerance(want: Array, precision: Precision, scale: Array | None) -
         return size
     whole = peak if scale.size > 1 else peak.max()
     return np.broadcast_to(np.minimum(_column(scale, want.ndim), whole / 63) * 0.51 + 1e-12, want.shape)
+
+
+def rounded_to_fit(got: Array, want: Array, scale: Array, limit: int) -> bool:
+    """Whether INT8 weights ``[out, in, …]`` are the network's, rounded so that no two neighbours exceed ``limit`` steps: each
+    is half a step from the network's, and those of a pair that would be wider are where the quantiser moves them to."""
+    whole = np.abs(want).reshape(len(want), -1).max(1, initial=0)
+    if got.shape != want.shape or (scale > (whole if scale.size > 1 else whole.max()) / 63).any():
+        return False
+    steps, made = (w.reshape(*w.shape[:2], -1) / _column(scale.reshape(-1), 3) for w in (want, got))
+    codes = fitting_codes(steps, limit)
+    moved = codes != np.clip(np.rint(steps), -CODE, CODE)
+    return bool((np.abs(made - np.where(moved, codes, steps)) <= np.where(moved, 1.01, 0.51)).all())
 
 
 def _distance(got: Array, want: Array) -> Array:

@@ -12,15 +12,18 @@ from onnx import NodeProto
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vggdeploy.bundle.variant import INT16
 from vggdeploy.errors import BuildError, first_line
 from vggdeploy.model.layers import layers_of
 from vggdeploy.model.outputs import INPUT, LOGITS
 from vggdeploy.model.vgg import VGG, fold_batch_norm
 from vggdeploy.parity.metrics import OutputStats
+from vggdeploy.parity.saturation import int8_products
 from vggdeploy.records import Evidence, LayerParity, OutputParity
 from vggdeploy.types import Precision
 from vggdeploy.verify.evidence import (
     differ,
+    rounded_to_fit,
     rounding_tolerance,
     wrong_bias,
     wrong_pixels,
@@ -76,6 +79,8 @@ class Examination:
             raise BuildError("the file has no convolution that is recognised", _WRITE)
         self.findings: list[Finding] = []
         self.rows: dict[str, LayerParity] = {}
+        # What two neighbouring weights of an INT8 product may be together; there are none without a quantised input.
+        self._limits = {p.node.output[0]: INT16 // p.high for p in int8_products(graph.model.graph, {})}
         self._network = _products(model)
         self._state = fold_batch_norm(model).state_dict()
         self._keys = {name: key for key, name in layer_names(model.spec).items()}
@@ -201,7 +206,8 @@ class Examination:
             got, name = _oriented(product, _wide(values[product.input[1]])), self._graph.bias(product)
             scale = self._graph.weight(product)[1]
             tolerance = rounding_tolerance(weight.numpy(), self._precision, scale)
-            if text := wrong_weights(got, weight.numpy(), tolerance, rows):
+            fits = self._rounded_to_fit(product, got, weight.numpy(), scale)
+            if text := "" if fits else wrong_weights(got, weight.numpy(), tolerance, rows):
                 self._blame(layer, "weights", text)
                 return
             own = torch.from_numpy(_wide(values[name]).reshape(-1)) if name else None
@@ -213,6 +219,10 @@ class Examination:
                 self._blame(layer, "weights", text, 0 if scale is None or own is None else 2)
             start = product.output[0]
         self._compare(segment, values, made, _SUMS[self._precision])
+
+    def _rounded_to_fit(self, product: NodeProto, got: Array, want: Array, scale: Array | None) -> bool:
+        limit = self._limits.get(product.output[0])
+        return scale is not None and limit is not None and rounded_to_fit(got, want, scale, limit)
 
     def _bias_tolerance(self, bias: Array, scale: Array | None, error: Tensor) -> Array:
         """Half a step; of an INT8 layer any bias that takes back what rounding did to a channel's mean, as bias correction

@@ -15,14 +15,13 @@ import onnx
 from numpy.typing import NDArray
 
 from vggdeploy.bundle.variant import INT16
-from vggdeploy.parity.saturation import int8_products, pairings, widest_pairs
+from vggdeploy.parity.saturation import CODE, Places, int8_products, narrow, pairings, widest_pairs
 
 Array = NDArray[Any]
 
 _FACTORS = np.linspace(1, 2, 9, dtype=np.float32)
 # After a ReLU all inputs are positive, so rounding errors of one sign add up: how much their sum counts beside their squares.
 _COMMON = 0.3
-_CODE = 127  # the largest; -128 is never used, so that weights are symmetric
 _ROWS = 16  # output channels that are rounded together
 
 
@@ -71,10 +70,9 @@ def fitted(exact: Array, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float
     codes = np.zeros(steps.shape, np.int8)
     for factor in _FACTORS:
         scaled = steps / factor
-        found = np.rint(scaled)
-        np.clip(found, -_CODE, _CODE, out=found)
+        found = np.clip(np.rint(scaled), -CODE, CODE)
         for places in wide:
-            _narrow(found, scaled, places, limit)
+            narrow(found, scaled, places, limit)
         wrong = found - scaled
         error = (np.einsum("oi,oi->o", wrong, wrong) + _COMMON * np.square(wrong.sum(axis=1))) * factor**2
         better = error < best
@@ -82,24 +80,10 @@ def fitted(exact: Array, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float
     return codes.reshape(exact.shape), factors
 
 
-Places = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # rows, and the columns of both neighbours
-
-
 def _wide(codes: Array, pairs: NDArray[np.int64], limit: int) -> Places:
     """The pairs that are too wide with some factor: a larger one narrows them, but for rounding."""
     row, pair = np.nonzero(np.abs(codes[:, pairs[:, 0]] + codes[:, pairs[:, 1]]) > limit - 2)
     return row, pairs[pair, 0], pairs[pair, 1]
-
-
-def _narrow(codes: Array, steps: Array, places: Places, limit: int) -> None:
-    """Move each pair that is too wide to the nearest one that fits, in place. Magnitudes only shrink, so that a pair that
-    fits stays one that fits."""
-    over = np.abs(codes[places[0], places[1]] + codes[places[0], places[2]]) > limit
-    row, here, there = (place[over] for place in places)
-    sign = np.sign(codes[row, here])
-    a, b = (np.clip(steps[row, i], codes[row, i] - 0.5, codes[row, i] + 0.5) * sign for i in (here, there))
-    kept = np.clip(np.rint((limit + a - b) / 2), limit - _CODE, _CODE)
-    codes[row, here], codes[row, there] = sign * kept, sign * (limit - kept)
 
 
 def _set(tensor: onnx.TensorProto, values: Array) -> None:
