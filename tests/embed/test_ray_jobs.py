@@ -210,7 +210,7 @@ def test_a_node_that_dies_costs_no_row(bundle_dir: Path, images: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--ray", "127.0.0.1:1", "--output", "logits"], 1, "no Ray cluster at 127.0.0.1:1"),
+        (["--ray", "127.0.0.1:1", "--output", "logits"], 1, "no Ray cluster answers at 127.0.0.1:1"),
         (["--ray", "local", "--shard", "0", "--output", "logits"], 2, "images in a shard cannot be 0"),
         (["--ray", "local", "--output", "fc9"], 2, "fc9"),
         (["--ray", "local", "--strict"], 2, "--strict does not go with --ray"),

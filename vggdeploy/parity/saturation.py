@@ -6,8 +6,8 @@ bits; what follows adds in 32. ONNX Runtime and OpenVINO use it on such CPUs. Tw
 
 Which weights are neighbours is known, and tests/parity/test_saturation.py measures it on both libraries: weights of the
 input channels 2j and 2j+1 at one position of the kernel (OpenVINO), and of the places 2j and 2j+1 of a row in which the
-channels of a position lie together (ONNX Runtime). For an even number of channels these are the same pairs. Of one channel alone
-OpenVINO's AVX-512 kernels take the places 2j and 2j+1 of each row of the kernel.
+channels of a position lie together (ONNX Runtime). For an even number of channels these are the same pairs. Of one channel
+alone OpenVINO's AVX-512 kernels take the places 2j and 2j+1 of each row of the kernel.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from vggdeploy.system.ending import patience
 from vggdeploy.system.ray import cluster, ray_module
 
 NAME = "vggdeploy"
-_CLOSING_SECONDS = 30.0  # for replicas and a cluster of this machine to end
+_CLOSING_SECONDS = 60.0  # after the last request: replicas, proxies, and the processes of a local cluster
 _BATCH = 32  # of a variant that takes more
 
 
