@@ -71,7 +71,7 @@ def serve_on_ray(settings: Settings, address: str, *, on_start: Callable[[str], 
         on_start(f"http://{settings.host}:{port}")
         with patience(terminate=settings.timeout + _CLOSING_SECONDS, interrupt=settings.timeout + _CLOSING_SECONDS):
             code = _wait()
-        serve.shutdown()
+            serve.shutdown()
     return code
 
 
