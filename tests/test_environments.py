@@ -39,7 +39,7 @@ FEW = (
     *READERS,
 )
 
-pytestmark = pytest.mark.late
+pytestmark = pytest.mark.slow
 
 
 @functools.cache

@@ -102,8 +102,8 @@ def test_a_command_killed_at_its_writes_leaves_the_old_or_the_new_bundle(
 @pytest.mark.parametrize(
     ("kills", "verbs"),
     [
-        pytest.param(6, ["embed-npy", "package-slim", "sign", "verify-record"], marks=pytest.mark.late),
-        pytest.param(1, ["reload-1", "reload-2"], marks=pytest.mark.late),
+        pytest.param(6, ["embed-npy", "package-slim", "sign", "verify-record"], marks=pytest.mark.slow),
+        pytest.param(1, ["reload-1", "reload-2"], marks=pytest.mark.slow),
         pytest.param(8, [], marks=pytest.mark.slow),  # all
     ],
 )
