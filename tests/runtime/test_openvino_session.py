@@ -123,6 +123,13 @@ def test_bf16_is_computed_in_bf16(bundle: Bundle) -> None:
         assert set(session.unchecked.computes_in()) == {"bf16"}  # type: ignore[attr-defined]
 
 
+def test_kernels_that_may_not_use_bf16_run_no_bf16_variant(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO names BF16 as soon as the CPU has it, and then has no kernel to run it with."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert not runnable(fp32(bundle, Precision.BF16)).runs
+    assert runnable(fp32(bundle)).runs
+
+
 def test_a_cpu_without_bf16_runs_no_bf16_variant(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     module = get_backend("openvino").load()
     monkeypatch.setattr(module, "_CAPABILITIES", {Precision.BF16: "none of this CPU's"})

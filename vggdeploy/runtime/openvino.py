@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ _DIGEST = hashlib.sha256().digest_size
 _DEVICE = "CPU"
 # What OpenVINO computes in where a graph does not say it. Left alone it takes BF16 for FP32 graphs on CPUs that have it.
 _INFERENCE = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
+# In the names of oneDNN's instruction sets that have arithmetic in 16 bits.
+_NARROW_ISAS = ("BF16", "FP16", "AMX", "AVX10", "VNNI_2", "ALL", "DEFAULT")
 _CAPABILITIES = {Precision.BF16: "BF16", Precision.FP16: "FP16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
@@ -52,7 +55,9 @@ def probe(device: Device) -> Availability:
         found = core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
         return Availability(False, str(device), told(error), "reinstall it: pip install --force-reinstall openvino")
-    lacks = tuple(precision for precision, name in _CAPABILITIES.items() if name not in found)
+    kept = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    narrow = any(word in kept for word in _NARROW_ISAS)  # OpenVINO asks the CPU, whatever its kernels may use of it
+    lacks = tuple(precision for precision, name in _CAPABILITIES.items() if name not in found or not narrow)
     return Availability(True, str(device), version=ov.__version__.partition("-")[0], lacks=lacks)
 
 
