@@ -91,6 +91,7 @@ def test_what_is_no_bundle_is_exit_code_1(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("any_graph")
 def test_a_damaged_onnx_is_exit_code_1_and_debug_shows_the_library_s_log(tmp_path, onnx_file, capsys):
     (tmp_path / "cut.onnx").write_bytes(onnx_file.read_bytes()[:4000])
     root = write_bundle(tmp_path / "cut", {Precision.FP16: tmp_path / "cut.onnx"}).root
