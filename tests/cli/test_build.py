@@ -91,13 +91,16 @@ def test_what_is_no_bundle_is_exit_code_1(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_a_damaged_onnx_is_exit_code_1_before_the_library_sees_it(tmp_path, onnx_file, capsys):
+@pytest.mark.usefixtures("any_graph")
+def test_a_damaged_onnx_is_exit_code_1_and_debug_shows_the_library_s_log(tmp_path, onnx_file, capsys):
     (tmp_path / "cut.onnx").write_bytes(onnx_file.read_bytes()[:4000])
     root = write_bundle(tmp_path / "cut", {Precision.FP16: tmp_path / "cut.onnx"}).root
     assert run(["build", str(root)]) == 1
     quiet = capsys.readouterr().err
-    assert "model.onnx is not ONNX: it is damaged or cut short" in quiet
+    assert "cannot read model.onnx: Failed to parse the ONNX model" in quiet
     assert "Traceback" not in quiet
+    assert run(["build", str(root)], debug=True) == 1
+    assert "MODEL_DESERIALIZE_FAILED" in capsys.readouterr().err
 
 
 def test_an_fp32_onnx_that_calls_itself_fp16_is_exit_code_3(tmp_path, onnx_files, capsys):
