@@ -16,6 +16,7 @@ from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME
 from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.errors import ParityError
+from vggdeploy.system.sealed import HashedFile
 
 
 class KeyTarget(Target):
@@ -49,7 +50,7 @@ class ArrayTarget(Target):
     def attempt(self, data: bytes) -> str:
         from vggdeploy.bundle.arrays import read_array
 
-        read_array(self.write("array.npy", data), self._manifest.outputs[0])
+        read_array(HashedFile.of(self.write("array.npy", data)), self._manifest.outputs[0])
         return "accepted"
 
 
