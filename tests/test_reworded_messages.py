@@ -14,7 +14,7 @@ import pytest
 import vggdeploy
 
 TESTS = Path(__file__).parent
-pytestmark = pytest.mark.slow  # and red: words of the model files' grammar are reworded as if they were messages
+pytestmark = pytest.mark.late  # every message in turn takes minutes
 
 
 def run_cases(bundle: Path, directory: Path, way: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-from attacks.killing import Count, Home, ended, start, survivors
+from attacks.killing import Count, Home, Rounds, ended, start, survivors
 from attacks.whole_files import half_written
 
 from vggdeploy.system.exchange import exchange
@@ -20,7 +20,7 @@ _LIMIT = 120.0
 _PATIENCE = 60.0  # a worker that is just starting learns of it when it has imported everything
 
 
-class ServerKiller:
+class ServerKiller(Rounds):
     """Starts a server, exchanges its bundle, tells it to reload, and kills it at a random moment of that."""
 
     def __init__(self, given: Path, work: Path, *, workers: int, seed: int) -> None:
@@ -36,16 +36,6 @@ class ServerKiller:
         self.duration = time.monotonic() - began
         self._end(server)
         self.clean = self.home.names()
-
-    def rounds(self, kills: int, *, each: int = 4) -> Count:
-        began = time.monotonic()
-        while self.count.kills < kills:
-            self.home.make(self.given)
-            for _ in range(min(each, kills - self.count.kills)):
-                self.kill()
-            self.finish()
-        self.count.seconds = round(time.monotonic() - began, 1)
-        return self.count
 
     def kill(self) -> None:
         server = self._started()

@@ -166,8 +166,32 @@ class Count:
     seconds: float = 0.0
 
 
-class Killer:
-    """Kills one verb again and again: a few times in the home that the last one left, then the verb runs to its end.
+class Rounds:
+    """Kills, a few times in the home that the last kill left, then a whole run that has to tidy up."""
+
+    given: Path
+    home: Home
+    count: Count
+
+    def rounds(self, kills: int, *, each: int = 4) -> Count:
+        began = time.monotonic()
+        while self.count.kills < kills:
+            self.home.make(self.given)
+            for _ in range(min(each, kills - self.count.kills)):
+                self.kill()
+            self.finish()
+        self.count.seconds = round(time.monotonic() - began, 1)
+        return self.count
+
+    def kill(self) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        raise NotImplementedError
+
+
+class Killer(Rounds):
+    """Kills one verb again and again.
 
     Args:
         judge: names what is half-written in a working directory.
@@ -182,16 +206,6 @@ class Killer:
             self.home.make(given)
             self.duration, self.changes = whole(verb.arguments, self.home)
         self.clean = self.home.names()
-
-    def rounds(self, kills: int, *, each: int = 4) -> Count:
-        began = time.monotonic()
-        while self.count.kills < kills:
-            self.home.make(self.given)
-            for _ in range(min(each, kills - self.count.kills)):
-                self.kill()
-            self.finish()
-        self.count.seconds = round(time.monotonic() - began, 1)
-        return self.count
 
     def kill(self) -> None:
         for _ in range(20):

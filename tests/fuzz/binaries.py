@@ -70,10 +70,7 @@ class ImageTarget(Target):
     def good(self) -> bytes:
         return self._images[0]
 
-    def input(self, number: int, seed: int) -> bytes:
-        if number < len(self.corpus):
-            return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+    def changed(self, chance: random.Random) -> bytes:
         return mutations.changed_bytes(chance.choice(self._images), chance)
 
     def attempt(self, data: bytes) -> str:
@@ -95,10 +92,7 @@ class WeightsTarget(Target):
     def good(self) -> bytes:
         return self._files[0]
 
-    def input(self, number: int, seed: int) -> bytes:
-        if number < len(self.corpus):
-            return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+    def changed(self, chance: random.Random) -> bytes:
         data = chance.choice(self._files)
         at = data.find(b"\x80\x02")  # the pickle: nearly all of the structure
         if chance.random() < 0.6:
@@ -166,10 +160,7 @@ class SafetensorsTarget(Target):
     def good(self) -> bytes:
         return (self.home / "checkpoint" / WEIGHTS_NAME).read_bytes()
 
-    def input(self, number: int, seed: int) -> bytes:
-        if number < len(self.corpus):
-            return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+    def changed(self, chance: random.Random) -> bytes:
         good = self.good()
         size = int.from_bytes(good[:8], "little")
         if chance.random() < 0.6:

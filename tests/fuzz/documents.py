@@ -19,6 +19,7 @@ from vggdeploy.bundle.manifest import UNSEALED
 from vggdeploy.bundle.trust import Trust, read_policy, signer_rules
 from vggdeploy.bundle.variant import Variant
 from vggdeploy.errors import ParityError
+from vggdeploy.system.sealed import HashedFile
 
 
 class ManifestTarget(Target):
@@ -105,10 +106,7 @@ class RecipeTarget(Target):
 
         return to_toml(Recipe()).encode()
 
-    def input(self, number: int, seed: int) -> bytes:
-        if number < len(self.corpus):
-            return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+    def changed(self, chance: random.Random) -> bytes:
         if chance.random() < 0.2:
             return mutations.changed_bytes(self.good(), chance)
         import tomllib
@@ -134,10 +132,7 @@ class PolicyTarget(Target):
     def good(self) -> bytes:
         return b'schema_version = 1\ntrusted_keys = ["release.pub"]\n'
 
-    def input(self, number: int, seed: int) -> bytes:
-        if number < len(self.corpus):
-            return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+    def changed(self, chance: random.Random) -> bytes:
         if chance.random() < 0.4:
             return mutations.changed_bytes(self.good(), chance)
         return mutations.to_toml(mutations.changed_document(self.good_document, chance), chance)
@@ -209,7 +204,10 @@ class EngineTarget(Target):
             preflight.mismatch(variant, host)
         chance = random.Random(data)
         head = preflight._RTX_HEADER.pack(b"vtrt", 2, 4096, 1, 7, 1, 116, b"vtrt", 8)
-        preflight.check_file(variant, self.write("model.engine", mutations.changed_bytes(head + bytes(4056), chance)))
+        with HashedFile.of(
+            self.write("model.engine", mutations.changed_bytes(head + bytes(4056), chance))
+        ).open() as file:
+            preflight.check_engine(variant, file)
         return "accepted"
 
 
@@ -226,10 +224,7 @@ class ReportTarget(Target):
     def good(self) -> bytes:
         return msgspec.json.encode(self._results[0])
 
-    def input(self, number: int, seed: int) -> bytes:
-        if number < len(self.corpus):
-            return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+    def changed(self, chance: random.Random) -> bytes:
         result = chance.choice(self._results)
         if chance.random() < 0.15:
             return mutations.changed_bytes(msgspec.json.encode(result), chance)
@@ -262,10 +257,7 @@ class SearchTarget(Target):
     def good(self) -> bytes:
         return msgspec.json.encode(self._progress)
 
-    def input(self, number: int, seed: int) -> bytes:
-        if number < len(self.corpus):
-            return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+    def changed(self, chance: random.Random) -> bytes:
         if chance.random() < 0.2:
             return mutations.changed_bytes(self.good(), chance)
         return mutations.to_json(mutations.document_of(json.loads(self.good()), self._kind, chance), chance)

@@ -41,7 +41,10 @@ class Target:
         """The input of that number: the corpus first, then mutations. The same ones for the same seed."""
         if number < len(self.corpus):
             return self.corpus[number]
-        chance = random.Random(f"{self.name} {seed} {number}")
+        return self.changed(random.Random(f"{self.name} {seed} {number}"))
+
+    def changed(self, chance: random.Random) -> bytes:
+        """A mutation of what is good: of its bytes, or of the document."""
         if self.kind is None or chance.random() < 0.2:
             return mutations.changed_bytes(chance.choice([self.good(), *self.corpus]), chance)
         return self.document(chance)

@@ -34,7 +34,7 @@ def counted(home: Path, inputs: dict[str, int]) -> list[runner.Count]:
         return list(pool.map(lambda name: runner.count(home, name, inputs[name], limit=30), inputs))
 
 
-@pytest.mark.slow
+@pytest.mark.late
 def test_what_we_parse_ourselves_is_refused_or_harmless(home: Path) -> None:
     assert INPUTS.keys() == OURS.keys()
     found = counted(home, INPUTS)
@@ -44,14 +44,14 @@ def test_what_we_parse_ourselves_is_refused_or_harmless(home: Path) -> None:
     assert [c.target for c in found if not c.outcomes["accepted"]] in ([], ["engine-file"])  # that one needs a GPU
 
 
-@pytest.mark.slow
+@pytest.mark.late
 def test_what_goes_on_to_a_library_is_refused_or_harmless(home: Path) -> None:
     assert OF_LIBRARIES.keys() == LIBRARIES.keys()
     found = counted(home, OF_LIBRARIES)
     assert {c.target: c.failures for c in found if c.failed} == {}
 
 
-@pytest.mark.slow
+@pytest.mark.late
 def test_the_runner_tells_every_harm_and_whose_it_is(home: Path) -> None:
     found = runner.count(home, FaultTarget.name, len(FaultTarget.harms), limit=5)
     assert found.outcomes == {"refused": 1, "accepted": 2, "crash": 2, "hang": 1, "traceback": 1, "memory": 2}

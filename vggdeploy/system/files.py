@@ -203,9 +203,8 @@ def check_writable(target: Path) -> None:
     """
     if os.path.ismount(target):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
-    if (
-        target.exists() and os.statvfs(target).f_flag & os.ST_RDONLY
-    ):  # a bind mount of the same disk is no mount to `ismount`
+    # A bind mount of the same disk is no mount to `ismount`.
+    if target.exists() and os.statvfs(target).f_flag & os.ST_RDONLY:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target))
     parent = next(path for path in target.absolute().parents if path.exists())
     try:

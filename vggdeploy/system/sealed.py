@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggdeploy.errors import BundleError, IntegrityError
-from vggdeploy.system.files import open_regular
+from vggdeploy.system.files import open_regular, sha256_of
 
 _BLOCK = 2**20
 _MAX_NAME = 128  # bytes; the kernel takes 249
@@ -89,8 +89,7 @@ class HashedFile:
     @classmethod
     def of(cls, path: Path) -> HashedFile:
         """A file of our own, as it is now."""
-        with open_regular(path) as file:
-            return cls(path, hashlib.file_digest(file, "sha256").hexdigest())
+        return cls(path, sha256_of(path))
 
     @contextmanager
     def open(self) -> Iterator[SealedFile]:

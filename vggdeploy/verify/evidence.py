@@ -73,11 +73,12 @@ def _column(values: Array, dimensions: int) -> Array:
     return values.reshape(-1, *[1] * (dimensions - 1))
 
 
-def wrong_weights(got: Array, want: Array, tolerance: Array, rows: str) -> str:
-    """Weights ``[out, in, …]``; "" where they are right. ``rows``: what an output is called, such as a channel."""
+def wrong_weights(got: Array, want: Array, tolerance: Array, rows: str, *, also: Callable[[], bool] = bool) -> str:
+    """Weights ``[out, in, …]``; "" where they are right. ``rows``: what an output is called, such as a channel; ``also``: asked
+    only where they are farther off than ``tolerance``, whether they are right all the same."""
     if got.shape != want.shape:
         return f"has weights of {_shape(got)} where the network has {_shape(want)}"
-    if (_distance(got, want) <= tolerance).all():
+    if (_distance(got, want) <= tolerance).all() or also():
         return ""
     return next(_changes(got, want, tolerance, rows))
 

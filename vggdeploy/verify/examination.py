@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,8 +207,8 @@ class Examination:
             got, name = _oriented(product, _wide(values[product.input[1]])), self._graph.bias(product)
             scale = self._graph.weight(product)[1]
             tolerance = rounding_tolerance(weight.numpy(), self._precision, scale)
-            fits = self._rounded_to_fit(product, got, weight.numpy(), scale)
-            if text := "" if fits else wrong_weights(got, weight.numpy(), tolerance, rows):
+            fits = partial(self._rounded_to_fit, product, got, weight.numpy(), scale)
+            if text := wrong_weights(got, weight.numpy(), tolerance, rows, also=fits):
                 self._blame(layer, "weights", text)
                 return
             own = torch.from_numpy(_wide(values[name]).reshape(-1)) if name else None

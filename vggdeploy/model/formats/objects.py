@@ -10,9 +10,9 @@ from vggdeploy.model.formats.archive import Archive
 from vggdeploy.model.formats.chain import Shape, refused
 from vggdeploy.model.formats.pickles import Made, Name, Reader, Stored
 
-_REBUILD, _EMPTY = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
-_TAG, _NUMBERS = "torch.jit._pickle restore_type_tag", "torch.jit._pickle build_intlist"
-_STORAGES = {f"torch {name}Storage": size for name, size in
+_REBUILD, _EMPTY = "torch._utils:_rebuild_tensor_v2", "collections:OrderedDict"
+_TAG, _NUMBERS = "torch.jit._pickle:restore_type_tag", "torch.jit._pickle:build_intlist"
+_STORAGES = {f"torch:{name}Storage": size for name, size in
              {"Float": 4, "Half": 2, "BFloat16": 2, "Byte": 1, "Double": 8}.items()}  # fmt: skip
 _TYPES = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16"}
 _DEBUG, _TABLE = ".debug_pkl", "FORMAT_WITH_STRING_TABLE"
@@ -124,7 +124,7 @@ class _Objects:
                     whole = self._stored.get(key) == count * _STORAGES[kind] and self._used.get(key, count) == count
                     if whole and min(shape) > 0 and last < count:
                         self._used[key] = count
-                        return Tensor(shape, _TYPES.get(kind.removeprefix("torch ").removesuffix("Storage"), kind))
+                        return Tensor(shape, _TYPES.get(kind.removeprefix("torch:").removesuffix("Storage"), kind))
         raise refused(self._file, "it has a tensor that is not in its data")
 
 

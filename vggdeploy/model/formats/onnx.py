@@ -216,7 +216,7 @@ class _Reader:
                 name = _text(each)
             else:
                 for _, tensor, _ in self.known(_bytes(each), {1: _skip}, "type"):
-                    for place, part, _ in self.known(_bytes(tensor), {1: _skip, 2: _skip}, "tensor type"):
+                    for place, part, _ in self.known(_bytes(tensor), {1: _skip, 2: _skip}, "tensor_type"):
                         kind, shape = (_number(part), shape) if place == 1 else (kind, self.shape(part))
         return Info(name, kind, shape)
 
@@ -302,7 +302,7 @@ _ONCE: dict[str, frozenset[int]] = {
     "tensor": frozenset({2, 3, 8, 9, 12, 14}),
     "value": frozenset({1, 2, 3}),
     "type": frozenset(range(1, 30)),
-    "tensor type": frozenset({1, 2}),
+    "tensor_type": frozenset({1, 2}),
     "shape": frozenset(),
     "axis": frozenset({1, 2, 3}),
     "opset": frozenset({1, 2}),

@@ -12,12 +12,12 @@ from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.formats.chain import refused
 
 MAX_OPCODES = 1_000_000
-_OWN = re.compile(r"__torch__(\.[A-Za-z0-9_]+)* [A-Za-z0-9_]+")
+_OWN = re.compile(r"__torch__(\.[A-Za-z0-9_]+)*:[A-Za-z0-9_]+")
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that the pickle names: ``torch FloatStorage``."""
+    """A class or function that the pickle names: ``torch:FloatStorage``."""
 
     text: str
 
@@ -78,7 +78,7 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any, int]]:
         elif kind == _LINES:
             middle = data.index(b"\n", at)
             end = data.index(b"\n", middle + 1)
-            argument, at = f"{data[at:middle].decode('ascii')} {data[middle + 1 : end].decode('ascii')}", end + 1
+            argument, at = f"{data[at:middle].decode('ascii')}:{data[middle + 1 : end].decode('ascii')}", end + 1
         elif kind == _LONG:
             argument, at = int.from_bytes(data[at + 1 : at + 1 + data[at]], "little", signed=True), at + 1 + data[at]
         elif kind:

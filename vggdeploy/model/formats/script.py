@@ -156,7 +156,7 @@ class Script:
 
     def _fits(self, module: Module) -> None:
         """An object has the attributes of its class, each of its type: PyTorch itself would believe the code."""
-        name = module.kind.replace(" ", ".")
+        name = module.kind.replace(":", ".")
         about = self._classes.get(name)
         if about is None or list(about.fields) != list(module.attributes):
             raise refused(self._file, f"its object of {name[:200]} does not fit the class")
@@ -164,7 +164,7 @@ class Script:
         for field, value in module.attributes.items():
             kind = about.fields[field]
             if isinstance(value, Module):
-                fits = kind == value.kind.replace(" ", ".")
+                fits = kind == value.kind.replace(":", ".")
                 self._fits(value)
             elif isinstance(value, Tensor):
                 fits = kind == "Tensor"
@@ -178,7 +178,7 @@ class Script:
     # Following.
 
     def _forward(self, module: Module, given: Any, only: str = "") -> Any:
-        name = module.kind.replace(" ", ".")
+        name = module.kind.replace(":", ".")
         about = self._classes.get(name)
         if about is None or about.forward is None:
             raise refused(self._file, f"{name[:200]} has no forward")
