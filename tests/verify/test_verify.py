@@ -214,13 +214,14 @@ def test_a_spool_gives_back_what_was_put_in(in_memory: int, monkeypatch: pytest.
 
 
 _PEAK = """
-import resource, sys
+import sys
+from vggdeploy.bench.interference import peak_rss
 from vggdeploy.bundle import Bundle
 from vggdeploy.verify.verify import VerifyOptions, verify_bundle
 options = VerifyOptions(data=sys.argv[2], samples=int(sys.argv[3]), variants=["onnx-fp32"])
 report = verify_bundle(Bundle.open(sys.argv[1]), options)
 assert report.variants[-1].flips.samples == int(sys.argv[3]), report
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_rss() // 2**20)
 """
 
 
