@@ -6,9 +6,10 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it; before torch is imported
 
+import fcntl
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,32 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a directory once a run, whichever of pytest-xdist's workers asks first; the others wait, and find it whole.
+
+    The first part of the name is whose place it is: nothing else may be made there.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    shared.mkdir(exist_ok=True)
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        home = shared / Path(name).parts[0]
+        with home.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not home.exists():
+                making = tmp_path_factory.mktemp(home.name)
+                make(making / Path(name).relative_to(home.name))
+                making.rename(home)
+        return shared / name
+
+    return make_once
+
+
 @pytest.fixture
 def any_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Foreign graphs get through, to plant what a library's kernels could do and only answers show."""
@@ -56,25 +83,21 @@ def digits_test() -> ImageSet:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(once: Once) -> Path:
     """A narrow VGG-11 with batch norm, trained on the digits for a few seconds. Treat it as read-only."""
     from vggdeploy.train.loop import train
     from vggdeploy.train.recipe import Recipe
 
-    path = tmp_path_factory.mktemp("shared") / "checkpoint"
     recipe = Recipe(arch="vgg11_bn", width=0.125, hidden=128, dropout=0.0, dataset="digits", epochs=8)
-    train(recipe, output=path)
-    return path
+    return once("trained/checkpoint", lambda path: train(recipe, output=path))
 
 
 @pytest.fixture(scope="session")
-def bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_dir(checkpoint: Path, once: Once) -> Path:
     """The bundle of that checkpoint: ONNX FP32 and FP16, TorchScript. Treat it as read-only."""
     from vggdeploy.export.bundle import export_bundle
 
-    path = tmp_path_factory.mktemp("shared") / "bundle"
-    export_bundle(checkpoint, path)
-    return path
+    return once("exported/bundle", lambda path: export_bundle(checkpoint, path))
 
 
 @pytest.fixture(scope="session")
@@ -83,35 +106,36 @@ def bundle(bundle_dir: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def float_bundle_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_bundle_dir(checkpoint: Path, once: Once) -> Path:
     """A bundle whose graph takes normalised float32 images. Treat it as read-only."""
     from vggdeploy.export.bundle import ExportOptions, export_bundle
 
-    path = tmp_path_factory.mktemp("float") / "bundle"
-    export_bundle(checkpoint, path, ExportOptions(formats=["onnx-fp32"], input_dtype="float32"))
-    return path
+    options = ExportOptions(formats=["onnx-fp32"], input_dtype="float32")
+    return once("float/bundle", lambda path: export_bundle(checkpoint, path, options))
 
 
 @pytest.fixture(scope="session")
-def features_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def features_dir(checkpoint: Path, once: Once) -> Path:
     """A bundle with class scores, a vector and a feature map. Treat it as read-only."""
     from vggdeploy.export.bundle import ExportOptions, export_bundle
 
-    path = tmp_path_factory.mktemp("features") / "bundle"
-    export_bundle(
-        checkpoint, path, ExportOptions(outputs=["logits", "fc7", "relu2_1"], formats=["onnx-fp32"], samples=50)
-    )
-    return path
+    options = ExportOptions(outputs=["logits", "fc7", "relu2_1"], formats=["onnx-fp32"], samples=50)
+    return once("features/bundle", lambda path: export_bundle(checkpoint, path, options))
 
 
 @pytest.fixture(scope="session")
-def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+def onnx_files(once: Once) -> dict[Precision, Path]:
     """FP32, FP16, BF16 and INT8 exports of one tiny VGG-11 with random weights. Treat them as read-only."""
     from fixtures.small import quantised, write_onnx
 
-    root = tmp_path_factory.mktemp("onnx")
-    files = {p: write_onnx(root / f"{p}.onnx", p) for p in (Precision.FP32, Precision.FP16, Precision.BF16)}
-    return {**files, Precision.INT8: quantised(files[Precision.FP32], root / "int8.onnx")}
+    def make(root: Path) -> None:
+        root.mkdir()
+        for precision in (Precision.FP32, Precision.FP16, Precision.BF16):
+            write_onnx(root / f"{precision}.onnx", precision)
+        quantised(root / f"{Precision.FP32}.onnx", root / f"{Precision.INT8}.onnx")
+
+    root = once("tiny/onnx", make)
+    return {p: root / f"{p}.onnx" for p in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)}
 
 
 @pytest.fixture

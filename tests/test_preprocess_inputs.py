@@ -96,7 +96,9 @@ def test_an_array_in_any_memory_layout(shape: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(prepare(same, SPEC), expected)
 
 
-@pytest.mark.parametrize("source", [None, 3, [], {}, object(), [[1, 2], [3, 4]], io.BytesIO(b"x")], ids=repr)
+@pytest.mark.parametrize(
+    "source", [None, 3, [], {}, object(), [[1, 2], [3, 4]], io.BytesIO(b"x")], ids=lambda s: type(s).__name__
+)
 def test_what_is_no_image(source: Any) -> None:
     assert "is not an image" in refused(source)
 
