@@ -285,7 +285,7 @@ def test_memory_does_not_grow_with_the_images(features_dir: Path, many: Path, tm
         "print(peak_rss())"
     )
     peaks = []
-    for times in (1, 3):
+    for times in (2, 4):  # with one row group no buffers are held for the next
         target = tmp_path / f"{times}.{kind}"
         command = [sys.executable, "-c", script, features_dir, many, str(times), target]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
