@@ -18,6 +18,7 @@ from vggdeploy.records import BenchReport, from_json
 QUICK = ("--variant", "onnx-fp32", "--batch", "1", "--duration", "0.1", "--rounds", "3")
 
 
+@pytest.mark.alone
 def test_the_record_holds_what_was_measured_and_under_which_conditions(
     bundle_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def test_normalised_inputs_give_their_pixels_back() -> None:
     assert np.array_equal(prepare_batch(encoded(normalise(pixels(3), RGB), RGB), RGB), pixels(3))
 
 
+@pytest.mark.alone
 def test_the_parts_of_a_classification_make_up_the_whole(bundle: Bundle) -> None:
     import time
 

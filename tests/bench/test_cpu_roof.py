@@ -18,7 +18,7 @@ from vggdeploy.records import BenchReport, from_json
 from vggdeploy.spec import ModelSpec
 from vggdeploy.types import Precision
 
-pytestmark = pytest.mark.late
+pytestmark = [pytest.mark.late, pytest.mark.alone]
 # Two 512-bit multiply-adds a cycle, of 16 numbers, at 6 GHz: no core of today makes more FP32 operations.
 MOST = 2 * 16 * 2 * 6e9 / 1e12
 

@@ -66,6 +66,7 @@ def test_a_walk_visits_every_image_and_stays_in_the_pool(images: int, batch: int
         assert {p + offset for p in places for offset in range(batch)} == set(range(images))
 
 
+@pytest.mark.alone
 def test_the_harness_takes_little_of_the_time_between_two_calls() -> None:
     """On a free core a session that answers at once leaves the clock, the walk and the list: a microsecond or two."""
 
@@ -81,6 +82,7 @@ def test_the_harness_takes_little_of_the_time_between_two_calls() -> None:
     assert (time.process_time() - before) / calls < 20e-6
 
 
+@pytest.mark.alone
 def test_a_turn_lasts_as_long_as_asked_and_has_five_calls_at_least() -> None:
     recorder = Recorder()
     assert len(candidate_of(recorder).turn(0.0).nanoseconds) == 5

@@ -121,13 +121,19 @@ def test_no_verb_passes_on_what_a_bundle_or_a_name_says(
         json.loads(told.out)
 
 
-@pytest.mark.parametrize("suffix", ["html", "md", "csv"])
-def test_a_report_shows_them_as_text(suffix: str, bundle_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def verified(bundle_dir: Path) -> str:
+    """What `verify --json` prints."""
     done = subprocess.run(
         [sys.executable, "-m", "vggdeploy", "verify", bundle_dir, "--variant", "onnx-fp32", "--json"],
-        capture_output=True, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
-    result = json.loads(done.stdout)
+    return done.stdout
+
+
+@pytest.mark.parametrize("suffix", ["html", "md", "csv"])
+def test_a_report_shows_them_as_text(suffix: str, verified: str, tmp_path: Path) -> None:
+    result = json.loads(verified)
     for place in ("bundle", "notes"):
         if place in result:
             result[place] = hostile(result[place])

@@ -143,6 +143,7 @@ def test_what_waits_while_a_batch_runs_becomes_the_next_batches() -> None:
     assert run.batches == [[-1], [0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
+@pytest.mark.alone
 def test_a_full_queue_is_answered_at_once_and_takes_requests_again_when_there_is_room() -> None:
     run = Computation(open_gate=False)
     made = batcher(run, queue=3)

@@ -177,6 +177,7 @@ def test_together_bodies_take_no_more_than_their_budget(bundle_dir: Path) -> Non
             assert time.monotonic() < deadline
 
 
+@pytest.mark.alone
 def test_a_body_that_trickles_in_ends_with_408(bundle_dir: Path) -> None:
     with live_server(Settings(bundle=str(bundle_dir), variant="onnx-fp32", timeout=0.5)) as live:
         started = time.monotonic()

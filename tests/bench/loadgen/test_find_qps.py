@@ -151,6 +151,7 @@ def test_the_real_loadgen_finds_a_rate_below_what_the_server_can_do() -> None:
     assert issued.p99_ms is not None and issued.p99_ms <= 50
 
 
+@pytest.mark.alone
 def test_find_qps_end_to_end(bundle_dir: Path, capsys) -> None:
     """A bound of a microsecond holds at no rate: exit 4, with the rates that were tried in the record."""
     line = ["bench", str(bundle_dir), "--variant", "onnx-fp32", "--scenario", "server", "--find-qps"]

@@ -36,6 +36,7 @@ def wait_for_loadgen(pid: int) -> int:
 
 
 @pytest.mark.parametrize("scenario", ["single_stream", "server"])
+@pytest.mark.alone
 def test_ctrl_c_ends_a_load_at_once_and_leaves_nothing(bundle_dir: Path, tmp_path: Path, scenario: str) -> None:
     line = [sys.executable, "-m", "vggdeploy", "bench", str(bundle_dir), "--variant", "onnx-fp32", "--duration", "60"]
     server = ["--target-qps", "100", "--latency-bound", "50"] if scenario == "server" else []

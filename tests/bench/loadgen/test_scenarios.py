@@ -19,6 +19,8 @@ from vggdeploy.errors import UsageError, VggdeployError
 from vggdeploy.runtime import CheckedSession, open_session
 from vggdeploy.types import BatchRange, TensorSpec, Verdict
 
+pytestmark = pytest.mark.alone
+
 ABOUT = {"variant": "x", "backend": "x", "device": "cpu", "verdict": Verdict.PASS}
 
 
