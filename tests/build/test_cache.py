@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from fixtures.small import write_bundle
 
 from vggdeploy.build import request
 from vggdeploy.build.cache import ENGINE, ENTRY, EngineCache, copy_file
-from vggdeploy.build.engines import build_into
+from vggdeploy.build.engines import BundledEngine, build_into
 from vggdeploy.build.options import BuildOptions
 from vggdeploy.build.request import BuildPlan
 from vggdeploy.bundle import Bundle
@@ -39,6 +40,24 @@ def cache() -> EngineCache:
 def another(tmp_path, onnx_files) -> Bundle:
     """A second bundle with the same ONNX files."""
     return write_bundle(tmp_path / "another", {p: onnx_files[p] for p in KINDS})
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory, onnx_files) -> Path:
+    """A cache with an engine for Ada: built once for all tests that only start from it."""
+    home = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VGGDEPLOY_CACHE", str(home / "cache"))
+        bundle = write_bundle(home / "bundle", {p: onnx_files[p] for p in KINDS})
+        assert not build_into(bundle, ADA, cache=EngineCache()).cached
+    return home / "cache"
+
+
+@pytest.fixture
+def first(bundle, cache, filled, cache_home) -> BundledEngine:
+    """That engine, in the bundle and in the cache of the test."""
+    shutil.copytree(filled, cache_home)
+    return build_into(bundle, ADA, cache=cache)
 
 
 def entries(cache: EngineCache) -> list[Path]:
@@ -68,8 +87,7 @@ def test_a_second_identical_build_is_a_copy_in_any_bundle(bundle, another, cache
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_whatever_is_changed_is_a_miss(bundle, cache, changed):
-    first = build_into(bundle, ADA, cache=cache)
+def test_whatever_is_changed_is_a_miss(first, cache, changed):
     assert not build_into(first.bundle, replace(ADA, **changed), cache=cache).cached
     assert len(entries(cache)) == 2
 
@@ -82,8 +100,7 @@ def test_the_key_holds_library_gpu_driver_and_our_own_recipe(bundle, monkeypatch
     assert asked.key() != key
 
 
-def test_cuda_graph_batches_do_not_change_the_bytes_and_are_no_miss(bundle, cache):
-    first = build_into(bundle, ADA, cache=cache)
+def test_cuda_graph_batches_do_not_change_the_bytes_and_are_no_miss(first, cache):
     again = build_into(first.bundle, replace(ADA, options=BuildOptions(graph_batches=(1,))), cache=cache)
     assert again.cached
     assert again.variant.build.graph_batches == (1,)
@@ -95,8 +112,7 @@ def test_no_cache_neither_finds_nor_keeps(bundle, cache):
 
 
 @pytest.mark.parametrize("damage", ["engine", "engine gone", "entry", "entry of another", "log gone"])
-def test_a_damaged_entry_is_built_anew(bundle, another, cache, damage):
-    first = build_into(bundle, ADA, cache=cache)
+def test_a_damaged_entry_is_built_anew(first, bundle, another, cache, damage):
     [entry] = entries(cache)
     data = bytearray((entry / ENGINE).read_bytes())
     data[len(data) // 2] ^= 1
@@ -118,9 +134,8 @@ def test_a_damaged_entry_is_built_anew(bundle, another, cache, damage):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("what", ["engines", "entry", ENGINE, ENTRY])
-def test_an_altered_engine_of_another_user_is_not_copied(bundle, another, cache, what, attack):
+def test_an_altered_engine_of_another_user_is_not_copied(first, another, cache, what, attack):
     """Its entry names the altered bytes: only the owner and the mode tell that somebody else wrote them."""
-    first = build_into(bundle, ADA, cache=cache)
     [entry] = entries(cache)
     data = (entry / ENGINE).read_bytes() + b"altered"
     (entry / ENGINE).unlink()  # it may be the bundle's own file, linked
@@ -133,9 +148,8 @@ def test_an_altered_engine_of_another_user_is_not_copied(bundle, another, cache,
     assert again.report().sha256 == first.report().sha256
 
 
-def test_the_entry_of_another_onnx_under_this_key_is_built_anew(bundle, another, cache):
+def test_the_entry_of_another_onnx_under_this_key_is_built_anew(first, another, cache):
     """Its hashes are right, and its key is mended: what it was made of is not what is asked for."""
-    first = build_into(bundle, ADA, cache=cache)
     [entry] = entries(cache)
     about = json.loads((entry / ENTRY).read_text())
     about["about"]["onnx"] = "0" * 64
@@ -146,10 +160,7 @@ def test_the_entry_of_another_onnx_under_this_key_is_built_anew(bundle, another,
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_refused_engine_is_named_with_its_owner_and_mode_and_the_build_goes_on(
-    bundle, another, cache, attack, caplog
-):
-    build_into(bundle, ADA, cache=cache)
+def test_a_refused_engine_is_named_with_its_owner_and_mode_and_the_build_goes_on(first, another, cache, attack, caplog):
     [entry] = entries(cache)
     (entry / ENGINE).write_bytes((entry / ENGINE).read_bytes())
     ATTACKS[attack](cache.home)
@@ -193,8 +204,7 @@ def test_the_least_recently_used_go_first_and_the_newest_stays(bundle, cache, ca
     assert not entries(cache)
 
 
-def test_an_entry_in_use_is_not_evicted(bundle, cache):
-    build_into(bundle, ADA, cache=cache)
+def test_an_entry_in_use_is_not_evicted(first, cache):
     [entry] = entries(cache)
     about = json.loads((entry / ENTRY).read_text())["about"]
     with cache.engine(entry.name, about, lambda target: pytest.fail("it is there")) as made:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,11 +50,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def root(tmp_path: Path, onnx_files: dict[Precision, Path]) -> Path:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, onnx_files: dict[Precision, Path]) -> Path:
     """A bundle with an engine for Ada."""
-    bundle = write_bundle(tmp_path / "bundle", {p: onnx_files[p] for p in (Precision.FP32, Precision.FP16)})
+    path = tmp_path_factory.mktemp("built") / "bundle"
+    bundle = write_bundle(path, {p: onnx_files[p] for p in (Precision.FP32, Precision.FP16)})
     return build_into(bundle, BuildPlan(engine="rtx", targets=["ada"])).bundle.root
+
+
+@pytest.fixture
+def root(built: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
 
 
 class Machine:
