@@ -201,7 +201,7 @@ class FaultTarget(Target):
             case 4:
                 return str({}["missing"])
             case 5:
-                bytearray(2 * 2**30)[::4096] = b"x" * (2**19)
+                bytearray(2**30)[::4096] = b"x" * 2**18
             case 6:
                 bytearray(2**40)
             case 7:
