@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
@@ -23,16 +24,19 @@ _LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 
 
 @pytest.fixture(scope="module")
-def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_home(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A directory in which the README's first command has just been run."""
-    home = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(
-        [sys.executable, "-m", "vggdeploy", "demo", "--seconds", "0.1"],
-        cwd=home, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (home / "demo.txt").write_text(done.stdout)
-    return home
+
+    def demo(home: Path) -> None:
+        home.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "vggdeploy", "demo", "--seconds", "0.1"],
+            cwd=home, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (home / "demo.txt").write_text(done.stdout)
+
+    return once("demo/home", demo)
 
 
 def test_the_demo_ends_with_the_table_the_bundle_and_the_next_commands(demo_home: Path) -> None:
