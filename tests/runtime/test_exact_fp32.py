@@ -26,10 +26,19 @@ def precisions() -> tuple[str, ...]:
     return tuple(kind.fp32_precision for kind in kinds)
 
 
+def said_by_older_settings() -> tuple[bool | None, str]:
+    """None where PyTorch refuses to say, since the newer settings differ."""
+    try:
+        return BACKENDS.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None, ""
+
+
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
     yield
     BACKENDS.fp32_precision = "none"
+    BACKENDS.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("highest")
     for kind in (BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul):
         kind.fp32_precision = "none"
@@ -50,13 +59,16 @@ HOSTS = {
 def test_whatever_the_application_allows_fp32_is_fp32_and_its_settings_stay(host: str) -> None:
     HOSTS[host]()
     before, cudnn = precisions(), BACKENDS.cudnn.enabled
+    older = said_by_older_settings()
     with exact_fp32(torch):
         assert set(precisions()) == {"ieee"}
+        assert said_by_older_settings() == (False, "highest")
         assert BACKENDS.cudnn.enabled == cudnn
         with exact_fp32(torch):
             assert set(precisions()) == {"ieee"}
         assert set(precisions()) == {"ieee"}
     assert precisions() == before
+    assert older[0] is None or said_by_older_settings() == older
     wanted = tiny.reference(tiny.images(3), tiny.weights())
     assert abs(torch_logits(torch, tiny.images(3), tiny.weights(), "cpu") - wanted).max() < 2e-5
     assert precisions() == before

@@ -222,7 +222,7 @@ def write_torchscript(path: Path) -> None:
     """The tiny network as a TorchScript file."""
     torch = require("torch", to="write TorchScript", extra="train")
     w = {name: torch.from_numpy(values) for name, values in tiny_onnx.weights().items()}
-    with warnings.catch_warnings():
+    with exact_fp32(torch), warnings.catch_warnings():  # a trace keeps whether TF32 was allowed
         warnings.simplefilter("ignore")  # torch.jit is deprecated since 2.14; what is tried here is the file
         traced = torch.jit.trace(lambda image: _torch_network(torch, image, w), torch.from_numpy(tiny_onnx.images(2)))
         torch.jit.save(traced, str(path))
