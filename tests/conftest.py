@@ -37,6 +37,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(skip)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A machine with a GPU may have little else: ``-m gpu`` imports only files with such tests, and what lies beside them."""
+    if config.getoption("-m") != "gpu":
+        return None
+    found = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return not any("mark.gpu" in file.read_text(encoding="utf-8") for file in found) or None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests neither find nor leave engines and proofs in the cache of whoever runs them."""

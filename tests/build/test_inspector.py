@@ -103,7 +103,7 @@ def test_where_the_gpu_is_the_engine_s_own_answer_is_in_the_manifest(bundle, mon
 
 
 @pytest.mark.gpu
-def test_a_real_engine_is_inspected_on_a_real_gpu(bundle):
+def test_a_real_engine_is_inspected_on_a_real_gpu(request):
     """With TensorRT for RTX where it knows the GPU; with TensorRT otherwise."""
     from vggdeploy.runtime import get_backend
     from vggdeploy.types import Device
@@ -111,5 +111,5 @@ def test_a_real_engine_is_inspected_on_a_real_gpu(bundle):
     name = next((n for n in ("tensorrt-rtx", "tensorrt") if get_backend(n).probe(Device("cuda")).runs), None)
     if name is None:
         pytest.skip("no TensorRT runs here")
-    variant = build_into(bundle, BuildPlan(engine=name)).variant
+    variant = build_into(request.getfixturevalue("bundle"), BuildPlan(engine=name)).variant
     assert "fp32" not in variant.proof.engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,13 @@ def doctor(
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Prove it: run a tiny network on everything that is here.")
     ] = False,
+    gpu_day: Annotated[
+        bool, typer.Option("--gpu-day", help="Measure everything on this machine's GPU; run again to go on.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The file of the GPU day, written after each step.")
+    ] = Path("gpu-day.json"),
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="That the GPU day may take.")] = 40,
     json: Json = False,
 ) -> int:
     """Say which backends run here, which can only build, and why not for the rest."""
@@ -24,6 +32,8 @@ def doctor(
 
     if self_test:
         return _prove(json)
+    if gpu_day:
+        return _spend_day(output, minutes, json)
     diagnosis = diagnose()
     if json:
         render.emit_json(diagnosis)
@@ -43,6 +53,22 @@ def _prove(json: bool) -> int:
     else:
         _show(result)
     return 3 if result.failed else 0
+
+
+def _spend_day(output: Path, minutes: float, json: bool) -> int:
+    from vggdeploy.cli import render
+    from vggdeploy.cli.options import command_line
+    from vggdeploy.doctor.gpu_day.day import gpu_day
+    from vggdeploy.doctor.gpu_day.verdict import failures, lines
+
+    with render.progress("GPU day") as tell:
+        day = gpu_day(output, minutes=minutes, command=command_line(), on_progress=tell)
+    if json:
+        render.emit_json(day)
+    else:
+        for line in lines(day):
+            render.out.print(render.escape(line))
+    return 3 if failures(day) else 0
 
 
 def _show(result: SelfTest) -> None:

@@ -21,6 +21,7 @@ from vggdeploy.build.tensorrt import build_engine, open_library
 from vggdeploy.errors import IncompatibleError, VggdeployError, first_line
 from vggdeploy.records import Machine, Record
 from vggdeploy.runtime import tiny_onnx
+from vggdeploy.runtime.exact import exact_fp32
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.registry import BACKENDS, ENGINES, Backend
 from vggdeploy.system.drafts import temporary_directory
@@ -205,7 +206,7 @@ def _compare(run: Callable[[NDArray[np.uint8]], NDArray[Any]]) -> str:
 def torch_logits(torch: Any, image: NDArray[np.uint8], weights: tiny_onnx.Weights, device: str) -> NDArray[Any]:
     """The tiny network in PyTorch's functions, exact FP32."""
     w = {name: torch.from_numpy(values).to(device) for name, values in weights.items()}
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode(), exact_fp32(torch):
         logits = _torch_network(torch, torch.from_numpy(image).to(device), w)
     return np.asarray(logits.cpu().numpy())
 
@@ -221,7 +222,7 @@ def write_torchscript(path: Path) -> None:
     """The tiny network as a TorchScript file."""
     torch = require("torch", to="write TorchScript", extra="train")
     w = {name: torch.from_numpy(values) for name, values in tiny_onnx.weights().items()}
-    with warnings.catch_warnings():
+    with exact_fp32(torch), warnings.catch_warnings():  # a trace keeps whether TF32 was allowed
         warnings.simplefilter("ignore")  # torch.jit is deprecated since 2.14; what is tried here is the file
         traced = torch.jit.trace(lambda image: _torch_network(torch, image, w), torch.from_numpy(tiny_onnx.images(2)))
         torch.jit.save(traced, str(path))

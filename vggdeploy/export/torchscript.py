@@ -12,6 +12,7 @@ from torch import nn
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.errors import BuildError, first_line
 from vggdeploy.model.deployable import Deployable, example_input
+from vggdeploy.runtime.exact import exact_fp32
 from vggdeploy.types import TensorSpec
 
 _TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
@@ -20,13 +21,15 @@ _TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf
 def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> PrecisionProof:
     """Write ``module`` (batch norm already folded, in evaluation mode) as TorchScript, with dynamic batch.
 
-    Tracing is exact here: a VGG has no branch that depends on its data.
+    Tracing is exact here: a VGG has no branch that depends on its data. But a trace keeps as constants what PyTorch allowed
+    a convolution at that moment, and by default that is TF32: on a GPU such a file would stay inexact, whatever is set
+    there.
 
     Raises:
         BuildError: the tracer refused the model.
     """
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
+        with torch.inference_mode(), exact_fp32(torch), warnings.catch_warnings():
             # torch.jit is deprecated since 2.14 and still what libtorch in C++ loads.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(module, example_input(image, samples=2), check_trace=False)

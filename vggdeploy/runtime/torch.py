@@ -12,6 +12,7 @@ from vggdeploy.errors import VggdeployError, first_line
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.weights import new_with_weights
 from vggdeploy.runtime.base import Array, Availability, Source, shareable
+from vggdeploy.runtime.exact import exact_fp32
 from vggdeploy.system.forks import SharedThreads
 from vggdeploy.types import Device
 
@@ -68,8 +69,7 @@ def run_module(module: Any, feeds: Mapping[str, Array], source: Source) -> dict[
     """Call a module with the graph's single input; its outputs come back as NumPy arrays by name."""
     image = torch.from_numpy(shareable(feeds[source.inputs[0].name])).to(str(source.device))
     try:
-        # Exact FP32 on a GPU: TF32 would make the reference itself an approximation.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), exact_fp32(torch):  # TF32 would make the reference itself an approximation
             results = module(image)
     except RuntimeError as error:
         raise VggdeployError(f"PyTorch failed: {first_line(error)}", "try a smaller batch") from error

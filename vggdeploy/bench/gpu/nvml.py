@@ -179,6 +179,55 @@ def _open(device: Device) -> tuple[Any, Any]:
         raise
 
 
+def describe_gpu(device: Device) -> dict[str, str]:
+    """What NVML says of a GPU that a measurement depends on: driver, limits, clocks, memory, its bus. What this GPU or
+    this driver does not tell is not in it.
+
+    Raises:
+        IncompatibleError: NVML is not here, or does not know the GPU.
+    """
+    nvml, handle = _open(device)
+    try:
+        found: dict[str, str] = {}
+        for name, ask, show in _traits(nvml, handle):
+            try:
+                found[name] = show(ask())
+            except (nvml.NVMLError, AttributeError):  # not on this GPU; not in this version of NVML
+                continue
+        return found
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _traits(nvml: Any, gpu: Any) -> list[tuple[str, Callable[[], Any], Callable[[Any], str]]]:
+    def watts(value: Any) -> str:
+        return f"{value / 1e3:.0f} W"
+
+    def megahertz(value: Any) -> str:
+        return f"{value} MHz"
+
+    def clock(of: str, which: str) -> Callable[[], Any]:
+        return lambda: getattr(nvml, f"nvmlDeviceGet{which}")(gpu, getattr(nvml, f"NVML_CLOCK_{of}"))
+
+    return [
+        ("name", lambda: nvml.nvmlDeviceGetName(gpu), str),
+        ("UUID", lambda: nvml.nvmlDeviceGetUUID(gpu), str),
+        ("driver", nvml.nvmlSystemGetDriverVersion, str),
+        ("memory", lambda: nvml.nvmlDeviceGetMemoryInfo(gpu), lambda memory: f"{memory.total / 2**30:.1f} GiB"),
+        ("power limit", lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu), watts),
+        ("power limit by default", lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu), watts),
+        ("power now", lambda: nvml.nvmlDeviceGetPowerUsage(gpu), watts),
+        ("SM clock now", clock("SM", "ClockInfo"), megahertz),
+        ("SM clock at most", clock("SM", "MaxClockInfo"), megahertz),
+        ("memory clock at most", clock("MEM", "MaxClockInfo"), megahertz),
+        ("temperature", lambda: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU), lambda t: f"{t} °C"),
+        ("PCIe generation", lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu), str),
+        ("PCIe lanes", lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu), str),
+        ("ECC", lambda: nvml.nvmlDeviceGetEccMode(gpu)[0], lambda on: "on" if on else "off"),
+        ("MIG", lambda: nvml.nvmlDeviceGetMigMode(gpu)[0], lambda on: "on" if on else "off"),
+    ]
+
+
 _LOOK_SECONDS = 0.5
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import uuid
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -112,6 +113,12 @@ def find_gpu(device: Device) -> Gpu:
     minor = call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device.index)
     name = call("cudaGetDeviceProperties", device.index).name
     return Gpu(device.index, _text(name), f"sm{major}{minor}", driver)
+
+
+def uuid_of(device: Device) -> str:
+    """The GPU's own number, as ``nvidia-smi -L`` shows it."""
+    number = bytes(call("cudaGetDeviceProperties", device.index).uuid.bytes)
+    return f"GPU-{uuid.UUID(bytes=number)}"
 
 
 def _version(number: int) -> str:

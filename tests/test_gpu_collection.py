@@ -1,0 +1,43 @@
+"""``pytest -m gpu`` on a machine that has a GPU, PyTorch and ONNX Runtime, and little else."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# What the default tests need, and a lent machine need not have.
+ABSENT = (
+    *("tensorrt_rtx", "tensorrt", "openvino", "nncf", "mlperf_loadgen", "altair", "vl_convert", "ray", "fastapi"),
+    *("uvicorn", "model_signing", "tritonclient", "playwright", "jsonschema", "flask", "schemathesis", "cyclonedx"),
+    *("torch_pruning", "optuna", "httpx", "httpx2", "cryptography", "OpenSSL"),
+)
+BLOCKER = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_gpu_tests_run_with_little_installed_and_say_what_each_one_waits_for(tmp_path: Path) -> None:
+    (tmp_path / "absent.py").write_text(BLOCKER)
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins of the packages that are not to be there
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+    command = [sys.executable, "-m", "pytest", "-p", "absent", "-p", "no:cacheprovider", "-m", "gpu", "-q", "-rsfE"]
+    said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False).stdout
+    assert not re.search(r"^(ERROR|FAILED)|\d+ (passed|failed|error)", said, re.MULTILINE), said
+    skips = re.findall(r"^SKIPPED \[(\d+)\] \S+: (.+)$", said, re.MULTILINE)
+    assert sum(int(count) for count, _ in skips) >= 45, said
+    assert all(re.search("GPU|CUDA|driver|TensorRT", reason) for _, reason in skips), skips
