@@ -206,9 +206,6 @@ def _traits(nvml: Any, gpu: Any) -> list[tuple[str, Callable[[], Any], Callable[
     def megahertz(value: Any) -> str:
         return f"{value} MHz"
 
-    def clock(of: str, which: str) -> Callable[[], Any]:
-        return lambda: getattr(nvml, f"nvmlDeviceGet{which}")(gpu, getattr(nvml, f"NVML_CLOCK_{of}"))
-
     return [
         ("name", lambda: nvml.nvmlDeviceGetName(gpu), str),
         ("UUID", lambda: nvml.nvmlDeviceGetUUID(gpu), str),
@@ -217,9 +214,9 @@ def _traits(nvml: Any, gpu: Any) -> list[tuple[str, Callable[[], Any], Callable[
         ("power limit", lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu), watts),
         ("power limit by default", lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu), watts),
         ("power now", lambda: nvml.nvmlDeviceGetPowerUsage(gpu), watts),
-        ("SM clock now", clock("SM", "ClockInfo"), megahertz),
-        ("SM clock at most", clock("SM", "MaxClockInfo"), megahertz),
-        ("memory clock at most", clock("MEM", "MaxClockInfo"), megahertz),
+        ("SM clock now", lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM), megahertz),
+        ("SM clock at most", lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM), megahertz),
+        ("memory clock at most", lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_MEM), megahertz),
         ("temperature", lambda: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU), lambda t: f"{t} °C"),
         ("PCIe generation", lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu), str),
         ("PCIe lanes", lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu), str),
