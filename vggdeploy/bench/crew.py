@@ -40,6 +40,8 @@ from vggdeploy.parity.reference import Array
 from vggdeploy.records import FreshStart
 from vggdeploy.runtime import backend_for
 
+# -P: a numpy.py in the current directory is not NumPy.
+WORKER_COMMAND = (sys.executable, "-P", "-m", "vggdeploy.bench.worker")
 _GOODBYE_SECONDS = 10.0  # for a library that saves what it compiled
 A = TypeVar("A")
 
@@ -52,8 +54,7 @@ class Worker:
         self._said = tempfile.TemporaryFile(prefix="vggdeploy-worker-")  # noqa: SIM115  # closed by close()
         self.spawned = time.monotonic_ns()
         self._process = subprocess.Popen(
-            # -P: a numpy.py in the current directory is not NumPy.
-            [sys.executable, "-P", "-m", "vggdeploy.bench.worker"],
+            WORKER_COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
