@@ -91,6 +91,14 @@ def test_a_process_that_never_rests_is_not_waited_for_for_ever() -> None:
     assert threads.now == pytest.approx(1.0)
 
 
+def test_a_quota_that_stopped_the_process_is_a_reason_and_one_that_did_not_is_none() -> None:
+    """Half a core of quota stopped 89 of 102 periods, and the row was valid."""
+    before = Counters(0, 0, 10)
+    assert Counters(0, 0, 99).doubts(before) == (("quota: this container's CPU quota stopped it in 89 periods",), ())
+    for same in (Counters(0, 0, 10), Counters(0, 0, None)):
+        assert same.doubts(before) == ((), ())
+
+
 def test_swapping_is_a_reason(tmp_path: Path) -> None:
     before = Counters.read(put(tmp_path, vmstat(5, 7)))
     after = Counters.read(put(tmp_path, vmstat(8, 7)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggdeploy.records import Conditions
+from vggdeploy.system.machine import quota_stops
 
 BUSY_LIMIT = 0.05  # share of the cores that other processes may use while we measure
 FREQUENCY_LIMIT = 0.10  # spread of the clock over the turns of one candidate
@@ -123,10 +124,11 @@ class Counters:
 
     swapped: int | None
     throttled: int | None
+    stopped: int | None = None
 
     @classmethod
     def read(cls, root: Path = _ROOT) -> Counters:
-        return cls(swapped_pages(root), throttle_events(root))
+        return cls(swapped_pages(root), throttle_events(root), quota_stops(root))
 
     def doubts(self, before: Counters) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Reasons against what was measured since ``before``, and what could not be checked."""
@@ -139,6 +141,8 @@ class Counters:
             unchecked.append("throttling: no /sys/devices/system/cpu/cpu*/thermal_throttle")
         elif self.throttled > before.throttled:
             reasons.append(f"throttled: the CPU slowed down {self.throttled - before.throttled} times for its heat")
+        if self.stopped is not None and before.stopped is not None and self.stopped > before.stopped:
+            reasons.append(f"quota: this container's CPU quota stopped it in {self.stopped - before.stopped} periods")
         return tuple(reasons), tuple(unchecked)
 
 
