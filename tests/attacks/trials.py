@@ -24,9 +24,12 @@ _DRAWS = 200
 
 @dataclass(frozen=True)
 class Trial:
+    """``moved``: ‖answers − those of the healthy file‖ ∕ ‖those‖; infinite where the file no longer runs."""
+
     kind: str
     fault: str
     layer: str
+    moved: float
     named: str | None
     reason: str
 
@@ -69,10 +72,12 @@ class Subject:
         right = self.answers(self.graph)
         for index in range(count):
             kind = KINDS[index % len(KINDS)]
-            fault, layer, graph = self._draw(kind, random, right)
-            yield Trial(kind, fault.name, layer, *self.blamed(graph))
+            fault, layer, graph, moved = self._draw(kind, random, right)
+            yield Trial(kind, fault.name, layer, moved, *self.blamed(graph))
 
-    def _draw(self, kind: str, random: np.random.Generator, right: Array | None) -> tuple[Fault, str, onnx.ModelProto]:
+    def _draw(
+        self, kind: str, random: np.random.Generator, right: Array | None
+    ) -> tuple[Fault, str, onnx.ModelProto, float]:
         int8 = self.precision is Precision.INT8
         found = [
             f for f in FAULTS.values() if f.kind == kind and (f.int8 if int8 else f.floats) and places(f, self.spec)
@@ -85,6 +90,9 @@ class Subject:
                 graph = planted(self.graph, self.spec, fault, layer, seed=int(random.integers(2**32)), **self.known)
             except LookupError:
                 continue
-            if not np.array_equal(self.answers(graph), right):  # type: ignore[arg-type]
-                return fault, layer, graph
+            answers = self.answers(graph)
+            if answers is None or right is None:
+                return fault, layer, graph, np.inf
+            if not np.array_equal(answers, right):
+                return fault, layer, graph, float(np.linalg.norm(answers - right) / np.linalg.norm(right))
         raise LookupError(f"no fault of the kind {kind} changes an answer")

@@ -47,14 +47,14 @@ def crew(bundle: Bundle) -> Iterator[Crew]:
 def test_an_entry_may_have_threads_of_its_own(crew: Crew, bundle: Bundle) -> None:
     plain = entry(bundle, "onnx-fp32")
     own = replace(plain, name="two", threads=2)
-    assert [crew.open(one)[0].threads for one in (plain, own)] == [1, 2]
+    assert [crew.open(one).threads for one in (plain, own)] == [1, 2]
 
 
 def test_a_torch_free_backend_is_measured_without_torch_and_on_the_threads_asked_for(
     crew: Crew, bundle: Bundle
 ) -> None:
     one = entry(bundle, "onnx-fp32")
-    opened, fresh = crew.open(one)
+    opened, fresh = crew.open_fresh(one)
     crew.check(one)
     turned = crew.turn(one, 2, 0.05)
     finished = crew.finish(one, 2, 0.05)
@@ -71,7 +71,7 @@ def test_a_torch_free_backend_is_measured_without_torch_and_on_the_threads_asked
 def test_variants_of_one_backend_share_a_process_and_each_has_a_fresh_start_of_its_own(
     crew: Crew, bundle: Bundle
 ) -> None:
-    starts = [crew.open(entry(bundle, name))[1] for name in ("onnx-fp32", "onnx-fp16")]
+    starts = [crew.open_fresh(entry(bundle, name))[1] for name in ("onnx-fp32", "onnx-fp16")]
     assert len(crew._workers) == 1
     for fresh in starts:
         assert fresh.cold_start_ms > fresh.load_ms > 0

@@ -18,6 +18,7 @@ from vggdeploy.bench.interference import (
     peak_rss,
     swapped_pages,
     throttle_events,
+    wait_until_idle,
 )
 
 
@@ -62,6 +63,40 @@ def test_a_process_that_is_really_busy_is_seen() -> None:
     finally:
         busy.kill()
         busy.wait()
+
+
+class Threads:
+    """Idle threads that spin for ``spin`` seconds after a call, on a clock of their own."""
+
+    def __init__(self, spin: float) -> None:
+        self.spin, self.now = spin, 0.0
+
+    def cpu(self) -> float:
+        return min(self.now, self.spin)
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.04, 0.3])
+def test_the_next_turn_begins_once_the_threads_have_stopped_spinning(spin: float) -> None:
+    threads = Threads(spin)
+    wait_until_idle(clock=threads.cpu, pause=threads.pause)
+    assert spin + 0.005 <= threads.now <= spin + 0.02
+
+
+def test_a_process_that_never_rests_is_not_waited_for_for_ever() -> None:
+    threads = Threads(1e9)
+    wait_until_idle(clock=threads.cpu, pause=threads.pause)
+    assert threads.now == pytest.approx(1.0)
+
+
+def test_a_quota_that_stopped_the_process_is_a_reason_and_one_that_did_not_is_none() -> None:
+    """Half a core of quota stopped 89 of 102 periods, and the row was valid."""
+    before = Counters(0, 0, 10)
+    assert Counters(0, 0, 99).doubts(before) == (("quota: this container's CPU quota stopped it in 89 periods",), ())
+    for same in (Counters(0, 0, 10), Counters(0, 0, None)):
+        assert same.doubts(before) == ((), ())
 
 
 def test_swapping_is_a_reason(tmp_path: Path) -> None:

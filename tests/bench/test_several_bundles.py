@@ -51,6 +51,28 @@ def test_a_variant_can_be_named_of_one_bundle(pair: list[Path]) -> None:
     assert [row.variant for row in report.rows] == ["old:onnx-fp32", "new:torchscript-fp32"]
 
 
+def test_a_new_bundle_is_held_against_the_old_one_in_one_run(pair: list[Path], capsys) -> None:
+    """On whatever machine this runs: the exit code is the gate's, and the gate's rows are the run's own."""
+    line = ["bench", *map(str, pair), "--variant", "onnx-fp32", "--batch", "1", "--seconds", "0.05"]
+    code = run([*line, "--fail-if-slower", "5%", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    gate, (old, new) = report["gate"], report["rows"]
+    assert code == (0 if gate["passed"] else 4)
+    assert (gate["old"], gate["new"], gate["limit"]) == (*map(str, pair), 0.05)
+    [only] = gate["rows"]
+    assert (only["variant"], only["same_bytes"]) == ("onnx-fp32", True)
+    assert (only["ratio"], only["ratio_low"]) == (new["ratio"], new["ratio_low"])
+    assert (old["rounds"], old["processes"], len(old["round_medians_ms"])) == (9, 3, 9)
+
+
+def test_the_gate_wants_two_bundles_and_a_percentage(pair: list[Path], capsys) -> None:
+    assert run(["bench", str(pair[0]), "--fail-if-slower", "5%"]) == 2
+    assert "bench OLD NEW" in capsys.readouterr().err
+    assert run(["bench", *map(str, pair), "--fail-if-slower", "much"]) == 2
+    assert run(["bench", *map(str, pair), "--processes", "10"]) == 2
+    assert "9 rounds cannot be measured in 10 processes" in capsys.readouterr().err
+
+
 def test_each_bundle_keeps_its_own_medians(pair: list[Path]) -> None:
     old, new = map(Bundle.open, pair)
     rows = bench_bundle(

@@ -93,7 +93,6 @@ def test_the_old_spelling_of_a_verb_answers_with_the_new_one(
     [
         ("optimize x --step prune --budget 3", "search"),
         ("search x -o y --max-accuracy-drop 1 --rank-keep 0.5", "optimize"),
-        ("bench x --fail-if-slower 5%", "compare"),
     ],
 )
 def test_a_flag_of_another_verb_is_answered_with_that_verb(

@@ -238,7 +238,7 @@ class ReportTarget(Target):
         for suffix in ("md", "csv", *(["html"] if zlib.crc32(data) % 10 == 0 else [])):
             write_report([file], self.work / f"report.{suffix}")
         if b'"rows"' in data and b'"baseline"' in data:
-            compare_files(file, file)
+            compare_files([file], [file])
         return "accepted"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import vggdeploy.system.machine as module
 from vggdeploy.runtime.base import Source
-from vggdeploy.system.machine import cpu_quota, memory_limit, usable_cores
+from vggdeploy.system.machine import cpu_quota, memory_limit, quota_stops, usable_cores
 
 
 def root(tmp_path: Path, files: dict[str, str]) -> Path:
@@ -73,6 +73,58 @@ V2 = {"proc/self/cgroup": "0::/\n"}
 )
 def test_the_quota_is_the_smallest_on_the_way_up(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
     assert cpu_quota(root(tmp_path, files)) == quota
+
+
+STAT = "nr_periods 102\nnr_throttled 89\nthrottled_usec 4400000\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "stops"),
+    [
+        (
+            {
+                "proc/self/cgroup": "0::/a\n",
+                "sys/fs/cgroup/a/cpu.max": "50000 100000\n",
+                "sys/fs/cgroup/a/cpu.stat": STAT,
+            },
+            89,
+        ),
+        (
+            {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/cpu.max": "50000 100000\n", "sys/fs/cgroup/cpu.stat": STAT},
+            89,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu/cpu.stat": STAT,
+            },
+            89,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/a\n",
+                "sys/fs/cgroup/a/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/a/cpu.stat": STAT,
+            },
+            None,
+        ),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/a\n",
+                "sys/fs/cgroup/a/cpu.max": "1 1\n",
+                "sys/fs/cgroup/a/cpu.stat": "nr_throttled x\n",
+            },
+            None,
+        ),
+    ],
+)
+def test_the_stops_of_a_quota_are_counted_where_there_is_one(
+    files: dict[str, str], stops: int | None, tmp_path: Path
+) -> None:
+    assert quota_stops(root(tmp_path, files)) == stops
 
 
 @pytest.mark.parametrize("quota", [0.01, 0.5, 1.0, 1.01, 1.5, 2.0, 1e6])

@@ -20,7 +20,6 @@ from vggdeploy.types import Device, Verdict
 
 MIN_CALLS = 5  # a turn
 WARMUP_CALLS = 2  # a turn: the caches belong to whoever ran before
-SETTLE_SECONDS = 0.02  # idle threads of the backend before go on spinning for some milliseconds
 
 
 def judge_golden(
@@ -61,8 +60,7 @@ class Candidate:
         return taken
 
     def turn(self, seconds: float) -> TurnReply:
-        """Calls for ``seconds``, `MIN_CALLS` at least, after a pause and a warm-up. The energy is the CPU's."""
-        time.sleep(SETTLE_SECONDS)
+        """Calls for ``seconds``, `MIN_CALLS` at least, after a warm-up. The energy is the CPU's."""
         for _ in range(WARMUP_CALLS):
             self.call()
         times: list[int] = []

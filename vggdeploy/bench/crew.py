@@ -40,6 +40,8 @@ from vggdeploy.parity.reference import Array
 from vggdeploy.records import FreshStart
 from vggdeploy.runtime import backend_for
 
+# -P: a numpy.py in the current directory is not NumPy.
+WORKER_COMMAND = (sys.executable, "-P", "-m", "vggdeploy.bench.worker")
 _GOODBYE_SECONDS = 10.0  # for a library that saves what it compiled
 A = TypeVar("A")
 
@@ -52,8 +54,7 @@ class Worker:
         self._said = tempfile.TemporaryFile(prefix="vggdeploy-worker-")  # noqa: SIM115  # closed by close()
         self.spawned = time.monotonic_ns()
         self._process = subprocess.Popen(
-            # -P: a numpy.py in the current directory is not NumPy.
-            [sys.executable, "-P", "-m", "vggdeploy.bench.worker"],
+            WORKER_COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -183,13 +184,33 @@ class Crew:
                 worker.close(kill=True)
             self._stack.close()
 
-    def open(self, entry: Entry) -> tuple[OpenReply, FreshStart]:
-        """Open an entry in its backend's worker, and measure the start of a process that runs this entry alone.
+    def open(self, entry: Entry) -> OpenReply:
+        """Open an entry in its backend's worker."""
+        backend = backend_for(entry.variant).name
+        if backend not in self._workers:
+            self._workers[backend] = self._spawn(self._start, self._descriptor)
+        return self._workers[backend].ask(self._request(entry), OpenReply)
+
+    def open_fresh(self, entry: Entry) -> tuple[OpenReply, FreshStart]:
+        """`open`, and measure the start of a process that runs this entry alone.
 
         The first entry of a backend finds its worker fresh; for the others a process of their own is started first.
         """
         backend = backend_for(entry.variant).name
-        request = OpenRequest(
+        if backend not in self._workers:
+            opened = self.open(entry)
+            return opened, self._fresh(entry, self._workers[backend], opened)
+        alone = self._spawn(self._start, self._descriptor)
+        try:
+            fresh = self._fresh(entry, alone, alone.ask(self._request(entry), OpenReply))
+        except BaseException:
+            alone.close(kill=True)
+            raise
+        alone.close()
+        return self.open(entry), fresh
+
+    def _request(self, entry: Entry) -> OpenRequest:
+        return OpenRequest(
             name=entry.name,
             bundle=str(entry.bundle.root),
             variant=entry.variant.name,
@@ -197,18 +218,6 @@ class Crew:
             batches=self._batches,
             threads=entry.threads,
         )
-        if backend not in self._workers:
-            worker = self._workers[backend] = self._spawn(self._start, self._descriptor)
-            opened = worker.ask(request, OpenReply)
-            return opened, self._fresh(entry, worker, opened)
-        alone = self._spawn(self._start, self._descriptor)
-        try:
-            fresh = self._fresh(entry, alone, alone.ask(request, OpenReply))
-        except BaseException:
-            alone.close(kill=True)
-            raise
-        alone.close()
-        return self._workers[backend].ask(request, OpenReply), fresh
 
     def check(self, entry: Entry) -> CheckReply:
         """The golden pair, and an answer to compare with after the measurement."""

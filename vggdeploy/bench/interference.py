@@ -9,15 +9,18 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vggdeploy.records import Conditions
+from vggdeploy.system.machine import quota_stops
 
 BUSY_LIMIT = 0.05  # share of the cores that other processes may use while we measure
 FREQUENCY_LIMIT = 0.10  # spread of the clock over the turns of one candidate
 _ROOT = Path("/")
+# A process is idle when it used less than this share of one core in each of so many pauses in a row.
+_IDLE_SECONDS, _IDLE_SHARE, _QUIET_LOOKS, _IDLE_LOOKS = 0.005, 0.05, 2, 200
 
 
 class CpuWatch:
@@ -46,6 +49,23 @@ def _sample(root: Path) -> tuple[float, float, float] | None:
     busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return busy, usage.ru_utime + usage.ru_stime, time.monotonic()
+
+
+def wait_until_idle(
+    *, clock: Callable[[], float] = time.process_time, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Wait until the threads of this process have stopped computing: until its CPU time stops growing.
+
+    ONNX Runtime's idle threads spin for some 40 ms of CPU after a call, OpenMP's and TBB's for some milliseconds: they
+    would take the time of whoever has the next turn. A process that never rests is left alone after a second.
+    """
+    quiet = 0
+    for _ in range(_IDLE_LOOKS):
+        before = clock()
+        pause(_IDLE_SECONDS)
+        quiet = quiet + 1 if clock() - before < _IDLE_SHARE * _IDLE_SECONDS else 0
+        if quiet == _QUIET_LOOKS:
+            return
 
 
 def swapped_pages(root: Path = _ROOT) -> int | None:
@@ -104,10 +124,11 @@ class Counters:
 
     swapped: int | None
     throttled: int | None
+    stopped: int | None = None
 
     @classmethod
     def read(cls, root: Path = _ROOT) -> Counters:
-        return cls(swapped_pages(root), throttle_events(root))
+        return cls(swapped_pages(root), throttle_events(root), quota_stops(root))
 
     def doubts(self, before: Counters) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Reasons against what was measured since ``before``, and what could not be checked."""
@@ -120,6 +141,8 @@ class Counters:
             unchecked.append("throttling: no /sys/devices/system/cpu/cpu*/thermal_throttle")
         elif self.throttled > before.throttled:
             reasons.append(f"throttled: the CPU slowed down {self.throttled - before.throttled} times for its heat")
+        if self.stopped is not None and before.stopped is not None and self.stopped > before.stopped:
+            reasons.append(f"quota: this container's CPU quota stopped it in {self.stopped - before.stopped} periods")
         return tuple(reasons), tuple(unchecked)
 
 

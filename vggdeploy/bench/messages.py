@@ -90,7 +90,7 @@ class TurnReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class FinishRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Check the outputs once more, and take a call of the engine apart for some seconds."""
+    """Check the outputs once more, and take a call of the engine apart for some seconds (0: do not)."""
 
     name: str
     batch: int

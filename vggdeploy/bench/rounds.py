@@ -13,32 +13,42 @@ import msgspec
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.crew import Crew
 from vggdeploy.bench.interference import Counters, conditions, megahertz
+from vggdeploy.bench.messages import CheckReply, OpenReply
 from vggdeploy.bench.rows import Measured, row_of
+from vggdeploy.bench.stats import shares
 from vggdeploy.errors import UsageError
 from vggdeploy.parity.reference import Array
 from vggdeploy.records import BenchRow, Conditions, FreshStart
-from vggdeploy.types import OnProgress, Steps, silent
+from vggdeploy.types import OnProgress, Steps, Verdict, silent
 
+DEFAULT_ROUNDS, DEFAULT_PROCESSES = 9, 3
 HOST_SECONDS = 0.3  # for taking a call of the engine apart
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure: ``seconds`` a variant and batch size, over all ``rounds``; on ``pin``'s CPUs, where there are any."""
+    """How to measure: ``seconds`` a variant and batch size, over all ``rounds``, in so many ``processes`` one after another;
+    on ``pin``'s CPUs, where there are any."""
 
     batches: Sequence[int] = (1, 8)
     seconds: float = 2.0
-    rounds: int = 7
+    rounds: int = DEFAULT_ROUNDS
     threads: int | None = None
     pin: Sequence[int] = ()
     percentile: int = 90
+    processes: int = DEFAULT_PROCESSES
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < inf or self.rounds < 3:
             raise UsageError(
                 f"nothing can be measured in {self.seconds} seconds and {self.rounds} rounds",
                 "give a time above 0 and at least 3 rounds",
+            )
+        if not 1 <= self.processes <= self.rounds:
+            raise UsageError(
+                f"{self.rounds} rounds cannot be measured in {self.processes} processes",
+                "give at least one process, and at least one round for each",
             )
         if self.percentile not in PERCENTILES:
             raise UsageError(
@@ -71,7 +81,8 @@ def measure(
 ) -> Comparison:
     """Latency and throughput of each entry at each batch size; the first entry is the baseline.
 
-    Each backend has a process of its own. They take turns; a worker without a turn sleeps.
+    Each backend has a process of its own. They take turns; a worker without a turn sleeps. After a share of the rounds all
+    begin again in new processes: what a process got by chance is part of what the intervals cover.
 
     Args:
         images: the pool of distinct inputs, as the graph wants them. Batches walk through it.
@@ -85,21 +96,30 @@ def measure(
     about = conditions(plan.pin)
     before, clock = Counters.read(), megahertz()
     began, own = time.monotonic(), time.process_time()
-    rows: list[BenchRow] = []
     steps = Steps(on_progress, len(entries) * len(plan.batches) * plan.rounds, "measuring")
-    with Crew(images, batches=plan.batches, threads=plan.threads, pin=plan.pin) as crew:
-        opened = [crew.open(entry) for entry in entries]
-        checked = [crew.check(entry) for entry in entries]
-        for batch in plan.batches:
-            candidates = [
-                Measured(entry, batch, o, c) for entry, (o, _), c in zip(entries, opened, checked, strict=True)
-            ]
-            rows += _rounds(crew, candidates, plan, steps)
+    candidates: dict[int, list[Measured]] = {}
+    fresh: list[FreshStart] = []
+    for rounds in shares(plan.rounds, plan.processes):
+        with Crew(images, batches=plan.batches, threads=plan.threads, pin=plan.pin) as crew:
+            if not candidates:
+                opened, fresh = _open_fresh(crew, entries)
+            else:
+                opened = [crew.open(entry) for entry in entries]
+            checked = [crew.check(entry) for entry in entries]
+            for batch in plan.batches:
+                first = batch not in candidates
+                if first:
+                    candidates[batch] = [
+                        Measured(entry, batch, o, c, plan.processes)
+                        for entry, o, c in zip(entries, opened, checked, strict=True)
+                    ]
+                _doubt(candidates[batch], checked)
+                _take_turns(crew, candidates[batch], plan, rounds, steps, host=first)
     share = (time.process_time() - own) / (time.monotonic() - began)
     after = Counters.read()
     return Comparison(
-        rows=tuple(rows),
-        fresh=tuple(fresh for _, fresh in opened),
+        rows=tuple(row_of(one, each[0], plan.percentile) for each in candidates.values() for one in each),
+        fresh=tuple(fresh),
         conditions=msgspec.structs.replace(
             about,
             swapped_before=before.swapped,
@@ -109,24 +129,41 @@ def measure(
             mhz_before=clock,
             mhz_after=megahertz(),
         ),
-        threads=opened[0][0].threads,
+        threads=opened[0].threads,
         harness_cpu_share=share,
     )
 
 
-def _rounds(crew: Crew, candidates: Sequence[Measured], plan: Plan, steps: Steps) -> list[BenchRow]:
-    """Candidates at one batch size, in turns; then their outputs once more."""
+def _open_fresh(crew: Crew, entries: Sequence[Entry]) -> tuple[list[OpenReply], list[FreshStart]]:
+    both = [crew.open_fresh(entry) for entry in entries]
+    return [opened for opened, _ in both], [fresh for _, fresh in both]
+
+
+def _doubt(candidates: Sequence[Measured], checked: Sequence[CheckReply]) -> None:
+    """Whoever misses the golden pair in one process has missed it."""
+    for one, found in zip(candidates, checked, strict=True):
+        if one.checked.verdict is not Verdict.FAIL:
+            one.checked = found
+
+
+def _take_turns(
+    crew: Crew, candidates: Sequence[Measured], plan: Plan, rounds: int, steps: Steps, *, host: bool
+) -> None:
+    """Candidates at one batch size in one process each, in turns; then their outputs once more. Whoever begins a round
+    ends the next, so that none has always the same one before it."""
     before = Counters.read()
-    for _ in range(plan.rounds):
-        for one in candidates:
+    for number in range(rounds):
+        start = number % len(candidates)
+        for one in (*candidates[start:], *candidates[:start]):
             one.turns.append(crew.turn(one.entry, one.batch, plan.seconds / plan.rounds))
             steps.advance()
     doubts, unchecked = Counters.read().doubts(before)
     for one in candidates:
-        finished = crew.finish(one.entry, one.batch, min(HOST_SECONDS, plan.seconds))
-        one.wrong, one.reasons, one.not_checked = finished.wrong, doubts, unchecked
-        one.host = finished.host
-    return [row_of(one, candidates[0], plan.percentile) for one in candidates]
+        finished = crew.finish(one.entry, one.batch, min(HOST_SECONDS, plan.seconds) if host else 0.0)
+        one.wrong = tuple(dict.fromkeys((*one.wrong, *finished.wrong)))
+        one.reasons = tuple(dict.fromkeys((*one.reasons, *doubts)))
+        one.not_checked = tuple(dict.fromkeys((*one.not_checked, *unchecked)))
+        one.host = finished.host or one.host
 
 
 def _check_batch(batch: int, entries: Sequence[Entry], pool: int) -> None:

@@ -10,22 +10,24 @@ import numpy as np
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.interference import BUSY_LIMIT, FREQUENCY_LIMIT
 from vggdeploy.bench.messages import CheckReply, OpenReply, TurnReply
-from vggdeploy.bench.stats import calls_needed, compared, drift, percentile, quantiles, ratio_interval
+from vggdeploy.bench.stats import calls_needed, compared, percentile, quantiles, ratio_interval, spread
 from vggdeploy.records import BenchRow, HostTimes
 from vggdeploy.runtime import backend_for
 from vggdeploy.types import SpeedOutcome, Verdict
 
-DRIFT_LIMIT = 0.25  # spread of the round medians
+SPREAD_LIMIT = 0.10  # of the round medians
 
 
 @dataclass
 class Measured:
-    """What a worker said of one entry at one batch size. ``wrong``: what is wrong with its outputs after the turns."""
+    """What workers said of one entry at one batch size, in ``processes`` one after another. ``wrong``: what is wrong with
+    its outputs after the turns."""
 
     entry: Entry
     batch: int
     opened: OpenReply
     checked: CheckReply
+    processes: int = 1
     turns: list[TurnReply] = field(default_factory=list)
     wrong: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Measured:
 def row_of(measured: Measured, baseline: Measured, asked: int) -> BenchRow:
     """One row. ``asked`` is the percentile that there have to be enough calls for."""
     times, medians = measured.times(), measured.medians()
-    ratio, low, high = ratio_interval(baseline.medians(), medians)
+    ratio, low, high = ratio_interval(baseline.medians(), medians, measured.processes)
     doubts, unchecked = _doubts(measured, asked)
     reasons = (*measured.checked.reasons, *measured.wrong, *measured.reasons, *doubts)
     joules = [turn.joules for turn in measured.turns]
@@ -59,6 +61,7 @@ def row_of(measured: Measured, baseline: Measured, asked: int) -> BenchRow:
         device=str(measured.entry.device),
         batch=measured.batch,
         rounds=len(medians),
+        processes=measured.processes,
         calls=len(times),
         p50_ms=float(np.percentile(times, 50)),
         p90_ms=percentile(times, 90),
@@ -96,8 +99,8 @@ def _doubts(measured: Measured, asked: int) -> tuple[tuple[str, ...], tuple[str,
         unchecked.append("other processes: no /proc/stat")
     elif others > BUSY_LIMIT:
         reasons.append(f"busy machine: other processes used {others:.0%} of the cores")
-    if drift(medians) > DRIFT_LIMIT:
-        reasons.append(f"unstable: the rounds' medians spread by {drift(medians):.0%}")
+    if (apart := spread(medians)) > SPREAD_LIMIT:
+        reasons.append(f"unstable: the rounds' medians spread by {apart:.0%}")
     if calls < calls_needed(asked):
         reasons.append(f"too few calls for p{asked}: {calls} of {calls_needed(asked)}; give it more --duration")
     clocks = [turn.megahertz for turn in turns if turn.megahertz is not None]

@@ -12,7 +12,7 @@ import msgspec
 from vggdeploy.bench.candidates import Entry, bundle_names, check_same_input
 from vggdeploy.bench.interference import conditions
 from vggdeploy.bench.roof import measure_roofs, share_of_roof
-from vggdeploy.bench.rounds import Comparison, Plan, measure
+from vggdeploy.bench.rounds import DEFAULT_PROCESSES, DEFAULT_ROUNDS, Comparison, Plan, measure
 from vggdeploy.bench.rows import sentences
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vggdeploy.bench.loadgen.scenarios import Load
 
 POOL = 512  # distinct images to walk through
-DEFAULT_ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Rounds:
 
     Attributes:
         count: how often they take turns.
+        processes: how many times all begin again in new processes, each with a like share of the rounds.
         pin: CPUs to run on, and nowhere else.
         percentile: the one that has to be believable: a row with too few calls for it is invalid.
         roof: measure the fastest matrix product of each precision on these CPUs, and what share of it each row reaches.
@@ -74,6 +74,7 @@ class Rounds:
     pin: Sequence[int] = ()
     percentile: int = 90
     roof: bool = False
+    processes: int = DEFAULT_PROCESSES
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def bench_bundle(
         wanted = method.loads(plan)
         loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress)
     else:
-        turns = Plan(plan.batches, plan.seconds, method.count, threads, method.pin, method.percentile)
+        turns = Plan(plan.batches, plan.seconds, method.count, threads, method.pin, method.percentile, method.processes)
         comparison = measure(chosen, pool.images, turns, on_progress=on_progress)
         if method.roof:
             on_progress(None, "measuring the roof of the CPUs")

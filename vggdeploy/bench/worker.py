@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from vggdeploy.bench.interference import peak_rss
+from vggdeploy.bench.interference import peak_rss, wait_until_idle
 from vggdeploy.bench.messages import (
     Answer,
     AnswersReply,
@@ -132,11 +132,13 @@ class Desk:
         return gpu_turn(candidate, request.seconds, device, request.ours)
 
     def _finish(self, request: FinishRequest) -> FinishReply:
+        wrong = self._candidates[request.name, request.batch].repeat()
+        if not request.seconds:
+            return FinishReply(wrong=wrong)
         from vggdeploy.bench.host import MAX_IMAGES, encoded, host_times
         from vggdeploy.engine.engine import Engine
         from vggdeploy.engine.loading import OpenVariant
 
-        wrong = self._candidates[request.name, request.batch].repeat()
         one = self._opened[request.name]
         engine = Engine(OpenVariant(one.bundle, one.variant, one.session, one.device))
         files = encoded(self._images[:MAX_IMAGES], one.bundle.manifest.preprocess)
@@ -198,6 +200,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 if desk is None:
                     raise VggdeployError("a worker was asked before it was started")
                 answer = desk.answer(request)
+                wait_until_idle()  # the next turn may be another process's
             except Exception as error:  # whatever it is: the parent has to hear of it
                 answer = failed(error)
             answers.write(encoder.encode(answer) + b"\n")

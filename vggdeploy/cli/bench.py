@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from vggdeploy.records.gpu import GpuReport
 
 MODES: Modes = {
-    **dict.fromkeys(("--rounds", "--pin", "--percentile", "--roof"), ("without --scenario", "without --gpu-detail")),
+    **dict.fromkeys(
+        ("--rounds", "--processes", "--pin", "--percentile", "--roof"), ("without --scenario", "without --gpu-detail")
+    ),
     **dict.fromkeys(("--target-qps", "--latency-bound", "--find-qps"), ("--scenario server",)),
     **dict.fromkeys(("--scenario", "--record", "--threads"), ("without --gpu-detail",)),
+    "--fail-if-slower": ("without --scenario", "without --gpu-detail"),
 }
 
 
@@ -39,7 +42,10 @@ def bench(
             "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
         ),
     ] = 2.0,
-    rounds: Annotated[int, typer.Option(help="How often the variants take turns.")] = 7,
+    rounds: Annotated[int, typer.Option(help="How often the variants take turns.")] = 9,
+    processes: Annotated[
+        int, typer.Option(help="How many times all begin again in new processes, each with a share of the rounds.")
+    ] = 3,
     scenario: Annotated[
         str, typer.Option(help="MLPerf LoadGen's: single_stream, multi_stream, server, offline; comma-separated.")
     ] = "",
@@ -77,6 +83,13 @@ def bench(
             "--gpu-detail", help="Take one TensorRT engine apart: copies, compute, graphs, streams, energy, the roof."
         ),
     ] = False,
+    fail_if_slower: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="With two bundles, old and new: exit with 4 when the new one takes so much longer, or it cannot be told.",
+        ),
+    ] = None,
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
     ] = False,
@@ -84,14 +97,22 @@ def bench(
     json: Json = False,
 ) -> int:
     """Measure latency (p50, p90, p99) and images/s, interleaved, on distinct real inputs."""
+    from msgspec.structs import replace
+
+    from vggdeploy.bench.candidates import bundle_names
+    from vggdeploy.bench.compare import compare_bundles
     from vggdeploy.bench.run import BenchPlan, Rounds, Scenarios, bench_bundle
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import tables
+    from vggdeploy.cli.compare import exit_code, parse_limit, show
     from vggdeploy.cli.options import cpu_list, rebuilt, split_names, split_numbers, with_command
     from vggdeploy.errors import UsageError
     from vggdeploy.types import Device
 
     check_modes(context, MODES)
+    limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
+    if limit is not None and len(bundles) != 2:
+        raise UsageError("--fail-if-slower holds a new bundle against an old one", "give two: vggdeploy bench OLD NEW")
     if not 0 < seconds < inf:
         raise UsageError(f"--duration is {seconds:g} seconds", "give a time above 0")
     batches, cpus, scenarios = split_numbers(batch), cpu_list(pin), split_names(scenario)
@@ -111,12 +132,15 @@ def bench(
         if len(opened) > 1:
             raise UsageError("--gpu-detail takes one engine apart", "give one bundle")
         return run_gpu(opened[0], plan, json=json, require_valid=require_valid)
-    method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof)
+    method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof, processes)
     if scenarios:
         method = Scenarios(scenarios, target_qps, latency_bound, find_qps)
     # Twice a second: a step takes its time, and each look costs some of it.
     with render.progress("measuring", refresh_per_second=2) as tell:
         report = bench_bundle(*opened, plan=plan, method=method, threads=threads, record=record, on_progress=tell)
+    if limit is not None:
+        first, second = bundle_names(opened)
+        report = replace(report, gate=compare_bundles(report, (first, second), limit=limit))
     report = with_command(report)
     if json:
         render.emit_json(report)
@@ -124,7 +148,10 @@ def bench(
         tables.scenario_table(report)
     else:
         tables.bench_table(report)
-    return _exit_code(report, require_valid=require_valid)
+        if report.gate is not None:
+            show(report.gate)
+    code = _exit_code(report, require_valid=require_valid)
+    return code if code == 3 or report.gate is None else max(code, exit_code(report.gate))
 
 
 def _exit_code(report: BenchReport, *, require_valid: bool) -> int:

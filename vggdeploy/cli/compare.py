@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 def compare(
     old: Annotated[
-        Path, typer.Argument(metavar="OLD.json", help="What 'bench --json' printed for the version before.")
+        str,
+        typer.Argument(
+            metavar="OLD.json", help="What 'bench --json' printed for the version before; several runs with commas."
+        ),
     ],
-    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="What it printed for the new one.")],
+    new: Annotated[str, typer.Argument(metavar="NEW.json", help="What it printed for the new one, likewise.")],
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
             metavar="PERCENT",
-            help="Exit with 4 when a variant is shown to take so much longer, or cannot be judged.",
+            help="Exit with 4 when a variant takes so much longer, or it cannot be told whether it does.",
         ),
     ] = None,
     json: Json = False,
@@ -33,18 +36,30 @@ def compare(
     from vggdeploy.bench.compare import compare_files, failed_outputs
     from vggdeploy.cli import render
     from vggdeploy.cli.options import with_command
-    from vggdeploy.report.tables import SPEED
-    from vggdeploy.types import SpeedOutcome
 
     limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
-    report = with_command(compare_files(old, new, limit=limit))
+    report = with_command(compare_files(files(old), files(new), limit=limit))
     if json:
         render.emit_json(report)
     else:
         show(report)
-    if failed_outputs(new):
+    if failed_outputs(files(new)):
         render.error_line("a variant of the new bench failed parity", "run: vggdeploy verify BUNDLE")
         return 3
+    return exit_code(report)
+
+
+def files(text: str) -> list[Path]:
+    """``"a.json,b.json"`` → two paths; a file that has commas in its own name is one."""
+    return [Path(text)] if Path(text).exists() else [Path(name) for name in text.split(",")]
+
+
+def exit_code(report: ComparisonReport) -> int:
+    """4, and a line for each row that misses the limit or cannot be held against it; 0 where none does."""
+    from vggdeploy.cli import render
+    from vggdeploy.report.tables import SPEED
+    from vggdeploy.types import SpeedOutcome
+
     if report.passed:
         return 0
     for row in report.rows:
@@ -53,7 +68,21 @@ def compare(
             render.error_line(f"{_who(row)} is slower than allowed: {speed} × as fast as before", "")
         elif row.outcome is SpeedOutcome.NOT_JUDGED and row.old_ms is not None:
             render.error_line(f"{_who(row)} could not be judged: {row.reasons[0]}", "")
+        elif row.cannot_rule_out:
+            render.error_line(f"{_who(row)} could not be judged: {_power(row, report.limit or 0)}", _measure_more(row))
     return 4
+
+
+def _power(row: ComparedRow, limit: float) -> str:
+    least = math.log((row.ratio_high or 1) / (row.ratio_low or 1))  # both halves: found, and told from the limit
+    return (
+        f"a slowdown of {limit:.3g} lies within its interval; this much measuring shows one of {math.expm1(least):.0%}"
+    )
+
+
+def _measure_more(row: ComparedRow) -> str:
+    more = max(2, math.ceil(row.more or 2))
+    return f"measure {more} times as much (--processes, --rounds, --duration; or more runs of each side, with commas)"
 
 
 def parse_limit(text: str) -> float:
@@ -81,9 +110,6 @@ def show(report: ComparisonReport) -> None:
     for row in report.rows:
         for reason in row.reasons:
             render.out.print(f"  [dim]{escape(_who(row))}: {escape(reason)}[/]")
-        if row.cannot_rule_out:
-            text = f"{report.limit or 0:.3g} of the time more is not shown, and cannot be ruled out"
-            render.out.print(f"  [dim]{escape(_who(row))}: {text}; measure longer[/]")
     for warning in report.warnings:
         render.note(f"[yellow]warning:[/] {escape(warning)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vggdeploy.records.base import RESULT_VERSION, Record
+from vggdeploy.records.conclusions import ComparisonReport
 from vggdeploy.records.parity import OutputParity
 from vggdeploy.types import Precision, SpeedOutcome, Verdict
 
@@ -102,11 +103,12 @@ class Conditions(Record, frozen=True, kw_only=True):
 class BenchRow(Record, frozen=True, kw_only=True):
     """One variant at one batch size. Times are milliseconds a batch, None where too few calls lie beyond the percentile.
 
-    ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% bootstrap interval over
-    interleaved rounds; ``comparison`` is what that interval shows. ``valid`` is False with ``reasons`` when something else
-    than the variant was measured; ``not_checked`` says what this machine could not look at, and that counts neither way.
-    ``round_medians_ms`` has the median of each round, in order; ``quantiles_ms`` the 0th, 1st, … 100th percentile of all
-    calls, from the fastest call to the slowest. Both are empty in records of schema version 1.
+    ``ratio`` is speed against the baseline at the same batch (above 1 is faster), with a 95% interval over the
+    ``processes`` that the interleaved rounds were measured in, one after another, each with a like share of them (of one
+    process: over its rounds); ``comparison`` is what that interval shows. ``valid`` is False with ``reasons`` when
+    something else than the variant was measured; ``not_checked`` says what this machine could not look at, and that counts
+    neither way. ``round_medians_ms`` has the median of each round, in order; ``quantiles_ms`` the 0th, 1st, … 100th
+    percentile of all calls, from the fastest call to the slowest. Both are empty in records of schema version 1.
 
     ``cpu_seconds_per_image`` counts all threads of the variant's process. ``joules_per_image`` comes from the counter
     that ``joules_from`` names (RAPL counts the whole machine's CPUs, NVML the GPU), and is None without one.
@@ -120,6 +122,7 @@ class BenchRow(Record, frozen=True, kw_only=True):
     device: str
     batch: int
     rounds: int
+    processes: int = 1
     calls: int
     p50_ms: float
     p90_ms: float | None
@@ -230,7 +233,8 @@ class BenchReport(Record, frozen=True, kw_only=True):
 
     ``summary`` has a sentence a batch size: the verdict, then the number. ``percentile`` is the one that was asked for: a
     row with too few calls for it is invalid. ``harness_cpu_share`` is what the process that hands out the turns used
-    itself, in cores: 0.01 is 1% of one core. ``roofs`` are there where they were asked for (``--roof``).
+    itself, in cores: 0.01 is 1% of one core. ``roofs`` are there where they were asked for (``--roof``), and
+    so is ``gate``, the second bundle held against the first (``--fail-if-slower``).
     """
 
     schema_version: int = RESULT_VERSION
@@ -251,3 +255,4 @@ class BenchReport(Record, frozen=True, kw_only=True):
     conditions: Conditions | None = None
     harness_cpu_share: float | None = None
     roofs: tuple[CpuRoof, ...] = ()
+    gate: ComparisonReport | None = None

@@ -9,10 +9,11 @@ from vggdeploy.types import SpeedOutcome, Verdict
 class ComparedRow(Record, frozen=True, kw_only=True):
     """One variant at one batch size, or under one scenario, in both benches.
 
-    ``ratio`` is the speed of the new one, in old ones: above 1 is faster. Its 95% interval is an unpaired bootstrap over
-    the rounds of both; None where a bench recorded no rounds. ``outcome`` is "no difference shown" where the interval
-    covers 1, and "not judged", with ``reasons``, where a side is missing, invalid, or has no rounds. ``too_slow``: the
-    whole interval lies below what the limit allows; ``cannot_rule_out``: a part of it does.
+    ``ratio`` is the speed of the new one, in old ones: above 1 is faster, with a 95% interval; None where a bench recorded
+    no rounds. ``outcome`` is "no difference shown" where the interval covers 1, and "not judged", with ``reasons``, where
+    a side is missing, invalid, or has no rounds. Of a limit, ``too_slow``: the whole interval lies below what it allows;
+    ``cannot_rule_out``: a part of it does, so that nothing is shown, and then ``more`` is how many times as much had to
+    be measured until an interval about 1 would lie above it.
     """
 
     variant: str
@@ -30,14 +31,16 @@ class ComparedRow(Record, frozen=True, kw_only=True):
     same_bytes: bool | None = None
     too_slow: bool = False
     cannot_rule_out: bool = False
+    more: float | None = None
 
 
 class ComparisonReport(Record, frozen=True, kw_only=True):
     """What ``vggdeploy compare OLD NEW --json`` prints.
 
-    ``limit``: the slowdown that is allowed, as a fraction of the old time; None where none was given. ``passed`` is False
-    when a row is too slow or could not be judged, and always True without a limit. ``warnings`` name what else differs
-    between the two than the variants.
+    ``old`` and ``new`` are one file each or several, with commas. ``limit``: the slowdown that is allowed, as a fraction of
+    the old time; None where none was given. ``passed`` is False when a row is too slow, when the limit lies within its
+    interval, or when it could not be judged; always True without a limit. ``warnings`` name what else differs between the
+    two than the variants.
     """
 
     schema_version: int = RESULT_VERSION

@@ -129,6 +129,18 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     return min(quotas, default=None)
 
 
+def quota_stops(root: Path = ROOT) -> int | None:
+    """How many periods the CPU quota has stopped this process's control group in, or one above it; None without a quota."""
+    if cpu_quota(root) is None:
+        return None
+    counts = []
+    for folder in (*_folders(root, ""), *_folders(root, "cpu")):
+        fields = dict(line.split(" ", 1) for line in _text(folder / "cpu.stat").splitlines() if " " in line)
+        if fields.get("nr_throttled", "").isdecimal():
+            counts.append(int(fields["nr_throttled"]))
+    return max(counts, default=None)
+
+
 def memory_limit(root: Path = ROOT) -> int | None:
     """The smallest memory limit, in bytes, of this process's control group and those above it; None without one."""
     limits = [_number(folder / "memory.max") for folder in _folders(root, "")]
