@@ -120,7 +120,7 @@ def test_bytes_that_changed_since_the_bundle_was_opened_are_not_run(own_bundle: 
 def test_pinned_workers_run_where_they_may(bundle: Bundle) -> None:
     cpu = min(os.sched_getaffinity(0))
     with Crew(bundle.golden()[0]["image"], batches=(1,), pin=(cpu,)) as made:
-        opened, _ = made.open(entry(bundle, "onnx-fp32"))
+        opened = made.open(entry(bundle, "onnx-fp32"))
         [worker] = made._workers.values()
         assert os.sched_getaffinity(worker.pid) == {cpu}
     assert opened.threads == 1
@@ -132,7 +132,7 @@ def test_a_worker_that_cannot_start_says_its_last_words(
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho first >&2; echo 'no such library' >&2; exit 7\n")
     program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("vggdeploy.bench.crew.WORKER_COMMAND", (str(program),))
     with (
         Crew(np.zeros((1, 2), np.uint8), batches=(1,)) as made,
         pytest.raises(VggdeployError, match="code 7: no such library"),
