@@ -54,7 +54,7 @@ def test_a_quiet_machine_gives_a_valid_row(bundle: Bundle) -> None:
         ),
         ([like(nanoseconds=(1_000_000,) * 9)] * 3, "too few calls for p90: 27 of 29"),
         ([QUIET, QUIET, like(megahertz=2600.0)], "frequency: the clock went from 3000 to 2600 MHz"),
-        ([QUIET, like(slowed=("power cap",)), QUIET], "throttled: the GPU was slowed down: power cap"),
+        ([QUIET, like(slowed=("power brake",)), QUIET], "throttled: the GPU was slowed down: power brake"),
         ([QUIET, QUIET, like(gpu_others=0.3)], "busy GPU: other processes used 30%"),
     ],
 )

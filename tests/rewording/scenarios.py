@@ -134,7 +134,7 @@ def _bench_rows(bundles: Bundles) -> dict[str, Case]:
         codes = [_exit_code(report, require_valid=strict) for strict in (False, True)]
         return [row.verdict, row.valid, row.comparison, *codes]
 
-    busy = msgspec.structs.replace(quiet, others=0.5, slowed=("power cap",), gpu_others=0.5)
+    busy = msgspec.structs.replace(quiet, others=0.5, slowed=("power brake",), gpu_others=0.5)
     return {
         "bench: quiet": lambda: decided(bundles.good, quiet, quiet, quiet),
         "bench: busy": lambda: decided(bundles.good, quiet, busy, quiet, swapped=3),

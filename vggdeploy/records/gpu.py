@@ -8,8 +8,9 @@ from vggdeploy.types import Precision
 
 class GpuSamples(Record, frozen=True, kw_only=True):
     """What was seen in ``seconds``. A field is None where this GPU or driver does not tell; ``missing`` says why nothing
-    is there. ``joules`` is the difference of the GPU's energy counter, else mean power × time. ``others_use`` is the
-    share of the time in which kernels of other processes ran, 0 to 1."""
+    is there. ``joules`` is the difference of the GPU's energy counter, else mean power × time.
+    ``power_limited``: the clock was lowered to keep the power limit, which is a steady state; ``throttled`` has the reasons
+    that are none. ``others_use`` is the share of the time in which kernels of other processes ran, 0 to 1."""
 
     samples: int = 0
     seconds: float = 0.0
@@ -22,6 +23,7 @@ class GpuSamples(Record, frozen=True, kw_only=True):
     power_watts_max: float | None = None
     joules: float | None = None
     joules_from: str = ""
+    power_limited: bool = False
     throttled: tuple[str, ...] = ()
     other_processes: int | None = None
     others_use: float | None = None

@@ -157,11 +157,11 @@ def test_energy_is_the_counter_s_and_valid_means_alone_and_not_slowed_down(measu
     assert load.valid and load.seen.joules == 5.0 and load.seen.joules_from == "counter"
     assert load.joules_per_image == pytest.approx(5 / load.images)
     assert load.images_per_second == pytest.approx(load.images / load.seconds)
-    watched(Nvml(reasons=0x44, others=2))
+    watched(Nvml(reasons=0x48, others=2))
     [load] = measure(batches=(1,), streams=(1,)).loads[:1]
     assert not load.valid
     assert load.reasons == (
-        "the GPU was slowed down: power cap, hardware thermal slowdown",
+        "the GPU was slowed down: hardware slowdown, hardware thermal slowdown",
         "2 other process(es) on the GPU",
     )
 
@@ -172,6 +172,26 @@ def test_an_idle_gpu_and_chosen_clocks_are_no_throttling(cudart, watched):
         pass
     assert watch.result().throttled == ()
     assert gpu.doubts(watch.result()) == ()
+
+
+def test_the_power_limit_is_a_steady_state_and_no_slowdown(cudart, watched, measure, monkeypatch):
+    """An H200 under FP16 convolutions stands at its 700 W: every row of it was invalid."""
+    roof(monkeypatch)
+    watched(Nvml(reasons=0x04))
+    [load] = measure(batches=(1,), streams=(1,)).loads[:1]
+    assert load.valid and load.seen.power_limited and load.seen.throttled == ()
+
+
+def test_in_a_container_our_own_process_under_the_host_s_number_is_not_another_s(cudart, watched, monkeypatch):
+    fake = watched(Nvml())
+    monkeypatch.setattr(
+        fake, "nvmlDeviceGetComputeRunningProcesses", lambda handle: [SimpleNamespace(pid=4_000_001)], raising=False
+    )
+    with GpuWatch(CUDA) as watch:
+        pass
+    seen = watch.result()
+    assert (seen.other_processes, seen.others_use) == (None, None)
+    assert gpu.doubts(seen) == ()
 
 
 def test_what_a_gpu_does_not_tell_is_null_and_energy_comes_from_power(cudart, watched):
@@ -223,10 +243,10 @@ def test_the_tables_show_what_counts_and_why_the_rest_does_not(measure, monkeypa
     from vggdeploy.cli.bench import show_gpu
 
     roof(monkeypatch)
-    watched(Nvml(reasons=0x04))
+    watched(Nvml(reasons=0x20))
     show_gpu(measure())
     shown = capsys.readouterr().out
-    for words in ("Test GPU (sm90)", "roof 800 TOP/s", "session", "invalid", "slowed down: power cap"):
+    for words in ("Test GPU (sm90)", "roof 800 TOP/s", "session", "invalid", "slowed down: software thermal slowdown"):
         assert words in shown
 
 

@@ -19,9 +19,10 @@ from vggdeploy.runtime.gpu import cuda
 from vggdeploy.system.optional import installed
 from vggdeploy.types import Device
 
-# Reasons of nvml.h that slow a busy GPU down, by bit. (Idle clocks and clocks that somebody chose are none.)
+# Reasons of nvml.h that slow a busy GPU down, by bit. (Idle clocks and clocks that somebody chose are none. Nor is the power
+# limit: what a convolution runs at under it is the steady state of laptops, L4 and T4, and of an H200 at 700 W.)
+_POWER_LIMIT = 0x04
 _SLOWDOWNS = {
-    0x04: "power cap",
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
     0x40: "hardware thermal slowdown",
@@ -100,13 +101,21 @@ class GpuWatch:
         if reasons is None:  # its name before driver 535
             reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         self._slow |= int(reasons or 0)
-        running = self._ask("nvmlDeviceGetComputeRunningProcesses")
-        self._note("others", None if running is None else len([p for p in running if p.pid not in self._ours]))
+        self._note("others", self._others())
         memory = self._ask("nvmlDeviceGetMemoryInfo")
         if memory is not None:
             self._note("used", memory.used)
             self._note("total", memory.total)
         self._note("time", time.perf_counter())
+
+    def _others(self) -> int | None:
+        """Processes on the GPU that are not ours. None where there are some and this one is not among them: in a container
+        NVML gives the host's process ids, and its own may be any of those."""
+        running = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        if running is None:
+            return None
+        pids = {process.pid for process in running}
+        return None if pids and os.getpid() not in pids else len(pids - self._ours)
 
     def _use_of_others(self) -> float | None:
         """None where this process is not in NVML's list: in a container it may have another process id there."""
@@ -150,6 +159,7 @@ class GpuWatch:
             power_watts_max=max(watts, default=None),
             joules=joules,
             joules_from=how,
+            power_limited=bool(self._slow & _POWER_LIMIT),
             throttled=tuple(name for bit, name in _SLOWDOWNS.items() if self._slow & bit),
             other_processes=over("others", max),
             others_use=self._others_use,
