@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 import pytest
 import tensorrt_rtx
 
@@ -63,6 +66,35 @@ def test_the_bridge_keeps_info_and_drops_verbose_lines():
     bridge.log(severity.INTERNAL_ERROR, "broken")
     assert list(log.lines) == ["[INFO] told", "[INTERNAL_ERROR] broken"]
     assert log.cause() == "broken"
+
+
+def test_no_logger_is_ever_freed_and_one_whose_log_has_gone_gets_the_next():
+    """The library keeps the first for the whole process: freed, a line of its plugin registry was a SIGSEGV."""
+    severity = tensorrt_rtx.ILogger.Severity
+    first = Log()
+    bridge = logger_for(tensorrt_rtx, first)
+    other = Log()
+    assert logger_for(tensorrt_rtx, other) is not bridge  # two sessions at once do not share one
+    address, kept = id(bridge), ref(bridge)
+    del bridge, first
+    gc.collect()
+    assert kept() is not None
+    kept().log(severity.ERROR, "to nobody")  # what a library says of a session that has ended
+    third = Log()
+    reused = logger_for(tensorrt_rtx, third)
+    assert id(reused) == address
+    reused.log(severity.ERROR, "to the third")
+    assert (third.cause(), list(other.lines)) == ("to the third", [])
+
+
+def test_many_sessions_one_after_another_make_one_logger():
+    made = set()
+    for _ in range(50):
+        log = Log()
+        made.add(id(logger_for(tensorrt_rtx, log)))
+        del log
+        gc.collect()
+    assert len(made) == 1
 
 
 def test_types_have_numpy_s_and_our_own_names():

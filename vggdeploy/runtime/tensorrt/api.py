@@ -10,9 +10,11 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from types import ModuleType
 from typing import Any
+from weakref import ref
 
 from vggdeploy.bundle.precision import type_name
 from vggdeploy.runtime.registry import get_engine, library_title
@@ -131,14 +133,36 @@ def no_collection(*, collect: bool = True) -> Iterator[None]:
                 gc.enable()
 
 
-def logger_for(library: Any, log: Log) -> Any:
-    """An ``ILogger`` of ``library`` that writes to ``log``. It has to outlive every object it is given to."""
+_bridges: dict[type[Any], list[Any]] = {}
+_bridging = Lock()
 
+
+def logger_for(library: Any, log: Log) -> Any:
+    """An ``ILogger`` of ``library`` that writes to ``log``, which the caller keeps alive.
+
+    The library keeps the first one that it is given for the whole process, and asks it for lines of any session (its
+    registry of plugins does): once freed, it would end the process. So none is freed. One whose log has gone gets the
+    next: there are as many as there were sessions at the same time.
+    """
+    with _bridging:
+        made = _bridges.setdefault(library.ILogger, [])
+        free = next((bridge for bridge in made if bridge.told() is None), None)
+        if free is None:
+            free = _bridge_of(library.ILogger)()
+            made.append(free)
+        free.told = ref(log)
+    return free
+
+
+@cache
+def _bridge_of(logger: type[Any]) -> type[Any]:
     def note(self: Any, severity: Any, message: str) -> None:
-        if severity.value <= library.ILogger.Severity.INFO.value:  # VERBOSE is a line for each tensor
+        log = self.told()
+        if log is not None and severity.value <= logger.Severity.INFO.value:  # VERBOSE: a line for each tensor
             log.add(severity.name, message)
 
     def start(self: Any) -> None:
-        library.ILogger.__init__(self)
+        logger.__init__(self)
+        self.told = lambda: None
 
-    return type("LogBridge", (library.ILogger,), {"__init__": start, "log": note})()
+    return type("LogBridge", (logger,), {"__init__": start, "log": note})
