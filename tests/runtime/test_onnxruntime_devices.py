@@ -67,6 +67,18 @@ def test_a_session_on_a_gpu_that_is_not_here_is_never_one_on_the_cpu(tmp_path: P
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(("installed", "runs"), [("11.4.0", False), (None, False), ("10.13.3", True)])
+def test_the_tensorrt_provider_says_which_tensorrt_it_needs(monkeypatch, installed: str | None, runs: bool) -> None:
+    """[gpu] brings TensorRT 11, and the provider links TensorRT 10: the remedy was to check nvidia-smi."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(onnxruntime_providers.PROVIDERS.values()))
+    monkeypatch.setattr(onnxruntime_providers, "package_version", lambda name: installed)
+    found = get_backend("onnxruntime").probe(Device("cuda+tensorrt"))
+    told = "libnvinfer.so.10" in found.reason
+    assert not found.runs and told is not runs  # what is missing then is the driver
+    if told:
+        assert (installed or "none") in found.reason and "tensorrt==10.*" in found.fix
+
+
 def test_a_provider_that_the_session_has_not_got_is_a_fall_back(tmp_path: Path) -> None:
     session = ort.InferenceSession(source(tmp_path).file.path, providers=["CPUExecutionProvider"])
     with pytest.raises(IncompatibleError, match="fell back from cuda:0 to CPUExecutionProvider"):

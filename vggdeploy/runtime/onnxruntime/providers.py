@@ -13,6 +13,7 @@ and matrix product is asked for where it went.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import sys
@@ -26,6 +27,7 @@ from vggdeploy.runtime import tiny_onnx
 from vggdeploy.runtime.base import Availability, Source
 from vggdeploy.runtime.gpu.cuda import check_driver
 from vggdeploy.system.optional import installed
+from vggdeploy.system.optional import version as package_version
 from vggdeploy.types import Device, Precision
 
 PROVIDERS = {
@@ -36,6 +38,7 @@ PROVIDERS = {
 }
 RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 _RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
+_TENSORRT = "libnvinfer.so.10"
 _HEAVY = frozenset({"Conv", "Gemm", "MatMul"})
 _RECORD_PLACES = "session.record_ep_graph_assignment_info"
 # Exact INT8 products on x86 CPUs without VNNI, where files could saturate; slower there, and ignored on all others.
@@ -190,6 +193,22 @@ def _check_packages(kind: str) -> None:
             f"the installed onnxruntime is built without {PROVIDERS[kind]}",
             "pip uninstall onnxruntime && pip install 'vggdeploy[gpu]'",
         )
+    elif kind == "cuda+tensorrt":
+        _check_tensorrt()
+
+
+def _check_tensorrt() -> None:
+    """The provider is linked with TensorRT 10; vggdeploy[gpu] brings what is newest, and that cannot serve it."""
+    here = package_version("tensorrt") or "none"
+    if here.startswith("10."):
+        return
+    try:
+        ctypes.CDLL(_TENSORRT)
+    except OSError:
+        raise IncompatibleError(
+            f"ONNX Runtime's TensorRT provider needs {_TENSORRT}; the installed tensorrt is {here}",
+            "pip install 'tensorrt==10.*' (beside it TensorRT 11's own engines cannot run), or use --device cuda",
+        ) from None
 
 
 def _check_runs(device: Device) -> None:
