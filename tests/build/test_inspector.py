@@ -54,6 +54,49 @@ def test_products_are_counted_and_what_moves_data_is_not(layer, half, full):
     assert layers_by_type(json.dumps({"Layers": [*layers, wide]})) == {"fp16": 3, "fp32": 1, "int8": 1}
 
 
+DYNAMIC = "N/A due to dynamic shapes"
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ({"Weights": {"Type": "Half", "Count": 1728}}, "fp16"),
+        ({"Weights": {"Type": "Float", "Count": 1728}}, "fp32"),
+        ({"TacticName": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nchw_tilesize128x128x32"}, "fp16"),
+        ({"TacticName": "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nchw"}, "fp32"),
+        ({"TacticName": "ampere_scudnn_128x64_relu_small_nn_v1"}, "fp32"),
+        ({"TacticName": "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32"}, "int8"),
+        ({"TacticName": "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32"}, "bf16"),
+    ],
+)
+def test_of_a_dynamic_batch_the_weights_or_the_kernel_say_the_type(more: dict, kind: str) -> None:
+    """TensorRT 10 says no format of a layer with a dynamic shape: an FP32 convolution was accepted as FP16."""
+    layer = {"Name": "node_conv2d", "LayerType": "CaskConvolution", "ParameterType": "Convolution", **more}
+    layer |= {
+        end: [{"Name": "x", "Dimensions": [-1, 64, 224, 224], "Format/Datatype": DYNAMIC}]
+        for end in ("Inputs", "Outputs")
+    }
+    assert layers_by_type(json.dumps({"Layers": [layer]})) == {kind: 1}
+
+
+def test_described_layers_that_say_no_type_prove_nothing_and_are_refused() -> None:
+    silent = {"Name": "node_conv2d", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": DYNAMIC}]}
+    with pytest.raises(BuildError, match="names no type of any convolution"):
+        layers_by_type(json.dumps({"Layers": [silent]}))
+
+
+def test_a_conversion_is_no_convolution() -> None:
+    layers = [ten("Convert_3", "Convert", "FP32", "FP16"), ten("node_conv2d", "CaskConvolution", "FP16", "FP16")]
+    assert layers_by_type(json.dumps({"Layers": layers})) == {"fp16": 1}
+
+
+def test_an_int8_file_may_keep_layers_in_fp32_but_not_all() -> None:
+    """What `optimize --max-accuracy-drop` makes: it built without a GPU, and was refused with one."""
+    check_engine({"int8": 14, "fp32": 2}, Precision.INT8, source="m.onnx")
+    with pytest.raises(ParityError, match="16 convolutions or matrix products in fp32"):
+        check_engine({"fp32": 16}, Precision.INT8, source="m.onnx")
+
+
 def test_an_engine_without_details_proves_nothing_and_refuses_nothing():
     assert layers_by_type(json.dumps({"Layers": ["node_conv2d", "node_linear"]})) == {}
     check_engine({}, Precision.FP16, source="m.onnx")

@@ -17,7 +17,7 @@ from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, preci
 from vggdeploy.system.sealed import HashedFile
 
 # Kernels of convolutions and matrix products, by what the libraries call them; and what only moves their data.
-_PRODUCT = re.compile(r"conv|gemm|matmul|matrixmultiply|fullyconnected", re.IGNORECASE)
+_PRODUCT = re.compile(r"conv(?!ert)|gemm|matmul|matrixmultiply|fullyconnected", re.IGNORECASE)
 _MOVES = re.compile(r"reformat|noop|constant|shape|shuffle|signal|wait", re.IGNORECASE)
 # TensorRT 10 writes "Format/Datatype": "Channel major FP16 format where …", TensorRT 11 has "Datatype": "Half" apart.
 _TYPES = (
@@ -28,6 +28,14 @@ _TYPES = (
     ("fp32", re.compile(r"fp32|float", re.IGNORECASE)),
 )
 _ORDER = [name for name, _ in _TYPES]
+# In names of kernels, such as sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc: of the factors, then of the sum.
+_TACTIC_TYPES = (
+    ("int8", re.compile(r"i8i8|int8|imma")),
+    ("fp8", re.compile(r"e4m3|e5m2")),
+    ("bf16", re.compile(r"bf16bf16|bf16")),
+    ("fp16", re.compile(r"f16f16|h16816|h1688|hmma|fp16|half")),
+    ("fp32", re.compile(r"f32f32|tf32|sgemm|scudnn|ffma|fp32|float")),
+)
 _CONVOLUTIONS = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}
 _PRODUCTS = frozenset({*_CONVOLUTIONS, "MATRIX_MULTIPLY"})
 # Shapes, axes and indices; not weights.
@@ -58,7 +66,8 @@ def layers_by_type(text: str) -> dict[str, int]:
     """What the inspector's JSON says, of TensorRT 10 and of 11. Fused layers count once, so there may be fewer.
 
     Raises:
-        BuildError: it is not JSON, or has no list of layers.
+        BuildError: it is not JSON, has no list of layers, or describes layers of which none is a convolution or product
+            whose type is said: nothing is proven then.
     """
     try:
         layers = json.loads(text)["Layers"]
@@ -71,11 +80,19 @@ def layers_by_type(text: str) -> dict[str, int]:
         kind = _engine_type(described) if isinstance(described, dict) else None  # a bare name says no type
         if kind is not None:
             counts[kind] += 1
+    if not counts and any(isinstance(described, dict) for described in layers):
+        raise BuildError(
+            "the engine inspector names no type of any convolution or matrix product", "run with --debug and report it"
+        )
     return dict(sorted(counts.items()))
 
 
 def _engine_type(described: dict[str, Any]) -> str | None:
-    """The narrowest of a product's first input and first output: the other may be cast on the way. None for the rest."""
+    """The narrowest of a product's first input and first output: the other may be cast on the way. None for the rest.
+
+    Of a dynamic batch TensorRT 10 does not say them ("N/A due to dynamic shapes"): there the type of the weights counts,
+    or the one that the kernel is named after.
+    """
     kind = f"{described.get('LayerType', '')} {described.get('ParameterType', '')}"
     if _MOVES.search(kind) or not _PRODUCT.search(
         f"{kind} {described.get('Name', '')} {described.get('TacticName', '')}"
@@ -83,7 +100,14 @@ def _engine_type(described: dict[str, Any]) -> str | None:
         return None
     ends = [*list(described.get("Inputs") or ())[:1], *list(described.get("Outputs") or ())[:1]]
     types = [name for end in ends if isinstance(end, dict) and (name := _type_of(end)) is not None]
-    return min(types, key=_ORDER.index, default=None)
+    return min(types, key=_ORDER.index, default=None) or _type_of_kernel(described)
+
+
+def _type_of_kernel(described: dict[str, Any]) -> str | None:
+    weights = described.get("Weights")
+    found = _type_of({"Datatype": weights.get("Type")}) if isinstance(weights, dict) else None
+    tactic = str(described.get("TacticName") or "").lower()
+    return found or next((name for name, pattern in _TACTIC_TYPES if pattern.search(tactic)), None)
 
 
 def _type_of(end: dict[str, Any]) -> str | None:
