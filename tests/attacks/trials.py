@@ -24,7 +24,7 @@ _DRAWS = 200
 
 @dataclass(frozen=True)
 class Trial:
-    """``moved``: ‖answers − those of the healthy file‖ ∕ ‖those‖; infinite where the file no longer runs."""
+    """``moved``: ‖answers − those of the healthy file‖ ∕ ‖those‖; infinite where there is nothing to compare."""
 
     kind: str
     fault: str
@@ -91,7 +91,7 @@ class Subject:
             except LookupError:
                 continue
             answers = self.answers(graph)
-            if answers is None or right is None:
+            if answers is None or right is None or answers.shape != right.shape:
                 return fault, layer, graph, np.inf
             if not np.array_equal(answers, right):
                 return fault, layer, graph, float(np.linalg.norm(answers - right) / np.linalg.norm(right))
