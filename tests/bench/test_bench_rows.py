@@ -49,8 +49,8 @@ def test_a_quiet_machine_gives_a_valid_row(bundle: Bundle) -> None:
     [
         ([QUIET, QUIET, like(others=0.16)], "busy machine: other processes used 5%"),
         (
-            [like(nanoseconds=(ns,) * 50) for ns in (900_000, 1_000_000, 1_100_000)],
-            "unstable: the rounds' medians spread by 15%",
+            [like(nanoseconds=(ns,) * 50) for ns in (880_000, 1_000_000, 1_120_000)],
+            "unstable: the rounds' medians spread by 18%",
         ),
         ([like(nanoseconds=(1_000_000,) * 9)] * 3, "too few calls for p90: 27 of 29"),
         ([QUIET, QUIET, like(megahertz=2600.0)], "frequency: the clock went from 3000 to 2600 MHz"),
