@@ -82,13 +82,13 @@ def summary(runs: list[dict[str, Any]], planted: float) -> dict[str, Any]:
 
 
 def simulated(trials: int = 20_000) -> dict[str, float]:
-    """Coverage of the interval of nine rounds in three processes, where processes and rounds differ by 1% each."""
+    """Coverage of the interval of twelve rounds in four processes, where processes and rounds differ by 1% each."""
     random, hits = np.random.default_rng(0), 0
     for _ in range(trials):
         sides = [
-            np.exp(random.normal(0, 0.01, (3, 1)) + random.normal(0, 0.01, (3, 3))).ravel().tolist() for _ in range(2)
+            np.exp(random.normal(0, 0.01, (4, 1)) + random.normal(0, 0.01, (4, 3))).ravel().tolist() for _ in range(2)
         ]
-        _, low, high = ratio_interval(*sides, 3)
+        _, low, high = ratio_interval(*sides, 4)
         hits += low <= 1 <= high
     return {"trials": trials, "coverage": hits / trials}
 

@@ -84,7 +84,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say_also_where_processes_dif
     random, trials, hits = np.random.default_rng(1), 4000, 0
     for _ in range(trials):
         base, other = (runs(random, between=between, within=0.01) for _ in range(2))
-        _, low, high = ratio_interval(base.tolist(), (other / 1.5).tolist(), 3)
+        _, low, high = ratio_interval(base.tolist(), (other / 1.5).tolist(), 4)
         hits += low <= 1.5 <= high
     assert 0.93 <= hits / trials <= 0.97
 

@@ -50,7 +50,7 @@ def test_busy_ticks_that_are_not_ours_are_those_of_others(tmp_path: Path) -> Non
     assert watch.others() > 1
     quiet = CpuWatch(tmp_path)
     time.sleep(0.01)
-    assert quiet.others() == 0
+    assert -0.1 < quiet.others() <= 0  # our own work is in the clock of the process, and in no tick yet
 
 
 def test_a_process_that_is_really_busy_is_seen() -> None:

@@ -62,15 +62,15 @@ def test_a_new_bundle_is_held_against_the_old_one_in_one_run(pair: list[Path], c
     [only] = gate["rows"]
     assert (only["variant"], only["same_bytes"]) == ("onnx-fp32", True)
     assert (only["ratio"], only["ratio_low"]) == (new["ratio"], new["ratio_low"])
-    assert (old["rounds"], old["processes"], len(old["round_medians_ms"])) == (9, 3, 9)
+    assert (old["rounds"], old["processes"], len(old["round_medians_ms"])) == (12, 4, 12)
 
 
 def test_the_gate_wants_two_bundles_and_a_percentage(pair: list[Path], capsys) -> None:
     assert run(["bench", str(pair[0]), "--fail-if-slower", "5%"]) == 2
     assert "bench OLD NEW" in capsys.readouterr().err
     assert run(["bench", *map(str, pair), "--fail-if-slower", "much"]) == 2
-    assert run(["bench", *map(str, pair), "--processes", "10"]) == 2
-    assert "9 rounds cannot be measured in 10 processes" in capsys.readouterr().err
+    assert run(["bench", *map(str, pair), "--processes", "13"]) == 2
+    assert "12 rounds cannot be measured in 13 processes" in capsys.readouterr().err
 
 
 def test_each_bundle_keeps_its_own_medians(pair: list[Path]) -> None:

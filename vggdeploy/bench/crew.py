@@ -219,9 +219,9 @@ class Crew:
             threads=entry.threads,
         )
 
-    def check(self, entry: Entry) -> CheckReply:
-        """The golden pair, and an answer to compare with after the measurement."""
-        return self._worker(entry).ask(CheckRequest(name=entry.name), CheckReply)
+    def check(self, entry: Entry, *, golden: bool = True) -> CheckReply:
+        """The golden pair, where that is wanted, and an answer to compare with after the measurement."""
+        return self._worker(entry).ask(CheckRequest(name=entry.name, golden=golden), CheckReply)
 
     def turn(self, entry: Entry, batch: int, seconds: float) -> TurnReply:
         """One turn of an entry; every other worker sleeps."""

@@ -31,12 +31,13 @@ class CpuWatch:
         self._start = _sample(root)
 
     def others(self) -> float | None:
-        """A share from 0 to 1, or None where the system does not tell."""
+        """A share from 0 to 1, or None where the system does not tell. The system counts in ticks of 10 ms: of a short turn it
+        is a few percent too high or too low, also below 0, and only the mean of many is right."""
         end = _sample(self._root)
         if self._start is None or end is None:
             return None
         busy, own, wall = (b - a for a, b in zip(self._start, end, strict=True))
-        return max(0.0, busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else None
+        return (busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else None
 
 
 def _sample(root: Path) -> tuple[float, float, float] | None:

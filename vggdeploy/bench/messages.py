@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -50,16 +51,20 @@ class OpenReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class CheckRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run the golden pair through an open variant, and make it ready for turns."""
+    """Make an open variant ready for turns; run the golden pair through it first, where ``golden``."""
 
     name: str
+    golden: bool = True
 
 
 class CheckReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """``reasons`` only where the golden pair is missed here: then ``verdict`` is ``fail``."""
+    """``reasons`` only where the golden pair is missed here: then ``verdict`` is ``fail``. ``answers``: of each batch size
+    the first output for the first image; two processes have to agree on them within ``tolerance`` (relative L2)."""
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
+    answers: tuple[tuple[float, ...], ...] = ()
+    tolerance: float = 0.0
 
 
 class TurnRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -87,6 +92,26 @@ class TurnReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     slowed: tuple[str, ...] = ()
     gpu_others: float | None = None
     not_checked: tuple[str, ...] = ()
+
+
+def joined(parts: Sequence[TurnReply]) -> TurnReply:
+    """One turn of the laps that it was taken in."""
+
+    def mean(shares: list[float | None]) -> float | None:
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if len(known) == len(shares) else None
+
+    joules = [part.joules for part in parts]
+    return TurnReply(
+        nanoseconds=tuple(ns for part in parts for ns in part.nanoseconds),
+        cpu_seconds=sum(part.cpu_seconds for part in parts),
+        others=mean([part.others for part in parts]),
+        joules=None if None in joules else sum(j for j in joules if j is not None),
+        megahertz=mean([part.megahertz for part in parts]),
+        slowed=tuple(dict.fromkeys(reason for part in parts for reason in part.slowed)),
+        gpu_others=mean([part.gpu_others for part in parts]),
+        not_checked=tuple(dict.fromkeys(text for part in parts for text in part.not_checked)),
+    )
 
 
 class FinishRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):

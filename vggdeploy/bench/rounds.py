@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 
 import msgspec
+import numpy as np
 
-from vggdeploy.bench.candidates import Entry
+from vggdeploy.bench.candidates import MIN_CALLS, WARMUP_CALLS, Entry
 from vggdeploy.bench.crew import Crew
 from vggdeploy.bench.interference import Counters, conditions, megahertz
-from vggdeploy.bench.messages import CheckReply, OpenReply
+from vggdeploy.bench.messages import CheckReply, OpenReply, TurnReply, joined
 from vggdeploy.bench.rows import Measured, row_of
 from vggdeploy.bench.stats import shares
 from vggdeploy.errors import UsageError
+from vggdeploy.parity.metrics import distance
 from vggdeploy.parity.reference import Array
 from vggdeploy.records import BenchRow, Conditions, FreshStart
-from vggdeploy.types import OnProgress, Steps, Verdict, silent
+from vggdeploy.types import OnProgress, Steps, silent
 
-DEFAULT_ROUNDS, DEFAULT_PROCESSES = 9, 3
+DEFAULT_ROUNDS, MOST_PROCESSES = 12, 4
+MAX_LAPS, LAP_SECONDS = 4, 0.05  # of a round, and the shortest turn in one
 HOST_SECONDS = 0.3  # for taking a call of the engine apart
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure: ``seconds`` a variant and batch size, over all ``rounds``, in so many ``processes`` one after another;
-    on ``pin``'s CPUs, where there are any."""
+    """How to measure: ``seconds`` a variant and batch size, over all ``rounds``, in so many ``processes`` one after another
+    (None: `MOST_PROCESSES`, or as many as there are rounds); on ``pin``'s CPUs, where there are any."""
 
     batches: Sequence[int] = (1, 8)
     seconds: float = 2.0
@@ -37,17 +40,17 @@ class Plan:
     threads: int | None = None
     pin: Sequence[int] = ()
     percentile: int = 90
-    processes: int = DEFAULT_PROCESSES
+    processes: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < inf or self.rounds < 3:
+        if not 0 < self.seconds < math.inf or self.rounds < 3:
             raise UsageError(
                 f"nothing can be measured in {self.seconds} seconds and {self.rounds} rounds",
                 "give a time above 0 and at least 3 rounds",
             )
-        if not 1 <= self.processes <= self.rounds:
+        if not 1 <= self.parts <= self.rounds:
             raise UsageError(
-                f"{self.rounds} rounds cannot be measured in {self.processes} processes",
+                f"{self.rounds} rounds cannot be measured in {self.parts} processes",
                 "give at least one process, and at least one round for each",
             )
         if self.percentile not in PERCENTILES:
@@ -59,6 +62,10 @@ class Plan:
                 f"this process may not run on CPU {', '.join(map(str, sorted(foreign)))}",
                 f"choose among {', '.join(map(str, sorted(os.sched_getaffinity(0))))}",
             )
+
+    @property
+    def parts(self) -> int:
+        return min(MOST_PROCESSES, self.rounds) if self.processes is None else self.processes
 
 
 @dataclass(frozen=True)
@@ -99,18 +106,18 @@ def measure(
     steps = Steps(on_progress, len(entries) * len(plan.batches) * plan.rounds, "measuring")
     candidates: dict[int, list[Measured]] = {}
     fresh: list[FreshStart] = []
-    for rounds in shares(plan.rounds, plan.processes):
+    for rounds in shares(plan.rounds, plan.parts):
         with Crew(images, batches=plan.batches, threads=plan.threads, pin=plan.pin) as crew:
             if not candidates:
                 opened, fresh = _open_fresh(crew, entries)
             else:
                 opened = [crew.open(entry) for entry in entries]
-            checked = [crew.check(entry) for entry in entries]
+            checked = [crew.check(entry, golden=not candidates) for entry in entries]
             for batch in plan.batches:
                 first = batch not in candidates
                 if first:
                     candidates[batch] = [
-                        Measured(entry, batch, o, c, plan.processes)
+                        Measured(entry, batch, o, c, plan.parts)
                         for entry, o, c in zip(entries, opened, checked, strict=True)
                     ]
                 _doubt(candidates[batch], checked)
@@ -140,22 +147,37 @@ def _open_fresh(crew: Crew, entries: Sequence[Entry]) -> tuple[list[OpenReply], 
 
 
 def _doubt(candidates: Sequence[Measured], checked: Sequence[CheckReply]) -> None:
-    """Whoever misses the golden pair in one process has missed it."""
+    """A process whose answers are others than the first one's, which the golden pair was run in, is wrong."""
     for one, found in zip(candidates, checked, strict=True):
-        if one.checked.verdict is not Verdict.FAIL:
-            one.checked = found
+        for first, again in zip(one.checked.answers, found.answers, strict=True):
+            if not distance(np.asarray(first), np.asarray(again)) <= one.checked.tolerance:
+                one.wrong = tuple(dict.fromkeys((*one.wrong, "wrong output: another process has another answer")))
+
+
+def _laps(candidates: Sequence[Measured], seconds: float) -> int:
+    """How many times all take a part of their turn in one round: the shorter the parts, the more of what the machine does
+    hits all alike. None is so short that a candidate could not make its calls in it."""
+    slowest = max((one.medians()[-1] for one in candidates if one.turns), default=math.inf)
+    shortest = max(LAP_SECONDS, slowest * (MIN_CALLS + WARMUP_CALLS) / 1e3)
+    return max(1, min(MAX_LAPS, int(seconds / shortest)))
 
 
 def _take_turns(
     crew: Crew, candidates: Sequence[Measured], plan: Plan, rounds: int, steps: Steps, *, host: bool
 ) -> None:
-    """Candidates at one batch size in one process each, in turns; then their outputs once more. Whoever begins a round
+    """Candidates at one batch size in one process each, in turns; then their outputs once more. Whoever begins a lap
     ends the next, so that none has always the same one before it."""
     before = Counters.read()
     for number in range(rounds):
-        start = number % len(candidates)
-        for one in (*candidates[start:], *candidates[:start]):
-            one.turns.append(crew.turn(one.entry, one.batch, plan.seconds / plan.rounds))
+        laps = _laps(candidates, plan.seconds / plan.rounds)
+        replies: list[list[TurnReply]] = [[] for _ in candidates]
+        for lap in range(laps):
+            start = (number * laps + lap) % len(candidates)
+            for place in (*range(start, len(candidates)), *range(start)):
+                one = candidates[place]
+                replies[place].append(crew.turn(one.entry, one.batch, plan.seconds / plan.rounds / laps))
+        for one, parts in zip(candidates, replies, strict=True):
+            one.turns.append(joined(parts))
             steps.advance()
     doubts, unchecked = Counters.read().doubts(before)
     for one in candidates:

@@ -15,7 +15,7 @@ from vggdeploy.records import BenchRow, HostTimes
 from vggdeploy.runtime import backend_for
 from vggdeploy.types import SpeedOutcome, Verdict
 
-SPREAD_LIMIT = 0.15  # of the round medians: then their median of nine is known to some 6%
+SPREAD_LIMIT = 0.15  # of the round medians: then their median of twelve is known to some 6%
 
 
 @dataclass
@@ -119,7 +119,7 @@ def _doubts(measured: Measured, asked: int) -> tuple[tuple[str, ...], tuple[str,
 
 def _mean(shares: Sequence[float | None]) -> float | None:
     known = [share for share in shares if share is not None]
-    return sum(known) / len(known) if known else None
+    return max(0.0, sum(known) / len(known)) if known else None
 
 
 def sentences(rows: Sequence[BenchRow]) -> tuple[str, ...]:

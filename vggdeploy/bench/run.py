@@ -12,7 +12,7 @@ import msgspec
 from vggdeploy.bench.candidates import Entry, bundle_names, check_same_input
 from vggdeploy.bench.interference import conditions
 from vggdeploy.bench.roof import measure_roofs, share_of_roof
-from vggdeploy.bench.rounds import DEFAULT_PROCESSES, DEFAULT_ROUNDS, Comparison, Plan, measure
+from vggdeploy.bench.rounds import DEFAULT_ROUNDS, Comparison, Plan, measure
 from vggdeploy.bench.rows import sentences
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
@@ -74,7 +74,7 @@ class Rounds:
     pin: Sequence[int] = ()
     percentile: int = 90
     roof: bool = False
-    processes: int = DEFAULT_PROCESSES
+    processes: int | None = None
 
 
 @dataclass(frozen=True)

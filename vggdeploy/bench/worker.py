@@ -116,11 +116,14 @@ class Desk:
         from vggdeploy.bench.candidates import Candidate, judge_golden  # here: it is no part of a cold start
 
         one = self._opened[request.name]
-        verdict, reasons = judge_golden(one.session, one.bundle, one.variant, one.device, one.batches)
+        verdict, reasons = one.variant.verdict, tuple[str, ...]()
+        if request.golden:
+            verdict, reasons = judge_golden(one.session, one.bundle, one.variant, one.device, one.batches)
         tolerance = one.bundle.manifest.limits(one.variant.precision).relative_l2
         for batch in one.batches:
             self._candidates[request.name, batch] = Candidate(one.session, self._images, batch, tolerance=tolerance)
-        return CheckReply(verdict=verdict, reasons=reasons)
+        answers = tuple(self._candidates[request.name, batch].first_answer for batch in one.batches)
+        return CheckReply(verdict=verdict, reasons=reasons, answers=answers, tolerance=tolerance)
 
     def _turn(self, request: TurnRequest) -> TurnReply:
         candidate, device = self._candidates[request.name, request.batch], self._opened[request.name].device

@@ -42,10 +42,13 @@ def bench(
             "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
         ),
     ] = 2.0,
-    rounds: Annotated[int, typer.Option(help="How often the variants take turns.")] = 9,
+    rounds: Annotated[int, typer.Option(help="How often the variants take turns.")] = 12,
     processes: Annotated[
-        int, typer.Option(help="How many times all begin again in new processes, each with a share of the rounds.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            help="How many times all begin again in new processes, each with a share of the rounds. Default: 4, or --rounds."
+        ),
+    ] = None,
     scenario: Annotated[
         str, typer.Option(help="MLPerf LoadGen's: single_stream, multi_stream, server, offline; comma-separated.")
     ] = "",
