@@ -71,7 +71,7 @@ def test_the_interval_of_several_processes_is_scipy_s_student_interval_of_their_
 
 
 def runs(
-    random: np.random.Generator, *, between: float, within: float, processes: int = 3, each: int = 3
+    random: np.random.Generator, *, between: float, within: float, processes: int = 4, each: int = 3
 ) -> np.ndarray:
     """Medians of rounds: each process is off by a share of its own, each round by another."""
     levels = random.normal(0, between, (processes, 1)) + random.normal(0, within, (processes, each))
