@@ -110,6 +110,7 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
     heavy = (
         "vggdeploy.bench.loadgen.answers", "vggdeploy.bench.loadgen.drive", "vggdeploy.bench.loadgen.run",
         "vggdeploy.bench.loadgen.scenarios", "vggdeploy.bench.loadgen.sut", "vggdeploy.bundle.signature",
+        "vggdeploy.doctor.gpu_day.backends", "vggdeploy.doctor.gpu_day.networks", "vggdeploy.doctor.gpu_day.roofs",
         "vggdeploy.data.torch", "vggdeploy.data.torchvision_source", "vggdeploy.export.", "vggdeploy.model.",
         "vggdeploy.optimize.fine_tune", "vggdeploy.optimize.held_out", "vggdeploy.optimize.steps.activations",
         "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.headroom", "vggdeploy.optimize.steps.low_rank",

@@ -94,6 +94,13 @@ def test_several_runs_a_side_show_how_much_runs_differ(tmp_path: Path) -> None:
     assert run(["compare", *names, "--fail-if-slower", "2%"]) == 4
 
 
+@pytest.mark.parametrize("processes", [10**15, -3, 0, 8])
+def test_a_file_that_lies_about_its_processes_is_compared_by_its_rounds(tmp_path: Path, processes: int) -> None:
+    """A mutated file asked for 10¹⁵ parts: `compare` hung."""
+    only, _ = compared(tmp_path, row(1.0), row(1.2, processes=processes))
+    assert only.outcome == "slower"
+
+
 def test_a_variant_that_one_of_the_runs_lacks_is_not_judged(tmp_path: Path) -> None:
     whole, half = file(tmp_path / "a", row(1.0), row(1.0, variant="b")), file(tmp_path / "b", row(1.0))
     report = compare_files([whole], [whole, half], limit=0.5)

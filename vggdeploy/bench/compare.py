@@ -230,7 +230,8 @@ def _runs(rows: Sequence[Row]) -> list[list[float]] | None:
     for row in rows:
         if not isinstance(row, BenchRow) or len(row.round_medians_ms) < MIN_ROUNDS:
             return None
-        processes = row.processes if row.processes > 1 else len(row.round_medians_ms)
+        rounds = len(row.round_medians_ms)  # the file may say anything of its processes
+        processes = row.processes if 1 < row.processes <= rounds else rounds
         runs.append([sorted(part)[len(part) // 2] for part in by_process(row.round_medians_ms, processes)])
     return runs
 
