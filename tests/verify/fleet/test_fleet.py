@@ -163,6 +163,8 @@ def test_a_child_sets_sessions_up_for_its_own_processor(
     """qemu-user hands through /proc/cpuinfo of a machine that may have VNNI."""
     monkeypatch.setattr(machine, "CPUINFO", machine.CPUINFO)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name in machine.ISA_VARIABLES:  # the emulated child has none of these
+        monkeypatch.delenv(name, raising=False)
     machine.machine.cache_clear()
     child.describe_processor(isa, tmp_path / "cache" / "cpuinfo")
     assert machine.int8_saturates() is saturates
