@@ -81,7 +81,7 @@ def test_an_interval_that_holds_the_limit_does_not_pass_and_says_how_much_would_
 
 def test_several_runs_a_side_show_how_much_runs_differ(tmp_path: Path) -> None:
     """Two sets of runs of the same build that differ by 3% among themselves, and a build that is 10% slower."""
-    levels = (0.97, 1.0, 1.03, 1.0)
+    levels = (0.97, 1.0, 1.03, 1.01)
     old = [file(tmp_path / f"old{n}", row(ms)) for n, ms in enumerate(levels)]
     same = [file(tmp_path / f"same{n}", row(ms)) for n, ms in enumerate(reversed(levels))]
     slower = [file(tmp_path / f"slower{n}", row(1.1 * ms)) for n, ms in enumerate(levels)]
@@ -92,6 +92,21 @@ def test_several_runs_a_side_show_how_much_runs_differ(tmp_path: Path) -> None:
     names = [",".join(map(str, side)) for side in (old, slower)]
     assert (report.old, report.new) == (names[0], names[1])
     assert run(["compare", *names, "--fail-if-slower", "2%"]) == 4
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0, 5e-324, 1e308])
+def test_rounds_that_are_no_times_are_not_judged(tmp_path: Path, ms: float) -> None:
+    only, report = compared(tmp_path, row(1.0), row(1.0, round_medians_ms=(ms,) * 7))
+    assert (only.outcome, report.passed) == ("not judged", False)
+    assert "rounds with a time" in only.reasons[0]
+
+
+def test_the_same_run_twice_does_not_show_that_runs_are_equal(tmp_path: Path) -> None:
+    """Three times one file had the interval 1.00 to 1.00."""
+    one, copy = file(tmp_path / "one", row(1.0)), file(tmp_path / "copy", row(1.0))
+    with pytest.raises(UsageError, match="is the same run as"):
+        compare_files([one, one, copy], [one])
+    compare_files([one], [copy])
 
 
 @pytest.mark.parametrize("processes", [10**15, -3, 0, 8])
@@ -140,7 +155,7 @@ def test_two_bundles_of_one_run_are_held_against_each_other_pair_by_pair() -> No
     ("unfit", "told"),
     [
         ({"valid": False, "reasons": ("busy machine",)}, "busy machine"),
-        ({"round_medians_ms": ()}, "fewer than 3 rounds"),
+        ({"round_medians_ms": ()}, "fewer than 3 rounds with a time"),
     ],
 )
 def test_what_cannot_be_judged_does_not_pass(tmp_path: Path, side: str, unfit: dict[str, Any], told: str) -> None:

@@ -24,6 +24,7 @@ from vggdeploy.report.documents import read_document
 from vggdeploy.types import SpeedOutcome, Verdict
 
 MIN_ROUNDS = 3
+_SHORTEST, _LONGEST = 1e-6, 1e9  # ms: what a round's median can be, of a call
 _SAME_MACHINE = "measure both on one machine with the same threads, or compare without --fail-if-slower"
 INTERLEAVE = "measure both in one run: vggdeploy bench OLD_BUNDLE NEW_BUNDLE --fail-if-slower PERCENT"
 NOT_INTERLEAVED = (
@@ -46,7 +47,7 @@ def compare_files(old: Sequence[Path], new: Sequence[Path], *, limit: float | No
             two sides have no row in common.
         InputError, BundleError: a file is no result of ``bench``.
     """
-    before, after = [_read(path) for path in old], [_read(path) for path in new]
+    before, after = _read_all(old), _read_all(new)
     everything = [*before, *after]
     differences = list(dict.fromkeys(d for other in everything[1:] for d in _machine_differences(before[0], other)))
     if differences and limit is not None:
@@ -120,6 +121,17 @@ def failed_outputs(new: Sequence[Path]) -> bool:
 
 def _names(paths: Sequence[Path]) -> str:
     return ",".join(map(str, paths))
+
+
+def _read_all(paths: Sequence[Path]) -> list[BenchReport]:
+    """Raises UsageError for the same run twice: two that are equal would show that runs do not differ."""
+    reports = [_read(path) for path in paths]
+    for index, report in enumerate(reports):
+        if report in reports[:index]:
+            raise UsageError(
+                f"{paths[index]} is the same run as {paths[reports.index(report)]}", "give each run of a side once"
+            )
+    return reports
 
 
 def _read(path: Path) -> BenchReport:
@@ -210,13 +222,14 @@ def _judged(row: ComparedRow, interval: Interval, reasons: tuple[str, ...], limi
 
 
 def _invalid(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(
+    reasons = (
         f"{side}: {one_line(reason)}"
         for side, rows in (("old", old), ("new", new))
         for measured in rows
         if not measured.valid
         for reason in measured.reasons or ("invalid",)
     )
+    return tuple(dict.fromkeys(reasons))
 
 
 def _middle(rows: Sequence[Row]) -> float | None:
@@ -230,6 +243,8 @@ def _runs(rows: Sequence[Row]) -> list[list[float]] | None:
     for row in rows:
         if not isinstance(row, BenchRow) or len(row.round_medians_ms) < MIN_ROUNDS:
             return None
+        if not all(_SHORTEST <= ms <= _LONGEST for ms in row.round_medians_ms):
+            return None
         rounds = len(row.round_medians_ms)  # the file may say anything of its processes
         processes = row.processes if 1 < row.processes <= rounds else rounds
         runs.append([sorted(part)[len(part) // 2] for part in by_process(row.round_medians_ms, processes)])
@@ -239,7 +254,7 @@ def _runs(rows: Sequence[Row]) -> list[list[float]] | None:
 def _no_rounds(scenario: str) -> str:
     if scenario:
         return "a scenario of LoadGen is one run without rounds: there is no interval"
-    return f"fewer than {MIN_ROUNDS} rounds are recorded, as before schema version 2: there is no interval"
+    return f"fewer than {MIN_ROUNDS} rounds with a time are recorded, as before schema version 2: there is no interval"
 
 
 def _machine_differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
