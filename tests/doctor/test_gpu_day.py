@@ -174,3 +174,9 @@ def test_the_readme_says_what_the_newest_day_on_file_says(monkeypatch: pytest.Mo
     assert section.rewritten(readme) == readme
     changed = json.loads(section.RESULT.read_text())
     assert changed["gpu"].startswith("NVIDIA")
+
+
+@pytest.mark.parametrize("line", ["--minutes 3", "-o day.json", "--gpu-day --self-test"])
+def test_options_of_a_gpu_day_are_not_ignored_without_it(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", *line.split()]) == 2
+    assert "--gpu-day" in capsys.readouterr().err

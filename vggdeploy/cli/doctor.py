@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggdeploy.cli.options import Json
+from vggdeploy.cli.options import Json, Modes, check_modes
 
 if TYPE_CHECKING:
     from vggdeploy.doctor.doctor import SelfTest
 
 
+MODES: Modes = {
+    "--gpu-day": ("without --self-test",),
+    "-o": ("--gpu-day",),
+    "--minutes": ("--gpu-day",),
+}
+
+
 def doctor(
+    context: typer.Context,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Prove it: run a tiny network on everything that is here.")
     ] = False,
@@ -30,6 +38,7 @@ def doctor(
     from vggdeploy.cli import render, tables
     from vggdeploy.doctor.doctor import diagnose
 
+    check_modes(context, MODES)
     if self_test:
         return _prove(json)
     if gpu_day:
