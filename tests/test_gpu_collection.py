@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What the default tests need, and a lent machine need not have.
+# What the default tests need, and a machine with a GPU need not have.
 ABSENT = (
     *("tensorrt_rtx", "tensorrt", "openvino", "nncf", "mlperf_loadgen", "altair", "vl_convert", "ray", "fastapi"),
     *("uvicorn", "model_signing", "tritonclient", "playwright", "jsonschema", "flask", "schemathesis", "cyclonedx"),
