@@ -130,7 +130,8 @@ def main() -> int:
         "run_spread": {"assumed": RUN_SPREAD, "measured": between_runs(runs)},
         "runs": runs,
     }
-    return write_result("harness_power", measured, targets)
+    command = f"python benchmarks/harness_power.py --runs {options.runs}"
+    return write_result("harness_power", measured, targets, command=command)
 
 
 if __name__ == "__main__":

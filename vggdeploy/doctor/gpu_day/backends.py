@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vggdeploy.build.targets import resolve_targets, set_targets
 from vggdeploy.build.tensorrt import build_engine, open_library
@@ -74,25 +75,11 @@ def _rate(
 ) -> NetworkRate:
     """With the copies to the GPU and back: it is what a program that embeds the session gets."""
     images = network.images.cpu().numpy()
-    reference = network.reference.cpu().numpy()
     parts = [session.run({INPUT: part})[LOGITS] for part in _split(images[: max(batch, IMAGES)], batch)]
     answers = np.concatenate(parts)[:IMAGES].astype(np.float64)
     feeds = {INPUT: np.ascontiguousarray(images[:batch])}
     found = timed(lambda: session.run(feeds), lambda: None, seconds)
-    return NetworkRate(
-        network=network.name,
-        by=by,
-        precision=precision,
-        batch=batch,
-        copies=True,
-        calls=found.calls,
-        milliseconds=1e3 * found.single,
-        images_per_second=batch / found.flow,
-        tera_ops=2 * network.macs * batch / found.flow / 1e12,
-        relative_l2=float(np.linalg.norm(answers - reference) / np.linalg.norm(reference)),
-        flips=int((answers.argmax(1) != reference.argmax(1)).sum()),
-        images=len(answers),
-    )
+    return network.reading(by, precision, batch, found, torch.from_numpy(answers), copies=True)
 
 
 def _split(images: np.ndarray, batch: int) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vggdeploy.doctor.gpu_day.roofs import DTYPES, in_precision
-from vggdeploy.doctor.gpu_day.timing import timed
+from vggdeploy.doctor.gpu_day.timing import Timed, timed
 from vggdeploy.errors import first_line
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.outputs import LOGITS, macs_of
@@ -64,13 +64,19 @@ class Network:
             answers = self._answers(call, batch)
             images = self.images[:batch].clone()
             found = timed(lambda: call(images), self.wait, seconds)
-        reference = self.reference[: len(answers)]
+        return self.reading(by, precision, batch, found, answers, copies=False)
+
+    def reading(
+        self, by: str, precision: str, batch: int, found: Timed, answers: Tensor, *, copies: bool
+    ) -> NetworkRate:
+        """What was timed, and how far ``answers`` (FP64, of the first images) are from the reference's."""
+        reference = self.reference[: len(answers)].to(answers.device)
         return NetworkRate(
             network=self.name,
             by=by,
             precision=precision,
             batch=batch,
-            copies=False,
+            copies=copies,
             calls=found.calls,
             milliseconds=1e3 * found.single,
             images_per_second=batch / found.flow,
