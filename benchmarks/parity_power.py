@@ -144,7 +144,8 @@ def judged(network: Network, fault: Fault, layer: str, variant: Variant, scratch
         harmful = _harmful(fault, golden, real, variant)
     except VggdeployError:
         by, harmful, loaded = ["does not run"], True, True
-    if variant.precision is not Precision.INT8 and culprit(bundle, variant, model):
+    net = load_model(bundle.path(bundle.manifest.reference().path))
+    if culprit(bundle, variant.precision, model, net):
         by.append("layers")
     undecided = undecided and not by
     return Judged(fault.name, fault.kind, str(variant.precision), harmful, bool(by), undecided, loaded, tuple(by))
@@ -165,14 +166,13 @@ def _harmful(fault: Fault, golden: ParityRecord, real: ParityRecord, variant: Va
     return any(far) or flipped
 
 
-def culprit(bundle: Bundle, variant: Variant, model: onnx.ModelProto) -> str | None:
-    """The layer that `verify` names in the file."""
+def culprit(bundle: Bundle, precision: Precision, model: onnx.ModelProto, net: Any) -> str | None:
+    """The layer that `verify` names in a file of the network ``net``."""
     images = bundle.golden()[0]["image"][:EXAMINED]
-    net = load_model(bundle.path(bundle.manifest.reference().path)).eval()
     with torch.inference_mode():
-        examined = Examination(Graph(model), net, variant.precision, images, method="", threads=1)
+        examined = Examination(Graph(model), net.eval(), precision, images, method="", threads=1)
         examined.run(normalise(images, bundle.manifest.preprocess))
-    return examined.verdict()[0]
+    return examined.verdict(certain=precision is Precision.INT8)[0]
 
 
 # Honest files.
@@ -214,6 +214,8 @@ def refused(network: Network, precision: Precision, random: np.random.Generator)
     own = tuple(msgspec.structs.replace(d, relative_l2=recorded) for d in variant.distances)
     criteria = replace(criteria_of(bundle, variant), recorded=own)
     ceiling = criteria.thresholds.relative_l2
+    if culprit(bundle, precision, model, net):
+        return True
     return recorded > ceiling or later > min(ceiling, criteria.allowed(ImageSource.REAL)["logits"])
 
 

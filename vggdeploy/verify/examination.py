@@ -51,13 +51,14 @@ class Finding:
     """Something wrong with a layer, as the end of a sentence that begins with its name.
 
     ``rank`` says how much it counts: 0 for wrong numbers, 1 for what is only built otherwise, 2 for a bias that bias correction
-    may have left so on other images.
+    may have left so on other images. ``certain``: the file alone shows it, whatever images it was calibrated with.
     """
 
     layer: str
     evidence: Evidence
     text: str
     rank: int
+    certain: bool
 
 
 class Examination:
@@ -132,23 +133,24 @@ class Examination:
             text += f", and this machine's kernels make {whole:.2g} of the same file"
         self.note = f"; {text}"
 
-    def verdict(self) -> tuple[str | None, tuple[Evidence, ...], str]:
-        """The first layer of those with what counts most; and why."""
-        highest = min((f.rank for f in self.findings), default=0)
-        wrong = [f for f in self.findings if f.rank == highest]
+    def verdict(self, *, certain: bool = False) -> tuple[str | None, tuple[Evidence, ...], str]:
+        """The first layer of those with what counts most; and why. ``certain``: of what the file alone shows."""
+        findings = [f for f in self.findings if f.certain or not certain]
+        highest = min((f.rank for f in findings), default=0)
+        wrong = [f for f in findings if f.rank == highest]
         if not wrong and self.foreign:
             return None, (), f"no layer was run: {self.foreign}"
         if not wrong:
             return None, (), f"no layer is at fault: each makes what the network's makes, but for rounding{self.note}"
         named = sorted({f.layer for f in wrong}, key=[INPUT, *(segment.layer for segment in self._segments)].index)
-        found = [f for f in self.findings if f.layer == named[0]]
+        found = [f for f in findings if f.layer == named[0]]
         reason = "; it ".join(dict.fromkeys(f.text for f in found[:2]))
         others = f"; also seen at {', '.join(named[1:4])}{' and behind' if len(named) > 4 else ''}" if named[1:] else ""
         return named[0], tuple(dict.fromkeys(f.evidence for f in found)), f"{named[0]} {reason}{others}"
 
-    def _blame(self, layer: str, evidence: Evidence, text: str, rank: int = 0) -> None:
+    def _blame(self, layer: str, evidence: Evidence, text: str, rank: int = 0, *, certain: bool = False) -> None:
         if text:
-            self.findings.append(Finding(layer, evidence, text, rank))
+            self.findings.append(Finding(layer, evidence, text, rank, certain or evidence == "structure"))
 
     def _expected(self, segment: Segment, exact: Array) -> Array:
         """What the network's layer makes."""
@@ -209,7 +211,7 @@ class Examination:
             tolerance = rounding_tolerance(weight.numpy(), self._precision, scale)
             fits = partial(self._rounded_to_fit, product, got, weight.numpy(), scale)
             if text := wrong_weights(got, weight.numpy(), tolerance, rows, also=fits):
-                self._blame(layer, "weights", text)
+                self._blame(layer, "weights", text, certain=True)
                 return
             own = torch.from_numpy(_wide(values[name]).reshape(-1)) if name else None
             right = _product(right, weight, bias)

@@ -29,8 +29,12 @@ _IMAGES = 32
 _BYTES = 32 * 2**20  # of the largest layer's outputs
 
 
-def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images: int = _IMAGES) -> LayerReport:
+def localise(
+    bundle: Bundle, variant: str, *, threads: int | None = None, images: int = _IMAGES, certain: bool = False
+) -> LayerReport:
     """Run every layer of an ONNX variant alone, on so many golden images, and compare it with the checkpoint's.
+
+    With ``certain`` a layer is named only for its operations and its weights: no choice of calibration images explains those.
 
     Raises:
         UsageError: the variant is not ONNX.
@@ -79,7 +83,7 @@ def localise(bundle: Bundle, variant: str, *, threads: int | None = None, images
         except VggdeployError as error:
             examined.note = f"; {error.cause}"
     release_memory()
-    culprit, evidence, reason = examined.verdict()
+    culprit, evidence, reason = examined.verdict(certain=certain)
     return LayerReport(
         variant=variant,
         precision=chosen.precision,

@@ -194,11 +194,10 @@ def _examined(
     """The records; those of an ONNX variant whose answers pass fail where a layer of the file is not the checkpoint's: an
     activation, a padding or coarser weights can be too small a fault for any distance.
 
-    INT8 files are left to `localise` after a failure: their biases take rounding back, and how much that may be is a
-    question of statistics, which a file without a fault must not fail for.
+    Of an INT8 file only operations and weights count: its biases and ranges follow its calibration images, and how much they
+    may is a question of statistics, which a file without a fault must not fail for.
     """
-    exact = [v for v in bundle.manifest.candidates() if v.format == "onnx" and v.precision is not Precision.INT8]
-    passing = [v for v in exact if _passes(records, v)]
+    passing = [v for v in bundle.manifest.candidates() if v.format == "onnx" and _passes(records, v)]
     missing = [name for name in ("torch", "onnx") if passing and not installed(name)]
     if missing:
         return records, (f"the layers of the ONNX files were not compared: {' and '.join(missing)} is not installed",)
@@ -208,7 +207,8 @@ def _examined(
 
         on_progress(None, f"comparing the layers of {variant.name} with the checkpoint's")
         try:
-            found = localise(bundle, variant.name, threads=threads, images=_EXAMINED)
+            calibrated = variant.precision is Precision.INT8
+            found = localise(bundle, variant.name, threads=threads, images=_EXAMINED, certain=calibrated)
         except BuildError as error:
             notes.append(f"the layers of {variant.name} were not compared: {error.cause}")
             continue
