@@ -132,8 +132,12 @@ def _prepare(source: ImageLike, spec: PreprocessSpec, name: str, max_pixels: int
         raise InputError(f"{name} is damaged: {first_line(error)}", "replace the file") from error
 
 
+def read_source(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> bytes | Image.Image:
+    """The bytes of an image file, not decoded yet; or an image in memory. Arguments and errors as `prepare`."""
+    return _read(source, describe(source), max_pixels)
+
+
 def _read(source: ImageLike, name: str, max_pixels: int) -> bytes | Image.Image:
-    """The bytes of a file, or an image in memory."""
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     if isinstance(source, Image.Image):

@@ -37,6 +37,25 @@ def test_it_serves_logs_json_with_request_ids_and_ends_with_0_after_sigterm(
     assert str(bundle_dir) not in "".join(after_start)
 
 
+def test_isolated_it_answers_the_same_and_leaves_no_decoder_behind(
+    start: Starts, bundle_dir: Path, digit_png: Path
+) -> None:
+    command = start(bundle_dir, "--variant", "onnx-fp32", "--drain", "0", "--isolate")
+    decoders = _children(command.process.pid)
+    reply = httpx.post(f"{command.url}/classify", content=digit_png.read_bytes())
+    assert reply.json()["predictions"][0]["label"] == digit_png.stem
+    damaged = httpx.post(f"{command.url}/classify", content=digit_png.read_bytes()[:60])
+    assert damaged.status_code == 400
+    assert len(decoders) >= 1
+    assert command.stop() == 0
+    assert not [pid for pid in decoders if Path(f"/proc/{pid}").exists()]
+
+
+def _children(pid: int) -> list[str]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for text in found for child in text.read_text().split()]
+
+
 def test_ctrl_c_ends_with_130(start: Starts, bundle_dir: Path) -> None:
     command = start(bundle_dir, "--variant", "onnx-fp32")
     assert command.stop(signal.SIGINT) == 130

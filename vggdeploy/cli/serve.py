@@ -31,6 +31,10 @@ def serve(
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For a request, from start to end.")] = 30.0,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Of a request.")] = "16MiB",
     max_pixels: Annotated[int, typer.Option(help="An image with more is refused before it is decoded.")] = 25_000_000,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Decode images in processes that can do nothing else: for anybody's uploads."),
+    ] = False,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token to ask for. Default: $VGGDEPLOY_TOKEN, or none.")
     ] = None,
@@ -74,6 +78,7 @@ def serve(
         timeout=timeout,
         max_body=parse_size(max_body),
         max_pixels=max_pixels,
+        isolate=isolate,
         token_file=str(token_file) if token_file else None,
         trusted_keys=tuple(map(str, trusted_key or ())),
         drain=drain,

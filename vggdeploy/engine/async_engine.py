@@ -17,12 +17,14 @@ from PIL import Image
 from vggdeploy.bundle import Manifest
 from vggdeploy.engine.embedding import embedding
 from vggdeploy.engine.engine import Engine, graph_input
+from vggdeploy.engine.isolation import IsolatedDecoders
 from vggdeploy.engine.lifetime import Health, Lease
 from vggdeploy.engine.microbatch import BatchDone, MicroBatcher, Ticket
 from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities
 from vggdeploy.errors import DeadlineError, InputError, UsageError
-from vggdeploy.preprocess import MAX_PIXELS, ImageLike, prepare
+from vggdeploy.preprocess import MAX_PIXELS, ImageLike, prepare, read_source
 from vggdeploy.runtime.sessions import run_batch
+from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.machine import usable_cores
 
 Array = NDArray[Any]
@@ -59,6 +61,8 @@ class AsyncLimits:
         timeout: seconds for a request from start to end; None for no limit. Each method can be given its own.
         decode_threads: images decoded at the same time. Default: the cores that this process may use.
         max_pixels: an image with more is refused before it is decoded.
+        isolate: decode image files in processes that can do nothing else, one for each of ``decode_threads``: see
+            `vggdeploy.engine.isolation`. (Linux.)
 
     Raises:
         UsageError: a number below its minimum.
@@ -70,6 +74,7 @@ class AsyncLimits:
     timeout: float | None = None
     decode_threads: int | None = None
     max_pixels: int = MAX_PIXELS
+    isolate: bool = False
 
     def __post_init__(self) -> None:
         counts = {"max_batch": self.max_batch, "queue": self.queue, "decode_threads": self.decode_threads}
@@ -106,6 +111,7 @@ class AsyncEngine:
 
     Raises:
         UsageError: a ``max_batch`` that the variant does not take.
+        IncompatibleError: ``isolate`` where a process cannot be confined.
     """
 
     def __init__(
@@ -126,6 +132,8 @@ class AsyncEngine:
         self.engine = engine
         self._limits = limits
         self._process = os.getpid()
+        decoding = limits.decode_threads or usable_cores()
+        self._isolated = IsolatedDecoders(decoding, max_pixels=limits.max_pixels) if limits.isolate else None
         if warm_up:
             engine.warm_up(batch_sizes(self.max_batch))
             Image.init()  # Pillow imports a format's plugin when it first meets one, 40 ms in the first request
@@ -139,9 +147,7 @@ class AsyncEngine:
             runners=2 if on_gpu else 1,  # on a GPU one batch is copied while another computes
             on_batch=on_batch,
         )
-        self._decoders = ThreadPoolExecutor(
-            limits.decode_threads or usable_cores(), thread_name_prefix="vggdeploy-decode"
-        )
+        self._decoders = ThreadPoolExecutor(decoding, thread_name_prefix="vggdeploy-decode")
 
     async def classify(self, image: ImageLike, *, top: int = 5, timeout: float | None = None) -> list[Prediction]:
         """Labels and probabilities of one image, best first; arguments and errors as `Engine.classify`, and:
@@ -253,6 +259,8 @@ class AsyncEngine:
             return  # its threads live in the parent
         self._batcher.close()
         self._decoders.shutdown()
+        if self._isolated is not None:
+            self._isolated.close()
         self.engine.close()
 
     def _enter(self) -> Ticket[Array, Outputs]:
@@ -274,10 +282,16 @@ class AsyncEngine:
         """In a thread of the pool: the image as the graph takes it, into the queue."""
         manifest: Manifest = ticket.group.opened.bundle.manifest
         try:
-            array = prepare(image, manifest.preprocess, max_pixels=self._limits.max_pixels)
+            array = self._prepare(image, manifest.preprocess)
             self._batcher.submit(ticket, graph_input(manifest, array[None]))
         except BaseException as error:  # it fails alone, and who waits for it is told
             self._batcher.fail(ticket, error)
+
+    def _prepare(self, image: ImageLike, spec: PreprocessSpec) -> Array:
+        limit = self._limits.max_pixels
+        if self._isolated is not None and isinstance(data := read_source(image, max_pixels=limit), bytes):
+            return self._isolated.prepare(data, spec)
+        return prepare(image, spec, max_pixels=limit)
 
     def _run(self, held: Lease, arrays: Sequence[Array]) -> list[Outputs]:
         """One batch, in the batcher's thread; the answer of each request owns its memory."""

@@ -49,6 +49,7 @@ def open_engine(settings: Settings, metrics: Metrics | None = None) -> AsyncEngi
                 max_delay_ms=settings.max_delay_ms,
                 queue=settings.queue,
                 max_pixels=settings.max_pixels,
+                isolate=settings.isolate,
             ),
             on_batch=metrics.batch if metrics else None,
         )

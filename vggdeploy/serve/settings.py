@@ -37,6 +37,7 @@ class Settings(Record, frozen=True, kw_only=True):
     max_body: int = 16 * MIB
     body_budget: int = 512 * MIB
     max_pixels: int = 25_000_000
+    isolate: bool = False
     connections: int = 1000
     token_file: str | None = None
     trusted_keys: tuple[str, ...] = ()
