@@ -187,7 +187,8 @@ class Examination:
         if alone.shape != want.shape:
             self._blame(layer, "output", f"makes {_image(alone)} of an image where the network makes {_image(want)}")
         elif segment.kind == "preprocess":
-            self._blame(layer, "output", wrong_pixels(alone, want) if differ(alone, want, _EXACT) else "")
+            text = wrong_pixels(alone, want) if differ(alone, want, _EXACT) else ""
+            self._blame(layer, "output", text, certain=True)  # nothing is rounded yet
         elif segment.kind == "product":
             self._inspect_products(segment, exact, fed, values)
         elif self._quantises(segment):
