@@ -65,8 +65,49 @@ def test_it_answers_as_the_engine_does_and_ends_with_sigterm(
         assert reply.headers["x-content-type-options"] == "nosniff"
         assert client.post("/classify", content=b"no image").status_code == 400
         assert client.get("/v2/health/ready", headers={"host": "evil.example"}).status_code == 421
+        assert _answered(client) >= 1
+        time.sleep(3)  # what it counted is told
+        killed = _replicas(process.pid)
+        assert killed
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + 120
+        while set(_replicas(process.pid)) <= set(killed) or _status(client, digit_png) != 200:
+            assert time.monotonic() < end, "no other replica came"
+            time.sleep(0.5)
+        assert _answered(client) >= 2  # the killed one's, and this one's own
     process.send_signal(signal.SIGTERM)
     assert process.wait(90) == 0
+
+
+def _answered(client: httpx.Client) -> float:
+    line = next(
+        x
+        for x in client.get("/metrics").text.splitlines()
+        if x.startswith("vggdeploy_requests_total{") and '"200"' in x and "classify" in x
+    )
+    return float(line.rpartition(" ")[2])
+
+
+def _status(client: httpx.Client, picture: Path) -> int:
+    try:
+        return client.post("/classify", content=picture.read_bytes()).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+def _replicas(server: int) -> list[int]:
+    """Processes of Ray that are a replica, started since this server."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) > server:
+            try:
+                name = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if name.startswith(b"ray::ServeReplica"):
+                found.append(int(entry.name))
+    return found
 
 
 def test_a_token_that_no_node_would_have_is_refused(bundle_dir: Path) -> None:

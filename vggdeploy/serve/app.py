@@ -70,7 +70,7 @@ def create_app(settings: Settings, batching: AsyncEngine | None = None, *, metri
 
     Args:
         batching: what is served; it is closed when the application ends. Default: opened when the application starts.
-        metrics: those that ``batching`` tells of its batches.
+        metrics: of this process; those that ``batching`` tells of its batches.
     """
     measured = metrics or Metrics()
 
@@ -163,7 +163,8 @@ class _signals:  # used like a function
 async def _metrics(request: Request) -> Response:
     here = served(request)
     here.metrics.waiting.set(here.batching.waiting)
-    return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    page = await asyncio.to_thread(here.metrics.text)  # which may ask other processes
+    return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _known(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from vggdeploy.bundle.trust import Trust
 from vggdeploy.engine.engine import load
 from vggdeploy.errors import UsageError, VggdeployError, first_line
 from vggdeploy.serve.app import create_app
+from vggdeploy.serve.replicas import ReplicaMetrics, new_ledger
 from vggdeploy.serve.settings import TOKEN_VARIABLE, Settings
 from vggdeploy.system.ending import patience
 from vggdeploy.system.ray import cluster, ray_module
@@ -50,11 +51,12 @@ def serve_on_ray(settings: Settings, address: str, *, on_start: Callable[[str], 
     ) as engine:  # fmt: skip
         batch = settings.max_batch or min(_BATCH, engine.variant.batch.max)
 
-    def build() -> Any:
-        return create_app(settings)
-
     with cluster(address) as ray:
-        serve = ray.serve
+        serve, ledger = ray.serve, new_ledger()
+
+        def build() -> Any:
+            return create_app(settings, metrics=ReplicaMetrics(ledger))
+
         deployment = serve.deployment(serve.ingress(build)()).options(
             name=NAME,
             ray_actor_options={"num_cpus": threads},
