@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -171,8 +172,21 @@ def test_layers_stay_in_fp32_until_the_limits_hold(own_bundle: Path, monkeypatch
     assert found.verdict is Verdict.PASS
 
 
-def test_the_limit_is_for_what_the_steps_before_lost_too(own_bundle: Path) -> None:
-    """A network that was trained to have every validation image right: of this one INT8 loses nothing, of that one it does."""
+def test_the_limit_is_for_what_the_steps_before_lost_too(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that was trained to have every validation image right: of this one INT8 loses nothing, of that one it does.
+
+    Three images have other labels now, so this one has them wrong, whatever the CPU that trained it made of it.
+    """
+    from vggdeploy.data import loaders
+
+    real = loaders.load_split
+
+    def relabelled(name: str, split: str, *arguments: Any, **options: Any) -> Any:
+        found = real(name, split, *arguments, **options)
+        changed = np.where(np.arange(len(found)) < 3, (found.labels + 1) % 10, found.labels)
+        return replace(found, labels=changed) if split == "validation" else found
+
+    monkeypatch.setattr(loaders, "load_split", relabelled)
     opened = Bundle.open(own_bundle)
     inside = f"checkpoint/{CHECKPOINT_NAME}"
     checkpoint = read_checkpoint(opened.root / "checkpoint")
@@ -305,9 +319,11 @@ def test_a_folder_has_to_hold_enough(
         ["optimize", str(bundle_dir), "--step", "int8", "-o", str(tmp_path / "b"), "--int8-for", "cpu",
          "--calibration-data", f"folder:{data.parent}"]
     )  # fmt: skip
-    # Images of another size and mode are prepared as the model wants them: what is refused is their number.
-    assert code == (1 if said else 0), capsys.readouterr().err
-    assert said in capsys.readouterr().err
+    # Images of another size and mode are prepared as the model wants them: what is refused is their number. (Noise calibrates
+    # badly, and whether it does so too badly depends on the network, and that on the CPU that trained it: exit 3.)
+    told = capsys.readouterr().err
+    assert code in ((1,) if said else (0, 3)), told
+    assert said in told
 
 
 def test_images_of_one_class_are_refused(bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
