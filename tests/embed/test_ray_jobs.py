@@ -160,6 +160,47 @@ def test_a_job_that_was_killed_goes_on(bundle_dir: Path, images: Path, tmp_path:
     assert not [p for p in out.iterdir() if p.name.startswith(".") or p.suffix == ".tmp"]
 
 
+def test_a_worker_that_dies_costs_no_row_and_no_line_of_the_json(
+    bundle_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = command(
+        "embed", bundle_dir, images, "-o", out, "--output", "logits", "--ray", "local", "--shard", 1, "--json"
+    )
+    with (tmp_path / "stdout").open("wb") as stdout:
+        process = subprocess.Popen(
+            [*asked, "--ray-workers", "1"], stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        killed = 0
+        try:
+            end = time.monotonic() + 180
+            while process.poll() is None:
+                assert time.monotonic() < end
+                if not killed and list(out.glob("part-*.parquet")):
+                    killed = kill_worker(process.pid)
+                time.sleep(0.005)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
+    assert killed, "the job was over before"
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "stdout").read_text())["images"] == COUNT
+    assert len(rows(out)) == COUNT
+
+
+def kill_worker(pid: int) -> int:
+    """SIGKILL for the first process below ``pid`` that embeds; its number, 0 without one."""
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, listed.read_text().split()):
+            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                os.kill(child, signal.SIGKILL)
+                return child
+            if below := kill_worker(child):
+                return below
+    return 0
+
+
 _KILL = """
 import sys, threading, time
 from pathlib import Path

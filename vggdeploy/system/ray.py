@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from vggdeploy.errors import VggdeployError, first_line
@@ -52,6 +53,12 @@ def cluster(address: str) -> Iterator[Any]:
     if ray.is_initialized():  # by the application: then it is the application's
         yield ray
         return
+    # Of a worker that dies Ray tells on stdout, where the result of the command belongs.
+    with redirect_stdout(sys.stderr):
+        yield from _connected(ray, address)
+
+
+def _connected(ray: Any, address: str) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address == LOCAL:
