@@ -61,7 +61,7 @@ def row(name: str, size: tuple[int, int], decoders: IsolatedDecoders) -> dict[st
     here, there = np.median(seconds, axis=0) * 1e3
     return {
         "format": name, "width": size[0], "height": size[1], "bytes": len(data), "rounds": len(seconds),
-        "here_ms": here, "isolated_ms": there, "added_ms": float(np.median(seconds[:, 1] - seconds[:, 0])) * 1e3,
+        "here_ms": float(here), "isolated_ms": float(there), "added_ms": float(np.median(seconds[:, 1] - seconds[:, 0])) * 1e3,
     }  # fmt: skip
 
 

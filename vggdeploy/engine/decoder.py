@@ -6,6 +6,7 @@ the image, so what a picture may do to a decoder ends with that picture.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import select
@@ -21,7 +22,7 @@ from PIL import Image
 from vggdeploy.errors import InputError, printable
 from vggdeploy.preprocess import FORMATS, prepare
 from vggdeploy.spec import PreprocessSpec
-from vggdeploy.system.confined import confine
+from vggdeploy.system.confined import check_confinable, confine
 
 LENGTH = struct.Struct("=Q")  # bytes of the message that follows
 _WAIT = 4.0  # times the processor time, by the clock: a busy machine gives a decoder only a part of a core
@@ -87,6 +88,9 @@ def _import_everything() -> None:
         Image.new("L", (8, 8)).save(picture, name)
         prepare(picture.getvalue(), PreprocessSpec(resize=8, crop=8))
     printable("\x1b")
+    check_confinable()
+    gc.collect()
+    gc.freeze()  # a child that collects would touch, and so copy, every page
 
 
 def _decoded(request: Request, limits: Limits) -> Outcome:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import resource
@@ -49,12 +50,17 @@ _CALLS: dict[str, tuple[int, tuple[int, ...], tuple[int, int], int]] = {
 
 
 def check_confinable() -> None:
-    """Raises IncompatibleError where a process cannot be confined."""
+    """Whether a process can be confined here; what that takes is got ready.
+
+    Raises:
+        IncompatibleError: it cannot.
+    """
     if not sys.platform.startswith("linux") or platform.machine() not in _CALLS:
         raise IncompatibleError(
             f"a decoder cannot be confined on {platform.system()} {platform.machine()}: it takes Linux on x86-64 or ARM64",
             "decode in the server's own process: leave isolation out",
         )
+    _prepared()
 
 
 def confine(*, memory: int, seconds: int) -> None:
@@ -73,20 +79,29 @@ def confine(*, memory: int, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, used + seconds + 1))
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    instructions = _filter()
-    code = ctypes.create_string_buffer(b"".join(instructions))
-
-    class Program(ctypes.Structure):  # struct sock_fprog
-        _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
-
-    program = Program(len(instructions), ctypes.addressof(code))
+    libc, program = _prepared()
     number = _CALLS[platform.machine()][3]
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.syscall(
         number, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(program)
     ):
-        code_of = ctypes.get_errno()
-        raise OSError(code_of, f"the kernel has no seccomp for us: {os.strerror(code_of)}")
+        failure = ctypes.get_errno()
+        raise OSError(failure, f"the kernel has no seccomp for us: {os.strerror(failure)}")
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog (linux/filter.h)."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
+
+
+@functools.cache
+def _prepared() -> tuple[ctypes.CDLL, _Program]:
+    """The C library, and the filter as it takes it."""
+    instructions = _filter()
+    code = ctypes.create_string_buffer(b"".join(instructions))
+    program = _Program(len(instructions), ctypes.addressof(code))
+    program.kept = code  # as long as it points there
+    return ctypes.CDLL(None, use_errno=True), program
 
 
 def _filter() -> list[bytes]:
