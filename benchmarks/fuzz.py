@@ -2,6 +2,7 @@
 
 python benchmarks/fuzz.py --inputs 1000000              # shared out over all parsers, by what an input costs
 python benchmarks/fuzz.py --inputs 10000 --target manifest
+python benchmarks/fuzz.py --guided 120                  # seconds a parser, with inputs that coverage chooses (Atheris)
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, write_result
+from measuring import ROOT, target, write_result
 
 sys.path.insert(0, str(ROOT / "tests"))
-from fuzz import runner  # of the tests
+from fuzz import guided, runner  # of the tests
 from fuzz.seeds import prepare
 from fuzz.targets import LIBRARIES, OURS
 
@@ -35,7 +37,10 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options.add_argument("--limit", type=float, default=20.0, help="seconds that one input may take")
+    options.add_argument("--guided", type=int, default=0, metavar="SECONDS", help="of each parser, by coverage")
     asked = options.parse_args()
+    if asked.guided:
+        return by_coverage([asked.target] if asked.target else [*OURS, *LIBRARIES], asked.guided, asked.processes)
     parts = {asked.target: 1} if asked.target else PARTS
     shares = {name: max(1, round(asked.inputs * part / sum(parts.values()))) for name, part in parts.items()}
     with tempfile.TemporaryDirectory(prefix="vggdeploy-fuzz-") as name:
@@ -63,6 +68,29 @@ def main() -> int:
             }
         ],
         command=f"fuzz.py --inputs {asked.inputs}",
+    )
+
+
+def by_coverage(names: list[str], seconds: int, processes: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="vggdeploy-fuzz-") as name:
+        home = prepare(Path(name) / "home")
+        with ThreadPoolExecutor(processes) as pool:
+            found = list(pool.map(lambda name: guided.search(home, name, seconds), names))
+        for one in found:
+            print(f"{one.target:<12} {one.runs:>9,} inputs, {one.branches} branches {one.failure[-2000:]}")
+    failed = [one for one in found if one.failure]
+    if len(names) == 1:
+        return 4 if failed else 0
+    runs = sum(one.runs for one in found)
+    return write_result(
+        "fuzz_guided",
+        {"seconds_each": seconds, "runs": runs, "targets": [asdict(one) for one in found]},
+        [
+            target(
+                "parsers of which an input crashes, hangs, takes the memory or ends in a traceback", len(failed), 0, ""
+            )
+        ],
+        command=f"fuzz.py --guided {seconds}",
     )
 
 

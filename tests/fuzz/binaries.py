@@ -207,3 +207,18 @@ class FaultTarget(Target):
             case 7:
                 os._exit(3)
         return "accepted"
+
+
+class PuzzleTarget(Target):
+    """A fault behind five comparisons, which chance does not pass: that a search is led by coverage shows here."""
+
+    name = "puzzle"
+    answer = b"vgg1"
+
+    def good(self) -> bytes:
+        return b"a"
+
+    def attempt(self, data: bytes) -> str:
+        from fuzz.puzzle import follow
+
+        return follow(data, self.answer)

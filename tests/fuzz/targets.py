@@ -12,6 +12,7 @@ from fuzz.binaries import (
     ImageTarget,
     KeyTarget,
     OnnxTarget,
+    PuzzleTarget,
     SafetensorsTarget,
     TorchScriptTarget,
     WeightsTarget,
@@ -36,4 +37,4 @@ OURS: dict[str, type[Target]] = {
     )
 }  # fmt: skip
 LIBRARIES: dict[str, type[Target]] = {t.name: t for t in (OnnxTarget, TorchScriptTarget, SafetensorsTarget)}
-TARGETS = {**OURS, **LIBRARIES, FaultTarget.name: FaultTarget}
+TARGETS = {**OURS, **LIBRARIES, FaultTarget.name: FaultTarget, PuzzleTarget.name: PuzzleTarget}

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import runner
-from fuzz.binaries import FaultTarget
+from fuzz import guided, runner
+from fuzz.binaries import FaultTarget, PuzzleTarget
 from fuzz.seeds import prepare
 from fuzz.targets import LIBRARIES, OURS, TARGETS
+from vggdeploy.system.optional import installed
 
 # Cheap parsers get more: together four minutes of two cores, most of which is the time of good inputs.
 INPUTS = {
@@ -64,6 +65,25 @@ def test_the_runner_tells_every_harm_and_whose_it_is(home: Path) -> None:
     assert "SIGABRT" in texts[2]
     assert "exit 3" in texts[7]
     assert "KeyError" in texts[4]
+
+
+@pytest.mark.late
+@pytest.mark.skipif(not installed("atheris"), reason="no Atheris for this Python or machine")
+def test_no_input_that_coverage_chooses_does_harm_either(home: Path) -> None:
+    """Ten seconds of each of the parsers whose inputs cost least. `benchmarks/fuzz.py --guided` has minutes of all."""
+    names = ["weights", "array", "policy", "recipe", "engine", "key"]
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(lambda name: guided.search(home, name, 10), names))
+    assert [one for one in found if one.failure] == []
+    assert min(one.runs for one in found) > 100
+
+
+@pytest.mark.late
+@pytest.mark.skipif(not installed("atheris"), reason="no Atheris for this Python or machine")
+def test_coverage_finds_the_way_to_a_planted_fault(home: Path) -> None:
+    found = guided.search(home, PuzzleTarget.name, 60)
+    assert "KeyError" in found.failure
+    assert Path(found.input).read_bytes().startswith(PuzzleTarget.answer)
 
 
 def test_the_same_number_is_the_same_input(tmp_path: Path) -> None:

@@ -1,0 +1,14 @@
+"""Code whose branches a search by coverage has to find: one more for each right byte."""
+
+from __future__ import annotations
+
+
+def follow(data: bytes, answer: bytes) -> str:
+    for number, right in enumerate(answer):
+        if number >= len(data):
+            return "refused"
+        if data[number] != right:
+            return "refused"
+        if number == len(answer) - 1:
+            raise KeyError("the planted fault")
+    return "accepted"
