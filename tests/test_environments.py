@@ -39,7 +39,7 @@ FEW = (
     *READERS,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.late
 
 
 @functools.cache

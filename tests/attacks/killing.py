@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vggdeploy.cli import render
 from vggdeploy.cli.app import run
 
 _CHANGES = {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"}
@@ -87,6 +88,7 @@ def start(arguments: Sequence[str], home: Home, *, fatal: int = 0, report: bool 
         home.enter()
         fd = os.open(home.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(fd, 1), os.dup2(fd, 2)
+        render.guard_streams()
         changes = _watch_changes(home, fatal, writing)
         before = set(sys.modules)
         code = run(arguments)

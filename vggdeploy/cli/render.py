@@ -6,6 +6,7 @@ draw, and `Plain` does in what libraries, warnings and tracebacks write by thems
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,11 @@ class Plain:
 
 
 def guard_streams() -> None:
-    """From now on only `out` and `err` can style, move or hide anything on this process's terminal."""
+    """From now on only `out` and `err` can style, move or hide anything on this process's terminal. What its encoding has no
+    letter for, under the C locale, is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     out.file, err.file = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Plain(sys.stdout), Plain(sys.stderr)
 
@@ -86,10 +91,15 @@ def error_line(cause: str, hint: str) -> None:
 
 
 def emit_json(record: Any) -> None:
-    """One document on stdout."""
+    """One document on stdout; JSON is UTF-8 (RFC 8259), whatever the terminal's encoding is."""
     from vggdeploy.records import json_text, to_json
 
-    out.file.write(json_text(to_json(record)))
+    text = json_text(to_json(record))
+    if isinstance(out.file, io.TextIOWrapper):
+        out.file.flush()
+        out.file.buffer.write(text.encode())
+    else:
+        out.file.write(text)
     out.file.flush()
 
 

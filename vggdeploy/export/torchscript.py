@@ -35,7 +35,7 @@ def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> 
             traced = torch.jit.trace(module, example_input(image, samples=2), check_trace=False)
             # As the image comes out of the preprocessing: else every call reorders every kernel.
             traced.to(memory_format=torch.channels_last)
-            torch.jit.save(traced, path)
+            _save(traced, path)
     except (RuntimeError, ValueError) as error:
         cause = f"the model cannot be exported to TorchScript: {first_line(error)}"
         raise BuildError(cause, "check the free disk space; else run with --debug and report it") from error
@@ -47,3 +47,14 @@ def export_torchscript(module: Deployable, path: Path, *, image: TensorSpec) -> 
     for tensor in traced.parameters():
         sizes[_TYPE_NAMES[tensor.dtype]] += tensor.nbytes
     return PrecisionProof(layers=dict(layers), weight_bytes=dict(sizes))
+
+
+def _save(traced: torch.jit.ScriptModule, path: Path) -> None:
+    """PyTorch takes no path that is not UTF-8, such as one of another script under the C locale: then through memory."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("wb") as file:
+            torch.jit.save(traced, file)
+    else:
+        torch.jit.save(traced, path)
