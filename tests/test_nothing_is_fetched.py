@@ -112,6 +112,8 @@ COMMANDS = {
     "cpp": "package {bundle} --target cpp -o cpp",
     "doctor": "doctor --self-test",
     "sign": "sign {own} --new-key release.pem",
+    "build": "build {own} --engine tensorrt-rtx --target sm89",
+    "search": "search {bundle} -o found --max-accuracy-drop 50 --budget 1 --epochs 0 --samples 50",
 }
 
 
@@ -142,6 +144,17 @@ def test_a_report_is_drawn_without_asking_anybody(bundle_dir: Path, tmp_path: Pa
 
 def test_a_server_speaks_to_its_loopback_alone(bundle_dir: Path, digit_png: Path, tmp_path: Path) -> None:
     assert sent(sys.executable, "-c", _SERVE, bundle_dir, digit_png, home=tmp_path) == []
+
+
+def test_a_ray_cluster_of_this_machine_asks_which_cloud_it_is_on_and_speaks_to_nobody_else(
+    bundle_dir: Path, digit_png: Path, tmp_path: Path
+) -> None:
+    """Ray 2.60 does so before it sees that its usage reports are off (`ray._common.usage.usage_lib`), on addresses that lead no
+    farther than the machine's host."""
+    pytest.importorskip("ray")
+    job = ["-m", "vggdeploy", "embed", bundle_dir, digit_png, "--output", "logits", "-o", "vectors", "--ray", "local"]
+    seen = sent(sys.executable, *job, home=tmp_path, quiet=False)
+    assert [line for line in seen if "169.254.169.254" not in line and "metadata.google.internal" not in line] == []
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ Vectors = NDArray[np.float32]
 Add = Callable[[Sequence[str], Vectors], None]
 
 SUFFIXES = (".parquet", ".npy")
-ROW_GROUP_BYTES = 16 * 2**20  # what a Parquet writer holds, and what a reader of few rows has to read
+ROW_GROUP_BYTES = 4 * 2**20  # what a Parquet writer holds (a few times), and what a reader of few rows has to read
 _MAX_ROWS = 65_536
 
 
