@@ -170,6 +170,16 @@ def test_nothing_of_an_image_is_there_for_the_next(taken: IsolatedDecoders) -> N
             taken.prepare(b"stays", SPEC)
 
 
+def test_nothing_of_an_image_or_its_pixels_is_left_in_the_memory_of_the_next(taken: IsolatedDecoders) -> None:
+    """Not its bytes and not its pixels: freed memory keeps what was in it."""
+    secret = random.Random(0).randbytes(64)
+    for picture, trace in ((b"good" + secret * 4000 + b"\x07", secret), (b"good" + secret + b"\xa7", b"\xa7" * 700)):
+        taken.prepare(picture, SPEC)
+        masked = bytes(byte ^ 0xFF for byte in trace)
+        with pytest.raises(InputError, match="found 0 times"):
+            taken.prepare(b"remembers " + masked, SPEC)
+
+
 def test_one_that_is_killed_from_outside_is_replaced(decoders: IsolatedDecoders) -> None:
     data = (IMAGES / "rgb.png").read_bytes()
     for pid in decoders.pids:

@@ -1,7 +1,8 @@
 """The process that `vggdeploy.engine.isolation` starts: images in, pixels out, each by a child that ends with its image.
 
-This process touches no byte of an image; it forks, and hands on what its child said. The child is confined before it looks at
-the image, so what a picture may do to a decoder ends with that picture.
+This process forks for each image, and hands on what its child said. The child is confined before it looks at the image, so
+what a picture may do to a decoder ends with that picture. Neither the image nor its pixels are left in this process's
+memory, of which the next child gets a copy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import struct
 import sys
 import time
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import msgspec
 from PIL import Image
@@ -24,10 +25,11 @@ from vggdeploy.preprocess import FORMATS, prepare
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.confined import check_confinable, confine
 
-LENGTH = struct.Struct("=Q")  # bytes of the message that follows
+ASKED = struct.Struct("=QQ")  # bytes of the request that follows, and of its reply at most
+ANSWERED = struct.Struct(
+    "=i?Q"
+)  # how the child ended, whether it was late, and the bytes that follow: a `Reply`, or anything
 _WAIT = 4.0  # times the processor time, by the clock: a busy machine gives a decoder only a part of a core
-_CHUNK = 2**20
-_SAID = 2**16  # bytes of a refusal, beside pixels
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -45,14 +47,6 @@ class Reply(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What a child said, a `Reply` if it was what it should be; its return code (`subprocess`); whether it was late."""
-
-    said: bytes
-    code: int
-    late: bool
-
-
 class Limits(msgspec.Struct, frozen=True):
     """Of one image: pixels, seconds of processor time, and bytes of memory beside the program's own."""
 
@@ -61,23 +55,62 @@ class Limits(msgspec.Struct, frozen=True):
     memory: int
 
 
-def send_message(stream: IO[bytes], data: bytes) -> None:
-    stream.write(LENGTH.pack(len(data)) + data)
-    stream.flush()
-
-
-def read_message(stream: IO[bytes]) -> bytes:
-    """The next message; b"" at the end of the stream."""
-    head = stream.read(LENGTH.size)
-    return stream.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
-
-
 def main() -> None:
     limits = msgspec.json.decode(sys.argv[1], type=Limits)
     _import_everything()
-    while data := read_message(sys.stdin.buffer):
-        request = msgspec.msgpack.decode(data, type=Request)
-        send_message(sys.stdout.buffer, msgspec.msgpack.encode(_decoded(request, limits)))
+    head = bytearray(ASKED.size)
+    while _filled(0, head):
+        length, most = ASKED.unpack(head)
+        request, said = bytearray(length), bytearray(most + 1)
+        if not _filled(0, request):
+            return
+        _answer(request, said, limits)
+        for held in (request, said):
+            held[:] = bytes(len(held))
+
+
+def _answer(request: bytearray, said: bytearray, limits: Limits) -> None:
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        _decode(request, limits, writing)
+    os.close(writing)
+    try:
+        count, late = _heard(reading, said, time.monotonic() + _WAIT * limits.seconds)
+    finally:
+        os.close(reading)
+        os.kill(
+            child, signal.SIGKILL
+        )  # one that has ended already takes no notice; one that hangs or says too much ends
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    count = 0 if late or count == len(said) else count
+    _write(1, ANSWERED.pack(code, late or code == -signal.SIGXCPU, count))
+    _write(1, memoryview(said)[:count])
+
+
+def _heard(reading: int, said: bytearray, end: float) -> tuple[int, bool]:
+    """How many bytes came from a child before ``end``; and whether it was still at it then."""
+    count = 0
+    while count < len(said):
+        if not select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
+            return count, True
+        if not (part := os.readv(reading, [memoryview(said)[count:]])):
+            break
+        count += part
+    return count, False
+
+
+def _filled(file: int, room: bytearray) -> bool:
+    """Whether there was as much as there is room for; else it is the end of the file."""
+    left = memoryview(room)
+    while left and (count := os.readv(file, [left])):
+        left = left[count:]
+    return not left
+
+
+def _write(file: int, data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def _import_everything() -> None:
@@ -93,48 +126,18 @@ def _import_everything() -> None:
     gc.freeze()  # a child that collects would touch, and so copy, every page
 
 
-def _decoded(request: Request, limits: Limits) -> Outcome:
-    reading, writing = os.pipe()
-    if not (child := os.fork()):
-        _decode(request, limits, writing)
-    os.close(writing)
-    try:
-        size = request.spec.crop**2 * request.spec.channels
-        said, late = _said(reading, size + _SAID, time.monotonic() + _WAIT * limits.seconds)
-    finally:
-        os.close(reading)
-        os.kill(
-            child, signal.SIGKILL
-        )  # of one that has ended nothing becomes; one that hangs or says too much ends here
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return Outcome(said, code, late or code == -signal.SIGXCPU)
-
-
-def _said(reading: int, limit: int, end: float) -> tuple[bytes, bool]:
-    """What comes from a child before ``end``, up to ``limit`` bytes; and whether it was still at it then."""
-    said = bytearray()
-    while len(said) <= limit:
-        if not select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
-            return b"", True
-        if not (part := os.read(reading, _CHUNK)):
-            return bytes(said), False
-        said += part
-    return b"", False
-
-
-def _decode(request: Request, limits: Limits, writing: int) -> NoReturn:
+def _decode(data: bytearray, limits: Limits, writing: int) -> NoReturn:
     """In the child. It writes its reply, and ends."""
     try:
         os.close(0)
         os.close(1)
         confine(memory=limits.memory, seconds=limits.seconds)
+        request = msgspec.msgpack.decode(data, type=Request)
         try:
             reply = Reply(prepare(request.data, request.spec, max_pixels=limits.max_pixels).tobytes())
         except InputError as error:
             reply = Reply(cause=error.cause, hint=error.hint)
-        left = memoryview(msgspec.msgpack.encode(reply))
-        while left:
-            left = left[os.write(writing, left) :]
+        _write(writing, msgspec.msgpack.encode(reply))
     finally:
         os._exit(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 from queue import SimpleQueue
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.engine.decoder import Limits, Outcome, Reply, Request, read_message, send_message
+from vggdeploy.engine.decoder import ANSWERED, ASKED, Limits, Reply, Request
 from vggdeploy.errors import InputError, VggdeployError
 from vggdeploy.preprocess import MAX_METADATA
 from vggdeploy.spec import PreprocessSpec
@@ -23,6 +24,7 @@ SECONDS = 5  # of processor time, for one image
 _PIXEL = 24
 _MODULE = "vggdeploy.engine.decoder"
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LANG")  # of the environment: no secret
+_SAID = 2**16  # bytes of a reply beside its pixels
 _FIX = "replace the file, or scale it down"
 
 
@@ -73,14 +75,15 @@ class _Decoder:
         self.process = self._started()
 
     def prepare(self, data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
-        outcome = self._asked(Request(spec, data))
+        size = spec.crop * spec.crop * spec.channels
+        code, late, said = self._asked(msgspec.msgpack.encode(Request(spec, data)), size + _SAID)
         try:
-            reply = msgspec.msgpack.decode(outcome.said, type=Reply)
+            reply = msgspec.msgpack.decode(said, type=Reply)
         except msgspec.MsgspecError:
-            raise InputError(f"the image given {self._end_of(outcome)}", _FIX) from None
+            raise InputError(f"the image given {self._end_of(code, late=late)}", _FIX) from None
         if reply.cause:
             raise InputError(reply.cause, reply.hint)
-        if len(reply.pixels) != spec.crop * spec.crop * spec.channels:
+        if len(reply.pixels) != size:
             raise InputError("the image given made its decoder answer with other pixels than were asked for", _FIX)
         return np.frombuffer(reply.pixels, np.uint8).reshape(spec.crop, spec.crop, spec.channels)
 
@@ -88,8 +91,8 @@ class _Decoder:
         self.process.kill()
         self.process.communicate()  # closes the pipes and waits
 
-    def _asked(self, request: Request) -> Outcome:
-        message = msgspec.msgpack.encode(request)
+    def _asked(self, request: bytes, most: int) -> tuple[int, bool, bytes]:
+        """How the child ended, whether it was late, and what it said."""
         for _ in range(2):
             if self.process.poll() is not None:
                 self.stop()
@@ -97,9 +100,11 @@ class _Decoder:
             assert self.process.stdin is not None  # noqa: S101  # for the type checker: they are pipes
             assert self.process.stdout is not None  # noqa: S101
             try:
-                send_message(self.process.stdin, message)
-                return msgspec.msgpack.decode(read_message(self.process.stdout), type=Outcome)
-            except (OSError, msgspec.MsgspecError):
+                self.process.stdin.write(ASKED.pack(len(request), most) + request)
+                self.process.stdin.flush()
+                code, late, count = ANSWERED.unpack(self.process.stdout.read(ANSWERED.size))
+                return code, late, self.process.stdout.read(count)
+            except (OSError, struct.error):
                 self.process.kill()  # somebody has killed it already, or it could not start
                 self.process.wait()
         raise VggdeployError("the decoder does not start", "see the memory and the number of processes that are left")
@@ -114,9 +119,8 @@ class _Decoder:
             start_new_session=True,
         )
 
-    def _end_of(self, outcome: Outcome) -> str:
+    def _end_of(self, code: int, *, late: bool) -> str:
         """What an image did to its decoder, as the end of a sentence."""
-        if outcome.late:
+        if late:
             return f"takes more than {self._limits.seconds} s to decode"
-        code = outcome.code
         return f"made its decoder end ({signal.Signals(-code).name if code < 0 else f'exit {code}'})"
