@@ -17,7 +17,13 @@ from attacks.whole_files import half_written
 from vggdeploy.system.exchange import exchange
 
 _LIMIT = 120.0
+_OTHER = {"bundle": "other", "other": "bundle"}
 _PATIENCE = 60.0  # a worker that is just starting learns of it when it has imported everything
+
+
+def _exchanged(name: str) -> str:
+    """The name after the two bundles have changed places."""
+    return re.sub(r"^work/(bundle|other)(?=/|$)", lambda found: f"work/{_OTHER[found[1]]}", name)
 
 
 class ServerKiller(Rounds):
@@ -35,7 +41,13 @@ class ServerKiller(Rounds):
         self._wait("reloaded" if workers == 1 else '"ready"', 1 if workers == 1 else 2 * workers)
         self.duration = time.monotonic() - began
         self._end(server)
-        self.clean = self.home.names()
+        names = self.home.names()
+        self.clean = (names, {_exchanged(name) for name in names})
+
+    def _more(self) -> set[str]:
+        """The names that there should not be, whichever of the two bundles stands where."""
+        names = self.home.names()
+        return min((names - clean for clean in self.clean), key=len)
 
     def kill(self) -> None:
         server = self._started()
@@ -45,7 +57,7 @@ class ServerKiller(Rounds):
         ended(server)
         self.count.kills += 1
         self.count.processes += survivors(server, patience=_PATIENCE)
-        self.count.in_draft += bool(self.home.names() - self.clean)
+        self.count.in_draft += bool(self._more())
         self.count.torn += [f"kill {self.count.kills}: {text}" for text in half_written(self.home.work)]
 
     def finish(self) -> None:
@@ -55,7 +67,7 @@ class ServerKiller(Rounds):
         except (RuntimeError, OSError) as error:
             self.count.failed.append(str(error)[-400:])
         self.count.torn += [f"after a whole run: {text}" for text in half_written(self.home.work)]
-        self.count.leftovers.update(self.home.names() - self.clean)
+        self.count.leftovers.update(self._more())
 
     def _started(self) -> int:
         arguments = (
