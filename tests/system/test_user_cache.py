@@ -103,6 +103,19 @@ def test_a_pipe_is_not_read(cache: Cache) -> None:
     assert cache.read(KEY, limit=9) is None
 
 
+@pytest.mark.parametrize("again", ["read", "write"])
+def test_what_a_killed_writer_left_goes_with_the_next_use_of_any_entry(cache: Cache, again: str) -> None:
+    """A proof of a variant that is never opened again here would else keep its draft for ever."""
+    cache.write(KEY, b"one")
+    left = cache.home / f".{'b' * 64}.json.tmp-{'0' * 16}"
+    left.write_bytes(b"half")
+    mine = cache.home / ".notes.tmp"
+    mine.write_bytes(b"not a draft")
+    cache.read(KEY, limit=100) if again == "read" else cache.write(KEY, b"two")
+    assert not left.exists()
+    assert mine.exists()
+
+
 def test_what_was_not_used_for_longest_goes_and_other_files_stay(cache: Cache) -> None:
     cache.write(KEY, b"12345")
     (cache.home / "notes.bin").write_bytes(b"not an entry")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vggdeploy.errors import VggdeployError
-from vggdeploy.system.files import atomic_write, lock_file
+from vggdeploy.system.files import atomic_write, lock_file, tidy
 
 T = TypeVar("T")
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -127,6 +127,7 @@ class Cache:
         file = self.open(key, part)
         if file is None:
             return None
+        tidy(self.home)
         with file:
             if os.fstat(file.fileno()).st_size > limit:
                 self._note(f"{self.path(key)} is not read: it has more than {limit:,} bytes")
@@ -141,6 +142,7 @@ class Cache:
         try:
             if path.is_symlink():
                 path.unlink()
+            tidy(self.home)
             atomic_write(path, data)
             path.chmod(0o600)
         except (OSError, VggdeployError) as error:

@@ -295,6 +295,14 @@ def _is_same(path: Path, fd: int) -> bool:
         return False
 
 
+def tidy(directory: Path) -> None:
+    """Clean up after killed writers of any file in a directory, whose next writer may never come."""
+    with contextlib.suppress(OSError):  # not there, or not ours to list
+        left = [re.fullmatch(r"\.(.+)\.(?:tmp|old)-[0-9a-f]{16}", entry.name) for entry in os.scandir(directory)]
+        for name in {found[1] for found in left if found}:
+            _settle(directory / name)
+
+
 def _settle(target: Path) -> None:
     """Clean up after writers of ``target`` that were killed: remove their drafts, put back what they had set aside."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(tmp|old)-[0-9a-f]{{16}}")
