@@ -97,10 +97,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             "for example 1x64,1x128,2x256,2x512,2x512",
         )
         step = self.stride
+        near = max(step, (self.image_size + step // 2) // step * step)
         check(
             self.image_size >= step and self.image_size % step == 0,
             f"image size {self.image_size} does not fit {len(self.blocks)} blocks, each of which halves it",
-            f"give a multiple of {step}, at least {step} (for example {max(step, round(self.image_size / step) * step)})",
+            f"give a multiple of {step}, at least {step} (for example {near})",
         )
         # Far above any network that can be trained, and low enough that a hostile file cannot ask for all memory.
         check(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from vggdeploy.bundle import REFERENCE
-from vggdeploy.errors import one_line
+from vggdeploy.errors import InputError, one_line
 from vggdeploy.records import BenchReport, BenchRow, FreshStart, ParityReport, ScenarioRow
 from vggdeploy.report.documents import Results
 from vggdeploy.types import Verdict
@@ -80,6 +80,8 @@ class Cast:
     def find(self, variant: str, sha256: str, bundle: str) -> Subject:
         """The subject of a record. A record of what could not run has no hash: then its bundle tells."""
         same = [s for s in self.subjects if s.variant == variant and (not sha256 or s.sha256 == sha256)]
+        if not same:
+            raise InputError(f"the results name no {variant} of these bytes", "give files as vggdeploy wrote them")
         return next((s for s in same if s.bundle == bundle), same[0])
 
     def label(self, variant: str, sha256: str, bundle: str) -> str:

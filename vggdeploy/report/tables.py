@@ -195,7 +195,7 @@ def _lost(drop: float, lower: float, upper: float) -> str:
 
 
 def _share(now: float, before: float) -> str:
-    return f"{now:,} ({now / before:.1%})"
+    return f"{now:,} ({now / before:.1%})" if before else f"{now:,}"
 
 
 def _layers(counts: Mapping[str, int]) -> str:
