@@ -21,13 +21,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from measuring import target, write_result
+from measuring import ROOT, target, write_result
 from PIL import Image
+
+from vggdeploy.bench.interference import peak_rss
+
+sys.path.insert(0, str(ROOT / "tests"))
+from attacks.processes import called, descendants  # of the tests
 
 SHARD = 512
 
@@ -95,11 +101,7 @@ def run_alone(bundle: Path, sources: list[Path], output: Path) -> int:
     process = subprocess.Popen(command(bundle, sources, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = max(peak, int(status.partition("VmHWM:")[2].split()[0]) * 1024)
-        except (OSError, IndexError):
-            pass
+        peak = max(peak, peak_rss(pid=process.pid) or 0)
         time.sleep(0.05)
     if process.returncode:
         sys.exit(f"embed failed with {process.returncode}")
@@ -122,15 +124,13 @@ def run_killed(bundle: Path, images: Path, output: Path, kills: int) -> tuple[li
         reader.start()
         shot = False
         while process.poll() is None and (stop is None or parts(output) < stop):
-            if not shot and parts(output) > before and (worker := next(workers(process.pid), 0)):
-                os.kill(worker, signal.SIGKILL)
+            if not shot and parts(output) > before and (workers := called(b"ray::MapWorker", process.pid)):
+                os.kill(workers[0], signal.SIGKILL)
                 shot, killed = True, killed + 1
             time.sleep(chance.uniform(0.005, 0.05))
         for pid in [process.pid, *descendants(process.pid)] if stop is not None else ():
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         reader.join()
         lives.append({"found": before, "added": parts(output) - before, "killed": stop is not None})
         print(lives[-1], flush=True)
@@ -144,28 +144,6 @@ def run_killed(bundle: Path, images: Path, output: Path, kills: int) -> tuple[li
 
 def parts(output: Path) -> int:
     return sum(1 for _ in output.glob("part-*.parquet"))
-
-
-def descendants(pid: int) -> Iterator[int]:
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in listed.read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            yield child
-            yield from descendants(child)
-
-
-def workers(pid: int) -> Iterator[int]:
-    """Processes of this job that embed."""
-    for child in [*descendants(pid)]:
-        try:
-            name = Path(f"/proc/{child}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if name.startswith(b"ray::MapWorker"):
-            yield child
 
 
 def compare(directory: Path, whole: Path) -> dict[str, int]:

@@ -9,19 +9,25 @@ import io
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measuring import write_result
 from PIL import Image
 
+from vggdeploy.bench.interference import peak_rss
 from vggdeploy.engine.isolation import IsolatedDecoders
 from vggdeploy.preprocess import prepare
 from vggdeploy.spec import PreprocessSpec
 
 ROUNDS = 41
-PICTURES = {"JPEG": (28, 28), "JPEG ": (500, 375), "JPEG  ": (4000, 3000), "PNG": (500, 375), "WEBP": (500, 375)}
+PICTURES = (
+    ("JPEG", (28, 28)),
+    ("JPEG", (500, 375)),
+    ("JPEG", (4000, 3000)),
+    ("PNG", (500, 375)),
+    ("WEBP", (500, 375)),
+)
 SPEC = PreprocessSpec()
 
 
@@ -31,11 +37,11 @@ def main() -> int:
     first = picture("PNG", (8, 8))
     decoders.prepare(first, SPEC)
     start = time.perf_counter() - started
-    rows = [row(name.strip(), size, decoders) for name, size in PICTURES.items()]
+    rows = [row(name, size, decoders) for name, size in PICTURES]
     measured = {
         "pictures": rows,
         "start_ms": start * 1e3,
-        "memory_mib": peak_mib(decoders),
+        "memory_mib": (peak_rss(pid=decoders.pids[0]) or 0) / 2**20,
     }
     decoders.close()
     print(
@@ -69,12 +75,6 @@ def timed(way: Callable[[], Any]) -> float:
     start = time.perf_counter()
     way()
     return time.perf_counter() - start
-
-
-def peak_mib(decoders: IsolatedDecoders) -> float:
-    """Of the memory that a decoder has had resident."""
-    status = Path(f"/proc/{decoders.pids[0]}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -132,16 +132,19 @@ def _prepare(source: ImageLike, spec: PreprocessSpec, name: str, max_pixels: int
         raise InputError(f"{name} is damaged: {first_line(error)}", "replace the file") from error
 
 
-def read_source(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> bytes | Image.Image:
-    """The bytes of an image file, not decoded yet; or an image in memory. Arguments and errors as `prepare`."""
-    return _read(source, describe(source), max_pixels)
-
-
 def _read(source: ImageLike, name: str, max_pixels: int) -> bytes | Image.Image:
+    """The bytes of a file, or an image in memory."""
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
-    if isinstance(source, Image.Image):
-        return source
+    return source if isinstance(source, Image.Image) else read_encoded(source, name, max_pixels)
+
+
+def read_encoded(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file, not decoded yet. ``name`` is how an error names it; the rest as `prepare`.
+
+    Raises:
+        InputError: it cannot be read, or is empty; what is no path and has no bytes.
+    """
     if isinstance(source, (str, os.PathLike)):
         try:
             data = read_regular(os.fsdecode(source), limit=8 * max_pixels + MAX_METADATA)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks.processes import children
 
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.crew import Crew
@@ -28,20 +29,12 @@ def entry(bundle: Bundle, variant: str, device: str = "cpu") -> Entry:
     return Entry(bundle, bundle.manifest.variant(variant), Device.parse(device), variant)
 
 
-def children() -> set[int]:
-    """Live processes of ours."""
-    found = set()
-    for task in Path("/proc/self/task").iterdir():
-        found |= {int(pid) for pid in (task / "children").read_text().split()}
-    return found
-
-
 @pytest.fixture
 def crew(bundle: Bundle) -> Iterator[Crew]:
-    before = children()
+    before = set(children(os.getpid()))
     with Crew(bundle.golden()[0]["image"], batches=(1, 2), threads=1) as made:
         yield made
-    assert children() <= before
+    assert set(children(os.getpid())) <= before
 
 
 def test_an_entry_may_have_threads_of_its_own(crew: Crew, bundle: Bundle) -> None:
@@ -160,10 +153,10 @@ def worker_of(process: subprocess.Popen[str]) -> int:
     """The process id of its worker, once it measures."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        for pid in children(process.pid):
             if "vggdeploy.bench.worker" in Path(f"/proc/{pid}/cmdline").read_text():
                 time.sleep(1)
-                return int(pid)
+                return pid
         time.sleep(0.05)
     raise AssertionError("it started no worker")
 

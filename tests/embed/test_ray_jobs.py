@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attacks.processes import called
 from PIL import Image
 
 from vggdeploy.cli.app import run
@@ -177,7 +178,8 @@ def test_a_worker_that_dies_costs_no_row_and_no_line_of_the_json(
             while process.poll() is None:
                 assert time.monotonic() < end
                 if not killed and list(out.glob("part-*.parquet")):
-                    killed = kill_worker(process.pid)
+                    for killed in called(b"ray::MapWorker", process.pid)[:1]:
+                        os.kill(killed, signal.SIGKILL)
                 time.sleep(0.005)
         finally:
             if process.poll() is None:
@@ -187,18 +189,6 @@ def test_a_worker_that_dies_costs_no_row_and_no_line_of_the_json(
     assert process.returncode == 0
     assert json.loads((tmp_path / "stdout").read_text())["images"] == COUNT
     assert len(rows(out)) == COUNT
-
-
-def kill_worker(pid: int) -> int:
-    """SIGKILL for the first process below ``pid`` that embeds; its number, 0 without one."""
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, listed.read_text().split()):
-            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::MapWorker"):
-                os.kill(child, signal.SIGKILL)
-                return child
-            if below := kill_worker(child):
-                return below
-    return 0
 
 
 _KILL = """

@@ -210,7 +210,7 @@ class FaultTarget(Target):
 
 
 class PuzzleTarget(Target):
-    """A fault behind five comparisons, which chance does not pass: that a search is led by coverage shows here."""
+    """A fault behind four comparisons, which chance does not pass: that a search is led by coverage shows here."""
 
     name = "puzzle"
     answer = b"vgg1"

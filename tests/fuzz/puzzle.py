@@ -5,10 +5,6 @@ from __future__ import annotations
 
 def follow(data: bytes, answer: bytes) -> str:
     for number, right in enumerate(answer):
-        if number >= len(data):
+        if number >= len(data) or data[number] != right:
             return "refused"
-        if data[number] != right:
-            return "refused"
-        if number == len(answer) - 1:
-            raise KeyError("the planted fault")
-    return "accepted"
+    raise KeyError("the planted fault")

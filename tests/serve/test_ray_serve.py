@@ -14,10 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from attacks.processes import called
 
 import vggdeploy
 from vggdeploy.system.optional import installed
 
+_REPLICA = b"ray::ServeReplica"
 pytestmark = [
     pytest.mark.late,
     pytest.mark.skipif(not installed("ray"), reason="pip install 'vggdeploy[ray]'"),
@@ -67,12 +69,12 @@ def test_it_answers_as_the_engine_does_and_ends_with_sigterm(
         assert client.get("/v2/health/ready", headers={"host": "evil.example"}).status_code == 421
         assert _answered(client) >= 1
         time.sleep(3)  # what it counted is told
-        killed = _replicas(process.pid)
+        killed = called(_REPLICA, process.pid)
         assert killed
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + 120
-        while set(_replicas(process.pid)) <= set(killed) or _status(client, digit_png) != 200:
+        while set(called(_REPLICA, process.pid)) <= set(killed) or _status(client, digit_png) != 200:
             assert time.monotonic() < end, "no other replica came"
             time.sleep(0.5)
         assert _answered(client) >= 2  # the killed one's, and this one's own
@@ -94,20 +96,6 @@ def _status(client: httpx.Client, picture: Path) -> int:
         return client.post("/classify", content=picture.read_bytes()).status_code
     except httpx.HTTPError:
         return 0
-
-
-def _replicas(server: int) -> list[int]:
-    """Processes of Ray that are a replica, started since this server."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) > server:
-            try:
-                name = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if name.startswith(b"ray::ServeReplica"):
-                found.append(int(entry.name))
-    return found
 
 
 def test_a_token_that_no_node_would_have_is_refused(bundle_dir: Path) -> None:

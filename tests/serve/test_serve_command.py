@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from attacks.processes import children
 from serve.conftest import Command, Starts
 
 from vggdeploy.bundle import Bundle, update_bundle
@@ -41,7 +42,7 @@ def test_isolated_it_answers_the_same_and_leaves_no_decoder_behind(
     start: Starts, bundle_dir: Path, digit_png: Path
 ) -> None:
     command = start(bundle_dir, "--variant", "onnx-fp32", "--drain", "0", "--isolate")
-    decoders = _children(command.process.pid)
+    decoders = children(command.process.pid)
     reply = httpx.post(f"{command.url}/classify", content=digit_png.read_bytes())
     assert reply.json()["predictions"][0]["label"] == digit_png.stem
     damaged = httpx.post(f"{command.url}/classify", content=digit_png.read_bytes()[:60])
@@ -49,11 +50,6 @@ def test_isolated_it_answers_the_same_and_leaves_no_decoder_behind(
     assert len(decoders) >= 1
     assert command.stop() == 0
     assert not [pid for pid in decoders if Path(f"/proc/{pid}").exists()]
-
-
-def _children(pid: int) -> list[str]:
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [child for text in found for child in text.read_text().split()]
 
 
 def test_ctrl_c_ends_with_130(start: Starts, bundle_dir: Path) -> None:
@@ -150,10 +146,10 @@ def test_a_port_that_is_taken_is_told(bundle_dir: Path, capsys: pytest.CaptureFi
     assert "Address already in use" in capsys.readouterr().err
 
 
-def children(command: Command) -> set[int]:
+def workers(command: Command) -> set[int]:
     """Its worker processes."""
-    found = Path(f"/proc/{command.process.pid}/task/{command.process.pid}/children").read_text().split()
-    return {int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = children(command.process.pid)
+    return {pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 @pytest.mark.slow
@@ -165,7 +161,7 @@ def test_a_killed_worker_is_replaced_and_only_its_requests_fail(
     while sum('"ready"' in line for line in command.lines) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    before = children(command)
+    before = workers(command)
     assert len(before) == 2
     data = digit_png.read_bytes()
     stop = threading.Event()
@@ -190,7 +186,7 @@ def test_a_killed_worker_is_replaced_and_only_its_requests_fail(
     victim = min(before)
     killed_at[0] = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    while len(children(command) - {victim}) < 2 or sum('"ready"' in line for line in command.lines) < 3:
+    while len(workers(command) - {victim}) < 2 or sum('"ready"' in line for line in command.lines) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     then = list(answered)

@@ -102,11 +102,11 @@ def governor(root: Path = _ROOT) -> str | None:
         return None
 
 
-def peak_rss(root: Path = _ROOT) -> int | None:
-    """Peak resident bytes of this process since its program was started (`ru_maxrss` has its parent's in it)."""
+def peak_rss(root: Path = _ROOT, *, pid: int | str = "self") -> int | None:
+    """Peak resident bytes of a process since its program was started (`ru_maxrss` has its parent's in it)."""
     try:
-        lines = (root / "proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
+        lines = (root / f"proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux, or it has ended
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
     return found[0] if found else None

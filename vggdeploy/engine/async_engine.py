@@ -22,7 +22,7 @@ from vggdeploy.engine.lifetime import Health, Lease
 from vggdeploy.engine.microbatch import BatchDone, MicroBatcher, Ticket
 from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities
 from vggdeploy.errors import DeadlineError, InputError, UsageError
-from vggdeploy.preprocess import MAX_PIXELS, ImageLike, prepare, read_source
+from vggdeploy.preprocess import MAX_PIXELS, ImageLike, describe, prepare, read_encoded
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.machine import usable_cores
@@ -132,11 +132,11 @@ class AsyncEngine:
         self.engine = engine
         self._limits = limits
         self._process = os.getpid()
-        decoding = limits.decode_threads or usable_cores()
-        self._isolated = IsolatedDecoders(decoding, max_pixels=limits.max_pixels) if limits.isolate else None
         if warm_up:
             engine.warm_up(batch_sizes(self.max_batch))
             Image.init()  # Pillow imports a format's plugin when it first meets one, 40 ms in the first request
+        decoding = limits.decode_threads or usable_cores()
+        self._isolated = IsolatedDecoders(decoding, max_pixels=limits.max_pixels) if limits.isolate else None
         on_gpu = engine.device.kind != "cpu"
         self._sizes = batch_sizes(self.max_batch) if on_gpu else ()
         self._batcher: MicroBatcher[Array, Outputs] = MicroBatcher(
@@ -289,9 +289,9 @@ class AsyncEngine:
 
     def _prepare(self, image: ImageLike, spec: PreprocessSpec) -> Array:
         limit = self._limits.max_pixels
-        if self._isolated is not None and isinstance(data := read_source(image, max_pixels=limit), bytes):
-            return self._isolated.prepare(data, spec)
-        return prepare(image, spec, max_pixels=limit)
+        if self._isolated is None or isinstance(image, (Image.Image, np.ndarray)):  # there, nothing is to be decoded
+            return prepare(image, spec, max_pixels=limit)
+        return self._isolated.prepare(read_encoded(image, describe(image), limit), spec)
 
     def _run(self, held: Lease, arrays: Sequence[Array]) -> list[Outputs]:
         """One batch, in the batcher's thread; the answer of each request owns its memory."""

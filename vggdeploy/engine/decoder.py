@@ -26,9 +26,8 @@ from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.confined import check_confinable, confine
 
 ASKED = struct.Struct("=QQ")  # bytes of the request that follows, and of its reply at most
-ANSWERED = struct.Struct(
-    "=i?Q"
-)  # how the child ended, whether it was late, and the bytes that follow: a `Reply`, or anything
+# How the child ended, whether it was late, and the bytes that follow: a `Reply`, or anything.
+ANSWERED = struct.Struct("=i?Q")
 _WAIT = 4.0  # times the processor time, by the clock: a busy machine gives a decoder only a part of a core
 
 
@@ -78,9 +77,8 @@ def _answer(request: bytearray, said: bytearray, limits: Limits) -> None:
         count, late = _heard(reading, said, time.monotonic() + _WAIT * limits.seconds)
     finally:
         os.close(reading)
-        os.kill(
-            child, signal.SIGKILL
-        )  # one that has ended already takes no notice; one that hangs or says too much ends
+        # One that has ended already takes no notice; one that hangs or says too much ends here.
+        os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     count = 0 if late or count == len(said) else count
     _write(1, ANSWERED.pack(code, late or code == -signal.SIGXCPU, count))

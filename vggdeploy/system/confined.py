@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from vggdeploy.errors import IncompatibleError
 
@@ -30,21 +31,30 @@ _NUMBER, _ARCHITECTURE, _THIRD_ARGUMENT = 0, 4, 32  # offsets in struct seccomp_
 _PROT_EXEC = 4
 _X32 = 0x40000000  # from here on numbers are those of x86's other calling convention
 
-# machine: (AUDIT_ARCH of linux/audit.h, the numbers of what is allowed, of mmap and mprotect, and of seccomp).
+
+class _Calls(NamedTuple):
+    """A machine's AUDIT_ARCH (linux/audit.h), and the numbers of its system calls."""
+
+    architecture: int
+    allowed: tuple[int, ...]
+    mapping: tuple[int, int]  # mmap and mprotect
+    seccomp: int
+
+
 # Allowed: read write close fstat lseek munmap brk rt_sigaction rt_sigprocmask rt_sigreturn sched_yield mremap madvise getpid
 # exit futex clock_gettime exit_group getrandom rseq.
-_CALLS: dict[str, tuple[int, tuple[int, ...], tuple[int, int], int]] = {
-    "x86_64": (
+_CALLS = {
+    "x86_64": _Calls(
         0xC000003E,
-        (0, 1, 3, 5, 8, 11, 12, 13, 14, 15, 24, 25, 28, 39, 60, 202, 228, 231, 318, 334),
-        (9, 10),
-        317,
+        allowed=(0, 1, 3, 5, 8, 11, 12, 13, 14, 15, 24, 25, 28, 39, 60, 202, 228, 231, 318, 334),
+        mapping=(9, 10),
+        seccomp=317,
     ),
-    "aarch64": (
+    "aarch64": _Calls(
         0xC00000B7,
-        (63, 64, 57, 80, 62, 215, 214, 134, 135, 139, 124, 216, 233, 172, 93, 98, 113, 94, 278, 293),
-        (222, 226),
-        277,
+        allowed=(63, 64, 57, 80, 62, 215, 214, 134, 135, 139, 124, 216, 233, 172, 93, 98, 113, 94, 278, 293),
+        mapping=(222, 226),
+        seccomp=277,
     ),
 }
 
@@ -80,7 +90,7 @@ def confine(*, memory: int, seconds: int) -> None:
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))
     libc, program = _prepared()
-    number = _CALLS[platform.machine()][3]
+    number = _CALLS[platform.machine()].seccomp
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.syscall(
         number, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(program)
     ):
@@ -106,18 +116,18 @@ def _prepared() -> tuple[ctypes.CDLL, _Program]:
 
 def _filter() -> list[bytes]:
     """Classic BPF (linux/seccomp.h): what is on the list goes through, pages that are mapped must not be executable."""
-    architecture, allowed, mapping, _ = _CALLS[platform.machine()]
+    calls = _CALLS[platform.machine()]
     steps = [
         _step(_LOAD, _ARCHITECTURE),
-        _step(_EQUAL, architecture, then=1),
+        _step(_EQUAL, calls.architecture, then=1),
         _step(_RETURN, _KILL),
         _step(_LOAD, _NUMBER),
         _step(_AT_LEAST, _X32, otherwise=1),
         _step(_RETURN, _REFUSE),
     ]
-    for number in allowed:
+    for number in calls.allowed:
         steps += [_step(_EQUAL, number, otherwise=1), _step(_RETURN, _ALLOW)]
-    for number in mapping:
+    for number in calls.mapping:
         steps += [
             _step(_EQUAL, number, otherwise=4),
             _step(_LOAD, _THIRD_ARGUMENT),

@@ -21,6 +21,9 @@ from vggdeploy.errors import BundleError, IntegrityError, UsageError
 from vggdeploy.system.drafts import PLACING, began, finished
 from vggdeploy.system.exchange import exchange
 
+# What a writer of a file makes beside it: its draft, and what stood there before. The first group is the file's name.
+_DRAFT = re.compile(r"\.(.+)\.(?:tmp|old)-[0-9a-f]{16}", re.DOTALL)
+
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file for reading. Nothing else is read: a pipe may block for ever, a device may never end.
@@ -106,7 +109,7 @@ class FileDraft:
     def __init__(self, target: Path) -> None:
         self.target = target.resolve() if target.is_symlink() else target
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        _settle(self.target)
+        tidy(self.target.parent, of=self.target.name)
         # The kernel applies the umask to this mode: asking for the umask would change it for every thread meanwhile.
         self.path, fd = _new_draft(self.target, lambda path: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         self.file = os.fdopen(fd, "wb")
@@ -145,7 +148,7 @@ def atomic_directory(target: Path, *, marker: str, overwrite: bool, unchanged: b
         BundleError: another process changed it meanwhile.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100  # Path.absolute() keeps ".."
-    _settle(target)
+    tidy(target.parent, of=target.name)
     check_replaceable(target, marker=marker, overwrite=overwrite)
     with scratch_directory(target) as draft:  # after the exchange it holds what stood there before
         yield draft
@@ -295,34 +298,26 @@ def _is_same(path: Path, fd: int) -> bool:
         return False
 
 
-def tidy(directory: Path) -> None:
-    """Clean up after killed writers of any file in a directory, whose next writer may never come."""
-    with contextlib.suppress(OSError):  # not there, or not ours to list
-        left = [re.fullmatch(r"\.(.+)\.(?:tmp|old)-[0-9a-f]{16}", entry.name) for entry in os.scandir(directory)]
-        for name in {found[1] for found in left if found}:
-            _settle(directory / name)
-
-
-def _settle(target: Path) -> None:
-    """Clean up after writers of ``target`` that were killed: remove their drafts, put back what they had set aside."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(tmp|old)-[0-9a-f]{{16}}")
+def tidy(directory: Path, *, of: str = "") -> None:
+    """Clean up after killed writers of the file ``of`` a directory (default: of any, as its next writer may never come): remove
+    their drafts, put back what they had set aside."""
     try:
-        names = [name for name in os.listdir(target.parent) if pattern.fullmatch(name)]  # noqa: PTH208  # only names
+        drafts = [found for name in os.listdir(directory) if (found := _DRAFT.fullmatch(name))]  # noqa: PTH208  # only names
     except OSError:  # not there yet, or not ours to list: then there is nothing that we could clean
         return
-    for path in (target.with_name(name) for name in names):
+    for path, target in ((directory / found[0], directory / found[1]) for found in drafts if of in ("", found[1])):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:  # gone by now, or not ours
             continue
         try:
             if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_same(path, fd):
-                _settle_one(path, target)
+                _settle(path, target)
         finally:
             os.close(fd)
 
 
-def _settle_one(path: Path, target: Path) -> None:
+def _settle(path: Path, target: Path) -> None:
     if not path.is_dir():
         path.unlink(missing_ok=True)
     elif path.name.startswith(f".{target.name}.old-") and not target.exists():

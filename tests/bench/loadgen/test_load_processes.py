@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from attacks.processes import children
 
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.loadgen import run as bench_loads
@@ -21,8 +22,7 @@ from vggdeploy.types import Device
 
 
 def child_of(pid: int) -> int | None:
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(found[0]) if found else None
+    return next(iter(children(pid)), None)
 
 
 def wait_for_loadgen(pid: int) -> int:
