@@ -1,6 +1,7 @@
 """Mutated inputs for every parser, each in a process that may die of it: what became of how many of them.
 
 python benchmarks/fuzz.py --inputs 1000000              # shared out over all parsers, by what an input costs
+python benchmarks/fuzz.py --inputs 250000 --seed 2 --result fuzz_again   # other inputs, beside the long run's counts
 python benchmarks/fuzz.py --inputs 10000 --target manifest
 python benchmarks/fuzz.py --guided 120                  # seconds a parser, with inputs that coverage chooses (Atheris)
 """
@@ -35,6 +36,7 @@ def main() -> int:
     options.add_argument("--inputs", type=int, default=20_000)
     options.add_argument("--target", choices=[*OURS, *LIBRARIES], help="only this parser; nothing is written")
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--result", default="fuzz", choices=["fuzz", "fuzz_again"], help="the file in benchmarks/results")
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options.add_argument("--limit", type=float, default=20.0, help="seconds that one input may take")
     options.add_argument("--guided", type=int, default=0, metavar="SECONDS", help="of each parser, by coverage")
@@ -57,7 +59,7 @@ def main() -> int:
         return 0 if not found[0].failed else 4
     tried, failed = sum(c.outcomes.total() for c in found), sum(c.failed for c in found)
     return write_result(
-        "fuzz",
+        asked.result,
         {"seed": asked.seed, "limit_s": asked.limit, "total": _outcomes(found), "targets": list(map(_record, found))},
         [
             {
@@ -67,7 +69,7 @@ def main() -> int:
                 "met": failed == 0,
             }
         ],
-        command=f"fuzz.py --inputs {asked.inputs}",
+        command=f"fuzz.py --inputs {asked.inputs} --seed {asked.seed} --limit {asked.limit:g} --result {asked.result}",
     )
 
 
