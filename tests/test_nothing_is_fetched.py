@@ -157,6 +157,5 @@ def test_a_ray_cluster_of_this_machine_asks_which_cloud_it_is_on_and_speaks_to_n
     assert [line for line in seen if "169.254.169.254" not in line and "metadata.google.internal" not in line] == []
 
 
-@pytest.mark.slow
 def test_the_demo_speaks_to_nobody(tmp_path: Path) -> None:
     assert vggdeploy("demo", "--seconds", "0.05", home=tmp_path) == []

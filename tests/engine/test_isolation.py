@@ -237,3 +237,26 @@ def test_where_no_process_can_be_confined_it_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(confined.platform, "machine", lambda: "riscv64")
     with pytest.raises(IncompatibleError, match="riscv64"):
         IsolatedDecoders(1, max_pixels=1000)
+
+
+def test_where_the_kernel_confines_none_it_is_refused_before_the_first_image() -> None:
+    """As in a container whose rules refuse seccomp(2): the attack is a filter of our own that does."""
+    code = """
+import ctypes, struct
+from vggdeploy.system import confined
+number = confined._CALLS[confined.platform.machine()].seccomp
+steps = [confined._step(confined._LOAD, confined._NUMBER), confined._step(confined._EQUAL, number, otherwise=1),
+         confined._step(confined._RETURN, confined._REFUSE), confined._step(confined._RETURN, confined._ALLOW)]
+code = ctypes.create_string_buffer(b"".join(steps))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.syscall(number, 1, 0, ctypes.byref(confined._Program(len(steps), ctypes.addressof(code)))) == 0
+from vggdeploy.engine.isolation import IsolatedDecoders
+from vggdeploy.errors import IncompatibleError
+try:
+    IsolatedDecoders(2, max_pixels=1000)
+except IncompatibleError as error:
+    print(error.cause)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "let no process confine itself" in done.stdout

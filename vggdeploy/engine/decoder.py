@@ -28,6 +28,7 @@ from vggdeploy.system.confined import check_confinable, confine
 ASKED = struct.Struct("=QQ")  # bytes of the request that follows, and of its reply at most
 # How the child ended, whether it was late, and the bytes that follow: a `Reply`, or anything.
 ANSWERED = struct.Struct("=i?Q")
+UNCONFINED = 3  # the exit code where the kernel confines no process of ours
 _WAIT = 4.0  # times the processor time, by the clock: a busy machine gives a decoder only a part of a core
 
 
@@ -57,6 +58,9 @@ class Limits(msgspec.Struct, frozen=True):
 def main() -> None:
     limits = msgspec.json.decode(sys.argv[1], type=Limits)
     _import_everything()
+    if not _confines(limits):
+        sys.exit(UNCONFINED)
+    _write(1, ANSWERED.pack(0, False, 0))  # ready
     head = bytearray(ASKED.size)
     while _filled(0, head):
         length, most = ASKED.unpack(head)
@@ -122,6 +126,17 @@ def _import_everything() -> None:
     check_confinable()
     gc.collect()
     gc.freeze()  # a child that collects would touch, and so copy, every page
+
+
+def _confines(limits: Limits) -> bool:
+    """Whether the kernel does what `confine` asks: one that was built without seccomp, or a container's rules, may not."""
+    if not (child := os.fork()):
+        try:
+            confine(memory=limits.memory, seconds=limits.seconds)
+        except OSError:
+            os._exit(UNCONFINED)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def _decode(data: bytearray, limits: Limits, writing: int) -> NoReturn:

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdeploy.engine.decoder import ANSWERED, ASKED, Limits, Reply, Request
-from vggdeploy.errors import InputError, VggdeployError
+from vggdeploy.engine.decoder import ANSWERED, ASKED, UNCONFINED, Limits, Reply, Request
+from vggdeploy.errors import IncompatibleError, InputError, VggdeployError
 from vggdeploy.preprocess import MAX_METADATA
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.confined import check_confinable
@@ -26,6 +26,7 @@ _MODULE = "vggdeploy.engine.decoder"
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LANG")  # of the environment: no secret
 _SAID = 2**16  # bytes of a reply beside its pixels
 _FIX = "replace the file, or scale it down"
+_NO_START = "the decoder does not start", "see the memory and the number of processes that are left"
 
 
 class IsolatedDecoders:
@@ -33,6 +34,7 @@ class IsolatedDecoders:
 
     Raises:
         IncompatibleError: this system cannot confine a process.
+        VggdeployError: a decoder does not start.
     """
 
     def __init__(self, count: int, *, max_pixels: int, seconds: int = SECONDS) -> None:
@@ -40,8 +42,13 @@ class IsolatedDecoders:
         limits = Limits(max_pixels, seconds, _PIXEL * max_pixels + 2 * MAX_METADATA)
         self._all = [_Decoder(limits) for _ in range(count)]
         self._idle: SimpleQueue[_Decoder] = SimpleQueue()
-        for decoder in self._all:
-            self._idle.put(decoder)
+        try:
+            for decoder in self._all:
+                decoder.wait()
+                self._idle.put(decoder)
+        except VggdeployError:
+            self.close()
+            raise
 
     def prepare(self, data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
         """As `vggdeploy.preprocess.prepare`, of the bytes of an image file.
@@ -73,6 +80,26 @@ class _Decoder:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.process = self._started()
+        self._ready = False
+
+    def wait(self) -> None:
+        """Until it has confined a process, and can take images.
+
+        Raises:
+            IncompatibleError: the kernel does not confine one; VggdeployError: it does not start.
+        """
+        if self._ready:
+            return
+        assert self.process.stdout is not None  # noqa: S101  # for the type checker: it is a pipe
+        if len(self.process.stdout.read(ANSWERED.size)) == ANSWERED.size:
+            self._ready = True
+        elif self.process.wait() == UNCONFINED:
+            raise IncompatibleError(
+                "the kernel, or the rules of this container, let no process confine itself (seccomp)",
+                "allow the system call seccomp(2), or decode in the server's own process: leave isolation out",
+            )
+        else:
+            raise VggdeployError(*_NO_START)
 
     def prepare(self, data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
         size = spec.crop * spec.crop * spec.channels
@@ -96,7 +123,8 @@ class _Decoder:
         for _ in range(2):
             if self.process.poll() is not None:
                 self.stop()
-                self.process = self._started()
+                self.process, self._ready = self._started(), False
+            self.wait()
             assert self.process.stdin is not None  # noqa: S101  # for the type checker: they are pipes
             assert self.process.stdout is not None  # noqa: S101
             try:
@@ -107,7 +135,7 @@ class _Decoder:
             except (OSError, struct.error):
                 self.process.kill()  # somebody has killed it already, or it could not start
                 self.process.wait()
-        raise VggdeployError("the decoder does not start", "see the memory and the number of processes that are left")
+        raise VggdeployError(*_NO_START)
 
     def _started(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
