@@ -17,7 +17,7 @@ from vggdeploy.bench.stats import unpaired_ratio_interval
 from vggdeploy.cli.app import run
 from vggdeploy.cli.compare import parse_limit
 from vggdeploy.errors import UsageError
-from vggdeploy.records import BenchReport, BenchRow, Machine, from_json, to_json
+from vggdeploy.records import BenchReport, BenchRow, Conditions, Machine, from_json, to_json
 from vggdeploy.types import Verdict
 
 V1 = Path(__file__).parents[1] / "fixtures" / "results-v1"
@@ -183,6 +183,18 @@ def test_another_machine_is_named_and_refused_where_a_limit_is_to_be_held(
 ) -> None:
     old, new = file(tmp_path / "old.json", row(1.0)), file(tmp_path / "new.json", row(1.0), **other)
     assert "other" in compare_files([old], [new]).warnings[0]
+    with pytest.raises(UsageError, match="cannot be held against a limit"):
+        compare_files([old], [new], limit=0.1)
+
+
+@pytest.mark.parametrize("other", [{"pinned": True}, {"governor": "powersave"}])
+def test_another_pinning_or_governor_is_another_machine(tmp_path: Path, other: dict[str, Any]) -> None:
+    held = {"affinity": (0, 1), "governor": "performance", "pinned": False}
+    old = file(tmp_path / "old.json", row(1.0), conditions=Conditions(**held))
+    new = file(tmp_path / "new.json", row(1.0), conditions=Conditions(**(held | other)))
+    assert (
+        f"another {'pinning' if 'pinned' in other else 'frequency governor'}" in compare_files([old], [new]).warnings[0]
+    )
     with pytest.raises(UsageError, match="cannot be held against a limit"):
         compare_files([old], [new], limit=0.1)
 

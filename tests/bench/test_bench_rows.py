@@ -7,11 +7,12 @@ import pytest
 
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.messages import CheckReply, OpenReply, TurnReply
+from vggdeploy.bench.roof import share_of_roof
 from vggdeploy.bench.rows import Measured, row_of, sentences
 from vggdeploy.bench.stats import compared
 from vggdeploy.bundle import Bundle
-from vggdeploy.records import BenchRow
-from vggdeploy.types import Device, SpeedOutcome, Verdict
+from vggdeploy.records import BenchRow, CpuRoof
+from vggdeploy.types import Device, Precision, SpeedOutcome, Verdict
 
 OPENED = OpenReply(load_ms=5.0, first_ms=1.0, answered=0, peak_rss=10**8, sha256="a" * 64, size=1000, threads=2)
 FINE = CheckReply(verdict=Verdict.PASS)
@@ -142,3 +143,11 @@ def test_the_verdict_stands_before_the_number(bundle: Bundle) -> None:
     two = msgspec.structs.replace(base, batch=8)
     assert [text.split(":")[0] for text in sentences([base, two])] == ["batch 1", "batch 8"]
     assert sentences([]) == ()
+
+
+@pytest.mark.parametrize(("reached", "share"), [(0.5, 0.5), (1.0, 1.0), (1.12, None)])
+def test_more_than_the_roof_is_no_share_of_it(reached: float, share: float | None) -> None:
+    """112% of the roof was reported once: the roof had been measured while the machine was busier."""
+    roof = CpuRoof(precision=Precision.FP32, tera_ops=1.0, side=1024, threads=1, library="x")
+    assert share_of_roof(reached, Precision.FP32, [roof]) == share
+    assert share_of_roof(reached, Precision.INT8, [roof]) is None

@@ -19,6 +19,7 @@ from vggdeploy.bench.interference import (
     swapped_pages,
     throttle_events,
     wait_until_idle,
+    with_siblings,
 )
 
 
@@ -30,8 +31,10 @@ def put(root: Path, files: dict[str, object]) -> Path:
     return root
 
 
-def stat(busy: int) -> dict[str, object]:
-    return {"proc/stat": f"cpu {busy} 0 0 1000 0 0 0 0 0 0\ncpu0 {busy} 0 0 1000 0 0 0 0 0 0"}
+def stat(*busy: int) -> dict[str, object]:
+    """Ticks of each core, in order."""
+    lines = [f"cpu{core} {ticks} 0 0 1000 0 0 0 0 0 0" for core, ticks in enumerate(busy)]
+    return {"proc/stat": "\n".join([f"cpu {sum(busy)} 0 0 1000 0 0 0 0 0 0", *lines, "intr 7 0 0", "ctxt 9"])}
 
 
 def vmstat(came: int, went: int) -> dict[str, object]:
@@ -51,6 +54,46 @@ def test_busy_ticks_that_are_not_ours_are_those_of_others(tmp_path: Path) -> Non
     quiet = CpuWatch(tmp_path)
     time.sleep(0.01)
     assert -0.1 < quiet.others() <= 0  # our own work is in the clock of the process, and in no tick yet
+
+
+def test_a_burner_on_the_core_that_we_are_pinned_to_is_seen_among_64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {40})
+    monkeypatch.setattr("vggdeploy.bench.interference.time.monotonic", iter([0.0, 1.0, 0.0, 1.0]).__next__)
+    for burner, seen in ((40, True), (41, False)):
+        watch = CpuWatch(put(tmp_path, stat(*[0] * 64)))
+        put(tmp_path, stat(*[100 * (core == burner) for core in range(64)]))
+        assert (watch.others() > 0.9) is seen
+
+
+@pytest.mark.parametrize(("listed", "cores"), [("3,67", {3, 67}), ("3-4", {3, 4}), ("3", {3}), ("", {3})])
+def test_who_shares_a_physical_core_with_us_is_watched_too(listed: str, cores: set[int], tmp_path: Path) -> None:
+    put(tmp_path, {"sys/devices/system/cpu/cpu3/topology/thread_siblings_list": listed})
+    assert with_siblings({3}, tmp_path) == cores
+
+
+def test_the_time_that_the_hypervisor_took_is_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    watch = CpuWatch(put(tmp_path, {"proc/stat": "cpu0 0 0 0 0 0 0 0 0 0 0"}))
+    time.sleep(0.01)
+    put(tmp_path, {"proc/stat": "cpu0 0 0 0 0 0 0 0 1000000 0 0"})
+    assert watch.others() > 1
+
+
+def test_waits_for_memory_are_a_reason_from_a_share_of_the_time_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("vggdeploy.bench.interference.time.monotonic", clock.__next__)
+    readings = []
+    for microseconds in (500, 90_500, 990_500):
+        some = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={microseconds}"
+        put(tmp_path, {"proc/pressure/memory": f"{some}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7"})
+        readings.append(Counters.read(tmp_path))
+    first, second, third = readings
+    assert second.doubts(first)[0] == ()  # 0.9% of the time
+    assert third.doubts(second)[0] == ("memory: processes waited 0.90 s for it",)
 
 
 def test_a_process_that_is_really_busy_is_seen() -> None:
@@ -93,9 +136,9 @@ def test_a_process_that_never_rests_is_not_waited_for_for_ever() -> None:
 
 def test_a_quota_that_stopped_the_process_is_a_reason_and_one_that_did_not_is_none() -> None:
     """Half a core of quota stopped 89 of 102 periods, and the row was valid."""
-    before = Counters(0, 0, 10)
-    assert Counters(0, 0, 99).doubts(before) == (("quota: this container's CPU quota stopped it in 89 periods",), ())
-    for same in (Counters(0, 0, 10), Counters(0, 0, None)):
+    before = Counters(0, 0, 10, 0)
+    assert Counters(0, 0, 99, 0).doubts(before) == (("quota: this container's CPU quota stopped it in 89 periods",), ())
+    for same in (Counters(0, 0, 10, 0), Counters(0, 0, None, 0)):
         assert same.doubts(before) == ((), ())
 
 
@@ -104,7 +147,7 @@ def test_swapping_is_a_reason(tmp_path: Path) -> None:
     after = Counters.read(put(tmp_path, vmstat(8, 7)))
     reasons, unchecked = after.doubts(before)
     assert reasons == ("swap: 3 pages went in or out",)
-    assert [text.split(":")[0] for text in unchecked] == ["throttling"]
+    assert [text.split(":")[0] for text in unchecked] == ["throttling", "memory pressure"]
     assert before.doubts(before)[0] == ()
 
 
@@ -113,7 +156,7 @@ def test_throttling_is_a_reason(tmp_path: Path) -> None:
     after = Counters.read(put(tmp_path, throttled(2, 4)))
     reasons, unchecked = after.doubts(before)
     assert reasons == ("throttled: the CPU slowed down 3 times for its heat",)
-    assert [text.split(":")[0] for text in unchecked] == ["swap"]
+    assert [text.split(":")[0] for text in unchecked] == ["swap", "memory pressure"]
 
 
 def test_a_machine_that_tells_nothing_is_not_checked_and_never_passes(tmp_path: Path) -> None:
@@ -122,7 +165,7 @@ def test_a_machine_that_tells_nothing_is_not_checked_and_never_passes(tmp_path: 
     assert peak_rss(tmp_path) is None
     reasons, unchecked = Counters.read(tmp_path).doubts(Counters.read(tmp_path))
     assert reasons == ()
-    assert len(unchecked) == 2
+    assert len(unchecked) == 3
 
 
 def test_the_clock_is_the_fastest_cores_of_those_we_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

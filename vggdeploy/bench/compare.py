@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -18,7 +19,7 @@ from vggdeploy.bench.stats import (
     unpaired_ratio_interval,
 )
 from vggdeploy.errors import InputError, UsageError, one_line
-from vggdeploy.records import BenchReport, BenchRow, ScenarioRow
+from vggdeploy.records import BenchReport, BenchRow, Conditions, ScenarioRow
 from vggdeploy.records.conclusions import ComparedRow, ComparisonReport
 from vggdeploy.report.documents import read_document
 from vggdeploy.types import SpeedOutcome, Verdict
@@ -233,8 +234,8 @@ def _invalid(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _middle(rows: Sequence[Row]) -> float | None:
-    times = sorted(row.p50_ms for row in rows if row.p50_ms is not None)
-    return times[len(times) // 2] if times else None
+    times = [row.p50_ms for row in rows if row.p50_ms is not None]
+    return median(times) if times else None
 
 
 def _runs(rows: Sequence[Row]) -> list[list[float]] | None:
@@ -247,7 +248,7 @@ def _runs(rows: Sequence[Row]) -> list[list[float]] | None:
             return None
         rounds = len(row.round_medians_ms)  # the file may say anything of its processes
         processes = row.processes if 1 < row.processes <= rounds else rounds
-        runs.append([sorted(part)[len(part) // 2] for part in by_process(row.round_medians_ms, processes)])
+        runs.append([median(part) for part in by_process(row.round_medians_ms, processes)])
     return runs
 
 
@@ -264,8 +265,17 @@ def _machine_differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
         before, after = getattr(old.machine, name), getattr(new.machine, name)
         if before != after:
             yield one_line(f"another machine: {name} {before or 'none'}, then {after or 'none'}")
+    before, after = old.conditions, new.conditions
+    if before and after and before.pinned != after.pinned:
+        yield f"another pinning: {_pinning(before)}, then {_pinning(after)}"
+    if before and after and before.governor != after.governor:
+        yield one_line(f"another frequency governor: {before.governor or 'none'}, then {after.governor or 'none'}")
     if old.threads != new.threads:
         yield f"other threads: {old.threads}, then {new.threads}"
+
+
+def _pinning(conditions: Conditions) -> str:
+    return "pinned" if conditions.pinned else "not pinned"
 
 
 def _other_differences(old: BenchReport, new: BenchReport) -> Iterator[str]:

@@ -9,7 +9,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vggdeploy.records import Conditions
 from vggdeploy.system.machine import quota_stops
 
 BUSY_LIMIT = 0.05  # share of the cores that other processes may use while we measure
+MEMORY_LIMIT = 0.01  # share of the time in which a process of this machine waited for memory
 FREQUENCY_LIMIT = 0.10  # spread of the clock over the turns of one candidate
 _ROOT = Path("/")
 # A process is idle when it used less than this share of one core in each of so many pauses in a row.
@@ -24,32 +25,51 @@ _IDLE_SECONDS, _IDLE_SHARE, _QUIET_LOOKS, _IDLE_LOOKS = 0.005, 0.05, 2, 200
 
 
 class CpuWatch:
-    """Share of all cores that other processes used between its creation and `others`."""
+    """Share of our cores that somebody else had between its creation and `others`: other processes, or the hypervisor.
+
+    Ours are those that this process may use, and those that share a physical core with one of them. On a machine of many
+    cores a burner on the one that we are pinned to would be nothing, measured against all.
+    """
 
     def __init__(self, root: Path = _ROOT) -> None:
         self._root = root
-        self._start = _sample(root)
+        self._cores = with_siblings(os.sched_getaffinity(0), root)
+        self._start = _sample(root, self._cores)
 
     def others(self) -> float | None:
         """A share from 0 to 1, or None where the system does not tell. The system counts in ticks of 10 ms: of a short turn it
         is a few percent too high or too low, also below 0, and only the mean of many is right."""
-        end = _sample(self._root)
+        end = _sample(self._root, self._cores)
         if self._start is None or end is None:
             return None
         busy, own, wall = (b - a for a, b in zip(self._start, end, strict=True))
-        return (busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else None
+        return (busy - own) / (wall * len(self._cores)) if wall > 0 else None
 
 
-def _sample(root: Path) -> tuple[float, float, float] | None:
-    """Busy seconds of all cores, of this process, and the clock."""
+def with_siblings(cores: Iterable[int], root: Path = _ROOT) -> frozenset[int]:
+    """These logical CPUs, and those on the same physical cores (hyper-threads)."""
+    found = set(cores)
+    for core in tuple(found):
+        listed = _text(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        for part in filter(None, listed.split(",")):  # "0,64" or "0-1"
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
+
+
+def _sample(root: Path, cores: frozenset[int]) -> tuple[float, float, float] | None:
+    """Busy seconds of these cores, of this process, and the clock."""
     try:
-        fields = (root / "proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+        lines = (root / "proc/stat").read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux: the check is skipped, and the record says so
         return None
-    user, nice, system, _idle, _wait, irq, softirq, steal = (int(f) for f in fields[:8])
-    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    ticks = 0
+    for name, *fields in map(str.split, lines):
+        if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
+            user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return busy, usage.ru_utime + usage.ru_stime, time.monotonic()
+    return ticks / os.sysconf("SC_CLK_TCK"), usage.ru_utime + usage.ru_stime, time.monotonic()
 
 
 def wait_until_idle(
@@ -77,6 +97,17 @@ def swapped_pages(root: Path = _ROOT) -> int | None:
         return None
     counts = {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}
     return counts["pswpin"] + counts["pswpout"] if {"pswpin", "pswpout"} <= counts.keys() else None
+
+
+def memory_waits(root: Path = _ROOT) -> float | None:
+    """Seconds in which some process waited for memory (reclaim, swap) since the machine started: Linux's pressure stall
+    information."""
+    for line in _text(root / "proc/pressure/memory").splitlines():
+        kind, *fields = line.split()
+        total = dict(field.partition("=")[::2] for field in fields).get("total", "")
+        if kind == "some" and total.isdecimal():
+            return int(total) / 1e6
+    return None
 
 
 def throttle_events(root: Path = _ROOT) -> int | None:
@@ -126,10 +157,13 @@ class Counters:
     swapped: int | None
     throttled: int | None
     stopped: int | None = None
+    waited: float | None = None
+    at: float = 0.0
 
     @classmethod
     def read(cls, root: Path = _ROOT) -> Counters:
-        return cls(swapped_pages(root), throttle_events(root), quota_stops(root))
+        waited = memory_waits(root)
+        return cls(swapped_pages(root), throttle_events(root), quota_stops(root), waited, time.monotonic())
 
     def doubts(self, before: Counters) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Reasons against what was measured since ``before``, and what could not be checked."""
@@ -144,6 +178,10 @@ class Counters:
             reasons.append(f"throttled: the CPU slowed down {self.throttled - before.throttled} times for its heat")
         if self.stopped is not None and before.stopped is not None and self.stopped > before.stopped:
             reasons.append(f"quota: this container's CPU quota stopped it in {self.stopped - before.stopped} periods")
+        if self.waited is None or before.waited is None:
+            unchecked.append("memory pressure: no /proc/pressure/memory")
+        elif (waited := self.waited - before.waited) > MEMORY_LIMIT * (self.at - before.at):
+            reasons.append(f"memory: processes waited {waited:.2f} s for it")
         return tuple(reasons), tuple(unchecked)
 
 

@@ -49,13 +49,14 @@ def measure_roofs(threads: int) -> tuple[CpuRoof, ...]:
 
 
 def share_of_roof(tera_ops: float, precision: Precision, roofs: Iterable[CpuRoof]) -> float | None:
-    """What 10¹² operations a second are of the roof of the precision that they compute in; None where it has none.
+    """What 10¹² operations a second are of the roof of the precision that they compute in. None where it has none, and where
+    more was reached than the roof: then it was measured too low, on a machine that was busier then.
 
     FP16 weights are widened on a CPU, and FP32's roof is theirs.
     """
     computes_in = Precision.FP32 if precision is Precision.FP16 else precision
     limit = next((r.tera_ops for r in roofs if r.precision is computes_in), None)
-    return tera_ops / limit if limit else None
+    return tera_ops / limit if limit and tera_ops <= limit else None
 
 
 def _measure(threads: int) -> list[CpuRoof]:

@@ -184,9 +184,9 @@ def _under_roof(row: BenchRow, entry: Entry, roofs: Sequence[CpuRoof]) -> BenchR
         return row
     manifest = entry.bundle.manifest
     reached = 2 * macs_of(manifest.spec, [o.name for o in manifest.outputs]) * row.images_per_second / 1e12
-    return msgspec.structs.replace(
-        row, tera_ops=reached, roof_share=share_of_roof(reached, entry.variant.precision, roofs)
-    )
+    share = share_of_roof(reached, entry.variant.precision, roofs)
+    unchecked = ("roof: it was measured too low, or this precision has none",) if roofs and share is None else ()
+    return msgspec.structs.replace(row, tera_ops=reached, roof_share=share, not_checked=(*row.not_checked, *unchecked))
 
 
 def _choose(bundles: Sequence[Bundle], plan: BenchPlan) -> list[Entry]:

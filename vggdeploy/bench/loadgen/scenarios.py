@@ -23,6 +23,7 @@ SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 PERCENTILE = {"single_stream": 90, "multi_stream": 99, "server": 99}  # MLPerf's of each scenario
 _STREAMS = ("single_stream", "multi_stream")
 _AUDIT_LIMIT = 1.1  # MLPerf's TEST04 allows 10%
+_AUDITS = 3  # times that a repeated sample has to be faster again, before a session is said to keep answers
 _SPARE = 1.1  # more time than the queries would take, so that a faster or slower machine has enough of them
 
 
@@ -105,19 +106,37 @@ def run_scenario(issue: Issue, load: Load, answers: LoadAnswers | None = None, *
     """
     issued = issue(load, "unique")
     # A quarter of the time is enough for a median.
-    same = issue(replace(load, seconds=load.seconds / 4), "same") if load.scenario in _STREAMS else None
-    return scenario_row(load, issued, same, answers, **about)
+    part = replace(load, seconds=load.seconds / 4)
+    same = issue(part, "same") if load.scenario in _STREAMS else None
+    ratio = _repeated_is_faster(issued, same)
+    for _ in range(_AUDITS):
+        if ratio is None or ratio <= _AUDIT_LIMIT:
+            break
+        # The machine may have changed its speed between the two: what keeps answers is faster each time.
+        ratio = min(ratio, _repeated_is_faster(issue(part, "unique"), issue(part, "same")) or ratio)
+    return scenario_row(load, issued, same, answers, ratio=ratio, **about)
+
+
+def _repeated_is_faster(unique: Issued, same: Issued | None) -> float | None:
+    """How many times."""
+    return unique.p50_ms / same.p50_ms if same and same.p50_ms and unique.p50_ms else None
 
 
 def scenario_row(
-    load: Load, found: Issued, same: Issued | None, answers: LoadAnswers | None, *, verdict: Verdict, **about: Any
+    load: Load,
+    found: Issued,
+    same: Issued | None,
+    answers: LoadAnswers | None,
+    *,
+    verdict: Verdict,
+    ratio: float | None = None,
+    **about: Any,
 ) -> ScenarioRow:
-    """The row of what was found; ``same`` is the run on one repeated sample."""
+    """The row of what was found; ``same`` is the run on one repeated sample, which was ``ratio`` times as fast."""
     reasons = invalid_reasons(load, found)
     others = max((run.others for run in (found, same) if run and run.others is not None), default=None)
     if others is not None and others > BUSY_LIMIT:
         reasons.append(f"busy machine: other processes used {others:.0%} of the cores")
-    ratio = found.p50_ms / same.p50_ms if same and same.p50_ms and found.p50_ms else None
     if ratio is not None and ratio > _AUDIT_LIMIT:
         reasons.append(f"a repeated sample is {ratio:.2f} × as fast as distinct ones: something is cached")
     if answers is not None and answers.verdict is Verdict.FAIL:
