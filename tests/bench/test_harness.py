@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from math import gcd
 from pathlib import Path
@@ -66,9 +67,8 @@ def test_a_walk_visits_every_image_and_stays_in_the_pool(images: int, batch: int
         assert {p + offset for p in places for offset in range(batch)} == set(range(images))
 
 
-@pytest.mark.alone
-def test_the_harness_takes_little_of_the_time_between_two_calls() -> None:
-    """On a free core a session that answers at once leaves the clock, the walk and the list: a microsecond or two."""
+def test_the_harness_does_little_between_two_calls() -> None:
+    """What is timed is the session's call: beside it the clock is read, the walk goes on, and the list grows."""
 
     class Nothing:
         inputs = Recorder.inputs
@@ -77,18 +77,28 @@ def test_the_harness_takes_little_of_the_time_between_two_calls() -> None:
             return feeds
 
     candidate = Candidate(Nothing(), np.zeros((512, 4), np.uint8), 1)
-    before = time.process_time()
-    calls = len(candidate.turn(0.2).nanoseconds)
-    assert (time.process_time() - before) / calls < 20e-6
+    counted = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    candidate.turn(0.0)
+    sys.setprofile(count)
+    try:
+        for _ in range(1000):
+            candidate.call()
+    finally:
+        sys.setprofile(None)
+    assert counted / 1000 < 8  # two of them are the clock, one is the session
 
 
-@pytest.mark.alone
 def test_a_turn_lasts_as_long_as_asked_and_has_five_calls_at_least() -> None:
     recorder = Recorder()
     assert len(candidate_of(recorder).turn(0.0).nanoseconds) == 5
     start = time.monotonic()
     turned = candidate_of(recorder).turn(0.1)
-    assert 0.1 < time.monotonic() - start < 5
+    assert time.monotonic() - start > 0.1
     assert len(turned.nanoseconds) > 5
     assert turned.cpu_seconds > 0
 

@@ -104,10 +104,10 @@ def test_a_rate_beyond_the_session_ends_early_and_says_so() -> None:
             time.sleep(0.005)
             return super().run(feeds)
 
-    start = time.monotonic()
+    slow = Slow()
     load = {"scenario": "server", "target_qps": 2000.0, "latency_bound_ms": 20.0, "batch": 1, "seconds": 5}
-    row = row_of(Slow(), **load)
-    assert time.monotonic() - start < 5  # to answer all 10,000 queries would take 50 s
+    row = row_of(slow, **load)
+    assert len(slow.batches) < 5000  # of 10,000 queries
     assert row.reasons[0] == "queries piled up: 2000 a second are more than the session answers"
 
 
@@ -128,9 +128,10 @@ def test_the_server_splits_its_latency_into_queue_and_run() -> None:
             return super().run(feeds)
 
     row = row_of(Slow(), scenario="server", target_qps=300.0, latency_bound_ms=100.0, batch=1, seconds=1.5)
-    assert row.run_p50_ms == pytest.approx(4.5, abs=1.5)
+    assert row.run_p50_ms >= 4
     assert row.queue_p99_ms > 4  # at 300 a second and 4 ms a query some wait for one before them, at least
-    assert row.queue_p50_ms + row.run_p50_ms < 2 * row.p50_ms
+    # Each query takes as long as its batch and as its wait, at least, and so does the median one.
+    assert row.p50_ms >= max(row.run_p50_ms, row.queue_p50_ms)
     assert row_of(Echo(), scenario="single_stream").queue_p50_ms is None
 
 
@@ -174,12 +175,11 @@ def test_an_error_under_load_does_not_wait_for_the_end_of_the_load() -> None:
             time.sleep(0.001)
             return super().run(feeds)
 
-    start = time.monotonic()
-    with pytest.raises(VggdeployError, match="broken under load"):
-        row_of(Slow(fail=True), scenario="server", target_qps=200.0, latency_bound_ms=50.0, seconds=30)
-    with pytest.raises(VggdeployError, match="broken under load"):
-        row_of(Slow(fail=True), scenario="single_stream", seconds=30)
-    assert time.monotonic() - start < 10
+    for load in ({"scenario": "server", "target_qps": 200.0, "latency_bound_ms": 50.0}, {"scenario": "single_stream"}):
+        slow = Slow(fail=True)
+        with pytest.raises(VggdeployError, match="broken under load"):
+            row_of(slow, **load, seconds=30)
+        assert len(slow.batches) == 21
 
 
 def test_an_error_that_is_not_ours_is_no_hang_either() -> None:
@@ -236,8 +236,11 @@ def test_the_latency_is_that_of_the_session() -> None:
             time.sleep(0.005)
             return super().run(feeds)
 
+    started = time.monotonic()
     row = row_of(Slow(), scenario="single_stream")
-    assert 5 <= row.p50_ms < 15
+    seconds = time.monotonic() - started
+    assert row.p50_ms >= 5
+    assert row.queries / 2 * row.p50_ms / 1e3 <= seconds  # half of them took that long, one after another
 
 
 @pytest.mark.parametrize(
