@@ -36,7 +36,9 @@ def main() -> int:
     options.add_argument("--inputs", type=int, default=20_000)
     options.add_argument("--target", choices=[*OURS, *LIBRARIES], help="only this parser; nothing is written")
     options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--result", default="fuzz", choices=["fuzz", "fuzz_again"], help="the file in benchmarks/results")
+    options.add_argument(
+        "--result", default="fuzz", choices=["fuzz", "fuzz_again"], help="the file in benchmarks/results"
+    )
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options.add_argument("--limit", type=float, default=20.0, help="seconds that one input may take")
     options.add_argument("--guided", type=int, default=0, metavar="SECONDS", help="of each parser, by coverage")

@@ -7,6 +7,7 @@ It rewrites README.md between its two marks; a test holds that nobody edited wha
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from vggdeploy.doctor.gpu_day.plan import NETWORKS, plan
@@ -32,11 +33,13 @@ def section(day: GpuDay) -> str:
     rows = [_row(rate) for at, rate in best.items() if at[1] in (1, 256)]
     done = {step.name for step in day.steps if step.outcome is StepOutcome.DONE}
     missing = [step.name for step in plan() if step.name not in done]
+    speeds = "; ".join(speed(day))
+    ratios = ", ".join(re.findall(r"(\d+\.\d+) ×", speeds))
     return "\n".join(
         [
             f"**On an {gpu}, {day.created[:10]}, PyTorch {torch}: {verdict}** {len(rates)} settings of "
             f"{len({rate.network for rate in rates})} of the {len(NETWORKS)} VGGs answer as FP64 does. "
-            f"{'; '.join(speed(day)).replace('fastest', 'Fastest', 1)}.",
+            f"{speeds.replace('fastest', 'Fastest', 1)}.",
             "",
             "| the fastest, VGG-16, random weights, 224 px | batch | images/s | relative L2 to FP64 |",
             "|---|--:|--:|--:|",
@@ -44,6 +47,7 @@ def section(day: GpuDay) -> str:
             "",
             f"**Not taken, or not to its end, on that machine:** {', '.join(missing)}. From "
             "[`gpu_day.json`](benchmarks/results/gpu_day.json), by `vggdeploy doctor --gpu-day -o gpu-day.json`.",
+            *([f"<!-- derived: {ratios}: images/s of both -->"] if ratios else []),
             "",
         ]
     )
