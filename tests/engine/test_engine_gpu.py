@@ -197,7 +197,9 @@ def test_on_a_cpu_the_answer_is_a_remedy_and_a_stream_runs_one_after_the_other(b
     with vggdeploy.load(bundle_dir, variant="onnx-fp32") as engine:
         inputs, _ = engine.bundle.golden()
         for method in (engine.run_async, engine.run_on_device):
-            with pytest.raises(IncompatibleError, match=f"onnx-fp32 has no {method.__name__} on this backend") as caught:
+            with pytest.raises(
+                IncompatibleError, match=f"onnx-fp32 has no {method.__name__} on this backend"
+            ) as caught:
                 method(inputs)
             assert "run()" in caught.value.hint
             assert caught.value.exit_code == 5

@@ -301,7 +301,7 @@ class RuntimeConfig:
 class Engine:
     num_io_tensors = 2
     device_memory_size_v2 = SCRATCH
-    names = ("image", "logits")
+    _names = ("image", "logits")
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -311,7 +311,7 @@ class Engine:
         self._library.alive.remove("engine")
 
     def get_tensor_name(self, index: int) -> str:
-        return self.names[index]
+        return self._names[index]
 
     def get_tensor_mode(self, name: str) -> Any:
         modes = tensorrt_rtx.TensorIOMode
