@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes.network import CLASSES, C, H, W
 
 from vggdeploy.runtime.base import Source
 from vggdeploy.runtime.gpu import cuda
@@ -21,11 +22,8 @@ if TYPE_CHECKING:  # the fake takes its enumerations from tensorrt_rtx, which a 
 ENGINE_BYTES = b"vtrt and what follows"
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    from fakes.gpu import CLASSES, C, H, W
-
-    path = tmp_path / "model.engine"
+def source_at(path: Path) -> Source:
+    """Of an engine of the fakes' network, whose file is written first."""
     path.write_bytes(ENGINE_BYTES)
     return Source(
         file=HashedFile.of(path),
@@ -36,6 +34,11 @@ def source(tmp_path: Path) -> Source:
         batch=BatchRange(1, 2, 4),
         device=Device("cuda"),
     )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return source_at(tmp_path / "model.engine")
 
 
 @pytest.fixture

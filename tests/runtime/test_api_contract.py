@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fakes.gpu
+import fakes.library
 import pytest
 import tensorrt_rtx
 from cuda.bindings import runtime as cudart
+from fakes import names as enumerations
 from fakes.gpu import Cudart
 from golden import tensorrt_api
 from golden.tensorrt_api import Surface
@@ -355,7 +358,13 @@ FAKES = {
     "RuntimeConfig": ("IRuntimeConfig", ("rtx",)),
     "RuntimeCache": ("IRuntimeCache", ("rtx",)),
 }
-OF_RTX = {"create_runtime_config"}  # TensorRT 10.13 and newer have it, 10.3 has not
+# Of TensorRT for RTX alone; `create_runtime_config` has 10.13, too, and 10.3 has not.
+OF_RTX = {"create_runtime_config", "get_engine_validity"}
+
+
+ONLY_RTX_ENUMERATIONS = {
+    *("CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy", "EngineValidity", "EngineInvalidityDiagnostics")
+}
 
 
 def fake_uses(cls: type[Any]) -> Iterator[Use]:
@@ -370,11 +379,29 @@ def fake_uses(cls: type[Any]) -> Iterator[Use]:
 @pytest.mark.parametrize("fake", FAKES)
 def test_a_fake_has_nothing_that_the_library_has_not(fake: str) -> None:
     real, releases = FAKES[fake]
-    offered = list(fake_uses(getattr(fakes.gpu, fake)))
+    offered = list(fake_uses(getattr(fakes.library, fake)))
     assert offered
     for release in releases:
-        asked = [use for use in offered if release != OLDEST or use.name not in OF_RTX]
+        asked = [use for use in offered if release == "rtx" or use.name not in OF_RTX]
         assert [str(use) for use in asked if not knows(SURFACES[release], use, (real,))] == [], release
+
+
+def test_the_stand_in_s_enumerations_are_the_real_ones() -> None:
+    mine = {
+        name: cls
+        for name, cls in vars(enumerations).items()
+        if isinstance(cls, type) and cls.__module__ == enumerations.__name__
+    }
+    assert len(mine) >= 8
+    for name, cls in {**mine, "ILogger.Severity": enumerations.ILogger.Severity}.items():
+        real = operator.attrgetter(name)(tensorrt_rtx)
+        if issubclass(cls, Enum):
+            assert {m.name: m.value for m in cls} == {
+                m: int(v) for m, v in real.__members__.items() if m in cls.__members__
+            }
+            assert len(cls) == len(real.__members__) or name == "DataType", name
+        for release, surface in SURFACES.items():
+            assert name in surface or (release != "rtx" and name in ONLY_RTX_ENUMERATIONS), (release, name)
 
 
 def test_the_fake_cuda_runtime_has_nothing_that_the_real_one_has_not() -> None:

@@ -58,6 +58,17 @@ def tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:
     return TensorSpec(name, numpy_name(dtype), tuple("N" if n == -1 else int(n) for n in shape))
 
 
+def new_runtime(library: Any, logger: Any, log: Log) -> Any:
+    """A runtime of the library, or None where it could not start; ``log`` has the reason.
+
+    Where CUDA does not start, the bindings wrap a null pointer (TensorRT 11.4), and to use it ends the process with SIGSEGV:
+    a runtime that began with an error is none.
+    """
+    since = log.mark()
+    runtime = library.Runtime(logger)
+    return None if log.mark() > since else runtime
+
+
 class Log:
     """Every line from ``INFO`` up, in order, and the errors of the current step."""
 
