@@ -5,6 +5,7 @@ The library's module is a parameter everywhere: the three have one API, and two 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 from collections import deque
@@ -61,12 +62,15 @@ def tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:
 def new_runtime(library: Any, logger: Any, log: Log) -> Any:
     """A runtime of the library, or None where it could not start; ``log`` has the reason.
 
-    Where CUDA does not start, the bindings wrap a null pointer (TensorRT 11.4), and to use it ends the process with SIGSEGV:
-    a runtime that began with an error is none.
+    Where CUDA does not start, the bindings wrap a null pointer (TensorRT 11.4): to use it, and to free it, ends the process
+    with SIGSEGV. So a runtime that began with an error is none, and is never freed.
     """
     since = log.mark()
     runtime = library.Runtime(logger)
-    return None if log.mark() > since else runtime
+    if log.mark() == since:
+        return runtime
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+    return None
 
 
 class Log:
