@@ -1,6 +1,7 @@
 """Engines on a machine without a driver, with the real library: TensorRT's lean runtime, whose wheels are on PyPI.
 
-Given an engine there it ends the process with SIGSEGV, and so it does when its runtime is freed. Whatever way a user takes to one, vggdeploy has to answer before.
+Given an engine there it ends the process with SIGSEGV, and so it does when its runtime is freed. Whatever way a user takes to
+one, vggdeploy has to answer before.
 """
 
 from __future__ import annotations
