@@ -409,3 +409,25 @@ def test_nvrtc_compiles_the_kernels_for_every_gpu_it_knows_and_for_later_ones() 
     later = compiled("sm999")
     assert f".target sm_{known[-1]}".encode() in later
     assert all(f".entry {name}".encode() in later for name in KERNELS)
+
+
+def test_the_real_driver_s_bindings_take_the_arguments_of_a_launch() -> None:
+    """Without a driver they refuse for want of one, and not for the type of an argument."""
+    from cuda.bindings import driver
+    from cuda.pathfinder import DynamicLibNotFoundError
+    from fakes.standin import KERNELS, Library
+
+    try:
+        cuda.check_driver()
+    except IncompatibleError:
+        pass
+    else:
+        pytest.skip("on a machine with a driver this would launch something")
+    library = Library()
+    library._functions = {name: driver.CUfunction(1) for name in KERNELS}
+    addresses = {"image": 2**40, "logits": 2**41}
+    with pytest.raises(DynamicLibNotFoundError):
+        library.launch(2**42, addresses, 4, 2**43)
+    library._functions = dict.fromkeys(KERNELS, "no function")
+    with pytest.raises(TypeError):
+        library.launch(2**42, addresses, 4, 2**43)
