@@ -23,6 +23,7 @@ from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.tensorrt.api import Log, logger_for
 from vggdeploy.runtime.tensorrt.rtx import RtxSession
 from vggdeploy.runtime.tensorrt.session import MAX_KEPT
+from vggdeploy.system.cache import Cache
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange
 
@@ -139,6 +140,24 @@ def test_nothing_is_asked_of_the_library_while_another_thread_is_in_it(gpu, sour
             assert library.serialised == 0
         session.run({"image": pixels(2)})
         assert library.serialised == 1
+
+
+def test_who_writes_the_kernels_keeps_no_other_thread_waiting(gpu, source, monkeypatch):
+    gpu()
+    with RtxSession(source) as session, ThreadPoolExecutor(1) as other:
+        write = Cache.write
+
+        def written_meanwhile(self: Cache, key: str, data: bytes) -> None:
+            image = pixels(1)
+            answer = other.submit(session.run, {"image": image}).result(timeout=30)
+            assert (answer["logits"] == expected(image)).all()
+            write(self, key, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Cache, "write", written_meanwhile)
+            session._kept.add(1)  # the other thread's size, so that it writes nothing itself
+            session.run({"image": pixels(2)})
+        assert len(session.pool.lanes) == 2
 
 
 def test_a_failed_batch_keeps_nothing_and_a_library_without_kernels_is_no_error(gpu, source, tmp_path):

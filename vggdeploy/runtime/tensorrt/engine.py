@@ -51,8 +51,12 @@ class LoadedEngine:
     def check_header(self, file: SealedFile) -> None:
         """Refuse what the library can refuse without deserialising it."""
 
-    def keep(self) -> None:
-        """Keep what was compiled on this machine for the next start. No other thread is in the library meanwhile."""
+    def compiled(self) -> bytes:
+        """What the library compiled on this machine so far. No other thread is in the library meanwhile."""
+        return b""
+
+    def keep(self, compiled: bytes) -> None:
+        """Keep it for the next start."""
 
     def drop(self) -> None:
         """Let go of the library's objects, the last one made first."""

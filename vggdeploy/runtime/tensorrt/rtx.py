@@ -85,15 +85,17 @@ class RtxEngine(LoadedEngine):
             f"{title(library)} refuses {file.name}: {'; '.join(causes)}", reasons[0][1] if reasons else _REBUILD
         )
 
-    def keep(self) -> None:
-        if self._key and self._kernels is not None:
-            compiled = self._kernels.serialize()
-            if compiled is not None and (data := bytes(compiled)) not in (b"", self._known):
-                self._cache.write(self._key, data)
-                self._known = data
+    def compiled(self) -> bytes:
+        compiled = self._kernels.serialize() if self._kernels is not None else None
+        return b"" if compiled is None else bytes(compiled)
+
+    def keep(self, compiled: bytes) -> None:
+        if self._key and compiled and compiled != self._known:
+            self._cache.write(self._key, compiled)
+            self._known = compiled
 
     def drop(self) -> None:
-        self.keep()
+        self.keep(self.compiled())
         self._key = ""
         self._config = None
         self._kernels = None

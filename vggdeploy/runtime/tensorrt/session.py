@@ -114,9 +114,11 @@ class EngineSession:
         if pool is None or loaded is None or len(self._kept) >= MAX_KEPT:
             return
         with pool.alone(lane) as alone:
-            if alone:
-                loaded.keep()
-                self._kept.add(batch)
+            if not alone:
+                return
+            compiled = loaded.compiled()
+        self._kept.add(batch)
+        loaded.keep(compiled)
 
     def run_async(self, feeds: Mapping[str, Array]) -> Pending:
         """Start a batch and come back at once: ``result()`` of the handle waits for it. ``feeds`` may be changed then.
