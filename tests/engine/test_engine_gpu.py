@@ -76,6 +76,27 @@ def test_a_batch_under_way_keeps_its_variant_open_through_a_reload(
     assert not library.alive
 
 
+@pytest.mark.parametrize("end", ["result", "dropped"])
+def test_a_batch_under_way_when_its_engine_is_closed_is_answered_and_then_all_is_freed(
+    fakes: tuple[Cudart, Library], opened: Callable[[], OpenVariant], end: str
+) -> None:
+    cudart, library = fakes
+    image = pixels(2)
+    engine = Engine(opened())
+    handle = engine.run_async({"image": image})
+    engine.close()
+    for start in (engine.run, engine.run_async):
+        with pytest.raises(VggdeployError, match="closed"):
+            start({"image": image})
+    if end == "result":
+        np.testing.assert_array_equal(handle.result()["logits"], expected(image))
+    else:
+        del handle
+        gc.collect()
+        engine.close()  # what was dropped goes with the next call, whichever it is
+    assert not library.alive and not cudart.alive
+
+
 @pytest.mark.parametrize("how", ["handle", "stream"])
 def test_what_nobody_waits_for_any_more_is_given_back_with_the_next_request(
     fakes: tuple[Cudart, Library], opened: Callable[[], OpenVariant], how: str

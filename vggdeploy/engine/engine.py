@@ -137,8 +137,8 @@ class Engine:
     def run_async(self, feeds: Mapping[str, Array]) -> LeasedHandle:
         """Start a batch and come back at once: ``result()`` of the handle waits for what `run` would have given.
 
-        For engines on a GPU. ``feeds`` may be changed when this returns. A `reload` in between does not reach a batch
-        that is under way; a handle that is dropped costs its answer and nothing else.
+        For engines on a GPU. ``feeds`` may be changed when this returns. A `reload` or `close` in between does not reach
+        a batch that is under way. A handle that is dropped costs its answer, and is let go of with the next call.
 
         Raises:
             IncompatibleError: the variant's backend starts no batches.
