@@ -8,6 +8,8 @@ the wrong addresses. It has not run where it says why it was skipped.
 from __future__ import annotations
 
 import gc
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -288,6 +290,28 @@ def test_an_illegal_address_is_named_and_the_process_ends_well(gpu_machine: Mach
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout.split()) == (0, ["cudaStreamSynchronize", "cudaErrorIllegalAddress"]), done
+
+
+@pytest.mark.late
+def test_what_runs_on_a_gpu_is_rehearsed_without_one() -> None:
+    """Every test of this file that waits for a GPU, but for PyTorch's and the one whose process dies, and what prepares it."""
+    tests = Path(__file__).parents[1]
+    words = [
+        "-p",
+        "fakes.rehearsal",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-m",
+        "gpu",
+        "-k",
+        "gpu and not torch and not illegal",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "pytest", *words, __file__]
+    done = subprocess.run(command, cwd=tests.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^(\d+) passed, \d+ deselected", done.stdout, re.MULTILINE), done.stdout
 
 
 # The kernels

@@ -79,7 +79,7 @@ class RtxEngine(LoadedEngine):
         if validity != library.EngineValidity.INVALID:
             return
         flags = library.EngineInvalidityDiagnostics
-        reasons = [why for name, why in _INVALID.items() if found & int(getattr(flags, name))]
+        reasons = [why for name, why in _INVALID.items() if found & int(getattr(flags, name, 0))]
         causes = [cause for cause, _ in reasons] or [self.log.cause(since)]
         raise IncompatibleError(
             f"{title(library)} refuses {file.name}: {'; '.join(causes)}", reasons[0][1] if reasons else _REBUILD
