@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a machine with a GPU can prove when it has PyTorch and ONNX Runtime and nothing can be downloaded there:
-# the tests that need a GPU, then the GPU day. Wheels that it lacks (msgspec, mlcommons-loadgen) are given as a directory.
+# the tests that need a GPU, then the GPU day. Wheels that it lacks (msgspec, cuda-bindings, mlcommons-loadgen) are given as a
+# directory.
 #
 #     benchmarks/gpu_day.sh OUTPUT [WHEELS] [MINUTES]
 #

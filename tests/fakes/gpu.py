@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import RLock
 from typing import Any
 
 import numpy as np
 import tensorrt_rtx
 from cuda.bindings import runtime as real_cudart
+from fakes import library
+from fakes.network import CLASSES, ITEM, C, H, W, expected, pixels, view
+
+__all__ = ["CLASSES", "ITEM", "C", "Cudart", "H", "Library", "W", "expected", "pixels", "view"]
 
 ERRORS = real_cudart.cudaError_t
 OK = ERRORS.cudaSuccess
 OUT_OF_MEMORY = ERRORS.cudaErrorMemoryAllocation
 ILLEGAL_ADDRESS = ERRORS.cudaErrorIllegalAddress
-H, W, C, CLASSES = 2, 2, 3, 4
-ITEM = H * W * C
-SCRATCH = 64
 
 Work = Callable[[], None]
 
@@ -206,6 +207,11 @@ class Cudart:
         self.capturing[stream] = []
         return (OK,)
 
+    def cudaStreamIsCapturing(self, stream: int) -> Any:
+        status = real_cudart.cudaStreamCaptureStatus
+        active = stream in self.capturing
+        return OK, status.cudaStreamCaptureStatusActive if active else status.cudaStreamCaptureStatusNone
+
     def cudaStreamEndCapture(self, stream: int) -> Any:
         work = self.capturing.pop(stream, [])
         return self._made("cudaStreamEndCapture", "graph", 1, stream, thing=work)
@@ -228,169 +234,27 @@ class Cudart:
         return (OK,)
 
 
-class Context:
-    def __init__(self, library: Library, needs_memory: bool) -> None:
-        self._library = library
-        self._addresses: dict[str, int] = {}
-        self._batch = 0
-        self._needs_memory = needs_memory
-        self._scratch = 0
-        self._captured = False
-        library.alive.append("context")
-
-    def __del__(self) -> None:
-        self._library.alive.remove("context")
-
-    def set_device_memory(self, memory: int, size: int) -> None:
-        assert size == SCRATCH
-        self._scratch = memory
-
-    def set_tensor_address(self, name: str, memory: int) -> bool:
-        assert not self._captured, "an address changed under a captured graph"
-        self._addresses[name] = memory
-        return self._library.fault != "set_tensor_address"
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        assert not self._captured, "a shape changed under a captured graph"
-        self._batch = shape[0]
-        self._library.shapes.append(shape)
-        return self._library.fault != "set_input_shape"
-
-    def execute_async_v3(self, stream_handle: int) -> bool:
-        library, cudart = self._library, self._library.cudart
-        in_capture = stream_handle in cudart.capturing
-        if library.fault == "execute_async_v3" or (library.fault == "capture" and in_capture):
-            return False
-        self._captured |= in_capture
-        if self._needs_memory:
-            assert cudart.scratch.setdefault(self._scratch, stream_handle) == stream_handle, "scratch of two streams"
-        batch, addresses = self._batch, dict(self._addresses)
-
-        def work() -> None:
-            pixels = view(addresses["image"], batch * ITEM, np.uint8).reshape(batch, -1)
-            logits = view(addresses["logits"], batch * CLASSES * 4, np.float32).reshape(batch, -1)
-            logits[:] = pixels.sum(axis=1, dtype=np.float32)[:, None] + np.arange(CLASSES, dtype=np.float32)
-
-        cudart.put(stream_handle, work)
-        return True
-
-
-class RuntimeCache:
-    def __init__(self, library: Library) -> None:
-        self._library = library
-
-    def deserialize(self, blob: bytes) -> bool:
-        self._library.cache_read.append(bytes(blob))
-        return self._library.fault != "deserialize"
-
-    def serialize(self) -> bytes:
-        return self._library.kernels
-
-
-class RuntimeConfig:
-    def __init__(self, library: Library) -> None:
-        self._library = library
-
-    def create_runtime_cache(self) -> RuntimeCache | None:
-        return None if self._library.fault == "create_runtime_cache" else RuntimeCache(self._library)
-
-    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
-        return self._library.fault != "set_runtime_cache"
-
-
-class Engine:
-    num_io_tensors = 2
-    device_memory_size_v2 = SCRATCH
-    names = ("image", "logits")
-
-    def __init__(self, library: Library) -> None:
-        self._library = library
-        library.alive.append("engine")
-
-    def __del__(self) -> None:
-        self._library.alive.remove("engine")
-
-    def get_tensor_name(self, index: int) -> str:
-        return self.names[index]
-
-    def get_tensor_mode(self, name: str) -> Any:
-        modes = tensorrt_rtx.TensorIOMode
-        return modes.INPUT if name == "image" else modes.OUTPUT
-
-    def get_tensor_dtype(self, name: str) -> Any:
-        kinds = tensorrt_rtx.DataType
-        return kinds.UINT8 if name == "image" else self._library.output_type
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, H, W, C) if name == "image" else (-1, CLASSES)
-
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [(size, H, W, C) for size in self._library.profile]
-
-    def create_runtime_config(self) -> RuntimeConfig:
-        return RuntimeConfig(self._library)
-
-    def create_execution_context(self, how: Any = None) -> Context | None:
-        library = self._library
-        library.configs.append(how)
-        limit = library.max_contexts
-        if library.fault == "create_execution_context" or library.alive.count("context") >= limit:
-            return None
-        return Context(library, how == tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
-
-
-class Runtime:
-    def __init__(self, library: Library, logger: Any) -> None:
-        self._library, self._logger = library, logger
-        library.alive.append("runtime")
-
-    def __del__(self) -> None:
-        self._library.alive.remove("runtime")
-
-    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
-        self._library.seen.append(bytes(data))
-        if self._library.fault == "deserialize_cuda_engine":
-            self._logger.log(
-                tensorrt_rtx.ILogger.Severity.ERROR,
-                "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (built by 1.6 for sm_86. In x at /src/a.cpp:1)",
-            )
-            return None
-        return Engine(self._library)
-
-
-class Library:
-    """``tensorrt_rtx``. ``fault``: the name of the method that fails; "capture": executing while a graph is captured."""
+class Library(library.Library):
+    """``tensorrt_rtx``, whose engine computes on the host when its stream is waited for."""
 
     def __init__(self, fault: str | None = None) -> None:
-        self.fault = fault
+        super().__init__(tensorrt_rtx, fault)
         self.cudart = Cudart()
-        self.alive: list[str] = []
-        self.seen: list[bytes] = []
-        self.shapes: list[tuple[int, ...]] = []
-        self.configs: list[Any] = []
-        self.max_contexts = 1000
-        self.kernels = b"compiled here"
-        self.cache_read: list[bytes] = []
-        self.profile = (1, 2, 4)
-        self.output_type = tensorrt_rtx.DataType.FLOAT
-        self.__name__ = "tensorrt_rtx"
-        self.__version__ = "1.7.1"
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(tensorrt_rtx, name)
+    def is_capturing(self, stream: int) -> bool:
+        return stream in self.cudart.capturing
 
-    def Runtime(self, logger: Any) -> Runtime | None:
-        return None if self.fault == "Runtime" else Runtime(self, logger)
+    def launch(self, stream: int, addresses: Mapping[str, int], batch: int, scratch: int) -> bool:
+        if scratch:
+            assert self.cudart.scratch.setdefault(scratch, stream) == stream, "scratch of two streams"
 
+        def work() -> None:
+            image = view(addresses["image"], batch * ITEM, np.uint8).reshape(batch, -1)
+            logits = view(addresses["logits"], batch * CLASSES * 4, np.float32).reshape(batch, -1)
+            logits[:] = image.sum(axis=1, dtype=np.float32)[:, None] + np.arange(CLASSES, dtype=np.float32)
 
-def view(address: int, size: int, dtype: Any) -> np.ndarray:
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype)
+        self.cudart.put(stream, work)
+        return True
 
-
-def pixels(batch: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (batch, H, W, C), dtype=np.uint8)
-
-
-def expected(image: np.ndarray) -> np.ndarray:
-    """What the "engine" computes."""
-    return image.reshape(len(image), -1).sum(axis=1, dtype=np.float32)[:, None] + np.arange(CLASSES, dtype=np.float32)
+    def after(self, stream: int, work: Work) -> None:
+        self.cudart.put(stream, work)

@@ -269,30 +269,21 @@ def test_the_program_says_what_is_wrong(classify: Path, project: Path, digit_png
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("source", "header", "missing"),
-    [
-        ("onnxruntime.cpp", "onnxruntime_cxx_api.h", "ONNX Runtime's C++ headers (Debian 13: libonnxruntime-dev)"),
-        ("tensorrt.cpp", "NvInfer.h", "TensorRT's C++ headers"),
-    ],
-)
-def test_the_other_runtimes_sources_compile_where_their_headers_are(
-    project: Path, source: str, header: str, missing: str
-) -> None:
+def test_the_source_for_onnx_runtime_compiles_where_its_headers_are(project: Path) -> None:
     """``CPLUS_INCLUDE_PATH`` is how headers outside the compiler's own directories are named."""
     needs("g++")
     extra = ["-isystem", "/usr/include/onnxruntime"]
     probe = subprocess.run(
         ["g++", "-E", "-x", "c++", *extra, "-"],
-        input=f"#include <{header}>",
+        input="#include <onnxruntime_cxx_api.h>",
         capture_output=True,
         text=True,
         check=False,
     )
     if probe.returncode:
-        pytest.skip(f"{missing} are not installed")
+        pytest.skip("ONNX Runtime's C++ headers (Debian 13: libonnxruntime-dev) are not installed")
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-I", project / "src", *extra]
-    call("g++", *flags, project / "src" / source)
+    call("g++", *flags, project / "src" / "onnxruntime.cpp")
 
 
 def test_the_command_names_the_build_to_try_next(

@@ -1,14 +1,15 @@
-"""Every name of TensorRT and CUDA that our source uses, with the number of arguments, is in the real libraries.
+"""Every name of TensorRT and CUDA that our source uses, with the number of arguments, is in the real libraries; and the fakes
+have nothing that the real ones have not.
 
-The list is taken from the source itself. TensorRT for RTX and cuda-bindings are asked as they are installed here;
-TensorRT 10 through a digest of its type stubs (``tests/golden/tensorrt_10_api.py``). TensorRT 11 has RTX's interface.
+The list is taken from the source itself. TensorRT for RTX and cuda-bindings are asked as they are installed here; TensorRT 10
+and 11 through what their real bindings answered (``tests/golden/tensorrt_api.py``), and the late test asks them again.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,13 +20,17 @@ import pytest
 import tensorrt_rtx
 from cuda.bindings import runtime as cudart
 from fakes.gpu import Cudart
+from golden import tensorrt_api
+from golden.tensorrt_api import Surface
 
 import vggdeploy
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.runtime.gpu.cuda import check_driver
 
 ROOT = Path(vggdeploy.__file__).parent
-TENSORRT_10 = json.loads((Path(__file__).parents[1] / "golden" / "tensorrt_10_api.json").read_text())
+# Release → its classes and their members. The number of RTX's is not in any file: it is the one that is installed.
+SURFACES: dict[str, Surface] = {"rtx": tensorrt_api.surface(tensorrt_rtx), **tensorrt_api.known()}
+OLDEST, *_, NEWEST = tensorrt_api.known()
 
 # What a variable, an attribute or a list of one object is called in our source → its class in the library.
 OWNERS = {
@@ -47,8 +52,10 @@ OWNERS = {
 }
 # Names of the table that mean something else in a file: a class of ours.
 NOT_HERE = {("runtime/tensorrt/session.py", "loaded"), ("build/engines.py", "engine")}
-# Files of TensorRT for RTX alone, and what TensorRT 11 and RTX have beyond 10.
+# Files of TensorRT for RTX alone.
 ONLY_RTX = {"runtime/tensorrt/rtx.py", "build/targets.py"}
+# What the source asks for first, with ``hasattr``: releases before 10.7 have it not.
+GUARDED = {"IStreamWriter", "build_serialized_network_to_stream"}
 # The floors on which TensorRT's objects are at hand: nothing above them is given one.
 FLOORS = ("build", "runtime/tensorrt", "runtime/gpu")
 OTHERS = {"dlpack.py"}  # what is called tensor there is another library's
@@ -57,18 +64,18 @@ SOURCES = [p for floor in FLOORS for p in sorted((ROOT / floor).glob("*.py")) if
 
 @dataclass(frozen=True)
 class Use:
-    """One ``owner.name``, or the call of it: ``arguments`` is None where it is not called there."""
+    """One ``owner.name``, or the call of it: ``arguments`` is None where it is not called there. ``set``: it is assigned to."""
 
     file: str
     line: int
     owner: str
     name: str
     arguments: int | None
+    set: bool = False
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.owner}.{self.name}" + (
-            "" if self.arguments is None else f" with {self.arguments} arguments"
-        )
+        how = "" if self.arguments is None else f" with {self.arguments} arguments"
+        return f"{self.file}:{self.line}: {self.owner}.{self.name}{how}{' =' if self.set else ''}"
 
 
 def owner_of(node: ast.expr) -> str:
@@ -90,7 +97,10 @@ def uses() -> list[Use]:
             call = calls.get(id(node))
             starred = call is not None and any(isinstance(a, ast.Starred) for a in call.args)
             count = None if call is None or starred else len(call.args) + len(call.keywords)
-            found.append(Use(str(path.relative_to(ROOT)), node.lineno, owner_of(node.value), node.attr, count))
+            assigned = isinstance(node.ctx, ast.Store)
+            found.append(
+                Use(str(path.relative_to(ROOT)), node.lineno, owner_of(node.value), node.attr, count, assigned)
+            )
     return found
 
 
@@ -114,43 +124,32 @@ def library_chains() -> Iterator[tuple[str, int, list[str]]]:
                 yield str(path.relative_to(ROOT)), getattr(node, "lineno", 0), names
 
 
-def overloads(doc: str, name: str) -> list[tuple[int, int]]:
-    """Fewest and most arguments of each signature in a pybind11 docstring, without ``self``."""
+def fits(member: Any, count: int | None, assigned: bool) -> bool:
+    """Whether a member of a surface can be used like that."""
+    if assigned:
+        return bool(member == "write")
+    if not isinstance(member, list):
+        return count is None
+    return count is None or not member or any(low <= count <= high for low, high in member)
+
+
+def knows(surface: Surface, use: Use, owners: tuple[str, ...] = ()) -> bool:
+    classes = [surface.get(name, {}) for name in owners or OWNERS[use.owner]]
+    return any(use.name in c and fits(c[use.name], use.arguments, use.set) for c in classes)
+
+
+def missing_names(surface: Surface, chains: list[tuple[str, int, list[str]]]) -> list[str]:
+    """Chains ``library.A.B`` of which a part is not there."""
     found = []
-    for line in re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", doc, re.MULTILINE):
-        if line.startswith("*args"):
-            continue
-        depth, parts = 0, [""]
-        for character in line:
-            depth += (character in "[(<") - (character in "])>")
-            if character == "," and not depth:
-                parts.append("")
-            else:
-                parts[-1] += character
-        count = len([p for p in parts if p.strip()])
-        optional = sum(" = " in part for part in parts)
-        bound = line.startswith("self")
-        found.append((count - bound - optional, count - bound))
+    for file, line, names in chains:
+        depth = 1
+        while depth < len(names) and ".".join(names[: depth + 1]) in surface:
+            depth += 1
+        cls = surface.get(".".join(names[:depth]))
+        plain = len(names) == depth or names[depth].startswith("__")
+        if cls is None or not (plain or names[depth] in cls):
+            found.append(f"{file}:{line}: {'.'.join(names)}")
     return found
-
-
-def fits(count: int | None, shapes: list[Any]) -> bool:
-    return count is None or not shapes or any(low <= count <= high for low, high in shapes)
-
-
-def in_rtx(use: Use) -> bool:
-    for name in OWNERS[use.owner]:
-        cls = getattr(tensorrt_rtx, name)
-        if hasattr(cls, use.name):
-            return fits(use.arguments, overloads(getattr(cls, use.name).__doc__ or "", use.name))
-    return False
-
-
-def in_tensorrt_10(use: Use) -> bool:
-    for name in OWNERS[use.owner]:
-        if use.name in TENSORRT_10.get(name, {}):
-            return fits(use.arguments, TENSORRT_10[name][use.name])
-    return False
 
 
 def test_the_list_is_not_empty_and_knows_its_owners():
@@ -163,40 +162,45 @@ def test_the_list_is_not_empty_and_knows_its_owners():
         assert known in names
 
 
-def test_every_method_and_its_arguments_are_in_tensorrt_for_rtx():
-    assert [str(use) for use in of_tensorrt() if not in_rtx(use)] == []
+@pytest.mark.parametrize("release", SURFACES)
+def test_every_method_and_its_arguments_are_in_the_library(release: str) -> None:
+    asked = [use for use in of_tensorrt() if release == "rtx" or use.file not in ONLY_RTX]
+    missing = [use for use in asked if not knows(SURFACES[release], use)]
+    assert [str(use) for use in missing if not (release == OLDEST and use.name in GUARDED)] == []
 
 
-def test_every_method_and_its_arguments_are_in_tensorrt_10():
-    shared = [use for use in of_tensorrt() if use.file not in ONLY_RTX]
-    assert [str(use) for use in shared if not in_tensorrt_10(use)] == []
+@pytest.mark.parametrize("release", SURFACES)
+def test_every_name_of_the_module_is_in_the_library(release: str) -> None:
+    asked = [c for c in library_chains() if not c[2][0].startswith("__") and (release == "rtx" or c[0] not in ONLY_RTX)]
+    if release == OLDEST:
+        asked = [chain for chain in asked if chain[2][0] not in GUARDED]
+    assert len(asked) >= 20
+    assert missing_names(SURFACES[release], asked) == []
 
 
-def test_every_name_of_the_module_is_in_tensorrt_for_rtx():
-    missing = []
-    for file, line, names in library_chains():
-        at: Any = tensorrt_rtx
-        for name in names:
-            if not hasattr(at, name):
-                missing.append(f"{file}:{line}: {'.'.join(names)}")
-                break
-            at = getattr(at, name)
-    assert missing == []
+@pytest.mark.parametrize("release", SURFACES)
+def test_every_object_of_the_library_is_made_with_as_many_arguments_as_it_takes(release: str) -> None:
+    made = [use for use in uses() if use.owner == "library" and use.arguments is not None]
+    classes = [use for use in made if use.name in SURFACES[release]]
+    assert {use.name for use in classes} >= {"Builder", "OnnxParser", "Runtime"}
+    wrong = [str(use) for use in classes if not fits(SURFACES[release][use.name]["__init__"], use.arguments, False)]
+    assert wrong == []
 
 
-def test_every_name_of_the_module_is_in_tensorrt_10():
-    missing = []
-    for file, line, names in library_chains():
-        if file in ONLY_RTX or names[0].startswith("__"):
-            continue
-        depth = 1
-        while depth < len(names) and ".".join(names[: depth + 1]) in TENSORRT_10:
-            depth += 1
-        known = TENSORRT_10.get(".".join(names[:depth]))
-        plain = len(names) == depth or names[depth].startswith("__")
-        if known is None or not (plain or names[depth] in known):
-            missing.append(f"{file}:{line}: {'.'.join(names)}")
-    assert missing == []
+def test_what_is_guarded_is_asked_for_first_and_is_what_the_oldest_release_lacks() -> None:
+    asked = {
+        node.args[1].value
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "hasattr"
+        and isinstance(node.args[1], ast.Constant)
+    }
+    assert asked >= GUARDED
+    for release, surface in SURFACES.items():
+        names = {*surface, *surface["Builder"]}
+        assert bool(names & GUARDED) == (release != OLDEST)
+        assert not names & GUARDED or names >= GUARDED
 
 
 def test_no_name_of_tensorrt_hides_behind_another_variable():
@@ -295,13 +299,47 @@ def test_the_bindings_take_the_very_arguments_of_a_session(gpu: Callable[..., An
 
 
 def test_what_is_gone_or_called_wrongly_would_be_noticed():
-    def use(owner: str, name: str, arguments: int | None) -> Use:
-        return Use("x.py", 1, owner, name, arguments)
+    def known(release: str, owner: str, name: str, arguments: int | None, assigned: bool = False) -> bool:
+        return knows(SURFACES[release], Use("x.py", 1, owner, name, arguments, assigned))
 
-    assert not in_rtx(use("engine", "device_memory_size", None))  # TensorRT 10's, gone in 11
-    assert not in_rtx(use("engine", "get_tensor_profile_shape", 1))
-    assert not in_rtx(use("held[]", "execute_async_v3", 2))
-    assert not in_tensorrt_10(use("_config", "create_runtime_cache", 0))  # RTX's alone
-    assert not in_tensorrt_10(use("held[]", "set_tensor_address", 3))
-    assert in_tensorrt_10(use("held[]", "set_tensor_address", 2))
+    for gone in ("rtx", NEWEST):
+        assert not known(gone, "engine", "device_memory_size", None)  # TensorRT 10's
+    assert known(OLDEST, "engine", "device_memory_size", None)
+    for release, surface in SURFACES.items():
+        assert known(release, "held[]", "set_tensor_address", 2)
+        assert not known(release, "held[]", "set_tensor_address", 3)
+        assert not known(release, "held[]", "execute_async_v3", 2)
+        assert not known(release, "engine", "get_tensor_profile_shape", 1)
+        assert known(release, "config", "progress_monitor", None, True)
+        assert not known(release, "engine", "num_io_tensors", None, True)  # read only
+        assert not known(release, "engine", "num_io_tensors", 0)  # no method
+        assert known(release, "_config", "create_runtime_cache", 0) == (release == "rtx")
+        assert missing_names(surface, [("x.py", 1, ["TensorIOMode", "INPUTS"]), ("x.py", 2, ["Tensor"])]) == [
+            "x.py:1: TensorIOMode.INPUTS",
+            "x.py:2: Tensor",
+        ]
     assert cuda_arity("cudaStreamWaitEvent") == 3
+
+
+# The real bindings, and the fakes
+
+
+@pytest.mark.late
+@pytest.mark.parametrize("release", tensorrt_api.pins())
+def test_the_real_bindings_say_of_themselves_what_the_file_says(release: str, tmp_path: Path) -> None:
+    """Their wheels, by the pinned hashes, imported over libraries with nothing in them."""
+    for tool in ("gcc", "readelf", "nm"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed (Debian: apt-get install g++ binutils)")
+    if not tensorrt_api.fetch(tensorrt_api.pins()[release], tmp_path):
+        pytest.skip(f"TensorRT {release} has no bindings for this Python or machine")
+    assert tensorrt_api.installed(tmp_path) == tensorrt_api.known()[release]
+
+
+@pytest.mark.late
+def test_a_wheel_with_another_hash_is_not_unpacked(tmp_path: Path) -> None:
+    pin = next(iter(tensorrt_api.pins().values()))
+    other = re.sub(r"sha256:\w+", "sha256:" + "0" * 64, pin)
+    with pytest.raises(RuntimeError, match="DO NOT MATCH THE HASHES"):
+        tensorrt_api.fetch(other, tmp_path)
+    assert not (tmp_path / tensorrt_api.MODULE).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from fakes.gpu import OUT_OF_MEMORY, Cudart, Library, expected, pixels
 from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime import GpuOptions
 from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
+from vggdeploy.runtime.gpu.lane import Lane
 from vggdeploy.runtime.tensorrt.rtx import RtxSession
 from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.types import BatchRange
@@ -97,6 +99,49 @@ def test_a_library_that_cannot_be_captured_is_run_as_it_is(gpu, source):
         run(session, 2, 2, 2)
         assert "did not run" in session.pool.lanes[0].graphs.refused[2]
         assert not cudart.capturing and "graph" not in cudart.kinds()
+    assert not cudart.alive and not library.alive
+
+
+def test_a_warm_up_that_fails_before_its_capture_keeps_no_context(gpu, source):
+    cudart, library = gpu()
+    with EngineSession(source) as session:
+        run(session, 2)
+        library.fault = "execute_async_v3"
+        for _ in range(4):
+            with pytest.raises(VggdeployError, match="did not run"):
+                session.run({"image": pixels(2)})
+            gc.collect()
+            assert library.alive.count("context") == 1
+        library.fault = None
+        run(session, 2, 2)  # and the size is captured all the same
+        assert session.pool.lanes[0].graphs.sizes == (2,)
+    assert not cudart.alive and not library.alive
+
+
+def test_a_capture_that_is_refused_keeps_no_context(gpu, source):
+    _, library = gpu(library=Library("capture"))
+    with EngineSession(source) as session:
+        run(session, 1, 1, 2, 2, 3, 3, 4, 4, 4)
+        assert set(session.pool.lanes[0].graphs.refused) == {1, 2, 3, 4}
+        assert library.alive.count("context") == 1
+
+
+def test_a_context_is_freed_after_the_work_that_it_put_into_the_stream(gpu, source, monkeypatch):
+    """The copy out fails once the batch is in the stream; the fake notices a context that goes under its work."""
+    cudart, library = gpu()
+    with EngineSession(source) as session:
+        run(session, 2)
+        with monkeypatch.context() as patch:
+
+            def fail(lane: Lane, batch: int) -> None:
+                raise VggdeployError("no copy")
+
+            patch.setattr(Lane, "copy_out", fail)
+            with pytest.raises(VggdeployError, match="no copy"):
+                session.run({"image": pixels(2)})
+            gc.collect()
+        assert library.alive.count("context") == 1
+        run(session, 2, 2)
     assert not cudart.alive and not library.alive
 
 

@@ -9,10 +9,11 @@ from threading import Barrier, Event, Thread
 
 import numpy as np
 import pytest
-from fakes.gpu import OUT_OF_MEMORY, Cudart, expected, pixels
+from fakes.gpu import OUT_OF_MEMORY, Cudart, Library, expected, pixels
 
-from vggdeploy.errors import InputError, VggdeployError
+from vggdeploy.errors import IncompatibleError, InputError, VggdeployError
 from vggdeploy.runtime import CheckedSession, GpuOptions
+from vggdeploy.runtime.tensorrt.rtx import RtxSession
 from vggdeploy.runtime.tensorrt.session import EngineSession
 from vggdeploy.types import BatchRange
 
@@ -72,6 +73,25 @@ def test_a_lane_for_which_there_is_no_memory_is_done_without(gpu, source):
         other.join(10)
         assert not other.is_alive()
         assert session.pool.limit == 1 and "cudaHostAlloc failed" in session.pool.refused
+
+
+def test_a_lane_whose_context_the_library_does_not_make_is_done_without(gpu, source):
+    """TensorRT for RTX says that there is no memory by making none."""
+    library = Library()
+    library.max_contexts = 1
+    cudart, _ = gpu(library=library)
+    image = pixels(2)
+    with RtxSession(source) as session, ThreadPoolExecutor(1) as other:
+        with session.lane():
+            waiting = other.submit(session.run, {"image": image})
+            while not session.pool.refused:
+                assert not waiting.done()
+        check(image, waiting.result())
+        assert session.pool.limit == 1 and "GPU memory" in session.pool.refused
+    assert not cudart.alive and not library.alive
+    library.max_contexts = 0
+    with pytest.raises(IncompatibleError, match="GPU memory"), RtxSession(source):
+        pass
 
 
 def test_more_batches_than_contexts_are_started_without_blocking(gpu, source):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorrt_rtx
 from attacks.swapping import SWAPS, swap_before
-from fakes import gpu as fake_gpu
 from fakes.gpu import ILLEGAL_ADDRESS, Library, expected, pixels
 
 from vggdeploy.errors import BundleError, IncompatibleError, IntegrityError, VggdeployError
@@ -197,20 +196,13 @@ def test_threads_get_their_own_answers(gpu, source):
     assert not cudart.alive
 
 
-@pytest.mark.parametrize(
-    ("fake", "real"),
-    [
-        (fake_gpu.Engine, tensorrt_rtx.ICudaEngine),
-        (fake_gpu.Context, tensorrt_rtx.IExecutionContext),
-        (fake_gpu.Runtime, tensorrt_rtx.Runtime),
-        (fake_gpu.RuntimeConfig, tensorrt_rtx.IRuntimeConfig),
-        (fake_gpu.RuntimeCache, tensorrt_rtx.IRuntimeCache),
-        (fake_gpu.Cudart, fake_gpu.real_cudart),
-    ],
-)
-def test_the_fakes_have_no_method_that_the_real_library_lacks(fake, real):
-    methods = [
-        name for name in vars(fake) if not name.startswith("_") and name not in ("names", "kinds", "put", "drain")
-    ]
-    assert methods
-    assert [name for name in methods if not hasattr(real, name)] == []
+@pytest.mark.parametrize("kind", [EngineSession, RtxSession])
+def test_a_runtime_that_began_with_an_error_is_neither_used_nor_freed(gpu, source, kind):
+    """The real bindings wrap a null pointer then, and both would end the process: see ``test_lean_runtime.py``."""
+    cudart, library = gpu(library=Library("null"))
+    cause = r"cannot start: .*CUDA initialization failure with error: 35"
+    with pytest.raises(IncompatibleError, match=cause), kind(source):
+        pass
+    gc.collect()
+    assert library.seen == [] and not cudart.alive
+    assert library.alive == ["runtime"]

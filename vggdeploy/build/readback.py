@@ -13,7 +13,7 @@ from typing import Any
 
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.errors import BuildError
-from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, precision_name, title
+from vggdeploy.runtime.tensorrt.api import Log, logger_for, new_runtime, no_collection, precision_name, title
 from vggdeploy.system.sealed import HashedFile
 
 # Kernels of convolutions and matrix products, by what the libraries call them; and what only moves their data.
@@ -51,7 +51,7 @@ def inspect_engine(library: Any, built: HashedFile) -> dict[str, int]:
     log = Log()
     logger = logger_for(library, log)
     with built.open() as file, no_collection():
-        runtime = library.Runtime(logger)
+        runtime = new_runtime(library, logger, log)
         loaded = runtime.deserialize_cuda_engine(file.map()) if runtime is not None else None
         if loaded is None:
             raise BuildError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.bundle.trust import Trust
 from vggdeploy.engine.embedding import embedding
-from vggdeploy.engine.lifetime import Health, Holder, Lease
+from vggdeploy.engine.lifetime import Health, Holder, Lease, LeasedHandle
 from vggdeploy.engine.loading import LoadOptions, OpenVariant, open_best
 from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities, softmax
 from vggdeploy.errors import UsageError
@@ -133,6 +133,71 @@ class Engine:
         """
         with self._holder.use() as held:
             return held.opened.session.run(feeds)
+
+    def run_async(self, feeds: Mapping[str, Array]) -> LeasedHandle:
+        """Start a batch and come back at once: ``result()`` of the handle waits for what `run` would have given.
+
+        For engines on a GPU. ``feeds`` may be changed when this returns. A `reload` or `close` in between does not reach
+        a batch that is under way. A handle that is dropped costs its answer, and is let go of with the next call.
+
+        Raises:
+            IncompatibleError: the variant's backend starts no batches.
+            InputError: as for `run`.
+        """
+        held = self._holder.take()
+        try:
+            handle = held.opened.session.run_async(feeds)
+        except BaseException as error:
+            self._holder.give(held, error)
+            raise
+        return LeasedHandle(handle, self._holder, held)
+
+    def stream(self, batches: Iterable[Mapping[str, Array]], *, depth: int = 2) -> Iterator[dict[str, Array]]:
+        """The answer of each batch as `run` gives it, in order; of the batches only ``depth`` are in memory.
+
+        On a GPU they are under way at the same time: one is copied in, while another computes and a third is copied
+        out. Elsewhere they run one after the other. All are answered by the bundle that was there for the first, and
+        count as one request.
+
+        Raises:
+            UsageError: ``depth`` below 1.
+            InputError: as for `run`; the batches before were answered.
+        """
+        held = self._holder.take()
+        try:
+            yield from held.opened.session.stream(batches, depth=depth)
+        except GeneratorExit:  # perhaps by the garbage collector
+            self._holder.abandon(held)
+            raise
+        except BaseException as error:
+            self._holder.give(held, error)
+            raise
+        self._holder.give(held)
+
+    def run_on_device(
+        self, feeds: Mapping[str, Any], *, out: Mapping[str, Any] | None = None, stream: int | None = None
+    ) -> dict[str, Any]:
+        """A batch from arrays on the GPU to arrays on the GPU, without a copy; it may be under way when this returns.
+
+        For engines on a GPU. Types and shapes are checked; the numbers are not, since looking at them would be a copy.
+
+        Args:
+            feeds: graph input name → an array with ``__dlpack__`` or ``__cuda_array_interface__`` (PyTorch, CuPy, JAX,
+                Numba): ``[N, …]``, contiguous, on the engine's GPU, at an address that is a multiple of 256.
+            out: graph output name → such an array of ``float32``, to be written to. Default: new memory.
+            stream: the ``cudaStream_t`` in whose order the batch runs. Without it the arrays' own protocols order it,
+                and what is written to ``out`` is done on return.
+
+        Returns:
+            Output name → an array with both protocols, or the array of ``out`` that was given.
+
+        Raises:
+            IncompatibleError: the variant's backend takes no arrays of a GPU.
+            InputError: an array that is not as said; nothing was started.
+            GpuMemoryError: there is no room for the outputs.
+        """
+        with self._holder.use() as held:
+            return held.opened.session.run_on_device(feeds, out=out, stream=stream)
 
     def run_prepared(self, batch: NDArray[np.uint8]) -> dict[str, Array]:
         """Images as `vggdeploy.preprocess.prepare_batch` makes them, ``uint8 [N, H, W, C]``, through the graph."""

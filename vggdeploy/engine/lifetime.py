@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vggdeploy.engine.loading import OpenVariant
 from vggdeploy.errors import InputError, UsageError, VggdeployError
 from vggdeploy.records import Record
+from vggdeploy.runtime.base import Array, Handle
 from vggdeploy.system.forks import Birthplace
 
 
@@ -49,6 +52,7 @@ class Holder:
         self._lock = threading.Lock()
         self._held = Lease(opened)
         self._closed = False
+        self._abandoned: deque[Lease] = deque()
         self._birthplace = Birthplace()
         self.opened_at = time.monotonic()
         self.reloads = 0
@@ -70,6 +74,7 @@ class Holder:
         return self._held.users
 
     def health(self) -> Health:
+        self._take_back()
         with self._lock:
             opened = self._held.opened
             return Health(
@@ -93,6 +98,7 @@ class Holder:
             VggdeployError: it was closed. IncompatibleError: as `check_process`.
         """
         self.check_process()
+        self._take_back()
         with self._lock:
             if self._closed:
                 name = self._held.opened.variant.name
@@ -113,6 +119,23 @@ class Holder:
             last = held.retired and not held.users
         if last:
             _free(held)
+
+    def abandon(self, held: Lease) -> None:
+        """Give back what nobody waits for any more. The garbage collector may call this, whatever locks are held then: the
+        variant gets it with the next request, reload or end."""
+        self._abandoned.append(held)
+
+    def _take_back(self) -> None:
+        while True:
+            try:
+                held = self._abandoned.popleft()
+            except IndexError:
+                return
+            with self._lock:
+                held.users -= 1
+                last = held.retired and not held.users
+            if last:
+                _free(held)
 
     def check_process(self) -> None:
         """Refuse what would wait for ever in a forked child: for a runtime's threads, or for a lock that was held.
@@ -139,6 +162,7 @@ class Holder:
         Raises:
             VggdeployError: it was closed meanwhile; ``opened`` is then freed.
         """
+        self._take_back()
         fresh = Lease(opened)
         with self._lock:
             closed, old = self._closed, self._held
@@ -158,6 +182,7 @@ class Holder:
         """No more requests; the variant is freed now, or after the last request that is under way."""
         if not self._birthplace.here:
             return  # its threads live in the parent; to free it here would wait for them
+        self._take_back()
         with self._lock:
             first = not self._closed
             self._closed = True
@@ -165,6 +190,37 @@ class Holder:
             idle = not self._held.users
         if first and idle:
             _free(self._held)
+
+
+class LeasedHandle:
+    """A batch under way. Its variant stays open until the answer was taken, or until the handle is gone."""
+
+    def __init__(self, handle: Handle, holder: Holder, held: Lease) -> None:
+        self._handle = handle
+        self._holder = holder
+        self._give_back = weakref.finalize(self, holder.abandon, held)
+        self._give_back.atexit = False
+        self._held = held
+
+    def result(self) -> dict[str, Array]:
+        """Wait for the batch: graph output name → ``float32`` array ``[N, …]``. A second call returns the same.
+
+        Raises:
+            VggdeployError: it failed, or its answer holds a NaN or infinity.
+            IncompatibleError: this process was forked after the engine was opened.
+        """
+        self._holder.check_process()
+        try:
+            answer = self._handle.result()
+        except Exception as error:  # not Ctrl-C: the batch is under way still
+            self._end(error)
+            raise
+        self._end()
+        return answer
+
+    def _end(self, error: Exception | None = None) -> None:
+        if self._give_back.detach():  # once, whichever thread comes first
+            self._holder.give(self._held, error)
 
 
 def _free(held: Lease) -> None:

@@ -81,13 +81,24 @@ class Graphs:
             kept.close()
             self.refused[batch] = error.cause
             return False
-        self._stack.push(kept)  # from here on it is at work, whatever becomes of the graph
-        enqueue(held)  # TensorRT settles its state for new shapes here, which a capture must not contain
+        try:
+            enqueue(held)  # TensorRT settles its state for new shapes here, which a capture must not contain
+        except BaseException as error:  # the batch's own: the size is tried again with the next one
+            cuda.release(lambda: self._discard(kept), error)
+            raise
         try:
             self._ready[batch] = self._captured(kept, lambda: enqueue(held))
         except VggdeployError as error:
             self.refused[batch] = error.cause
+            self._discard(kept)
+        else:
+            self._stack.push(kept)
         return True
+
+    def _discard(self, kept: ExitStack) -> None:
+        """Free a context that no graph needs, after what it put into the stream."""
+        with kept:
+            cuda.wait(self._stream)
 
     def _captured(self, kept: ExitStack, work: Callable[[], None]) -> int:
         cudart = cuda.bindings()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from queue import Empty, SimpleQueue
 from threading import Lock
 
-from vggdeploy.errors import GpuMemoryError, VggdeployError
+from vggdeploy.errors import GpuMemoryError, IncompatibleError, VggdeployError
 from vggdeploy.runtime.base import Array
 from vggdeploy.runtime.gpu.lane import CLOSED, Lane
 
@@ -21,8 +21,8 @@ _LOOK = "look again"
 class Pool:
     """Lanes, made by ``make`` when all others are at work, up to ``limit``.
 
-    A further lane for which the GPU has no memory is no error: the pool stays at the size it has, and `refused` says
-    so. That there is not even room for the first is one.
+    A further lane for which the GPU has no memory, or the library no context, is no error: the pool stays at the size it
+    has, and `refused` says so. That there is not even room for the first is one.
     """
 
     def __init__(self, make: Callable[[], Lane], limit: int) -> None:
@@ -87,7 +87,7 @@ class Pool:
                 return None
             try:
                 lane = self._make()
-            except GpuMemoryError as error:
+            except (GpuMemoryError, IncompatibleError) as error:  # the library makes no context: seldom with a reason
                 if not self._lanes:
                     raise
                 self.limit = len(self._lanes)
@@ -95,6 +95,13 @@ class Pool:
                 return None
             self._lanes.append(lane)
             return lane
+
+    @contextmanager
+    def alone(self, lane: Lane) -> Iterator[bool]:
+        """Whether no thread is in another lane, or makes one, for as long as the block lasts. Waits for none."""
+        with ExitStack() as held:
+            locks = (self._lock, *(other.lock for other in self._lanes if other is not lane))
+            yield all(_taken(lock, held) for lock in locks)
 
     def start(self, lane: Lane, batch: int, owner: object) -> Pending:
         """A handle of the batch that was put into a lane's stream; the lane comes back with its result.
@@ -174,6 +181,13 @@ class Pending:
         if self._results is None:
             raise self._error or VggdeployError(*CLOSED)
         return self._results
+
+
+def _taken(lock: Lock, held: ExitStack) -> bool:
+    taken = lock.acquire(blocking=False)
+    if taken:
+        held.callback(lock.release)
+    return taken
 
 
 def _is_over(pending: Pending | None) -> bool:

@@ -5,6 +5,7 @@ The library's module is a parameter everywhere: the three have one API, and two 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 from collections import deque
@@ -56,6 +57,20 @@ def precision_name(dtype: Any) -> str:
 def tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:
     """A graph input or output; a dynamic batch axis (−1) becomes ``"N"``."""
     return TensorSpec(name, numpy_name(dtype), tuple("N" if n == -1 else int(n) for n in shape))
+
+
+def new_runtime(library: Any, logger: Any, log: Log) -> Any:
+    """A runtime of the library, or None where it could not start; ``log`` has the reason.
+
+    Where CUDA does not start, the bindings wrap a null pointer (TensorRT 11.4): to use it, and to free it, ends the process
+    with SIGSEGV. So a runtime that began with an error is none, and is never freed.
+    """
+    since = log.mark()
+    runtime = library.Runtime(logger)
+    if log.mark() == since:
+        return runtime
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+    return None
 
 
 class Log:

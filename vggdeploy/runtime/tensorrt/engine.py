@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
 from vggdeploy.runtime.base import Source
-from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, tensor_spec, title
+from vggdeploy.runtime.tensorrt.api import Log, logger_for, new_runtime, no_collection, tensor_spec, title
 from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import TensorSpec
 
@@ -42,10 +42,21 @@ class LoadedEngine:
             BundleError: its inputs, outputs or batch range are not the manifest's.
         """
         self.logger = logger_for(self.library, self.log)
-        self.runtime = self._made(lambda: self.library.Runtime(self.logger), "start")
+        self.runtime = self._made(lambda: new_runtime(self.library, self.logger, self.log), "start")
+        self.check_header(file)
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
         self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
         self._check_tensors()
+
+    def check_header(self, file: SealedFile) -> None:
+        """Refuse what the library can refuse without deserialising it."""
+
+    def compiled(self) -> bytes:
+        """What the library compiled on this machine so far. No other thread is in the library meanwhile."""
+        return b""
+
+    def keep(self, compiled: bytes) -> None:
+        """Keep it for the next start."""
 
     def drop(self) -> None:
         """Let go of the library's objects, the last one made first."""

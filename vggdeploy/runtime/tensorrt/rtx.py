@@ -20,6 +20,19 @@ from vggdeploy.types import Device
 
 KERNEL_BYTES = 2**30  # of the kernels of all engines
 
+_REBUILD = "build an engine for this machine: vggdeploy build BUNDLE --engine tensorrt-rtx"
+_DRIVER = "update the NVIDIA driver, then: vggdeploy doctor"
+# ``EngineInvalidityDiagnostics``, flag by flag: cause and remedy.
+_INVALID = {
+    "MALFORMED_ENGINE": ("its header is none of an engine of this release", _REBUILD),
+    "VERSION_MISMATCH": ("another release built it", _REBUILD),
+    "UNSUPPORTED_CC": ("it holds no code for this GPU", _REBUILD),
+    "OLD_CUDA_DRIVER": ("it needs a newer NVIDIA driver", _DRIVER),
+    "OLD_CUDA_RUNTIME": ("it needs a newer CUDA runtime", _DRIVER),
+    "INSUFFICIENT_GPU_MEMORY": ("the GPU has not enough memory for it", "see who holds memory: nvidia-smi"),
+    "CUDA_ERROR": ("CUDA does not start", "check nvidia-smi, then: vggdeploy doctor"),
+}
+
 
 class RtxEngine(LoadedEngine):
     """An engine of TensorRT for RTX: the library captures graphs itself, and keeps the kernels that it compiled."""
@@ -59,11 +72,30 @@ class RtxEngine(LoadedEngine):
         if not self._config.set_runtime_cache(self._kernels):
             self.log.add("WARNING", "the library did not take the runtime cache: kernels are compiled at every start")
 
+    def check_header(self, file: SealedFile) -> None:
+        library = self.library
+        since = self.log.mark()
+        validity, found = self.runtime.get_engine_validity(file.map())
+        if validity != library.EngineValidity.INVALID:
+            return
+        flags = library.EngineInvalidityDiagnostics
+        reasons = [why for name, why in _INVALID.items() if found & int(getattr(flags, name, 0))]
+        causes = [cause for cause, _ in reasons] or [self.log.cause(since)]
+        raise IncompatibleError(
+            f"{title(library)} refuses {file.name}: {'; '.join(causes)}", reasons[0][1] if reasons else _REBUILD
+        )
+
+    def compiled(self) -> bytes:
+        compiled = self._kernels.serialize() if self._kernels is not None else None
+        return b"" if compiled is None else bytes(compiled)
+
+    def keep(self, compiled: bytes) -> None:
+        if self._key and compiled and compiled != self._known:
+            self._cache.write(self._key, compiled)
+            self._known = compiled
+
     def drop(self) -> None:
-        if self._key and self._kernels is not None:
-            compiled = self._kernels.serialize()
-            if compiled is not None and (data := bytes(compiled)) not in (b"", self._known):
-                self._cache.write(self._key, data)
+        self.keep(self.compiled())
         self._key = ""
         self._config = None
         self._kernels = None

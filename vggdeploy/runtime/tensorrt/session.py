@@ -24,6 +24,8 @@ from vggdeploy.types import Device
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_KEPT = 8  # batch sizes after which a session keeps what was compiled; for others it does so at its end
+
 
 class EngineSession:
     """One engine file. Its methods may be called from any number of threads.
@@ -38,6 +40,8 @@ class EngineSession:
         self.outputs = source.outputs
         self._source = source
         self._pool: Pool | None = None
+        self._loaded: LoadedEngine | None = None
+        self._kept: set[int] = set()
         self._free: weakref.finalize[..., Any] | None = None
 
     def __enter__(self) -> Self:
@@ -58,7 +62,7 @@ class EngineSession:
             unread.close()
             cuda.release(stack.close, error)
             raise
-        self._pool = pool
+        self._pool, self._loaded = pool, loaded
         # Also when nobody leaves the 'with' block: a generator that was dropped, an interpreter that ends.
         self._free = weakref.finalize(self, stack.close)
         return self
@@ -66,7 +70,7 @@ class EngineSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool = None
+        self._pool = self._loaded = None
         if self._free is not None:
             cuda.release(self._free, error)
 
@@ -98,7 +102,23 @@ class EngineSession:
         with self.lane() as lane:
             batch = lane.stage(feeds)
             lane.enqueue(batch)
-            return lane.results(batch)
+            results = lane.results(batch)
+            if batch not in self._kept:
+                self._keep(lane, batch)
+            return results
+
+    def _keep(self, lane: Lane, batch: int) -> None:
+        """Let the library keep what it compiled for a batch size that came for the first time: a process may end without
+        a goodbye. Later, where another thread is in the library just now."""
+        pool, loaded = self._pool, self._loaded
+        if pool is None or loaded is None or len(self._kept) >= MAX_KEPT:
+            return
+        with pool.alone(lane) as alone:
+            if not alone:
+                return
+            compiled = loaded.compiled()
+        self._kept.add(batch)
+        loaded.keep(compiled)
 
     def run_async(self, feeds: Mapping[str, Array]) -> Pending:
         """Start a batch and come back at once: ``result()`` of the handle waits for it. ``feeds`` may be changed then.

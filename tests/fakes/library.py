@@ -1,0 +1,212 @@
+"""TensorRT's Python surface as far as a session uses it, around something that computes: a host function (`fakes.gpu`) or a
+kernel on a GPU (`fakes.standin`). It counts what is alive, and fails on demand.
+
+What TensorRT leaves undefined (a shape changed under a captured graph) is an assertion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fakes.network import CLASSES, C, H, W
+
+SUM_BYTES = 4  # of scratch memory, an image
+
+
+class Context:
+    def __init__(self, library: Library, *, needs_memory: bool, own: int) -> None:
+        self._library = library
+        self._addresses: dict[str, int] = {}
+        self._batch = 0
+        self._needs_memory = needs_memory
+        self._scratch = 0
+        self._own = own
+        self._captured = False
+        self._under_way: list[int] = []
+        library.alive.append("context")
+
+    def __del__(self) -> None:
+        self._library.alive.remove("context")
+        if self._own:
+            self._library.free_scratch(self._own)
+        assert not self._under_way, "a context was freed under its work"
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size == self._library.scratch_bytes
+        self._scratch = memory
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert not self._captured, "an address changed under a captured graph"
+        self._addresses[name] = memory
+        return self._library.fault != "set_tensor_address"
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert not self._captured, "a shape changed under a captured graph"
+        self._batch = shape[0]
+        self._library.shapes.append(shape)
+        return self._library.fault != "set_input_shape"
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        library = self._library
+        in_capture = library.is_capturing(stream_handle)
+        if library.fault == "execute_async_v3" or (library.fault == "capture" and in_capture):
+            return False
+        self._captured |= in_capture
+        assert self._scratch or not self._needs_memory, "executed without memory to compute in"
+        if not in_capture:
+            self._under_way.append(stream_handle)
+        started = library.launch(stream_handle, dict(self._addresses), self._batch, self._own or self._scratch)
+        if not in_capture:
+            library.after(stream_handle, self._under_way.clear)
+        return started
+
+
+class RuntimeCache:
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def deserialize(self, blob: bytes) -> bool:
+        self._library.cache_read.append(bytes(blob))
+        return self._library.fault != "deserialize"
+
+    def serialize(self) -> bytes | None:
+        self._library.serialised += 1
+        return self._library.kernels
+
+
+class RuntimeConfig:
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def create_runtime_cache(self) -> RuntimeCache | None:
+        return None if self._library.fault == "create_runtime_cache" else RuntimeCache(self._library)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        return self._library.fault != "set_runtime_cache"
+
+
+class Engine:
+    num_io_tensors = 2
+    _names = ("image", "logits")
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        library.alive.append("engine")
+
+    def __del__(self) -> None:
+        self._library.alive.remove("engine")
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self._library.scratch_bytes
+
+    def get_tensor_name(self, index: int) -> str:
+        return self._names[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        modes = self._library.TensorIOMode
+        return modes.INPUT if name == "image" else modes.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        kinds = self._library.DataType
+        return kinds.UINT8 if name == "image" else self._library.output_type
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, H, W, C) if name == "image" else (-1, CLASSES)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [(size, H, W, C) for size in self._library.profile]
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self._library)
+
+    def create_execution_context(self, how: Any = None) -> Context | None:
+        library = self._library
+        library.configs.append(how)
+        limit = library.max_contexts
+        if library.fault == "create_execution_context" or library.alive.count("context") >= limit:
+            return None
+        needs_memory = how == library.ExecutionContextAllocationStrategy.USER_MANAGED
+        own = 0 if needs_memory else library.allocate_scratch()
+        return None if own is None else Context(library, needs_memory=needs_memory, own=own)
+
+
+class Runtime:
+    def __init__(self, library: Library, logger: Any) -> None:
+        self._library, self._logger = library, logger
+        library.alive.append("runtime")
+
+    def __del__(self) -> None:
+        self._library.alive.remove("runtime")
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        """Of TensorRT for RTX. ``fault``: the name of a flag; "VALIDITY": invalid, without one."""
+        flag = getattr(self._library.EngineInvalidityDiagnostics, self._library.fault or "", None)
+        wrong = flag is not None or self._library.fault == "VALIDITY"
+        validity = self._library.EngineValidity
+        return validity.INVALID if wrong else validity.VALID, int(flag or 0)
+
+    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+        self._library.seen.append(bytes(data))
+        if self._library.fault == "deserialize_cuda_engine":
+            self._logger.log(
+                self._library.ILogger.Severity.ERROR,
+                "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (built by 1.6 for sm_86. In x at /src/a.cpp:1)",
+            )
+            return None
+        return Engine(self._library)
+
+
+class Library:
+    """The module. ``fault``: the name of the method that fails; "capture": executing while a graph is captured.
+
+    A subclass computes; ``names`` has the enumerations, and the logger's class.
+    """
+
+    def __init__(self, names: Any, fault: str | None = None) -> None:
+        self._names = names
+        self.fault = fault
+        self.alive: list[str] = []
+        self.seen: list[bytes] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.configs: list[Any] = []
+        self.max_contexts = 1000
+        self.kernels: bytes | None = b"compiled here"
+        self.serialised = 0
+        self.cache_read: list[bytes] = []
+        self.profile = (1, 2, 4)
+        self.output_type = names.DataType.FLOAT
+        self.__name__ = "tensorrt_rtx"
+        self.__version__ = "1.7.1"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._names, name)
+
+    def Runtime(self, logger: Any) -> Runtime | None:
+        if self.fault == "null":  # as the real one where CUDA does not start: an object that must not be used
+            text = "createInferRuntime: Error Code 6: API Usage Error (CUDA initialization failure with error: 35)"
+            logger.log(self.ILogger.Severity.ERROR, text)
+        return None if self.fault == "Runtime" else Runtime(self, logger)
+
+    @property
+    def scratch_bytes(self) -> int:
+        return SUM_BYTES * self.profile[-1]
+
+    def is_capturing(self, stream: int) -> bool:
+        raise NotImplementedError
+
+    def launch(self, stream: int, addresses: Mapping[str, int], batch: int, scratch: int) -> bool:
+        """Put the network's work into a stream."""
+        raise NotImplementedError
+
+    def after(self, stream: int, work: Callable[[], None]) -> None:
+        """Call ``work`` once all is done that is in the stream; at once where nobody can tell."""
+        work()
+
+    def allocate_scratch(self) -> int | None:
+        """Memory for a context that brings its own; 0 where none is computed in, None where there is no room."""
+        return 0
+
+    def free_scratch(self, address: int) -> None:
+        raise NotImplementedError
