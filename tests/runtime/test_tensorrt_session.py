@@ -205,6 +205,7 @@ def test_threads_get_their_own_answers(gpu, source):
         (fake_gpu.Runtime, tensorrt_rtx.Runtime),
         (fake_gpu.RuntimeConfig, tensorrt_rtx.IRuntimeConfig),
         (fake_gpu.RuntimeCache, tensorrt_rtx.IRuntimeCache),
+        (fake_gpu.Inspector, tensorrt_rtx.EngineInspector),
         (fake_gpu.Cudart, fake_gpu.real_cudart),
     ],
 )

@@ -16,7 +16,7 @@ from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.model.formats.admission import admit
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
-from vggdeploy.runtime.registry import backend_for, default_device
+from vggdeploy.runtime.registry import BACKENDS, backend_for, default_device
 from vggdeploy.system.machine import ISA_VARIABLES, fingerprint, int8_saturates
 from vggdeploy.system.sealed import HashedFile, SealedFile
 from vggdeploy.types import Device, Precision, TensorSpec
@@ -85,6 +85,7 @@ def open_session(
     outputs: tuple[TensorSpec, ...] = (),
     gpu: GpuOptions | None = None,
     hint: Hint = "latency",
+    profile: bool = False,
 ) -> CheckedSession:
     """A session of one variant, ready to be entered: then its file is read, and its hash compared.
 
@@ -93,9 +94,11 @@ def open_session(
         outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
         gpu: contexts, CUDA graphs and caches of a session on a GPU.
         hint: what the session is set up for, on a backend that can be told.
+        profile: time every kernel, which slows it down: see `vggdeploy.runtime.kernels`.
 
     Raises:
-        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
+        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without; a
+            profile where the backend makes none.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
         IntegrityError: the manifest has no hash for its file. On entering: as `Source.open`.
     """
@@ -112,6 +115,9 @@ def open_session(
         raise UsageError(
             f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"
         )
+    if profile and where.kind not in backend.profiles_on:
+        able = "; ".join(f"{b.name} on {' and '.join(b.profiles_on)}" for b in BACKENDS if b.profiles_on)
+        raise UsageError(f"{backend.name} does not time its layers on {where.kind}", f"these do: {able}")
     availability = runnable(variant, where)
     if not availability.runs:
         raise IncompatibleError(f"{variant.name} cannot run here: {availability.reason}", availability.fix)
@@ -128,11 +134,13 @@ def open_session(
         batch=variant.batch,
         device=where,
         threads=threads,
-        gpu=gpu or GpuOptions(),
+        # A context of its own for each graph would report to nobody, and one context is enough to be timed.
+        gpu=GpuOptions(contexts=1, graphs=False) if profile else gpu or GpuOptions(),
         build=variant.build,
         precision=variant.precision,
         hint=hint,
         cannot_saturate=variant.cannot_saturate(file.sha256),
+        profile=profile,
         refuse=lambda sealed: _refuse(variant, manifest, sealed),
     )
     session: Session = backend.load().SESSION(source)

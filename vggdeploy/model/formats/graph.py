@@ -44,9 +44,23 @@ def check_onnx(data: memoryview, chain: Chain, file: str) -> None:
     _Graph(onnx.read_onnx_file(data, file), chain, file).check()
 
 
+def spans_of(data: memoryview, chain: Chain, file: str) -> dict[str, range]:
+    """Which steps of the chain each operator of a file computes, by its name and by the name of what it makes.
+
+    The range of one that only converts what the step before it made (a cast, a quantiser) is empty, and starts there.
+
+    Raises:
+        ForeignModelError: as `check_onnx`.
+    """
+    graph = _Graph(onnx.read_onnx_file(data, file), chain, file)
+    graph.check()
+    return graph.spans
+
+
 class _Graph:
     def __init__(self, model: Model, chain: Chain, file: str) -> None:
         self.model, self.chain, self.file = model, chain, file
+        self.spans: dict[str, range] = {}
         self._values: dict[str, Value | Weight] = {}
         self._used: set[str] = set()
         self._done: set[tuple[int, str]] = set()
@@ -152,6 +166,10 @@ class _Graph:
             told = ", ".join(f"{key} {value}" for key, value in sorted(node.attributes.items()))
             raise self.refused(f"its {node.op_type} {node.name[:200]} has {told[:200] or 'other inputs'}")
         self._values[node.output[0]] = made
+        if isinstance(made, Value):
+            before = max(value.place for value in given if isinstance(value, Value))
+            span = range(before, made.place)
+            self.spans |= {node.output[0]: span} | ({node.name: span} if node.name else {})
 
     def step(self, value: Value, kind: Any, made: int | None = None, **found: object) -> Value:
         """The value behind one step, which is taken once."""

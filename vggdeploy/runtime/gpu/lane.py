@@ -197,6 +197,15 @@ class Lane:
         self.settle()
         return {spec.name: self._host[spec.name][:batch].copy() for spec in self._source.outputs}
 
+    def report(self) -> None:
+        """Have the layers of the batch that is done reported to the context's profiler.
+
+        Raises:
+            VggdeployError: the library cannot tell them.
+        """
+        if not self._held[0].report_to_profiler():
+            raise self._failed("TensorRT did not report the times of its layers")
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """One batch from host arrays to host arrays."""
         with self.lock:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
-from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.base import Kernel, Source
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, tensor_spec, title
+from vggdeploy.runtime.tensorrt.profile import LayerTimes, inspected
 from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import TensorSpec
 
@@ -30,6 +31,7 @@ class LoadedEngine:
         self.library = library
         self.source = source
         self.log = Log()
+        self.times = LayerTimes(library) if source.profile else None
         self.logger: Any = None
         self.runtime: Any = None
         self.engine: Any = None
@@ -64,7 +66,14 @@ class LoadedEngine:
             IncompatibleError: the library cannot make one.
         """
         with no_collection(collect=False):
-            return self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
+            context = self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
+        if self.times is not None:
+            self.times.attach(context)
+        return context
+
+    def kernels(self) -> list[tuple[Kernel, ...]]:
+        """See `vggdeploy.runtime.base.ProfiledSession`; of an engine that was loaded to be profiled."""
+        return self.times.kernels(inspected(self.library, self.engine)) if self.times is not None else []
 
     def create_context(self, scratch: int) -> Any:
         """None when the library cannot make one."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vggdeploy.errors import IncompatibleError, InputError, VggdeployError
-from vggdeploy.runtime.base import Array, Availability, Source
+from vggdeploy.runtime.base import Array, Availability, Kernel, Source
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.gpu.device_arrays import Borrowed, DeviceArray, allocate, borrow, check_same_batch
 from vggdeploy.runtime.gpu.lane import CLOSED, Lane
@@ -38,6 +38,7 @@ class EngineSession:
         self.outputs = source.outputs
         self._source = source
         self._pool: Pool | None = None
+        self._loaded: LoadedEngine | None = None
         self._free: weakref.finalize[..., Any] | None = None
 
     def __enter__(self) -> Self:
@@ -58,7 +59,7 @@ class EngineSession:
             unread.close()
             cuda.release(stack.close, error)
             raise
-        self._pool = pool
+        self._pool, self._loaded = pool, loaded
         # Also when nobody leaves the 'with' block: a generator that was dropped, an interpreter that ends.
         self._free = weakref.finalize(self, stack.close)
         return self
@@ -66,7 +67,7 @@ class EngineSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool = None
+        self._pool = self._loaded = None
         if self._free is not None:
             cuda.release(self._free, error)
 
@@ -98,7 +99,16 @@ class EngineSession:
         with self.lane() as lane:
             batch = lane.stage(feeds)
             lane.enqueue(batch)
-            return lane.results(batch)
+            results = lane.results(batch)
+            times = self._loaded.times if self._loaded is not None else None
+            if times is not None:
+                lane.report()
+                times.end_call()
+            return results
+
+    def kernels(self) -> list[tuple[Kernel, ...]]:
+        """See `vggdeploy.runtime.base.ProfiledSession`."""
+        return self._loaded.kernels() if self._loaded is not None else []
 
     def run_async(self, feeds: Mapping[str, Array]) -> Pending:
         """Start a batch and come back at once: ``result()`` of the handle waits for it. ``feeds`` may be changed then.
