@@ -35,7 +35,11 @@ LAYERS = (
         "LayerType": "CaskConvolution",
         "Metadata": "[ONNX Layer: node_conv2d]\x1f[ONNX Layer: node_relu]",
     },
-    {"Name": "__myl_Fc_myl0_1", "LayerType": "gemm", "Metadata": "[ONNX Layer: node_linear]\x1e[ONNX Layer: node_relu_8]"},
+    {
+        "Name": "__myl_Fc_myl0_1",
+        "LayerType": "gemm",
+        "Metadata": "[ONNX Layer: node_linear]\x1e[ONNX Layer: node_relu_8]",
+    },
 )
 
 Work = Callable[[], None]
@@ -251,6 +255,7 @@ class Context:
         self._launched = False
         self.profiler: Any = None
         self.enqueue_emits_profile = True
+        self.nvtx_verbosity = tensorrt_rtx.ProfilingVerbosity.DETAILED  # that of the build
         library.alive.append("context")
 
     def __del__(self) -> None:
@@ -381,7 +386,15 @@ class Inspector:
 
     def get_engine_information(self, format: Any) -> str:  # noqa: A002  # the library's name for it
         assert format == tensorrt_rtx.LayerInformationFormat.JSON
-        return json.dumps({"Layers": self._library.layers})
+        shapes = self.execution_context is not None and self.execution_context._batch
+        layers = [
+            {
+                key: "N/A due to dynamic shapes" if key == "Format/Datatype" and not shapes else value
+                for key, value in x.items()
+            }
+            for x in self._library.layers
+        ]
+        return json.dumps({"Layers": layers})
 
 
 class Runtime:

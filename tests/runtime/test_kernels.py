@@ -111,7 +111,8 @@ MAP = LayerMap(STEPS, {name: range(i, i + 1) for i, name in enumerate(NAMES)} | 
     ("kernels", "layers"),
     [
         # Named after its last operator: the convolution before it is in it.
-        ([["mul"], ["relu"], ["pool"]], [("preprocess",), ("conv1_1", "relu1_1"), ("pool1", "fc6", "relu6", "fc7", "relu7", "fc8")]),
+        ([["mul"], ["relu"], ["pool"]],
+         [("preprocess",), ("conv1_1", "relu1_1"), ("pool1", "fc6", "relu6", "fc7", "relu7", "fc8")]),
         # Named after its first: the ReLU behind it is in it, and not in the next product.
         ([["mul"], ["conv"], ["pool"], ["fc6"], ["fc7"], ["fc8"]],
          [("preprocess",), ("conv1_1", "relu1_1"), ("pool1",), ("fc6", "relu6"), ("fc7", "relu7"), ("fc8",)]),
@@ -122,7 +123,8 @@ MAP = LayerMap(STEPS, {name: range(i, i + 1) for i, name in enumerate(NAMES)} | 
         ([["mul", "fc8"]], [("preprocess", "conv1_1", "relu1_1", "pool1", "fc6", "relu6", "fc7", "relu7", "fc8")]),
         # A cast belongs to the layer whose values it converts, and computes no step.
         ([["mul"], ["conv"], ["cast"], ["relu"], ["pool"], ["fc6"], ["relu6"], ["fc7"], ["fc8"]],
-         [("preprocess",), ("conv1_1",), ("conv1_1",), ("relu1_1",), ("pool1",), ("fc6",), ("relu6",), ("fc7", "relu7"), ("fc8",)]),
+         [("preprocess",), ("conv1_1",), ("conv1_1",), ("relu1_1",), ("pool1",), ("fc6",), ("relu6",),
+          ("fc7", "relu7"), ("fc8",)]),
         ([["unknown"]], [()]),
         ([], []),
     ],
@@ -150,7 +152,9 @@ Gpu = Callable[..., tuple[Any, Library]]
 
 
 @pytest.mark.parametrize("kind", [EngineSession, RtxSession])
-def test_an_engine_reports_each_call_s_layers_after_it_is_over(gpu: Gpu, source: Source, kind: type[EngineSession]) -> None:
+def test_an_engine_reports_each_call_s_layers_after_it_is_over(
+    gpu: Gpu, source: Source, kind: type[EngineSession]
+) -> None:
     from dataclasses import replace
 
     cudart, library = gpu()
@@ -193,7 +197,7 @@ def test_a_plain_session_of_an_engine_has_no_profiler(gpu: Gpu, source: Source) 
 def test_an_inspector_that_lists_no_layers_is_one_clear_line(text: str) -> None:
     class Engine:
         def create_engine_inspector(self) -> Any:
-            return type("I", (), {"get_engine_information": lambda self, format: text})()
+            return type("I", (), {"get_engine_information": lambda *_: text})()
 
     class Format:
         JSON = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -129,6 +129,10 @@ class Source:
     cannot_saturate: bool = False  # of an INT8 file: no image can, as its record says of these bytes
     profile: bool = False  # time every kernel: the session is a `ProfiledSession` then
     refuse: Callable[[SealedFile], None] = lambda file: None  # raises where no library may see the bytes
+
+    def __post_init__(self) -> None:
+        if self.profile:  # a graph's replay reports no kernels, and kernels of two contexts would disturb each other
+            object.__setattr__(self, "gpu", replace(self.gpu, contexts=1, graphs=False))
 
     @property
     def sha256(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
 from vggdeploy.model.formats.chain import Step, chain_of
-from vggdeploy.model.formats.graph import spans_of
+from vggdeploy.model.formats.graph import Operator, operators_of
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ def layer_map(bundle: Bundle, variant: Variant) -> LayerMap:
     try:
         with bundle.main_file(source).open() as file:
             chain = chain_of(manifest.spec, manifest.input, manifest.outputs, source.path)
-            return LayerMap(chain.steps, spans_of(memoryview(file.map()), chain, source.path))
+            return LayerMap(chain.steps, _spans(operators_of(memoryview(file.map()), chain, source.path)))
     except VggdeployError as error:
         return LayerMap(missing=error.cause)
+
+
+def _spans(operators: Sequence[Operator]) -> dict[str, range]:
+    """By the operator's name, and by the name of what it makes."""
+    return {o.output: o.span for o in operators} | {o.name: o.span for o in operators if o.name}

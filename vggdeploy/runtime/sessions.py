@@ -134,8 +134,7 @@ def open_session(
         batch=variant.batch,
         device=where,
         threads=threads,
-        # A context of its own for each graph would report to nobody, and one context is enough to be timed.
-        gpu=GpuOptions(contexts=1, graphs=False) if profile else gpu or GpuOptions(),
+        gpu=gpu or GpuOptions(),
         build=variant.build,
         precision=variant.precision,
         hint=hint,

@@ -12,6 +12,7 @@ from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
 from vggdeploy.runtime.base import Kernel, Source
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, tensor_spec, title
 from vggdeploy.runtime.tensorrt.profile import LayerTimes, inspected
+from vggdeploy.system.ranges import asked
 from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import TensorSpec
 
@@ -69,6 +70,10 @@ class LoadedEngine:
             context = self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
         if self.times is not None:
             self.times.attach(context)
+        elif not asked():
+            # Engines are built with all details. At run time they only name NVTX ranges, and make each launch longer
+            # (so TensorRT's documentation of this property says).
+            context.nvtx_verbosity = self.library.ProfilingVerbosity.NONE
         return context
 
     def kernels(self) -> list[tuple[Kernel, ...]]:

@@ -19,6 +19,7 @@ from vggdeploy.runtime.gpu.lane import CLOSED, Lane
 from vggdeploy.runtime.gpu.pool import Pending, Pool
 from vggdeploy.runtime.tensorrt.api import backend_library, no_collection
 from vggdeploy.runtime.tensorrt.engine import LoadedEngine
+from vggdeploy.runtime.tensorrt.profile import EngineLayer, inspected
 from vggdeploy.types import Device
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ class EngineSession:
                 lane.report()
                 times.end_call()
             return results
+
+    def layers(self) -> tuple[EngineLayer, ...]:
+        """The engine's layers as the library's inspector describes them for the batch size that it is tuned for."""
+        with self.lane() as lane:
+            loaded = self._loaded
+            assert loaded is not None  # noqa: S101  # there is a lane
+            return lane.look(self._source.batch.opt, lambda context: inspected(loaded.library, loaded.engine, context))
 
     def kernels(self) -> list[tuple[Kernel, ...]]:
         """See `vggdeploy.runtime.base.ProfiledSession`."""
