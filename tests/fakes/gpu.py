@@ -245,8 +245,9 @@ class Cudart:
 
 
 class Context:
-    def __init__(self, library: Library, needs_memory: bool) -> None:
+    def __init__(self, library: Library, engine: Engine, needs_memory: bool) -> None:
         self._library = library
+        self._engine = engine
         self._addresses: dict[str, int] = {}
         self._batch = 0
         self._needs_memory = needs_memory
@@ -284,12 +285,14 @@ class Context:
         self._captured |= in_capture
         if self._needs_memory:
             assert cudart.scratch.setdefault(self._scratch, stream_handle) == stream_handle, "scratch of two streams"
-        batch, addresses = self._batch, dict(self._addresses)
+        batch, addresses, engine = self._batch, dict(self._addresses), self._engine
 
         def work() -> None:
             pixels = view(addresses["image"], batch * ITEM, np.uint8).reshape(batch, -1)
             logits = view(addresses["logits"], batch * CLASSES * 4, np.float32).reshape(batch, -1)
             logits[:] = pixels.sum(axis=1, dtype=np.float32)[:, None] + np.arange(CLASSES, dtype=np.float32)
+            if not engine.has_weights:
+                logits[:] = 0
 
         cudart.put(stream_handle, work)
         self._launched = True
@@ -340,6 +343,8 @@ class Engine:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self.refittable = library.stripped
+        self.has_weights = not library.stripped
         library.alive.append("engine")
 
     def __del__(self) -> None:
@@ -374,7 +379,7 @@ class Engine:
         limit = library.max_contexts
         if library.fault == "create_execution_context" or library.alive.count("context") >= limit:
             return None
-        return Context(library, how == tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
+        return Context(library, self, how == tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
 
 
 class Inspector:
@@ -395,6 +400,48 @@ class Inspector:
             for x in self._library.layers
         ]
         return json.dumps({"Layers": layers})
+
+
+class Refitter:
+    """A ``Refitter``: it may be told weights by name, or by an `OnnxParserRefitter`; nothing counts before it refits."""
+
+    def __init__(self, library: Library, engine: Engine) -> None:
+        self._library, self._engine = library, engine
+        self.told: bytes | None = None
+
+    def get_missing_weights(self) -> list[str]:
+        names = ["features.0.weight", "features.0.bias", "classifier.6.bias", "classifier.6.weight"]
+        return names if self.told is None or self._library.fault == "get_missing_weights" else []
+
+    def refit_cuda_engine(self) -> bool:
+        if self._library.fault == "refit_cuda_engine" or self.get_missing_weights():
+            return False
+        assert self.told is not None
+        self._library.refitted.append(bytes(self.told))
+        self._engine.has_weights = True
+        return True
+
+
+class ParserError:
+    def desc(self) -> str:
+        return "ModelRefitter.cpp:10: the initializer features.0.weight has another size"
+
+
+class OnnxParserRefitter:
+    def __init__(self, library: Library, refitter: Refitter) -> None:
+        self._library, self._refitter = library, refitter
+        self.num_errors = 0
+
+    def refit_from_bytes(self, model: Any) -> bool:
+        if self._library.fault == "refit_from_bytes":
+            self.num_errors = 1
+            return False
+        self._refitter.told = model[:]
+        return True
+
+    def get_error(self, index: int) -> ParserError:
+        assert 0 <= index < self.num_errors
+        return ParserError()
 
 
 class Runtime:
@@ -431,12 +478,20 @@ class Library:
         self.cache_read: list[bytes] = []
         self.profile = (1, 2, 4)
         self.output_type = tensorrt_rtx.DataType.FLOAT
+        self.stripped = False  # whether the engines are without weights, and wait for some
+        self.refitted: list[bytes] = []
         self.layers: list[dict[str, Any]] = [dict(layer) for layer in LAYERS]
         self.__name__ = "tensorrt_rtx"
         self.__version__ = "1.7.1"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(tensorrt_rtx, name)
+
+    def Refitter(self, engine: Engine, logger: Any) -> Refitter:
+        return Refitter(self, engine)
+
+    def OnnxParserRefitter(self, refitter: Refitter, logger: Any) -> OnnxParserRefitter:
+        return OnnxParserRefitter(self, refitter)
 
     def Runtime(self, logger: Any) -> Runtime | None:
         return None if self.fault == "Runtime" else Runtime(self, logger)

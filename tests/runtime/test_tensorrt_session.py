@@ -206,6 +206,9 @@ def test_threads_get_their_own_answers(gpu, source):
         (fake_gpu.RuntimeConfig, tensorrt_rtx.IRuntimeConfig),
         (fake_gpu.RuntimeCache, tensorrt_rtx.IRuntimeCache),
         (fake_gpu.Inspector, tensorrt_rtx.EngineInspector),
+        (fake_gpu.Refitter, tensorrt_rtx.Refitter),
+        (fake_gpu.OnnxParserRefitter, tensorrt_rtx.OnnxParserRefitter),
+        (fake_gpu.ParserError, tensorrt_rtx.ParserError),
         (fake_gpu.Cudart, fake_gpu.real_cudart),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -127,6 +127,7 @@ class Source:
     precision: Precision = Precision.FP32
     hint: Hint = "latency"
     cannot_saturate: bool = False  # of an INT8 file: no image can, as its record says of these bytes
+    weights: Callable[[], AbstractContextManager[SealedFile]] | None = None  # of an engine without: its checked ONNX
     profile: bool = False  # time every kernel: the session is a `ProfiledSession` then
     refuse: Callable[[SealedFile], None] = lambda file: None  # raises where no library may see the bytes
 

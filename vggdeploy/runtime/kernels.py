@@ -13,6 +13,7 @@ from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.errors import VggdeployError
 from vggdeploy.model.formats.chain import Step, chain_of
 from vggdeploy.model.formats.graph import Operator, operators_of
+from vggdeploy.runtime.preflight import built_from
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,9 @@ class LayerMap:
 def layer_map(bundle: Bundle, variant: Variant) -> LayerMap:
     """Of an ONNX or OpenVINO variant, or of an engine by the ONNX that it was built from, which is read and not run."""
     manifest = bundle.manifest
-    source = variant
-    if variant.build is not None:
-        built_from = [v for v in manifest.variants if v.name == variant.build.source]
-        if not built_from or bundle.sha256(built_from[0].path) != variant.build.source_sha256:
-            return LayerMap(missing=f"the ONNX that {variant.name} was built from is not in the bundle")
-        source = built_from[0]
+    source = built_from(bundle, variant) if variant.build is not None else variant
+    if source is None:
+        return LayerMap(missing=f"the ONNX that {variant.name} was built from is not in the bundle")
     try:
         with bundle.main_file(source).open() as file:
             chain = chain_of(manifest.spec, manifest.input, manifest.outputs, source.path)

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.errors import IncompatibleError, UsageError
-from vggdeploy.model.formats.admission import admit
+from vggdeploy.model.formats.admission import admit, admitted
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import BACKENDS, backend_for, default_device
@@ -139,11 +140,29 @@ def open_session(
         precision=variant.precision,
         hint=hint,
         cannot_saturate=variant.cannot_saturate(file.sha256),
+        weights=_weights(bundle, variant),
         profile=profile,
         refuse=lambda sealed: _refuse(variant, manifest, sealed),
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)
+
+
+def _weights(bundle: Bundle, variant: Variant) -> Callable[[], AbstractContextManager[SealedFile]] | None:
+    """Where an engine that was built without weights gets them: from the ONNX in the bundle that its record names.
+
+    Raises:
+        IncompatibleError: it is not there.
+    """
+    if variant.build is None or "strip" not in variant.build.options:
+        return None
+    source = preflight.built_from(bundle, variant)
+    if source is None:
+        raise IncompatibleError(
+            f"{variant.name} has no weights of its own, and the ONNX with them, {variant.build.source}, is not in the bundle",
+            "use the bundle that it was built in, or build an engine with weights: vggdeploy build BUNDLE",
+        )
+    return lambda: admitted(bundle, source)
 
 
 def _refuse(variant: Variant, manifest: Manifest, sealed: SealedFile) -> None:

@@ -12,6 +12,7 @@ from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
 from vggdeploy.runtime.base import Kernel, Source
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, tensor_spec, title
 from vggdeploy.runtime.tensorrt.profile import LayerTimes, inspected
+from vggdeploy.runtime.tensorrt.refit import refit
 from vggdeploy.system.ranges import asked
 from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import TensorSpec
@@ -48,6 +49,9 @@ class LoadedEngine:
         self.runtime = self._made(lambda: self.library.Runtime(self.logger), "start")
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
         self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
+        if self.source.weights is not None:
+            with self.source.weights() as onnx:
+                refit(self.library, self.engine, self.logger, self.log, onnx)
         self._check_tensors()
 
     def drop(self) -> None:
