@@ -27,6 +27,7 @@ from PIL.ExifTags import Base
 from vggdeploy.errors import InputError, first_line
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.files import read_regular
+from vggdeploy.system.ranges import ranged
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -77,6 +78,7 @@ def prepare(source: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MAX_PI
     return _prepare(source, spec, describe(source), max_pixels)
 
 
+@ranged("decode")
 def prepare_batch(
     sources: Sequence[ImageLike], spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:

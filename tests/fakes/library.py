@@ -6,6 +6,7 @@ What TensorRT leaves undefined (a shape changed under a captured graph) is an as
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +14,26 @@ from fakes.network import CLASSES, C, H, W
 
 SUM_BYTES = 4  # of scratch memory, an image
 
+# As the inspector of TensorRT 10 and 11 describes an engine that was built with details; names are those of our exporter.
+LAYERS = (
+    {"Name": "Reformatting CopyNode for Input Tensor 0 to node_conv2d", "LayerType": "Reformat"},
+    {
+        "Name": "node_conv2d + node_relu",
+        "LayerType": "CaskConvolution",
+        "Metadata": "[ONNX Layer: node_conv2d]\x1f[ONNX Layer: node_relu]",
+    },
+    {
+        "Name": "__myl_Fc_myl0_1",
+        "LayerType": "gemm",
+        "Metadata": "[ONNX Layer: node_linear]\x1e[ONNX Layer: node_relu_8]",
+    },
+)
+
 
 class Context:
-    def __init__(self, library: Library, *, needs_memory: bool, own: int) -> None:
+    def __init__(self, library: Library, engine: Engine, *, needs_memory: bool, own: int) -> None:
         self._library = library
+        self._engine = engine
         self._addresses: dict[str, int] = {}
         self._batch = 0
         self._needs_memory = needs_memory
@@ -24,6 +41,10 @@ class Context:
         self._own = own
         self._captured = False
         self._under_way: list[int] = []
+        self._launched = False
+        self.profiler: Any = None
+        self.enqueue_emits_profile = True
+        self.nvtx_verbosity = library.ProfilingVerbosity.DETAILED  # that of the build
         library.alive.append("context")
 
     def __del__(self) -> None:
@@ -56,10 +77,26 @@ class Context:
         assert self._scratch or not self._needs_memory, "executed without memory to compute in"
         if not in_capture:
             self._under_way.append(stream_handle)
-        started = library.launch(stream_handle, dict(self._addresses), self._batch, self._own or self._scratch)
+        launch = library.launch if self._engine.has_weights else library.launch_without_weights
+        started = launch(stream_handle, dict(self._addresses), self._batch, self._own or self._scratch)
         if not in_capture:
             library.after(stream_handle, self._under_way.clear)
+        self._launched = True
+        if self.profiler is not None and self.enqueue_emits_profile:  # then a launch waits for its own end
+            library.wait(stream_handle)
+            self.report_to_profiler()
         return started
+
+    def report_to_profiler(self) -> bool:
+        """The times of the last launch, which has to be over. The fake's are 1, 2, 3, … ms."""
+        library = self._library
+        if library.fault == "report_to_profiler" or self.profiler is None or not self._launched:
+            return False
+        assert not self._under_way, "times were asked for while the launch was under way"
+        self._launched = False
+        for number, layer in enumerate(library.layers, 1):
+            self.profiler.report_layer_time(layer["Name"], float(number))
+        return True
 
 
 class RuntimeCache:
@@ -92,6 +129,8 @@ class Engine:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self.refittable = library.stripped
+        self.has_weights = not library.stripped
         library.alive.append("engine")
 
     def __del__(self) -> None:
@@ -118,6 +157,9 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(size, H, W, C) for size in self._library.profile]
 
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self._library)
+
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self._library)
 
@@ -129,7 +171,69 @@ class Engine:
             return None
         needs_memory = how == library.ExecutionContextAllocationStrategy.USER_MANAGED
         own = 0 if needs_memory else library.allocate_scratch()
-        return None if own is None else Context(library, needs_memory=needs_memory, own=own)
+        return None if own is None else Context(library, self, needs_memory=needs_memory, own=own)
+
+
+class Inspector:
+    """An ``EngineInspector``."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self.execution_context: Any = None
+
+    def get_engine_information(self, format: Any) -> str:  # noqa: A002  # the library's name for it
+        assert format == self._library.LayerInformationFormat.JSON
+        shapes = self.execution_context is not None and self.execution_context._batch
+        layers = [
+            {
+                key: "N/A due to dynamic shapes" if key == "Format/Datatype" and not shapes else value
+                for key, value in x.items()
+            }
+            for x in self._library.layers
+        ]
+        return json.dumps({"Layers": layers})
+
+
+class Refitter:
+    """A ``Refitter``: it may be told weights by name, or by an `OnnxParserRefitter`; nothing counts before it refits."""
+
+    def __init__(self, library: Library, engine: Engine) -> None:
+        self._library, self._engine = library, engine
+        self.told: bytes | None = None
+
+    def get_missing_weights(self) -> list[str]:
+        names = ["features.0.weight", "features.0.bias", "classifier.6.bias", "classifier.6.weight"]
+        return names if self.told is None or self._library.fault == "get_missing_weights" else []
+
+    def refit_cuda_engine(self) -> bool:
+        if self._library.fault == "refit_cuda_engine" or self.get_missing_weights():
+            return False
+        assert self.told is not None
+        self._library.refitted.append(bytes(self.told))
+        self._engine.has_weights = True
+        return True
+
+
+class ParserError:
+    def desc(self) -> str:
+        return "ModelRefitter.cpp:10: the initializer features.0.weight has another size"
+
+
+class OnnxParserRefitter:
+    def __init__(self, library: Library, refitter: Refitter) -> None:
+        self._library, self._refitter = library, refitter
+        self.num_errors = 0
+
+    def refit_from_bytes(self, model: Any) -> bool:
+        if self._library.fault == "refit_from_bytes":
+            self.num_errors = 1
+            return False
+        self._refitter.told = model[:]
+        return True
+
+    def get_error(self, index: int) -> ParserError:
+        assert 0 <= index < self.num_errors
+        return ParserError()
 
 
 class Runtime:
@@ -177,11 +281,20 @@ class Library:
         self.cache_read: list[bytes] = []
         self.profile = (1, 2, 4)
         self.output_type = names.DataType.FLOAT
+        self.stripped = False  # whether the engines are without weights, and wait for some
+        self.refitted: list[bytes] = []
+        self.layers: list[dict[str, Any]] = [dict(layer) for layer in LAYERS]
         self.__name__ = "tensorrt_rtx"
         self.__version__ = "1.7.1"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._names, name)
+
+    def Refitter(self, engine: Engine, logger: Any) -> Refitter:
+        return Refitter(self, engine)
+
+    def OnnxParserRefitter(self, refitter: Refitter, logger: Any) -> OnnxParserRefitter:
+        return OnnxParserRefitter(self, refitter)
 
     def Runtime(self, logger: Any) -> Runtime | None:
         if self.fault == "null":  # as the real one where CUDA does not start: an object that must not be used
@@ -198,6 +311,14 @@ class Library:
 
     def launch(self, stream: int, addresses: Mapping[str, int], batch: int, scratch: int) -> bool:
         """Put the network's work into a stream."""
+        raise NotImplementedError
+
+    def launch_without_weights(self, stream: int, addresses: Mapping[str, int], batch: int, scratch: int) -> bool:
+        """That of an engine that waits for its weights: zeros."""
+        raise NotImplementedError
+
+    def wait(self, stream: int) -> None:
+        """Until the stream is empty."""
         raise NotImplementedError
 
     def after(self, stream: int, work: Callable[[], None]) -> None:

@@ -36,6 +36,12 @@ class DynamicShapesKernelSpecializationStrategy(IntEnum):
     NONE = 2
 
 
+class ProfilingVerbosity(IntEnum):
+    LAYER_NAMES_ONLY = 0
+    NONE = 1
+    DETAILED = 2
+
+
 class EngineValidity(IntEnum):
     VALID = 0
     SUBOPTIMAL = 1

@@ -143,3 +143,19 @@ def test_a_manifest_from_before_slim_bundles_still_opens(own_bundle: Path) -> No
     data = json.dumps(document, indent=2).encode()
     file.write_bytes(_with_digest(data, _digest_of(data)))
     assert Bundle.open(own_bundle).manifest.origin is None
+
+
+def test_an_engine_without_weights_is_not_cut_from_the_onnx_that_has_them(own_bundle: Path, tmp_path: Path) -> None:
+    from vggdeploy.bundle import BuildRecord
+
+    opened = Bundle.open(own_bundle)
+    onnx = opened.manifest.variant("onnx-fp32")
+    record = BuildRecord(
+        library="tensorrt", version="10.13.0", source=onnx.name, source_sha256=opened.sha256(onnx.path), targets=("sm89",),
+        options={"strip": "identical"}, seconds=1.0,
+    )  # fmt: skip
+    engine = msgspec.structs.replace(onnx, name="tensorrt-fp32", format="tensorrt", build=record)
+    whole = Bundle(opened.root, opened.manifest.with_variants(engine))
+    with pytest.raises(UsageError, match="has no weights of its own"):
+        package_slim(Order(bundle=whole, output=tmp_path / "slim", variants=("tensorrt-fp32",)))
+    assert not (tmp_path / "slim").exists()

@@ -20,6 +20,10 @@ FAKES = {
     "Runtime": ("Runtime", tuple(SURFACES)),
     "Engine": ("ICudaEngine", tuple(SURFACES)),
     "Context": ("IExecutionContext", tuple(SURFACES)),
+    "Inspector": ("EngineInspector", tuple(SURFACES)),
+    "Refitter": ("Refitter", tuple(SURFACES)),
+    "OnnxParserRefitter": ("OnnxParserRefitter", tuple(SURFACES)),
+    "ParserError": ("ParserError", tuple(SURFACES)),
     "RuntimeConfig": ("IRuntimeConfig", ("rtx",)),
     "RuntimeCache": ("IRuntimeCache", ("rtx",)),
 }

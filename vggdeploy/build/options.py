@@ -14,6 +14,8 @@ from vggdeploy.system.files import read_regular, sha256_of
 from vggdeploy.types import BatchRange
 
 HARDWARE = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
+# Weights are left out of the engine, which gets them at load: those it was built from, or any of the same network.
+STRIP = {"identical": "REFIT_IDENTICAL", "any": "REFIT"}
 MAX_OPT_LEVEL = 5  # both libraries take a larger number, and then use this one
 MAX_TIMING_CACHE = 2**30
 
@@ -35,7 +37,8 @@ class BuildOptions:
     ``workspace``: bytes of GPU memory that a kernel may use while it runs. ``opt_level``: how long the builder searches,
     0–5. ``timing_cache``: a file, read before the build and written after it. ``hardware_compatible``: a key of
     `HARDWARE`. ``version_compatible``: loads in later releases too, by their lean runtime. ``sparse``: 2:4 sparse kernels
-    where the weights are so. ``graph_batches``: batch sizes that a session captures as CUDA graphs.
+    where the weights are so. ``strip``: a key of `STRIP`. ``graph_batches``: batch sizes that a session captures as CUDA
+    graphs.
     """
 
     workspace: int | None = None
@@ -44,6 +47,7 @@ class BuildOptions:
     hardware_compatible: str | None = None
     version_compatible: bool = False
     sparse: bool = False
+    strip: str | None = None
     graph_batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -56,6 +60,8 @@ class BuildOptions:
             )
         if self.hardware_compatible is not None and self.hardware_compatible not in HARDWARE:
             raise unknown_name("hardware compatibility", self.hardware_compatible, HARDWARE)
+        if self.strip is not None and self.strip not in STRIP:
+            raise unknown_name("value of --strip", self.strip, STRIP)
 
     @classmethod
     def from_record(cls, options: Mapping[str, str], graph_batches: Sequence[int] = ()) -> BuildOptions:
@@ -67,6 +73,7 @@ class BuildOptions:
             hardware_compatible=options.get("hardware_compatible"),
             version_compatible="version_compatible" in options,
             sparse="sparse" in options,
+            strip=options.get("strip"),
             graph_batches=tuple(graph_batches),
         )
 
@@ -79,6 +86,7 @@ class BuildOptions:
             "hardware_compatible": self.hardware_compatible,
             "version_compatible": "yes" if self.version_compatible else None,
             "sparse": "yes" if self.sparse else None,
+            "strip": self.strip,
         }
         return {name: text for name, text in texts.items() if text is not None}
 
@@ -101,6 +109,7 @@ class BuildOptions:
             or hasattr(getattr(library, "HardwareCompatibilityLevel", None), HARDWARE[self.hardware_compatible]),
             "version_compatible": hasattr(flags, "VERSION_COMPATIBLE") and hasattr(flags, "EXCLUDE_LEAN_RUNTIME"),
             "sparse": hasattr(flags, "SPARSE_WEIGHTS"),
+            "strip": hasattr(flags, "STRIP_PLAN") and hasattr(flags, STRIP.get(self.strip or "", "")),
             "opt_level": hasattr(library.IBuilderConfig, "builder_optimization_level"),
         }
         for name, there in has.items():
@@ -140,6 +149,9 @@ class BuildOptions:
             config.set_flag(library.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
         if self.sparse:
             config.set_flag(library.BuilderFlag.SPARSE_WEIGHTS)
+        if self.strip is not None:
+            config.set_flag(library.BuilderFlag.STRIP_PLAN)
+            config.set_flag(getattr(library.BuilderFlag, STRIP[self.strip]))
         if self.timing_cache is not None:
             self._use_timing_cache(library, config, self.timing_cache)
 

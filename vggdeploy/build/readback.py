@@ -77,7 +77,7 @@ def layers_by_type(text: str) -> dict[str, int]:
         ) from error
     counts: Counter[str] = Counter()
     for described in layers:
-        kind = _engine_type(described) if isinstance(described, dict) else None  # a bare name says no type
+        kind = layer_type(described) if isinstance(described, dict) else None  # a bare name says no type
         if kind is not None:
             counts[kind] += 1
     if not counts and any(isinstance(described, dict) for described in layers):
@@ -87,7 +87,7 @@ def layers_by_type(text: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _engine_type(described: dict[str, Any]) -> str | None:
+def layer_type(described: dict[str, Any]) -> str | None:
     """The narrowest of a product's first input and first output: the other may be cast on the way. None for the rest.
 
     Of a dynamic batch TensorRT 10 does not say them ("N/A due to dynamic shapes"): there the type of the weights counts,

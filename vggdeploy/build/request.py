@@ -16,7 +16,7 @@ from vggdeploy.build.targets import DEFAULT_TARGETS, resolve_targets, set_target
 from vggdeploy.build.tensorrt import BuildResult, build_engine, open_library
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
 from vggdeploy.bundle.precision import check_engine
-from vggdeploy.errors import BundleError, UsageError
+from vggdeploy.errors import BundleError, IncompatibleError, UsageError
 from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu, use
 from vggdeploy.runtime.preflight import release
 from vggdeploy.runtime.registry import Backend, get_engine
@@ -180,6 +180,11 @@ def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = Non
     gpu = find_gpu(device or Device("cuda")) if needs_gpu else None
     sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
     options.check(library, batch)
+    if options.strip is not None and gpu is None and not (found := backend.probe(Device("cuda"))).runs:
+        raise IncompatibleError(
+            f"{backend.title} leaves weights out only where it has a GPU to build on: {found.reason}",
+            "build on the GPU's machine, or leave --strip out",
+        )
     sha256 = bundle.sha256(source.path)
     return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options)
 

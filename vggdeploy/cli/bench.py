@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 MODES: Modes = {
     **dict.fromkeys(
-        ("--rounds", "--processes", "--pin", "--percentile", "--roof"), ("without --scenario", "without --gpu-detail")
+        ("--rounds", "--processes", "--pin", "--percentile", "--roof"),
+        ("without --scenario", "without --gpu-detail", "without --profile-layers"),
     ),
     **dict.fromkeys(("--target-qps", "--latency-bound", "--find-qps"), ("--scenario server",)),
-    **dict.fromkeys(("--scenario", "--record", "--threads"), ("without --gpu-detail",)),
-    "--fail-if-slower": ("without --scenario", "without --gpu-detail"),
+    **dict.fromkeys(("--scenario", "--record"), ("without --gpu-detail", "without --profile-layers")),
+    "--threads": ("without --gpu-detail",),
+    "--fail-if-slower": ("without --scenario", "without --gpu-detail", "without --profile-layers"),
+    **dict.fromkeys(("--gpu-detail", "--require-valid"), ("without --profile-layers",)),
 }
 
 
@@ -86,6 +89,13 @@ def bench(
             "--gpu-detail", help="Take one TensorRT engine apart: copies, compute, graphs, streams, energy, the roof."
         ),
     ] = False,
+    profile_layers: Annotated[
+        bool,
+        typer.Option(
+            "--profile-layers",
+            help="Time every kernel, and name the layers that it computes. Slower than a plain run, so nothing is compared.",
+        ),
+    ] = False,
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +119,7 @@ def bench(
     from vggdeploy.cli import tables
     from vggdeploy.cli.compare import exit_code, parse_limit, show
     from vggdeploy.cli.options import cpu_list, rebuilt, split_names, split_numbers, with_command
+    from vggdeploy.cli.profile import run_profile
     from vggdeploy.errors import UsageError
     from vggdeploy.types import Device
 
@@ -131,10 +142,13 @@ def bench(
         data=data,
         data_dir=data_dir,
     )
-    if gpu_detail:
+    if gpu_detail or profile_layers:
         if len(opened) > 1:
-            raise UsageError("--gpu-detail takes one engine apart", "give one bundle")
-        return run_gpu(opened[0], plan, json=json, require_valid=require_valid)
+            option = "--gpu-detail" if gpu_detail else "--profile-layers"
+            raise UsageError(f"{option} looks into one bundle", "give one bundle")
+        if gpu_detail:
+            return run_gpu(opened[0], plan, json=json, require_valid=require_valid)
+        return run_profile(opened[0], plan, threads=threads, json=json)
     method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof, processes)
     if scenarios:
         method = Scenarios(scenarios, target_qps, latency_bound, find_qps)

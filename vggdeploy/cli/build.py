@@ -59,6 +59,14 @@ def build(
     sparse: Annotated[
         bool, typer.Option("--sparse", help="Use 2:4 sparse kernels where the weights are sparse.")
     ] = False,
+    strip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="identical|any",
+            help="Leave the weights out: each load takes them from the bundle's ONNX. any: 'vggdeploy refit' may give it "
+            "those of another checkpoint.",
+        ),
+    ] = None,
     cuda_graph_batches: Annotated[
         str | None, typer.Option(metavar="N,N…", help="Batch sizes that a session captures as CUDA graphs.")
     ] = None,
@@ -87,6 +95,7 @@ def build(
         hardware_compatible=hardware_compatible.strip().lower().replace("_", "-") if hardware_compatible else None,
         version_compatible=version_compatible,
         sparse=sparse,
+        strip=strip.strip().lower() if strip else None,
         graph_batches=tuple(split_numbers(cuda_graph_batches)) if cuda_graph_batches is not None else (),
     )
     opened = Bundle.open(bundle, only=())  # what the build reads is checked when it reads it

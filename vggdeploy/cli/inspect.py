@@ -6,18 +6,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggdeploy.cli.options import BundlePath, Json
+from vggdeploy.cli.options import BundlePath, Json, Modes, check_modes
 
 if TYPE_CHECKING:
     from vggdeploy.bundle import Bundle, Variant
+    from vggdeploy.records.layers import LayersReport
+
+MODES: Modes = {"--variant": ("--layers",), "--layers": ("without --sbom",)}
 
 
 def inspect(
+    context: typer.Context,
     bundle: BundlePath,
     json: Json = False,
     sbom: Annotated[
         bool, typer.Option("--sbom", help="Print the bundle's bill of materials instead (CycloneDX 1.6, JSON).")
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="List the layers instead: of ONNX files as their graphs have them, of engines (on their GPU) as TensorRT "
+            "built them, with types, shapes and kernels.",
+        ),
+    ] = False,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant's layers; may be repeated.")] = None,
 ) -> int:
     """Verify a bundle's files, read their precision back, and say which variant 'auto' takes here and why."""
     from vggdeploy.bundle import Bundle
@@ -27,7 +40,17 @@ def inspect(
     from vggdeploy.package.bom import bill_of_materials
     from vggdeploy.verify.readback import wrong_precisions
 
+    check_modes(context, MODES)
     opened = Bundle.open(bundle)
+    if layers:
+        from vggdeploy.verify.listing import list_layers
+
+        report = list_layers(opened, variant or ())
+        if json:
+            render.emit_json(report)
+        else:
+            _print_layers(report)
+        return 0
     wrong = wrong_precisions(opened)
     if json or sbom:
         render.emit_json(bill_of_materials(opened) if sbom else opened.manifest)
@@ -36,12 +59,24 @@ def inspect(
     tables.signature_line(opened)
     for name, reason in wrong.items():
         tables.print_wrong(name, reason)
-    for variant in opened.manifest.variants:
-        build.print_engine(variant)
-        if variant.name not in wrong:
-            _print_bounds(opened, variant)
+    for each in opened.manifest.variants:
+        build.print_engine(each)
+        if each.name not in wrong:
+            _print_bounds(opened, each)
     tables.choice_table(choices(opened))
     return ParityError.exit_code if wrong else 0
+
+
+def _print_layers(report: LayersReport) -> None:
+    """A table for each variant, or why it has none."""
+    from vggdeploy.cli.render import escape, out, table
+    from vggdeploy.report.layer_lists import layer_list
+
+    for listed in report.variants:
+        if listed.layers:
+            table(layer_list(listed))
+        for reason in filter(None, (listed.missing, listed.unnamed)):
+            out.print(f"[yellow]·[/] {escape(listed.variant)}: {escape(reason)}")
 
 
 def _print_bounds(bundle: Bundle, variant: Variant) -> None:

@@ -26,6 +26,7 @@ from vggdeploy.preprocess import MAX_PIXELS, ImageLike, describe, prepare, read_
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.machine import usable_cores
+from vggdeploy.system.ranges import ranged
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]
@@ -287,6 +288,7 @@ class AsyncEngine:
         except BaseException as error:  # it fails alone, and who waits for it is told
             self._batcher.fail(ticket, error)
 
+    @ranged("decode")
     def _prepare(self, image: ImageLike, spec: PreprocessSpec) -> Array:
         limit = self._limits.max_pixels
         if self._isolated is None or isinstance(image, (Image.Image, np.ndarray)):  # there, nothing is to be decoded

@@ -144,7 +144,7 @@ def chosen_variants(order: Order, formats: Sequence[str], what: str) -> list[Var
     """The variants that were named, or the one that is best on this machine; none that failed parity, of ``formats`` only.
 
     Raises:
-        UsageError: a variant of another format, or one that failed parity, or none there.
+        UsageError: a variant of another format, one that failed parity, an engine without weights, or none there.
         ForeignModelError: a model is not what vggdeploy writes; nothing of it is handed on.
     """
     manifest = order.bundle.manifest
@@ -163,6 +163,11 @@ def chosen_variants(order: Order, formats: Sequence[str], what: str) -> list[Var
             raise UsageError(f"{what} does not take {variant.name}, which is {variant.format}", hint)
         if variant.verdict is Verdict.FAIL:
             raise UsageError(f"{variant.name} failed parity", "see: vggdeploy verify")
+        if variant.build is not None and "strip" in variant.build.options:
+            raise UsageError(
+                f"{variant.name} has no weights of its own, and {what} takes the ONNX with them not along",
+                "build one with its weights: vggdeploy build BUNDLE",
+            )
         check_variant(order.bundle, variant)
     return named
 

@@ -9,6 +9,7 @@ import msgspec
 from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport
 from vggdeploy.records.conclusions import ComparisonReport, ReportSummary
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.profile import ProfileReport
 
 
 def json_schema(kind: type[Any], title: str) -> dict[str, Any]:
@@ -43,6 +44,7 @@ RESULTS: dict[str, tuple[type[Any], str]] = {
     "parity": (ParityReport, "vggdeploy verify --json"),
     "bench": (BenchReport, "vggdeploy bench --json"),
     "evaluation": (EvaluationReport, "vggdeploy evaluate --json"),
+    "profile": (ProfileReport, "vggdeploy bench --profile-layers --json"),
     "comparison": (ComparisonReport, "vggdeploy compare --json"),
     "report": (ReportSummary, "vggdeploy report --json"),
 }

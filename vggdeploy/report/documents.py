@@ -13,17 +13,19 @@ from vggdeploy.errors import InputError, UsageError, first_line
 from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, check_numbers, from_json
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
+from vggdeploy.records.profile import ProfileReport
 from vggdeploy.system.files import read_regular
 
 _MAX_BYTES = 256 * 2**20
 _MAKE = "give what these print: vggdeploy verify --json, vggdeploy bench --json, vggdeploy evaluate --json"
 
 
-Result = ParityReport | BenchReport | EvaluationReport | GpuReport | SearchReport
+Result = ParityReport | BenchReport | EvaluationReport | GpuReport | SearchReport | ProfileReport
 # A document is of the first kind whose fields it has; none of them is in a document of another kind.
 _KINDS: tuple[tuple[frozenset[str], type[Any]], ...] = (
     (frozenset({"roof", "times", "macs"}), GpuReport),
     (frozenset({"rows", "baseline"}), BenchReport),
+    (frozenset({"profiles", "threads"}), ProfileReport),
     (frozenset({"confused", "accuracy"}), EvaluationReport),
     (frozenset({"trials", "front", "goal"}), SearchReport),
     (frozenset({"bundle", "variants"}), ParityReport),
@@ -59,6 +61,10 @@ class Results:
     @property
     def gpu(self) -> list[GpuReport]:
         return [d.result for d in self.documents if isinstance(d.result, GpuReport)]
+
+    @property
+    def profiles(self) -> list[ProfileReport]:
+        return [d.result for d in self.documents if isinstance(d.result, ProfileReport)]
 
     @property
     def searches(self) -> list[SearchReport]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, ScenarioRow
-from vggdeploy.report import findings, grids
+from vggdeploy.report import findings, grids, layer_times
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import pareto
 from vggdeploy.report.subjects import Cast
@@ -56,6 +56,7 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         _load(results, cast),
         _cost(results, cast),
         _roofline(results, cast),
+        *_layer_times(results, cast),
         _parity(results, cast),
         _fleet(results),
         _layers(results),
@@ -247,6 +248,25 @@ def _roofline(results: Results, cast: Cast) -> Section:
         *map(grids.roofs, under),
     )
     return Section("roofline", "Roofline", "", tuple(figures), tables, missing=missing)
+
+
+def _layer_times(results: Results, cast: Cast) -> list[Section]:
+    """A section for the kernels' times, where there are any: most reports have none, and miss nothing."""
+    found = [(cast.label(p.variant, p.sha256, r.bundle), p) for r in results.profiles for p in r.profiles]
+    if not found:
+        return []
+    figures = tuple(
+        Figure(
+            layer_times.sentence(p),
+            _drawn("bars", layer_times.bars(p), title="ms a batch", unit=",.3f"),
+            f"{name}, batch {p.batch}",
+        )
+        for name, p in found
+    )
+    text = "The library timed its own kernels, which slows it down: compare these with each other, and with no latency."
+    notes = tuple(f"{name}, batch {p.batch}: {note}" for name, p in found for note in layer_times.notes(p))
+    tables = tuple(layer_times.table(p, name) for name, p in found)
+    return [Section("layer-times", "The time of each layer", text, figures, tables, notes=notes)]
 
 
 def _parity(results: Results, cast: Cast) -> Section:

@@ -135,6 +135,7 @@ def _mentioned(results: Results) -> list[tuple[str, str, str]]:
     mentions += [origin(r, b) for b in results.bench for r in [*measured(b), *b.fresh]]
     mentions += [(e.variant, e.sha256, e.target) for e in results.evaluations]
     mentions += [(g.variant, g.sha256, g.bundle) for g in results.gpu]
+    mentions += [(p.variant, p.sha256, r.bundle) for r in results.profiles for p in r.profiles]
     return mentions
 
 
@@ -190,9 +191,10 @@ def _testify(cast: Cast, results: Results) -> None:
                     there = tuple(f"on {target.target}: {reason}" for reason in r.reasons)
                     proof = (r.verdict, (r.data, target.target), there)
                     cast.find(r.variant, r.sha256, parity.bundle).proofs.append(proof)
-    for bench in results.bench:
-        for row in measured(bench):
-            cast.row(row, bench).recorded.append(row.verdict)
+    recorded = [(cast.row(row, bench), row.verdict) for bench in results.bench for row in measured(bench)]
+    recorded += [(cast.find(p.variant, p.sha256, r.bundle), p.verdict) for r in results.profiles for p in r.profiles]
+    for subject, verdict in recorded:
+        subject.recorded.append(verdict)
     for e in results.evaluations:
         a = e.accuracy
         accuracy = Accuracy(a.rate, e.data, a.samples, a.lower, a.upper)

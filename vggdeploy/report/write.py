@@ -14,7 +14,8 @@ from vggdeploy.records import BenchReport, ParityRecord, ParityReport, SearchRep
 from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
-from vggdeploy.report import findings, tables
+from vggdeploy.records.profile import ProfileReport
+from vggdeploy.report import findings, layer_times, tables
 from vggdeploy.report.documents import Result, Results, read_results
 from vggdeploy.report.findings import RULE, recommend
 from vggdeploy.report.pictures import need_plots
@@ -164,10 +165,18 @@ def _records(result: Result) -> Iterator[_Line]:
         for c in result.front:
             about = {"kind": "search", "variant": c.variant, "backend": c.backend, "output": f"trial {c.trial + 1}"}
             yield about, tables.CANDIDATES, (c,)
+    elif isinstance(result, ProfileReport):
+        yield from _profile_records(result)
     elif isinstance(result, GpuReport):
-        for t in result.times:
-            about = {"kind": "gpu", "variant": result.variant, "backend": result.backend, "batch": t.batch}
-            yield about, tables.GPU_TIMES, (t,)
+        gpu = {"kind": "gpu", "variant": result.variant, "backend": result.backend}
+        yield from (({**gpu, "batch": t.batch}, tables.GPU_TIMES, (t,)) for t in result.times)
+
+
+def _profile_records(result: ProfileReport) -> Iterator[_Line]:
+    for profile in result.profiles:
+        about = {"kind": "layer times", **_who(profile), "batch": profile.batch, "on": result.data}
+        for kernel, row in zip(profile.kernels, layer_times.rows(profile), strict=True):
+            yield {**about, "output": " + ".join(kernel.layers)}, layer_times.COLUMNS, row
 
 
 def _parity_records(kind: str, records: Sequence[ParityRecord]) -> Iterator[_Line]:

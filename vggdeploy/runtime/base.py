@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -67,6 +67,14 @@ class GpuSession(Protocol):
     ) -> dict[str, Any]: ...
 
 
+@runtime_checkable
+class ProfiledSession(Protocol):
+    """What a session that was opened with ``profile=True`` has beside `vggdeploy.runtime.base.Session`."""
+
+    def kernels(self) -> list[tuple[Kernel, ...]]:
+        """The kernels of each call since the session was opened, in order. Asked once, after the last call."""
+
+
 Array = NDArray[Any]
 
 
@@ -92,6 +100,17 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """One kernel of one call: its name and kind as the library has them, and the ONNX operators (or what they make) that
+    it was made of, as far as the library tells."""
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    ms: float
+
+
+@dataclass(frozen=True)
 class Source:
     """All that a backend needs to open a variant: its file, and what the graph promises."""
 
@@ -108,7 +127,13 @@ class Source:
     precision: Precision = Precision.FP32
     hint: Hint = "latency"
     cannot_saturate: bool = False  # of an INT8 file: no image can, as its record says of these bytes
+    weights: Callable[[], AbstractContextManager[SealedFile]] | None = None  # of an engine without: its checked ONNX
+    profile: bool = False  # time every kernel: the session is a `ProfiledSession` then
     refuse: Callable[[SealedFile], None] = lambda file: None  # raises where no library may see the bytes
+
+    def __post_init__(self) -> None:
+        if self.profile:  # a graph's replay reports no kernels, and kernels of two contexts would disturb each other
+            object.__setattr__(self, "gpu", replace(self.gpu, contexts=1, graphs=False))
 
     @property
     def sha256(self) -> str:
@@ -238,6 +263,13 @@ class CheckedSession:
     def unchecked(self) -> Session:
         """The backend's own session: what a benchmark takes apart."""
         return self._opened()
+
+    @property
+    def profiled(self) -> ProfiledSession:
+        """The backend's own session, of one that was opened with ``profile=True``."""
+        session = self._opened()
+        assert isinstance(session, ProfiledSession)  # noqa: S101  # `open_session` saw to that
+        return session
 
     def _opened(self) -> Session:
         if not self._open:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.errors import BundleError, VggdeployError
-from vggdeploy.runtime.base import Array, Availability, Source, shareable
+from vggdeploy.runtime.base import Array, Availability, Kernel, Source, shareable
 from vggdeploy.system.cache import Cache, cache_home, key_of
 from vggdeploy.system.forks import SharedThreads
 from vggdeploy.system.machine import fingerprint, usable_cores
@@ -75,6 +75,7 @@ class OpenVinoSession:
         self._compiled: Any = None
         self._free: deque[Any] = deque()  # its pop and append are atomic
         self._memory: Any = None
+        self._calls: list[tuple[Kernel, ...]] = []
 
     def __enter__(self) -> Self:
         source = self._source
@@ -85,6 +86,7 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": _INFERENCE[source.precision],
             # Two sessions that are pinned take the same first cores, and leave the others idle.
             "ENABLE_CPU_PINNING": source.thread_count >= usable_cores(),
+            **({"PERF_COUNT": True} if source.profile else {}),
         }
         try:
             compiled, self._memory = _compile(source, config)
@@ -122,8 +124,14 @@ class OpenVinoSession:
             raise VggdeployError(
                 f"OpenVINO failed: {told(error)}", "try a smaller batch, or verify the bundle"
             ) from error
+        if self._source.profile:
+            self._calls.append(_timed(request, self._compiled))
         self._free.append(request)  # not after an error: it may be broken
         return answers
+
+    def kernels(self) -> list[tuple[Kernel, ...]]:
+        """See `vggdeploy.runtime.base.ProfiledSession`."""
+        return self._calls
 
     def computes_in(self) -> dict[str, int]:
         """Convolutions and matrix products of the compiled model by the type they compute in, as OpenVINO names it."""
@@ -142,6 +150,24 @@ def computed_types(compiled: Any) -> dict[str, int]:
     return found
 
 
+def _timed(request: Any, compiled: Any) -> tuple[Kernel, ...]:
+    """The kernels of a request's last call. Those that it fused away or folded are in its list, and did not run."""
+    made_of = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        about = node.get_rt_info()
+        made_of[node.get_friendly_name()] = about["originalLayersNames"].astype(str).split(",")
+    return tuple(
+        Kernel(
+            found.node_name,
+            found.node_type,
+            tuple(name for name in made_of.get(found.node_name, ()) if name),
+            found.real_time.total_seconds() * 1e3,
+        )
+        for found in request.get_profiling_info()
+        if found.status == ov.ProfilingInfo.Status.EXECUTED
+    )
+
+
 def _compile(source: Source, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """The compiled model, from the user's cache or from the file, and the memory that it reads its weights from."""
     cache = Cache(cache_home() / "openvino", suffix=".model", limit=LIMIT_BYTES)
@@ -154,7 +180,7 @@ def _compile(source: Source, config: Mapping[str, Any]) -> tuple[Any, Any]:
     start = time.perf_counter()
     with source.open() as file:
         compiled = core().compile_model(str(file.path), _DEVICE, dict(config))
-    if time.perf_counter() - start >= WORTHWHILE_SECONDS and cache.writable():
+    if time.perf_counter() - start >= WORTHWHILE_SECONDS and not source.profile and cache.writable():
         data = compiled.export_model().getbuffer()
         cache.write(key, b"".join((data, hashlib.sha256(data).digest())))
     return compiled, None

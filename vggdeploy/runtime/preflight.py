@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vggdeploy.bundle import BuildRecord, Variant
+from vggdeploy.bundle import BuildRecord, Bundle, Variant
 from vggdeploy.errors import IncompatibleError, IntegrityError
 from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu
 from vggdeploy.runtime.registry import ENGINES, library_title
@@ -39,6 +39,14 @@ class Mismatch:
 
     cause: str
     fix: str
+
+
+def built_from(bundle: Bundle, variant: Variant) -> Variant | None:
+    """The ONNX variant that an engine was built from, where the bundle still has it; None for everything else."""
+    record = variant.build
+    found = next((v for v in bundle.manifest.variants if record is not None and v.name == record.source), None)
+    same = found is not None and record is not None and bundle.sha256(found.path) == record.source_sha256
+    return found if same else None
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ class Backend:
     has ``SESSION`` (a class that takes a `Source`) and ``probe(device) -> Availability``. ``library`` is the Python
     module that does the work, ``extra`` what installs it, and ``builds_on`` the devices on which that library builds
     engines; it is empty for a backend that runs what others wrote. ``exact_int8``: its INT8 products are right on every
-    CPU, or can be made so.
+    CPU, or can be made so. ``profiles_on``: the devices on which it can time its kernels.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Backend:
     hints: tuple[Hint, ...] = ("latency",)
     builds_on: tuple[str, ...] = ()
     exact_int8: bool = True
+    profiles_on: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -77,19 +78,19 @@ BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime.session", "onnxruntime", "cpu",
-        _ORT_DEVICES, hints=("latency", "memory"),
+        _ORT_DEVICES, hints=("latency", "memory"), profiles_on=("cpu",),
     ),
     Backend(
         "openvino", "OpenVINO", ("ov",), "openvino", "vggdeploy.runtime.openvino", "openvino", "cpu", ("cpu",),
-        hints=("latency", "throughput"), exact_int8=False,
+        hints=("latency", "throughput"), exact_int8=False, profiles_on=("cpu",),
     ),
     Backend(
         "tensorrt", "TensorRT", ("trt",), "tensorrt", "vggdeploy.runtime.tensorrt.session", "tensorrt", "gpu", ("cuda",),
-        builds_on=("cuda",),
+        builds_on=("cuda",), profiles_on=("cuda",),
     ),
     Backend(
         "tensorrt-rtx", "TensorRT for RTX", ("rtx", "trt-rtx"), "tensorrt-rtx", "vggdeploy.runtime.tensorrt.rtx",
-        "tensorrt_rtx", "rtx", ("cuda",), builds_on=("cpu", "cuda"),
+        "tensorrt_rtx", "rtx", ("cuda",), builds_on=("cpu", "cuda"), profiles_on=("cuda",),
     ),
 )  # fmt: skip
 # The backends whose library also builds what they run.

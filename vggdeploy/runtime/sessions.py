@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.errors import IncompatibleError, UsageError
-from vggdeploy.model.formats.admission import admit
+from vggdeploy.model.formats.admission import admit, admitted
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
-from vggdeploy.runtime.registry import backend_for, default_device
+from vggdeploy.runtime.registry import BACKENDS, backend_for, default_device
 from vggdeploy.system.machine import ISA_VARIABLES, fingerprint, int8_saturates
 from vggdeploy.system.sealed import HashedFile, SealedFile
 from vggdeploy.types import Device, Precision, TensorSpec
@@ -85,6 +86,7 @@ def open_session(
     outputs: tuple[TensorSpec, ...] = (),
     gpu: GpuOptions | None = None,
     hint: Hint = "latency",
+    profile: bool = False,
 ) -> CheckedSession:
     """A session of one variant, ready to be entered: then its file is read, and its hash compared.
 
@@ -93,9 +95,11 @@ def open_session(
         outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
         gpu: contexts, CUDA graphs and caches of a session on a GPU.
         hint: what the session is set up for, on a backend that can be told.
+        profile: time every kernel, which slows it down: see `vggdeploy.runtime.kernels`.
 
     Raises:
-        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
+        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without; a
+            profile where the backend makes none.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
         IntegrityError: the manifest has no hash for its file. On entering: as `Source.open`.
     """
@@ -112,6 +116,9 @@ def open_session(
         raise UsageError(
             f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"
         )
+    if profile and where.kind not in backend.profiles_on:
+        able = "; ".join(f"{b.name} on {' and '.join(b.profiles_on)}" for b in BACKENDS if b.profiles_on)
+        raise UsageError(f"{backend.name} does not time its layers on {where.kind}", f"these do: {able}")
     availability = runnable(variant, where)
     if not availability.runs:
         raise IncompatibleError(f"{variant.name} cannot run here: {availability.reason}", availability.fix)
@@ -133,10 +140,29 @@ def open_session(
         precision=variant.precision,
         hint=hint,
         cannot_saturate=variant.cannot_saturate(file.sha256),
+        weights=_weights(bundle, variant),
+        profile=profile,
         refuse=lambda sealed: _refuse(variant, manifest, sealed),
     )
     session: Session = backend.load().SESSION(source)
     return CheckedSession(session, name=variant.name, batch=variant.batch)
+
+
+def _weights(bundle: Bundle, variant: Variant) -> Callable[[], AbstractContextManager[SealedFile]] | None:
+    """Where an engine that was built without weights gets them: from the ONNX in the bundle that its record names.
+
+    Raises:
+        IncompatibleError: it is not there.
+    """
+    if variant.build is None or "strip" not in variant.build.options:
+        return None
+    source = preflight.built_from(bundle, variant)
+    if source is None:
+        raise IncompatibleError(
+            f"{variant.name} has no weights of its own, and the ONNX with them, {variant.build.source}, is not in the bundle",
+            "use the bundle that it was built in, or build an engine with weights: vggdeploy build BUNDLE",
+        )
+    return lambda: admitted(bundle, source)
 
 
 def _refuse(variant: Variant, manifest: Manifest, sealed: SealedFile) -> None:

@@ -44,9 +44,36 @@ def check_onnx(data: memoryview, chain: Chain, file: str) -> None:
     _Graph(onnx.read_onnx_file(data, file), chain, file).check()
 
 
+class Operator(NamedTuple):
+    """An operator that depends on the image: its names, and which steps of the chain it computes. That range is empty,
+    and starts where it stands, for one that only converts what the step before it made (a cast, a quantiser).
+
+    ``type`` is that of what it makes, ``weights`` the constants that it reads.
+    """
+
+    name: str
+    kind: str
+    output: str
+    span: range
+    type: str
+    weights: tuple[Weight, ...]
+
+
+def operators_of(data: memoryview, chain: Chain, file: str) -> list[Operator]:
+    """The operators of a file, in order.
+
+    Raises:
+        ForeignModelError: as `check_onnx`.
+    """
+    graph = _Graph(onnx.read_onnx_file(data, file), chain, file)
+    graph.check()
+    return graph.operators
+
+
 class _Graph:
     def __init__(self, model: Model, chain: Chain, file: str) -> None:
         self.model, self.chain, self.file = model, chain, file
+        self.operators: list[Operator] = []
         self._values: dict[str, Value | Weight] = {}
         self._used: set[str] = set()
         self._done: set[tuple[int, str]] = set()
@@ -152,6 +179,13 @@ class _Graph:
             told = ", ".join(f"{key} {value}" for key, value in sorted(node.attributes.items()))
             raise self.refused(f"its {node.op_type} {node.name[:200]} has {told[:200] or 'other inputs'}")
         self._values[node.output[0]] = made
+        if isinstance(made, Value):
+            before = max(value.place for value in given if isinstance(value, Value))
+            weights = tuple(value for value in given if isinstance(value, Weight))
+            kind = TYPES.get(made.type, str(made.type))
+            self.operators.append(
+                Operator(node.name, node.op_type, node.output[0], range(before, made.place), kind, weights)
+            )
 
     def step(self, value: Value, kind: Any, made: int | None = None, **found: object) -> Value:
         """The value behind one step, which is taken once."""

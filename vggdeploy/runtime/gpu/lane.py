@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime.base import Array, Source
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.gpu.graphs import Graphs, Held
+from vggdeploy.system.ranges import ranged
 
+T = TypeVar("T")
 _MAX_BORROWED = 8  # batches between arrays on the GPU that are under way: more would hold the callers' memory
 
 CLOSED = ("the session is closed", "use it inside its 'with' block")
@@ -132,6 +134,7 @@ class Lane:
         self._mark = self._contexts.mark()
         cuda.use(self._source.device)
 
+    @ranged("stage")
     def stage(self, feeds: Mapping[str, Array]) -> int:
         """Put a batch into the pinned buffers; returns its size."""
         self.settle()
@@ -140,6 +143,7 @@ class Lane:
             np.copyto(self._host[spec.name][:batch], feeds[spec.name])
         return batch
 
+    @ranged("enqueue")
     def enqueue(self, batch: int) -> None:
         """Put the staged batch into the stream: copy in, execute, copy out. By its graph, where there is one."""
         self._busy = True
@@ -192,10 +196,25 @@ class Lane:
         for spec in self._source.outputs:
             cuda.download(self._host[spec.name][:batch], self._device[spec.name], self.stream)
 
+    @ranged("results")
     def results(self, batch: int) -> dict[str, Array]:
         """Wait for the batch; its outputs, as copies that stay."""
         self.settle()
         return {spec.name: self._host[spec.name][:batch].copy() for spec in self._source.outputs}
+
+    def look(self, batch: int, describe: Callable[[Any], T]) -> T:
+        """What ``describe`` says of the lane's context, which is set to this batch size: nothing is run."""
+        self._set(batch)
+        return describe(self._held[0])
+
+    def report(self) -> None:
+        """Have the layers of the batch that is done reported to the context's profiler.
+
+        Raises:
+            VggdeployError: the library cannot tell them.
+        """
+        if not self._held[0].report_to_profiler():
+            raise self._failed("TensorRT did not report the times of its layers")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """One batch from host arrays to host arrays."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
@@ -12,8 +14,9 @@ import numpy as np
 import onnxruntime as ort
 
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError, first_line
-from vggdeploy.runtime.base import Array, Source
+from vggdeploy.runtime.base import Array, Kernel, Source
 from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
+from vggdeploy.runtime.onnxruntime.profile import read_calls
 from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8, open_on, probe
 from vggdeploy.types import Precision
 
@@ -35,6 +38,7 @@ class OnnxRuntimeSession:
         self._source = source
         self._session: Any = None
         self._graphs: GraphRunner | None = None
+        self._profile: tempfile.TemporaryDirectory[str] | None = None
         self._names = [spec.name for spec in source.outputs]
 
     def __enter__(self) -> Self:
@@ -58,6 +62,10 @@ class OnnxRuntimeSession:
         # The arena keeps what every batch size needed, rounded up to powers of two: of VGG-16 more than its weights.
         options.enable_cpu_mem_arena = source.hint != "memory"
         options.log_severity_level = _QUIET
+        if source.profile:
+            self._profile = tempfile.TemporaryDirectory(prefix="vggdeploy-profile-")
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._profile.name) / "calls")
         if source.precision is Precision.INT8 and source.device.kind == "cpu" and not source.cannot_saturate:
             options.add_session_config_entry(*EXACT_INT8)
         try:
@@ -79,6 +87,12 @@ class OnnxRuntimeSession:
     ) -> None:
         self._graphs = None
         self._session = None
+        if self._profile is not None:
+            self._profile.cleanup()
+
+    def kernels(self) -> list[tuple[Kernel, ...]]:
+        """See `vggdeploy.runtime.base.ProfiledSession`."""
+        return read_calls(Path(self._session.end_profiling()).read_bytes())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
-from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.base import Kernel, Source
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, new_runtime, no_collection, tensor_spec, title
+from vggdeploy.runtime.tensorrt.profile import LayerTimes, inspected
+from vggdeploy.runtime.tensorrt.refit import refit
+from vggdeploy.system.ranges import asked
 from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import TensorSpec
 
@@ -30,6 +33,7 @@ class LoadedEngine:
         self.library = library
         self.source = source
         self.log = Log()
+        self.times = LayerTimes(library) if source.profile else None
         self.logger: Any = None
         self.runtime: Any = None
         self.engine: Any = None
@@ -46,6 +50,9 @@ class LoadedEngine:
         self.check_header(file)
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
         self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
+        if self.source.weights is not None:
+            with self.source.weights() as onnx:
+                refit(self.library, self.engine, self.logger, self.log, onnx)
         self._check_tensors()
 
     def check_header(self, file: SealedFile) -> None:
@@ -75,7 +82,18 @@ class LoadedEngine:
             IncompatibleError: the library cannot make one.
         """
         with no_collection(collect=False):
-            return self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
+            context = self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
+        if self.times is not None:
+            self.times.attach(context)
+        elif not asked():
+            # Engines are built with all details. At run time they only name NVTX ranges, and make each launch longer
+            # (so TensorRT's documentation of this property says).
+            context.nvtx_verbosity = self.library.ProfilingVerbosity.NONE
+        return context
+
+    def kernels(self) -> list[tuple[Kernel, ...]]:
+        """See `vggdeploy.runtime.base.ProfiledSession`; of an engine that was loaded to be profiled."""
+        return self.times.kernels(inspected(self.library, self.engine)) if self.times is not None else []
 
     def create_context(self, scratch: int) -> Any:
         """None when the library cannot make one."""

@@ -12,13 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vggdeploy.errors import IncompatibleError, InputError, VggdeployError
-from vggdeploy.runtime.base import Array, Availability, Source
+from vggdeploy.runtime.base import Array, Availability, Kernel, Source
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.gpu.device_arrays import Borrowed, DeviceArray, allocate, borrow, check_same_batch
 from vggdeploy.runtime.gpu.lane import CLOSED, Lane
 from vggdeploy.runtime.gpu.pool import Pending, Pool
 from vggdeploy.runtime.tensorrt.api import backend_library, no_collection
 from vggdeploy.runtime.tensorrt.engine import LoadedEngine
+from vggdeploy.runtime.tensorrt.profile import EngineLayer, inspected
 from vggdeploy.types import Device
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class EngineSession:
             results = lane.results(batch)
             if batch not in self._kept:
                 self._keep(lane, batch)
+            times = self._loaded.times if self._loaded is not None else None
+            if times is not None:
+                lane.report()
+                times.end_call()
             return results
 
     def _keep(self, lane: Lane, batch: int) -> None:
@@ -119,6 +124,17 @@ class EngineSession:
             compiled = loaded.compiled()
         self._kept.add(batch)
         loaded.keep(compiled)
+
+    def layers(self) -> tuple[EngineLayer, ...]:
+        """The engine's layers as the library's inspector describes them for the batch size that it is tuned for."""
+        with self.lane() as lane:
+            loaded = self._loaded
+            assert loaded is not None  # noqa: S101  # there is a lane
+            return lane.look(self._source.batch.opt, lambda context: inspected(loaded.library, loaded.engine, context))
+
+    def kernels(self) -> list[tuple[Kernel, ...]]:
+        """See `vggdeploy.runtime.base.ProfiledSession`."""
+        return self._loaded.kernels() if self._loaded is not None else []
 
     def run_async(self, feeds: Mapping[str, Array]) -> Pending:
         """Start a batch and come back at once: ``result()`` of the handle waits for it. ``feeds`` may be changed then.
