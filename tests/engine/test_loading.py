@@ -116,6 +116,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, onnx_files: dict[Precision, Path]) 
     from vggdeploy.engine import loading
 
     monkeypatch.setattr(request, "find_gpu", lambda device: here.gpu)
+    monkeypatch.setattr(request, "use", lambda device: None)
     monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
     for module in (preflight, selection, loading):
         monkeypatch.setattr(module, "host_of", host_of)

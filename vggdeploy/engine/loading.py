@@ -198,15 +198,14 @@ def rebuild_engine(
     old = variant.build
     if old is None:
         raise UsageError(f"{variant.name} is no engine", "only TensorRT engines are rebuilt")
-    gpu = host_of(variant, device).gpu
     plan = BuildPlan(
         engine=variant.format,
         precision=variant.precision,
         batch=variant.batch,
-        targets=[gpu.capability] if gpu and variant.format == "tensorrt-rtx" else None,
         options=BuildOptions.from_record(old.options, old.graph_batches),
+        device=device,
     )
-    request = make_request(bundle, plan, device=device)
+    request = make_request(bundle, plan)
     with made_engine(bundle, request, cache=EngineCache(), on_progress=on_progress) as made:
         record = request.record(made.entry.seconds)
         fresh = engine_variant(request, made, record, request.name(bundle.manifest))
