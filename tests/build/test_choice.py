@@ -72,7 +72,9 @@ def test_the_library_is_the_one_that_fits_the_gpu(gpus: Put, found, tensorrt, ta
 
 def test_an_h100_never_gets_rtx(gpus: Put, bundle: Bundle) -> None:
     gpus(H100)
-    with pytest.raises(IncompatibleError, match=r"sm90\); .*'tensorrt' is needed.*does not run on NVIDIA H100") as caught:
+    with pytest.raises(
+        IncompatibleError, match=r"sm90\); .*'tensorrt' is needed.*does not run on NVIDIA H100"
+    ) as caught:
         choose_engine()
     assert caught.value.exit_code == 5
     assert "pip install 'vggdeploy[gpu]'" in caught.value.hint and "--target ampere,ada" in caught.value.hint

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vggdeploy.build.request import gpu_device
 from vggdeploy.build.targets import DEFAULT_TARGETS
 from vggdeploy.errors import IncompatibleError
+from vggdeploy.runtime.base import Availability
 from vggdeploy.runtime.gpu.cuda import find_gpu
 from vggdeploy.runtime.registry import ENGINES, Backend, get_engine
 from vggdeploy.types import Device
@@ -45,7 +46,8 @@ def choose_engine(device: Device | None = None, targets: Sequence[str] | None = 
             raise
         default = ", ".join(DEFAULT_TARGETS)
         return EngineChoice(RTX, f"no GPU can be used here ({error.cause}), and it builds without one, for {default}")
-    here, refused = f"{where} is {gpu.name} ({gpu.capability})", []
+    here = f"{where} is {gpu.name} ({gpu.capability})"
+    refused: list[Availability] = []
     for backend in (TENSORRT, RTX):
         found = backend.probe(where)
         if found.runs:

@@ -27,6 +27,7 @@ from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
 
 # Raise it when `vggdeploy.build.tensorrt` sets up a build in another way: older cache entries are then no hits.
 RECIPE = 1
+FIRST_GPU = Device("cuda")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class BuildRequest:
     targets: tuple[str, ...]
     gpu: Gpu | None
     options: BuildOptions
-    device: Device = Device("cuda")
+    device: Device = FIRST_GPU
 
     def about(self) -> dict[str, str]:
         """All that decides the bytes, by name."""
@@ -202,7 +203,7 @@ def gpu_device(device: Device | None) -> Device:
     """
     if device is not None and device.kind != "cuda":
         raise UsageError(f"an engine cannot be built for {device}", "give cuda or cuda:INDEX, or leave --device out")
-    return device or Device("cuda")
+    return device or FIRST_GPU
 
 
 def source_variant(bundle: Bundle, precision: Precision) -> Variant:

@@ -24,6 +24,7 @@ MODES: Modes = {
     **dict.fromkeys(("--target-qps", "--latency-bound", "--find-qps"), ("--scenario server",)),
     **dict.fromkeys(("--scenario", "--record", "--threads"), ("without --gpu-detail",)),
     "--fail-if-slower": ("without --scenario", "without --gpu-detail"),
+    "--no-build": ("--backend",),
 }
 
 
@@ -96,6 +97,12 @@ def bench(
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
     ] = False,
+    no_build: Annotated[
+        bool,
+        typer.Option(
+            "--no-build", help="Where --backend names a TensorRT and no engine fits the GPU: an error, and no build."
+        ),
+    ] = False,
     rebuild: Rebuild = False,
     json: Json = False,
 ) -> int:
@@ -108,7 +115,7 @@ def bench(
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import tables
     from vggdeploy.cli.compare import exit_code, parse_limit, show
-    from vggdeploy.cli.options import cpu_list, rebuilt, split_names, split_numbers, with_command
+    from vggdeploy.cli.options import cpu_list, fitted, rebuilt, split_names, split_numbers, with_command
     from vggdeploy.errors import UsageError
     from vggdeploy.types import Device
 
@@ -122,6 +129,8 @@ def bench(
     opened = [Bundle.open(path) for path in bundles]
     if rebuild:
         opened = [rebuilt(b, backends=backend or (), variants=variant or (), device=device) for b in opened]
+    if not no_build:
+        opened = [fitted(b, backend or (), device) for b in opened]
     plan = BenchPlan(
         backends=backend or (),
         variants=variant or (),

@@ -78,8 +78,8 @@ def build(
     json: Json = False,
 ) -> None:
     """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
-    from vggdeploy.build.options import BuildOptions, parse_size
     from vggdeploy.build.choice import choose_engine
+    from vggdeploy.build.options import BuildOptions, parse_size
     from vggdeploy.build.request import BuildPlan, make_request
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.options import split_numbers

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BatchParity, BenchReport, LayerReport, OutputParity
+from vggdeploy.records import BatchParity, BenchReport, BenchRow, LayerReport, OutputParity, ScenarioRow
 from vggdeploy.types import Verdict
 
 MARKS = {Verdict.PASS: "✔", Verdict.FAIL: "✘", Verdict.INCONCLUSIVE: "?", Verdict.UNPROVEN: "–"}
@@ -125,6 +125,11 @@ def _part(value: Any, name: str) -> Any:
 def layer_rows(report: LayerReport) -> list[Row]:
     """The layers in order, with their numbers, and which of them is the culprit."""
     return [(Facts(index=i, first=layer.layer == report.culprit), layer) for i, layer in enumerate(report.layers, 1)]
+
+
+def row_notes(row: BenchRow | ScenarioRow) -> tuple[str, ...]:
+    """What has to be said beside a row: why it does not count, and why it ran elsewhere than the engine beside it."""
+    return (*row.reasons, f"it ran on the CPU beside an engine on a GPU: {row.on_cpu}") if row.on_cpu else row.reasons
 
 
 def has_shares(bench: BenchReport) -> bool:
