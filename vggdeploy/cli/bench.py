@@ -25,6 +25,7 @@ MODES: Modes = {
     **dict.fromkeys(("--scenario", "--record", "--threads"), ("without --gpu-detail",)),
     "--fail-if-slower": ("without --scenario", "without --gpu-detail"),
     "--no-build": ("--backend",),
+    "--trtexec": ("--gpu-detail",),
 }
 
 
@@ -87,6 +88,13 @@ def bench(
             "--gpu-detail", help="Take one TensorRT engine apart: copies, compute, graphs, streams, energy, the roof."
         ),
     ] = False,
+    trtexec: Annotated[
+        bool,
+        typer.Option(
+            "--trtexec",
+            help="With --gpu-detail: NVIDIA's trtexec has to be here. On PATH, it measures the same engine anyway.",
+        ),
+    ] = False,
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
@@ -143,7 +151,7 @@ def bench(
     if gpu_detail:
         if len(opened) > 1:
             raise UsageError("--gpu-detail takes one engine apart", "give one bundle")
-        return run_gpu(opened[0], plan, json=json, require_valid=require_valid)
+        return run_gpu(opened[0], plan, trtexec=trtexec, json=json, require_valid=require_valid)
     method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof, processes)
     if scenarios:
         method = Scenarios(scenarios, target_qps, latency_bound, find_qps)
@@ -179,12 +187,12 @@ def _exit_code(report: BenchReport, *, require_valid: bool) -> int:
     return 4 if require_valid and not valid else 0
 
 
-def run_gpu(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool) -> int:
+def run_gpu(bundle: Bundle, plan: BenchPlan, *, trtexec: bool, json: bool, require_valid: bool) -> int:
     """Measure, print, and return the exit code."""
     from vggdeploy.bench.gpu.measure import bench_gpu
 
     with render.progress("measuring") as tell:
-        report = bench_gpu(bundle, plan, on_progress=tell)
+        report = bench_gpu(bundle, plan, trtexec=trtexec, on_progress=tell)
     if json:
         render.emit_json(report)
     else:
@@ -194,7 +202,7 @@ def run_gpu(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool)
 
 def show_gpu(report: GpuReport) -> None:
     """Where the time of a batch goes, then what several streams reach, with the reasons of what does not count."""
-    from vggdeploy.report.tables import GPU_LOADS, GPU_TIMES, grid
+    from vggdeploy.report.tables import GPU_LOADS, GPU_TIMES, GPU_TRTEXEC, grid
 
     out = render.out.print
     roof = f"roof {report.roof.tera_ops:,.0f} TOP/s" if report.roof else f"no roof: {report.roof_missing}"
@@ -202,9 +210,17 @@ def show_gpu(report: GpuReport) -> None:
     more = "" if report.context_bytes is None else f", {render.size_text(report.context_bytes)} a further context"
     out(f"[dim]GPU memory: {render.size_text(report.engine_bytes)}{more}[/]")
     render.table(grid(GPU_TIMES, [(t,) for t in report.times]))
+    measured = [t for t in report.trtexec if not t.missing]
+    if measured:
+        caption = f"the same engine by trtexec of TensorRT {measured[0].version}"
+        render.table(grid(GPU_TRTEXEC, [(t,) for t in measured], caption))
+        for t in measured:
+            out(f"  [dim]{escape(t.command)}[/]")
     render.table(grid(GPU_LOADS, [(load,) for load in report.loads], "several streams"))
     for text in dict.fromkeys(
         [f"no graph for batch {t.batch}: {t.graph_refused}" for t in report.times if t.graph_refused]
+        + [f"no trtexec row for batch {t.batch}: {t.missing}" for t in report.trtexec if t.missing]
+        + [f"trtexec, batch {t.batch}: {warning}" for t in report.trtexec for warning in t.warnings]
         + [reason for x in report.loads for reason in x.reasons]
     ):
         out(f"[yellow]·[/] {escape(text)}")

@@ -282,12 +282,16 @@ TRIES = (
     Column("batch", "batches up to", "d"), Column("qps", "queries/s", ",.1f"), P99, Column("bound_ms", "bound ms", "g"),
     P50, QUERIES,
 )  # fmt: skip
+_ON_DEVICE = (
+    Column("h2d_ms", "H2D ms", ".3f"), Column("compute_ms", "compute ms", ".3f"), Column("d2h_ms", "D2H ms", ".3f"),
+    Column("device_ms", "device ms", ".3f"),
+)  # fmt: skip
 GPU_TIMES = (
-    BATCH, _text("graph", "graph"), Column("h2d_ms", "H2D ms", ".3f"), Column("compute_ms", "compute ms", ".3f"),
-    Column("d2h_ms", "D2H ms", ".3f"), Column("device_ms", "device ms", ".3f"),
+    BATCH, _text("graph", "graph"), *_ON_DEVICE,
     Column("host_compute_ms", "host ms, no copies", ".3f"), Column("host_ms", "host ms", ".3f"),
     Column("tera_ops", "TOP/s", ",.1f"), OF_THE_ROOF,
 )  # fmt: skip
+GPU_TRTEXEC = (BATCH, *_ON_DEVICE, IMAGES)
 GPU_LOADS = (
     BATCH, Column("streams", "streams", "d"), _light("graph", "graph", _mood({True: "yes", False: "no"}, {})), RUN,
     IMAGES, JOULES, Column("seen.power_watts_mean", "W", ".0f"),
