@@ -14,6 +14,7 @@ from vggdeploy.build.options import BuildOptions
 from vggdeploy.build.readback import inspect_engine
 from vggdeploy.build.targets import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.build.tensorrt import BuildResult, build_engine, open_library
+from vggdeploy.build.timing import keep_times
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
 from vggdeploy.bundle.precision import check_engine
 from vggdeploy.errors import BundleError, UsageError
@@ -21,7 +22,6 @@ from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu, use
 from vggdeploy.runtime.preflight import release
 from vggdeploy.runtime.registry import Backend, get_engine
 from vggdeploy.system.cache import key_of
-from vggdeploy.system.files import atomic_write
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
 
@@ -101,7 +101,7 @@ class BuildRequest:
 
     def _after(self, config: Any) -> None:
         if self.options.timing_cache is not None:
-            atomic_write(self.options.timing_cache, bytes(config.get_timing_cache().serialize()))
+            keep_times(self.library, config, self.options.timing_cache)
 
     def record(self, seconds: float) -> BuildRecord:
         """What the manifest says about the build."""
