@@ -347,6 +347,10 @@ class Runtime:
     def __del__(self) -> None:
         self._library.alive.remove("runtime")
 
+    def load_runtime(self, path: str) -> Runtime | None:
+        self._library.lean_runtimes.append(path)
+        return None if self._library.fault == "load_runtime" else Runtime(self._library, self._logger)
+
     def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
         self._library.seen.append(bytes(data))
         if self._library.fault == "deserialize_cuda_engine":
@@ -366,6 +370,7 @@ class Library:
         self.cudart = Cudart()
         self.alive: list[str] = []
         self.seen: list[bytes] = []
+        self.lean_runtimes: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
         self.configs: list[Any] = []
         self.max_contexts = 1000

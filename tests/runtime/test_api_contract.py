@@ -39,6 +39,7 @@ OWNERS = {
     "held[]": ("IExecutionContext",),
     "runtime": ("Runtime",),
     "config": ("IBuilderConfig",),
+    "merged": ("ITimingCache",),
     "_config": ("IRuntimeConfig",),
     "_kernels": ("IRuntimeCache",),
     "inspector": ("EngineInspector",),

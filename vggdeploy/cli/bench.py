@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggdeploy.cli import render
-from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Modes, Rebuild, Threads, check_modes
+from vggdeploy.cli.options import BundlePaths, DataDir, Json, Modes, Rebuild, Threads, check_modes
 from vggdeploy.cli.render import escape
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def bench(
     ] = None,
     variant: Annotated[list[str] | None, typer.Option(help="This variant; may be repeated.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8",
-    device: DeviceName = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:INDEX. Default: the backend's first; beside a GPU engine, its GPU."),
+    ] = None,
     seconds: Annotated[
         float,
         typer.Option(

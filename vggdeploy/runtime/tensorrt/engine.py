@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
 from vggdeploy.runtime.base import Source
+from vggdeploy.runtime.preflight import needs_lean
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, no_collection, tensor_spec, title
+from vggdeploy.runtime.tensorrt.lean import find_lean
 from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import TensorSpec
 
@@ -32,6 +34,7 @@ class LoadedEngine:
         self.log = Log()
         self.logger: Any = None
         self.runtime: Any = None
+        self.lean: Any = None  # the runtime of the engine's own release, where that is another one
         self.engine: Any = None
 
     def load(self, file: SealedFile) -> None:
@@ -44,12 +47,24 @@ class LoadedEngine:
         self.logger = logger_for(self.library, self.log)
         self.runtime = self._made(lambda: self.library.Runtime(self.logger), "start")
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
-        self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
+        runtime = self._runtime_for()
+        self.engine = self._made(lambda: runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
         self._check_tensors()
+
+    def _runtime_for(self) -> Any:
+        """The library's own runtime, or for a version-compatible engine of an older release that release's lean one."""
+        found = find_lean() if needs_lean(self.source.build, str(self.library.__version__)) else None
+        if found is None:
+            return self.runtime
+        self.lean = self._made(
+            lambda: self.runtime.load_runtime(str(found.path)), f"load the lean runtime {found.version}"
+        )
+        return self.lean
 
     def drop(self) -> None:
         """Let go of the library's objects, the last one made first."""
         self.engine = None
+        self.lean = None
         self.runtime = None
         self.logger = None
 
