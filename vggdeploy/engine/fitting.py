@@ -49,7 +49,7 @@ def with_fitting_engine(
         return bundle
     on_build(
         f"{bundle.root} has no engine that {backend.title} {here.version} runs on {here.device}: "
-        f"building one in {PRECISION.upper()}, which stays in the bundle (--no-build leaves it)"
+        f"building one in {PRECISION.upper()}, which stays in the bundle (--no-build: an error instead)"
     )
     plan = BuildPlan(engine=backend.name, precision=PRECISION, device=where)
     return left_in_bundle(bundle, build_proven(bundle, plan, on_progress=on_progress))
