@@ -16,7 +16,7 @@ from vggdeploy.build.engines import build_into
 from vggdeploy.build.request import BuildPlan, make_request
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
-from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.errors import IncompatibleError, MissingDependencyError, UsageError
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.gpu.cuda import Gpu
 from vggdeploy.types import Device
@@ -81,6 +81,26 @@ def test_an_h100_never_gets_rtx(gpus: Put, bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="does not support 'sm90'"):
         make_request(bundle, BuildPlan("tensorrt-rtx", device=Device("cuda")))
     assert choose_engine(targets=["ada"]).backend.name == "tensorrt-rtx"  # for another machine
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_a_gpu_that_cannot_be_asked_for_is_not_taken_for_none(monkeypatch, driver: bool) -> None:
+    """On an H100 with a driver and no cuda-bindings, an engine for other GPUs would be built."""
+
+    def find(device: Device) -> Gpu:
+        raise MissingDependencyError("the Python package 'cuda.bindings.runtime' is needed", "pip install it")
+
+    def check() -> None:
+        if not driver:
+            raise IncompatibleError("there is no NVIDIA driver here", "install it")
+
+    monkeypatch.setattr(choice, "find_gpu", find)
+    monkeypatch.setattr(choice, "check_driver", check)
+    if driver:
+        with pytest.raises(MissingDependencyError, match=r"cuda\.bindings"):
+            choose_engine()
+    else:
+        assert choose_engine().backend.name == "tensorrt-rtx"
 
 
 def test_each_gpu_of_a_machine_is_built_for(gpus: Put, bundle: Bundle) -> None:

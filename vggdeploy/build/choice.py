@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from vggdeploy.build.request import gpu_device
 from vggdeploy.build.targets import DEFAULT_TARGETS
-from vggdeploy.errors import IncompatibleError
+from vggdeploy.errors import IncompatibleError, MissingDependencyError
 from vggdeploy.runtime.base import Availability
-from vggdeploy.runtime.gpu.cuda import find_gpu
+from vggdeploy.runtime.gpu.cuda import check_driver, find_gpu
 from vggdeploy.runtime.registry import ENGINES, Backend, get_engine
 from vggdeploy.types import Device
 
@@ -34,7 +34,8 @@ def choose_engine(device: Device | None = None, targets: Sequence[str] | None = 
 
     Raises:
         UsageError: the device is no GPU.
-        IncompatibleError: no library here builds for the GPU, or the GPU that was named is not here.
+        IncompatibleError: no library here builds for the GPU, or the GPU that was named is not here; there is a driver, and
+            no cuda-bindings to ask it for its GPU.
     """
     if targets is not None:
         return EngineChoice(RTX, f"only {RTX.title} builds for GPUs that --target names", device)
@@ -42,7 +43,7 @@ def choose_engine(device: Device | None = None, targets: Sequence[str] | None = 
     try:
         gpu = find_gpu(where)
     except IncompatibleError as error:
-        if device is not None:
+        if device is not None or _driver_without_bindings(error):
             raise
         default = ", ".join(DEFAULT_TARGETS)
         return EngineChoice(RTX, f"no GPU can be used here ({error.cause}), and it builds without one, for {default}")
@@ -57,6 +58,17 @@ def choose_engine(device: Device | None = None, targets: Sequence[str] | None = 
         f"nothing here builds an engine for this GPU: {here}; {'; '.join(each.reason for each in refused)}",
         f"{refused[0].fix}; for other GPUs than this one: --target {','.join(DEFAULT_TARGETS)}",
     )
+
+
+def _driver_without_bindings(error: IncompatibleError) -> bool:
+    """Whether there may be a GPU here that only a Python package is missing for: then it is not built for others."""
+    if not isinstance(error, MissingDependencyError):
+        return False
+    try:
+        check_driver()
+    except IncompatibleError:
+        return False
+    return True
 
 
 def other_engine(backend: Backend, device: Device) -> Backend | None:

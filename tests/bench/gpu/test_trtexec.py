@@ -152,8 +152,9 @@ def test_what_cannot_be_read_is_no_row(bundle: Bundle, home: Path, says: str, ca
 def test_a_tool_of_another_release_is_no_peer(bundle: Bundle, home: Path) -> None:
     with pytest.raises(VggdeployError, match=r"is of TensorRT 10\.3\.0, and the engine of 10\.13\.3\.9"):
         measure(bundle, put_tool(home, "100300"), engine())
-    with pytest.raises(VggdeployError, match="failed: Unknown option: --includeDataTransfers"):
+    with pytest.raises(VggdeployError, match="failed: Unknown option: --includeDataTransfers") as caught:
         measure(bundle, put_tool(home, "100300"), engine("11.1.0.1"))
+    assert "variants/e/model.engine" in caught.value.hint  # a line that can be typed
     with pytest.raises(VggdeployError, match="no performance summary"):
         read_output(SUMMARY, engine(), 1, "trtexec")  # it does not even say its version
 

@@ -92,25 +92,25 @@ def run_trtexec(
     command = command_of(tool, file.path, bundle, variant, batch, device, seconds)
     with file.open() as sealed:
         started = command_of(tool, sealed.path, bundle, variant, batch, device, seconds)
-        output = _output(started, sealed.fd, seconds)
+        output = _output(started, sealed.fd, seconds, by_hand=f"run it by hand: {shlex.join(command)}")
     return read_output(output, variant, batch, shlex.join(command))
 
 
-def _output(command: Sequence[str], fd: int, seconds: float) -> str:
+def _output(command: Sequence[str], fd: int, seconds: float, *, by_hand: str) -> str:
     try:
         done = subprocess.run(
             command, pass_fds=(fd,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             timeout=seconds + _SPARE_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise VggdeployError(f"{TOOL} did not end in {seconds + _SPARE_SECONDS:.0f} s", "run it by hand") from None
+        raise VggdeployError(f"{TOOL} did not end in {seconds + _SPARE_SECONDS:.0f} s", by_hand) from None
     except OSError as error:
         raise VggdeployError(f"{TOOL} cannot be started: {error.strerror}", f"see: {command[0]}") from error
     text = done.stdout.decode(errors="replace")
     if done.returncode != 0:
         said = _ERROR.search(text)
         why = one_line(said[1]) if said else f"exit code {done.returncode}"
-        raise VggdeployError(f"{TOOL} failed: {why}", f"run it by hand: {shlex.join(command)}")
+        raise VggdeployError(f"{TOOL} failed: {why}", by_hand)
     return text
 
 
