@@ -131,6 +131,7 @@ def test_where_the_gpu_is_the_engine_s_own_answer_is_in_the_manifest(bundle, mon
     gpu = Gpu(0, "NVIDIA GeForce RTX 4090", "sm89", "13.0")
     monkeypatch.setattr(backend, "probe", lambda device: Availability(True, "cuda:0", version=library.__version__))
     monkeypatch.setattr(request, "find_gpu", lambda device: gpu)
+    monkeypatch.setattr(request, "use", lambda device: None)
     monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
     built = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
     assert built.variant.proof.engine == {"fp16": 11}

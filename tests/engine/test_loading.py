@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorrt_rtx
 from attacks.foreign_cache import ATTACKS
+from fakes.machine import ADA, Machine, machine_with_gpu
 from fakes.worker import InlineWorker
 from fixtures.small import write_bundle
 
@@ -30,16 +30,11 @@ from vggdeploy.bundle.sign import sign_bundle
 from vggdeploy.bundle.signature import new_key
 from vggdeploy.bundle.trust import Trust, signer_rules
 from vggdeploy.cli.app import run
-from vggdeploy.engine import selection
 from vggdeploy.engine.loading import VERIFY, rebuild_unfit
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError
-from vggdeploy.runtime import preflight
-from vggdeploy.runtime.base import Array, Availability, Source
 from vggdeploy.runtime.gpu.cuda import Gpu
-from vggdeploy.runtime.tensorrt import rtx as backend
 from vggdeploy.types import Precision, Verdict
 
-ADA = Gpu(0, "NVIDIA GeForce RTX 4090", "sm89", "13.0")
 BLACKWELL = Gpu(0, "NVIDIA GeForce RTX 5090", "sm120", "13.0")
 NAME = "tensorrt-rtx-fp16-sm89"
 
@@ -64,62 +59,9 @@ def root(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "bundle"))
 
 
-class Machine:
-    """A machine with a GPU. ``loads`` are the engine files that the library was given, ``runs`` the batches it ran."""
-
-    def __init__(self) -> None:
-        self.gpu = ADA
-        self.version = str(tensorrt_rtx.__version__)
-        self.off = 0.0  # added to every answer
-        self.refuses: str | None = None
-        self.loads: list[bytes] = []
-        self.runs = 0
-
-
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, onnx_files: dict[Precision, Path]) -> Machine:
-    here = Machine()
-
-    class Session:
-        def __init__(self, source: Source) -> None:
-            self.inputs, self.outputs, self.source = source.inputs, source.outputs, source
-
-        def __enter__(self) -> Session:
-            import onnxruntime
-
-            with self.source.open() as file:
-                here.loads.append(bytes(file.map()))
-            if here.refuses is not None and here.refuses in str(self.source.file.path):
-                raise IncompatibleError("the library cannot load it", "build it again")
-            self.session = onnxruntime.InferenceSession(onnx_files[Precision.FP32])
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            self.session = None
-
-        def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-            here.runs += 1
-            [logits] = self.session.run(["logits"], dict(feeds))
-            return {"logits": logits + np.float32(here.off)}
-
-    monkeypatch.setattr(backend, "SESSION", Session)
-    monkeypatch.setattr(
-        backend,
-        "probe",
-        lambda device: Availability(True, f"{device} ({here.gpu.name})", version=here.version, builds=True),
-    )
-
-    def host_of(variant: object, device: object) -> preflight.Host:
-        return preflight.Host(here.version, here.gpu)
-
-    from vggdeploy.build import request
-    from vggdeploy.engine import loading
-
-    monkeypatch.setattr(request, "find_gpu", lambda device: here.gpu)
-    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
-    for module in (preflight, selection, loading):
-        monkeypatch.setattr(module, "host_of", host_of)
-    return here
+    return machine_with_gpu(monkeypatch, onnx_files[Precision.FP32])
 
 
 def test_a_first_load_runs_the_golden_pair_and_the_second_remembers_it(

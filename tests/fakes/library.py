@@ -244,6 +244,10 @@ class Runtime:
     def __del__(self) -> None:
         self._library.alive.remove("runtime")
 
+    def load_runtime(self, path: str) -> Runtime | None:
+        self._library.lean_runtimes.append(path)
+        return None if self._library.fault == "load_runtime" else Runtime(self._library, self._logger)
+
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
         """Of TensorRT for RTX. ``fault``: the name of a flag; "VALIDITY": invalid, without one."""
         flag = getattr(self._library.EngineInvalidityDiagnostics, self._library.fault or "", None)
@@ -273,6 +277,7 @@ class Library:
         self.fault = fault
         self.alive: list[str] = []
         self.seen: list[bytes] = []
+        self.lean_runtimes: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
         self.configs: list[Any] = []
         self.max_contexts = 1000

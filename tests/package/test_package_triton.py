@@ -21,7 +21,7 @@ from vggdeploy.bundle import BuildRecord, Bundle, Variant, update_bundle
 from vggdeploy.cli.app import run
 from vggdeploy.errors import IntegrityError, UsageError
 from vggdeploy.package.base import MARKER, Order
-from vggdeploy.package.triton import Word, map_field, package_triton, to_text
+from vggdeploy.package.triton import SERVERS, Word, map_field, package_triton, servers_for, to_text
 from vggdeploy.types import BatchRange, Precision
 
 
@@ -40,9 +40,9 @@ def with_engines(root: Path, *engines: tuple[str, tuple[str, ...], dict[str, Any
     """The bundle with TensorRT engines of other machines: real ones cannot be built here, and none of them is opened."""
     with update_bundle(Bundle.open(root)) as draft:
         for name, targets, settings in engines:
-            options = settings.pop("options", {})
+            options, version = settings.pop("options", {}), settings.pop("version", "11.3.0")
             build = BuildRecord(
-                library="tensorrt", version="11.3.0", source="onnx-fp16", source_sha256="0" * 64, targets=targets,
+                library="tensorrt", version=version, source="onnx-fp16", source_sha256="0" * 64, targets=targets,
                 options=options, seconds=1.0, gpu="NVIDIA L4",
             )  # fmt: skip
             path = f"variants/{name}/model.engine"
@@ -130,6 +130,7 @@ def test_an_engine_for_all_gpus_from_ampere_is_named_for_none(own_bundle: Path, 
         ([("a", ("sm80",), {}), ("b", ("sm86",), {"precision": Precision.FP32})], "same precision"),
         ([("a", ("sm80",), {}), ("b", ("sm86",), {"batch": BatchRange(1, 4, 16)})], "same batch range"),
         ([("a", ("sm80",), {"batch": BatchRange(2, 4, 16)})], "takes batches from 2"),
+        ([("a", ("sm80",), {}), ("b", ("sm86",), {"version": "11.4.0"})], "same release of TensorRT"),
     ],
 )
 def test_engines_that_do_not_go_together_are_refused(
@@ -139,6 +140,52 @@ def test_engines_that_do_not_go_together_are_refused(
     with pytest.raises(UsageError, match=cause):
         package_triton(order(bundle, tmp_path / "repository", *(name for name, *_ in engines)))
     assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "tags"),
+    [
+        ("10.8.0.43", ["25.01"]),
+        ("10.8.0", ["25.01"]),
+        ("10.7.0.99", ["24.12"]),
+        ("10.8.1.1", []),  # another release: it does not load there
+        ("10.13.3.9", []),
+        ("11.4.0.1", []),
+        ("1.8.0", []),
+        ("10.8", []),
+        ("10.8.0\nname: 'x'", []),
+    ],
+)
+def test_the_server_is_named_whose_tensorrt_fits_and_none_is_guessed(
+    own_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str, tags: list[str]
+) -> None:
+    assert servers_for(version) == tags
+    with_engines(own_bundle, ("trt", ("sm80",), {"version": version}))
+    call = ["package", str(own_bundle), "--target", "triton", "--variant", "trt", "--name", "digits"]
+    assert run([*call, "-o", str(tmp_path / "repository"), "--json"]) == 0
+    shown = capsys.readouterr()
+    json.loads(shown.out)
+    text = (tmp_path / "repository/digits/config.pbtxt").read_text(encoding="ascii")
+    config = parsed(tmp_path / "repository")  # comments are comments
+    assert config.name == "digits"
+    for said in (shown.err, text):
+        assert [tag for tag in SERVERS if f"tritonserver:{tag}-py3" in said] == tags
+        assert ("no server that we know has it" in said) == (not tags)
+
+
+def test_the_next_command_starts_that_server_and_other_variants_need_none(
+    own_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_engines(own_bundle, ("trt", ("sm80",), {"version": "10.7.0.23"}))
+    call = ["package", str(own_bundle), "--target", "triton", "--name", "digits"]
+    assert run([*call, "--variant", "trt", "-o", str(tmp_path / "one")]) == 0
+    assert (
+        f"-v {tmp_path / 'one'}:/models:ro nvcr.io/nvidia/tritonserver:24.12-py3 tritonserver"
+        in capsys.readouterr().err
+    )
+    assert run([*call, "--variant", "onnx-fp32", "-o", str(tmp_path / "two")]) == 0
+    assert "nvcr.io" not in capsys.readouterr().err
+    assert "#" not in (tmp_path / "two/digits/config.pbtxt").read_text()
 
 
 def test_a_file_that_is_no_engine_is_refused(own_bundle: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ OWNERS = {
     "onnx_refitter": ("OnnxParserRefitter",),
     "runtime": ("Runtime",),
     "config": ("IBuilderConfig",),
+    "merged": ("ITimingCache",),
     "_config": ("IRuntimeConfig",),
     "_kernels": ("IRuntimeCache",),
     "inspector": ("EngineInspector",),

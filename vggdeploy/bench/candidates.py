@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from math import gcd
 
@@ -15,7 +15,7 @@ from vggdeploy.errors import UsageError
 from vggdeploy.parity import check_golden
 from vggdeploy.parity.metrics import distance
 from vggdeploy.parity.reference import Array
-from vggdeploy.runtime import CheckedSession
+from vggdeploy.runtime import CheckedSession, backend_for, runnable
 from vggdeploy.types import Device, Verdict
 
 MIN_CALLS = 5  # a turn
@@ -113,17 +113,32 @@ def starts(images: int, batch: int) -> list[int]:
 @dataclass(frozen=True)
 class Entry:
     """One variant to measure. ``name`` is what its rows are called: ``variant``, or ``bundle:variant`` of several.
-    ``threads`` are its own, where they are not those of the measurement."""
+    ``threads`` are its own, where they are not those of the measurement. ``on_cpu`` says why it runs on the CPU beside an
+    engine on a GPU."""
 
     bundle: Bundle
     variant: Variant
     device: Device
     name: str
     threads: int | None = None
+    on_cpu: str = ""
 
     @property
     def sha256(self) -> str:
         return self.bundle.sha256(self.variant.path)
+
+
+def beside_engines(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries on the GPU of the first engine among them, where their libraries can use it: a comparison is of libraries."""
+    gpu = next((entry.device for entry in entries if backend_for(entry.variant).builds_on), None)
+    return list(entries) if gpu is None else [_moved(entry, gpu) for entry in entries]
+
+
+def _moved(entry: Entry, gpu: Device) -> Entry:
+    if entry.device.kind != "cpu":
+        return entry
+    found = runnable(entry.variant, gpu)
+    return replace(entry, device=gpu) if found.runs else replace(entry, on_cpu=found.reason)
 
 
 def bundle_names(bundles: Sequence[Bundle]) -> list[str]:

@@ -59,6 +59,7 @@ def row_of(measured: Measured, baseline: Measured, asked: int) -> BenchRow:
         variant=measured.entry.name,
         backend=backend_for(measured.entry.variant).name,
         device=str(measured.entry.device),
+        on_cpu=measured.entry.on_cpu,
         batch=measured.batch,
         rounds=len(medians),
         processes=measured.processes,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vggdeploy.bench.candidates import Entry, bundle_names, check_same_input
+from vggdeploy.bench.candidates import Entry, beside_engines, bundle_names, check_same_input
 from vggdeploy.bench.interference import conditions
 from vggdeploy.bench.roof import measure_roofs, share_of_roof
 from vggdeploy.bench.rounds import DEFAULT_ROUNDS, Comparison, Plan, measure
@@ -42,7 +42,7 @@ class BenchPlan:
     Attributes:
         backends: take every variant of these backends. Default: every variant that runs here.
         variants: take these variants.
-        device: where they run; default each backend's first.
+        device: where they run; default each backend's first, and beside an engine its GPU for all that can use it.
         batches: batch sizes.
         seconds: measuring time of a variant and batch size.
         data: the data set of the inputs; default the one that the model was trained on, else the golden inputs.
@@ -211,7 +211,7 @@ def _choose(bundles: Sequence[Bundle], plan: BenchPlan) -> list[Entry]:
         raise unknown_name("variant", name, {v.name for b in bundles for v in b.manifest.variants})
     if not entries:
         raise IncompatibleError(f"no variant of {bundles[0].root} runs here", "run: vggdeploy doctor")
-    return entries
+    return beside_engines(entries) if device is None else entries
 
 
 def _of_bundle(

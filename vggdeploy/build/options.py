@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vggdeploy.build.timing import use_times
 from vggdeploy.errors import BuildError, IncompatibleError, UsageError, unknown_name
 from vggdeploy.runtime.tensorrt.api import title
-from vggdeploy.system.files import read_regular, sha256_of
 from vggdeploy.types import BatchRange
 
 HARDWARE = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 # Weights are left out of the engine, which gets them at load: those it was built from, or any of the same network.
 STRIP = {"identical": "REFIT_IDENTICAL", "any": "REFIT"}
 MAX_OPT_LEVEL = 5  # both libraries take a larger number, and then use this one
-MAX_TIMING_CACHE = 2**30
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmgt]i?)?(b)?", re.IGNORECASE)
@@ -78,22 +77,19 @@ class BuildOptions:
         )
 
     def as_text(self) -> dict[str, str]:
-        """What decides the bytes of the engine, for the manifest and for the cache's key."""
+        """What decides the engine, for the manifest and for the cache's key.
+
+        A timing cache does not: it spares measuring kernels, and grows with every build that it takes part in.
+        """
         texts = {
             "workspace": None if self.workspace is None else str(self.workspace),
             "opt_level": None if self.opt_level is None else str(self.opt_level),
-            "timing_cache": self._timing_cache_sha256(),
             "hardware_compatible": self.hardware_compatible,
             "version_compatible": "yes" if self.version_compatible else None,
             "sparse": "yes" if self.sparse else None,
             "strip": self.strip,
         }
         return {name: text for name, text in texts.items() if text is not None}
-
-    def _timing_cache_sha256(self) -> str | None:
-        if self.timing_cache is None:
-            return None
-        return sha256_of(self.timing_cache) if self.timing_cache.exists() else "new"
 
     def check(self, library: Any, batch: BatchRange) -> None:
         """Refuse, before anything is built, what the library lacks and what the batch range makes senseless.
@@ -153,17 +149,7 @@ class BuildOptions:
             config.set_flag(library.BuilderFlag.STRIP_PLAN)
             config.set_flag(getattr(library.BuilderFlag, STRIP[self.strip]))
         if self.timing_cache is not None:
-            self._use_timing_cache(library, config, self.timing_cache)
-
-    def _use_timing_cache(self, library: Any, config: Any, file: Path) -> None:
-        data = read_regular(file, limit=MAX_TIMING_CACHE) if file.exists() else b""
-        cache = config.create_timing_cache(data)
-        # ignore_mismatch=False: times of another version or GPU would choose the wrong kernels.
-        if cache is None or not config.set_timing_cache(cache, False):
-            raise BuildError(
-                f"{title(library)} refuses the timing cache {file}: it comes from another version or GPU",
-                "name a new file with --timing-cache",
-            )
+            use_times(library, config, self.timing_cache)
 
 
 def _taken(library: Any, option: str, asked: Any, used: Any) -> None:

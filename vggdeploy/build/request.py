@@ -14,6 +14,7 @@ from vggdeploy.build.options import BuildOptions
 from vggdeploy.build.readback import inspect_engine
 from vggdeploy.build.targets import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.build.tensorrt import BuildResult, build_engine, open_library
+from vggdeploy.build.timing import keep_times
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
 from vggdeploy.bundle.precision import check_engine
 from vggdeploy.errors import BundleError, IncompatibleError, UsageError
@@ -21,17 +22,18 @@ from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu, use
 from vggdeploy.runtime.preflight import release
 from vggdeploy.runtime.registry import Backend, get_engine
 from vggdeploy.system.cache import key_of
-from vggdeploy.system.files import atomic_write
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import BatchRange, Device, OnProgress, Precision, silent
 
 # Raise it when `vggdeploy.build.tensorrt` sets up a build in another way: older cache entries are then no hits.
 RECIPE = 1
+FIRST_GPU = Device("cuda")
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """A build that was checked: the library is there and has every option. ``gpu`` is the one it is tuned on, if any."""
+    """A build that was checked: the library is there and has every option. ``gpu`` is the one it is tuned on, if any;
+    ``device`` is where the engine can be looked at, if there is a GPU."""
 
     backend: Backend
     library: Any
@@ -42,6 +44,7 @@ class BuildRequest:
     targets: tuple[str, ...]
     gpu: Gpu | None
     options: BuildOptions
+    device: Device = FIRST_GPU
 
     def about(self) -> dict[str, str]:
         """All that decides the bytes, by name."""
@@ -65,7 +68,7 @@ class BuildRequest:
     def build(self, source: HashedFile, target: Path, on_progress: OnProgress = silent) -> BuildResult:
         """Build the engine of ``source`` and write it to ``target``. Raises as `build_engine`, and as `inspect_engine`."""
         if self.gpu is not None:
-            use(Device("cuda", self.gpu.index))
+            use(self.device)
         with source.open() as file:
             built = build_engine(
                 self.library,
@@ -80,6 +83,7 @@ class BuildRequest:
         if not self._runs_here():
             return built
         # The network said what was asked for; where there is a GPU, the engine says what it became.
+        use(self.device)
         layers = inspect_engine(self.library, HashedFile(target, built.sha256))
         check_engine(layers, self.precision, source=source.path.name)
         return replace(built, proof=msgspec.structs.replace(built.proof, engine=layers))
@@ -87,8 +91,8 @@ class BuildRequest:
     def _runs_here(self) -> bool:
         if self.gpu is not None:
             return True
-        availability = self.backend.probe(Device("cuda"))
-        return availability.runs and find_gpu(Device("cuda")).capability in self.targets
+        availability = self.backend.probe(self.device)
+        return availability.runs and find_gpu(self.device).capability in self.targets
 
     def _configure(self, config: Any) -> None:
         if "cpu" in self.backend.builds_on:
@@ -97,7 +101,7 @@ class BuildRequest:
 
     def _after(self, config: Any) -> None:
         if self.options.timing_cache is not None:
-            atomic_write(self.options.timing_cache, bytes(config.get_timing_cache().serialize()))
+            keep_times(self.library, config, self.options.timing_cache)
 
     def record(self, seconds: float) -> BuildRecord:
         """What the manifest says about the build."""
@@ -156,6 +160,7 @@ class BuildPlan:
         batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
         targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
         options: those of the library.
+        device: the GPU of this machine to build for. Default: the first for TensorRT; ``targets`` for TensorRT for RTX.
     """
 
     engine: str
@@ -163,9 +168,10 @@ class BuildPlan:
     batch: BatchRange | None = None
     targets: Sequence[str] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
+    device: Device | None = None
 
 
-def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = None) -> BuildRequest:
+def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
     """Check what was asked for, before anything is built. Errors are those of `build_into`."""
     backend, targets, options = get_engine(plan.engine), plan.targets, plan.options
     needs_gpu = "cpu" not in backend.builds_on
@@ -174,10 +180,15 @@ def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = Non
             f"{backend.name} builds for the GPU of this machine, not for '{','.join(targets)}'",
             "leave --target out, or use --engine tensorrt-rtx",
         )
+    device = gpu_device(plan.device)
+    if targets is not None and plan.device is not None:
+        raise UsageError("--target and --device both say which GPUs the engine is for", "leave one of them out")
     source = source_variant(bundle, plan.precision)
     library = open_library(backend)
     batch = plan.batch or source.batch
-    gpu = find_gpu(device or Device("cuda")) if needs_gpu else None
+    if plan.device is not None:
+        targets = [find_gpu(device).capability]
+    gpu = find_gpu(device) if needs_gpu else None
     sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
     options.check(library, batch)
     if options.strip is not None and gpu is None and not (found := backend.probe(Device("cuda"))).runs:
@@ -186,7 +197,18 @@ def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = Non
             "build on the GPU's machine, or leave --strip out",
         )
     sha256 = bundle.sha256(source.path)
-    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options)
+    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options, device)
+
+
+def gpu_device(device: Device | None) -> Device:
+    """The GPU to build for: the one that was named, or the first.
+
+    Raises:
+        UsageError: what was named is no GPU.
+    """
+    if device is not None and device.kind != "cuda":
+        raise UsageError(f"an engine cannot be built for {device}", "give cuda or cuda:INDEX, or leave --device out")
+    return device or FIRST_GPU
 
 
 def source_variant(bundle: Bundle, precision: Precision) -> Variant:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggdeploy.cli import render
-from vggdeploy.cli.options import BundlePaths, DataDir, DeviceName, Json, Modes, Rebuild, Threads, check_modes
+from vggdeploy.cli.options import BundlePaths, DataDir, Json, Modes, Rebuild, Threads, check_modes
 from vggdeploy.cli.render import escape
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ MODES: Modes = {
     "--threads": ("without --gpu-detail",),
     "--fail-if-slower": ("without --scenario", "without --gpu-detail", "without --profile-layers"),
     **dict.fromkeys(("--gpu-detail", "--require-valid"), ("without --profile-layers",)),
+    "--no-build": ("--backend",),
+    "--trtexec": ("--gpu-detail",),
 }
 
 
@@ -38,7 +40,10 @@ def bench(
     ] = None,
     variant: Annotated[list[str] | None, typer.Option(help="This variant; may be repeated.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8",
-    device: DeviceName = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:INDEX. Default: the backend's first; beside a GPU engine, its GPU."),
+    ] = None,
     seconds: Annotated[
         float,
         typer.Option(
@@ -96,6 +101,13 @@ def bench(
             help="Time every kernel, and name the layers that it computes. Slower than a plain run, so nothing is compared.",
         ),
     ] = False,
+    trtexec: Annotated[
+        bool,
+        typer.Option(
+            "--trtexec",
+            help="With --gpu-detail: NVIDIA's trtexec has to be here. On PATH, it measures the same engine anyway.",
+        ),
+    ] = False,
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
@@ -105,6 +117,12 @@ def bench(
     ] = None,
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
+    ] = False,
+    no_build: Annotated[
+        bool,
+        typer.Option(
+            "--no-build", help="Where --backend names a TensorRT and no engine fits the GPU: an error, and no build."
+        ),
     ] = False,
     rebuild: Rebuild = False,
     json: Json = False,
@@ -116,9 +134,8 @@ def bench(
     from vggdeploy.bench.compare import compare_bundles
     from vggdeploy.bench.run import BenchPlan, Rounds, Scenarios, bench_bundle
     from vggdeploy.bundle import Bundle
-    from vggdeploy.cli import tables
-    from vggdeploy.cli.compare import exit_code, parse_limit, show
-    from vggdeploy.cli.options import cpu_list, rebuilt, split_names, split_numbers, with_command
+    from vggdeploy.cli.compare import exit_code, parse_limit
+    from vggdeploy.cli.options import cpu_list, fitted, rebuilt, split_names, split_numbers, with_command
     from vggdeploy.cli.profile import run_profile
     from vggdeploy.errors import UsageError
     from vggdeploy.types import Device
@@ -133,6 +150,8 @@ def bench(
     opened = [Bundle.open(path) for path in bundles]
     if rebuild:
         opened = [rebuilt(b, backends=backend or (), variants=variant or (), device=device) for b in opened]
+    if not no_build:
+        opened = [fitted(b, backend or (), device) for b in opened]
     plan = BenchPlan(
         backends=backend or (),
         variants=variant or (),
@@ -142,12 +161,12 @@ def bench(
         data=data,
         data_dir=data_dir,
     )
-    if gpu_detail or profile_layers:
-        if len(opened) > 1:
-            option = "--gpu-detail" if gpu_detail else "--profile-layers"
-            raise UsageError(f"{option} looks into one bundle", "give one bundle")
-        if gpu_detail:
-            return run_gpu(opened[0], plan, json=json, require_valid=require_valid)
+    if (gpu_detail or profile_layers) and len(opened) > 1:
+        option = "--gpu-detail" if gpu_detail else "--profile-layers"
+        raise UsageError(f"{option} looks into one bundle", "give one bundle")
+    if gpu_detail:
+        return run_gpu(opened[0], plan, trtexec=trtexec, json=json, require_valid=require_valid)
+    if profile_layers:
         return run_profile(opened[0], plan, threads=threads, json=json)
     method: Rounds | Scenarios = Rounds(rounds, cpus, percentile, roof, processes)
     if scenarios:
@@ -161,14 +180,22 @@ def bench(
     report = with_command(report)
     if json:
         render.emit_json(report)
-    elif report.scenarios:
-        tables.scenario_table(report)
     else:
-        tables.bench_table(report)
-        if report.gate is not None:
-            show(report.gate)
+        _show(report)
     code = _exit_code(report, require_valid=require_valid)
     return code if code == 3 or report.gate is None else max(code, exit_code(report.gate))
+
+
+def _show(report: BenchReport) -> None:
+    from vggdeploy.cli import tables
+    from vggdeploy.cli.compare import show
+
+    if report.scenarios:
+        tables.scenario_table(report)
+        return
+    tables.bench_table(report)
+    if report.gate is not None:
+        show(report.gate)
 
 
 def _exit_code(report: BenchReport, *, require_valid: bool) -> int:
@@ -184,12 +211,12 @@ def _exit_code(report: BenchReport, *, require_valid: bool) -> int:
     return 4 if require_valid and not valid else 0
 
 
-def run_gpu(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool) -> int:
+def run_gpu(bundle: Bundle, plan: BenchPlan, *, trtexec: bool, json: bool, require_valid: bool) -> int:
     """Measure, print, and return the exit code."""
     from vggdeploy.bench.gpu.measure import bench_gpu
 
     with render.progress("measuring") as tell:
-        report = bench_gpu(bundle, plan, on_progress=tell)
+        report = bench_gpu(bundle, plan, trtexec=trtexec, on_progress=tell)
     if json:
         render.emit_json(report)
     else:
@@ -199,7 +226,7 @@ def run_gpu(bundle: Bundle, plan: BenchPlan, *, json: bool, require_valid: bool)
 
 def show_gpu(report: GpuReport) -> None:
     """Where the time of a batch goes, then what several streams reach, with the reasons of what does not count."""
-    from vggdeploy.report.tables import GPU_LOADS, GPU_TIMES, grid
+    from vggdeploy.report.tables import GPU_LOADS, GPU_TIMES, GPU_TRTEXEC, grid
 
     out = render.out.print
     roof = f"roof {report.roof.tera_ops:,.0f} TOP/s" if report.roof else f"no roof: {report.roof_missing}"
@@ -207,9 +234,17 @@ def show_gpu(report: GpuReport) -> None:
     more = "" if report.context_bytes is None else f", {render.size_text(report.context_bytes)} a further context"
     out(f"[dim]GPU memory: {render.size_text(report.engine_bytes)}{more}[/]")
     render.table(grid(GPU_TIMES, [(t,) for t in report.times]))
+    measured = [t for t in report.trtexec if not t.missing]
+    if measured:
+        caption = f"the same engine by trtexec of TensorRT {measured[0].version}"
+        render.table(grid(GPU_TRTEXEC, [(t,) for t in measured], caption))
+        for t in measured:
+            out(f"  [dim]{escape(t.command)}[/]")
     render.table(grid(GPU_LOADS, [(load,) for load in report.loads], "several streams"))
     for text in dict.fromkeys(
         [f"no graph for batch {t.batch}: {t.graph_refused}" for t in report.times if t.graph_refused]
+        + [f"no trtexec row for batch {t.batch}: {t.missing}" for t in report.trtexec if t.missing]
+        + [f"trtexec, batch {t.batch}: {warning}" for t in report.trtexec for warning in t.warnings]
         + [reason for x in report.loads for reason in x.reasons]
     ):
         out(f"[yellow]·[/] {escape(text)}")

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 def build(
     bundle: BundlePath,
     engine: Annotated[
-        str, typer.Option(help="tensorrt-rtx (builds on any machine) or tensorrt (builds on the GPU's machine).")
-    ] = "tensorrt-rtx",
+        str | None,
+        typer.Option(
+            help="tensorrt (builds on the GPU's machine) or tensorrt-rtx (builds on any machine). "
+            "Default: what fits the GPU that is here."
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="The ONNX to build from: fp16, fp32 or int8.")] = "fp16",
     batch: Annotated[
         str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine. Default: the ONNX variant's.")
@@ -32,8 +36,11 @@ def build(
         typer.Option(
             metavar="GPU,GPU…",
             help="GPUs that a tensorrt-rtx engine is built for: turing, ampere, ada, blackwell, or sm75, sm89, … "
-            "Default: ampere,ada,blackwell.",
+            "Default: the GPU that is here, and without one ampere,ada,blackwell.",
         ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="cuda:INDEX", help="The GPU of this machine to build for. Default: the first.")
     ] = None,
     workspace: Annotated[
         str | None,
@@ -79,14 +86,15 @@ def build(
     json: Json = False,
 ) -> None:
     """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
+    from vggdeploy.build.choice import choose_engine
     from vggdeploy.build.options import BuildOptions, parse_size
-    from vggdeploy.build.request import BuildPlan
+    from vggdeploy.build.request import BuildPlan, make_request
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.options import split_numbers
     from vggdeploy.errors import unknown_name
     from vggdeploy.runtime.registry import get_engine
     from vggdeploy.system.machine import memory_kept
-    from vggdeploy.types import BatchRange, Precision
+    from vggdeploy.types import BatchRange, Device, Precision
 
     options = BuildOptions(
         workspace=parse_size(workspace) if workspace is not None else None,
@@ -99,16 +107,23 @@ def build(
         graph_batches=tuple(split_numbers(cuda_graph_batches)) if cuda_graph_batches is not None else (),
     )
     opened = Bundle.open(bundle, only=())  # what the build reads is checked when it reads it
-    name, wanted = get_engine(engine).name, precision.strip().lower()
+    wanted = precision.strip().lower()
     if wanted not in list(Precision):
         raise unknown_name("precision", precision, list(Precision))
+    gpus = [name for name in target.split(",") if name.strip()] if target is not None else None
+    where = Device.parse(device) if device is not None else None
+    choice = choose_engine(where, gpus) if engine is None else None
     plan = BuildPlan(
-        engine=name,
+        engine=choice.backend.name if choice else get_engine(engine or "").name,
         precision=Precision(wanted),
         batch=BatchRange.parse(batch) if batch is not None else None,
-        targets=[name for name in target.split(",") if name.strip()] if target is not None else None,
+        targets=gpus,
         options=options,
+        device=choice.device if choice else where,
     )
+    if choice is not None and gpus is None:
+        make_request(opened, plan)  # a call that cannot be is answered before anything is said about it
+        render.note(f"[dim]engine:[/] {escape(choice.backend.title)}, since {escape(choice.reason)}")
     with memory_kept():
         result = run_build(opened, plan, rebuilds=rebuilds, use_cache=not no_cache)
     if json:

@@ -178,3 +178,23 @@ def rebuilt(
         for backend in backends or ("auto",):
             bundle = rebuild_unfit(bundle, backend=backend, variants=variants, device=where, on_progress=tell)
     return bundle
+
+
+def fitted(bundle: Bundle, backends: Sequence[str], device: str | None = None) -> Bundle:
+    """The bundle, with an engine that runs here for each of the backends that builds engines. What is built is said."""
+    from vggdeploy.engine.fitting import with_fitting_engine
+    from vggdeploy.runtime.registry import get_backend
+    from vggdeploy.types import Device
+
+    where = Device.parse(device) if device else None
+    for backend in (get_backend(name) for name in backends):
+        if backend.builds_on:
+            with render.progress() as tell:
+                bundle = with_fitting_engine(
+                    bundle,
+                    backend,
+                    where,
+                    on_build=lambda text: render.note(f"[dim]{render.escape(text)}[/]"),
+                    on_progress=tell,
+                )
+    return bundle

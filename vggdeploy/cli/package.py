@@ -60,6 +60,8 @@ def package(
     )
     made = chosen.make(order)
     done = made.package
+    for text in made.notes:
+        render.note(f"[yellow]note:[/] {escape(text)}")
     if json:
         render.emit_json(PackageReport(path=str(output), package=done))
         return

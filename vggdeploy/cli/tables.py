@@ -178,7 +178,7 @@ def _reasons(rows: Sequence[BenchRow | ScenarioRow]) -> None:
     """Each reason once, with the rows it holds for."""
     told: dict[str, list[str]] = {}
     for r in rows:
-        for reason in r.reasons:
+        for reason in tables.row_notes(r):
             scenario = f", {r.scenario}" if isinstance(r, ScenarioRow) else ""
             told.setdefault(reason, []).append(f"{r.variant} at {r.batch}{scenario}")
     for reason, where in told.items():

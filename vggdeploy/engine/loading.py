@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,11 +20,13 @@ from vggdeploy.parity.compare import prove_at_load
 from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.records import ParityRecord, Record, from_json, to_json
 from vggdeploy.runtime import CheckedSession, backend_for, open_session
-from vggdeploy.runtime.preflight import host_of
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.runtime.sessions import conditions, depends_on_machine
 from vggdeploy.system.cache import Cache, cache_home, key_of
 from vggdeploy.types import Device, OnProgress, Verdict, silent
+
+if TYPE_CHECKING:
+    from vggdeploy.build.request import BuildPlan
 
 VERIFY = ("first-load", "always", "never")
 # With these a file system says that a bundle, or the directory that it lies in, cannot be written.
@@ -162,16 +165,24 @@ def rebuild_unfit(
     """
     for variant in unfit(bundle, backend=backend, variants=variants, device=device):
         where = device or default_device(backend_for(variant))
-        opened = rebuild_engine(bundle, variant, where, on_progress=on_progress)
-        opened.session.__exit__(None, None, None)
-        if opened.variant.name not in {v.name for v in opened.bundle.manifest.variants}:
-            why = "has to stay as it was signed" if bundle.signer else "cannot be written"
-            raise UsageError(
-                f"{bundle.root} {why}, so it keeps an engine that does not fit: {variant.name}",
-                "work on a copy of the bundle, or use vggdeploy predict --rebuild, which takes it from the cache",
-            )
-        bundle = opened.bundle
+        bundle = left_in_bundle(bundle, rebuild_engine(bundle, variant, where, on_progress=on_progress))
     return bundle
+
+
+def left_in_bundle(bundle: Bundle, opened: OpenVariant) -> Bundle:
+    """Close an engine that was just built; returns the bundle with it.
+
+    Raises:
+        UsageError: the bundle could not be written, so the engine is in the user's cache alone.
+    """
+    opened.session.__exit__(None, None, None)
+    if opened.variant.name not in {v.name for v in opened.bundle.manifest.variants}:
+        why = "has to stay as it was signed" if bundle.signer else "cannot be written"
+        raise UsageError(
+            f"{bundle.root} {why}, so it does not get the engine that was built for this machine: {opened.variant.name}",
+            "work on a copy of the bundle, or use vggdeploy predict --rebuild, which takes it from the cache",
+        )
+    return opened.bundle
 
 
 def rebuild_engine(
@@ -182,31 +193,43 @@ def rebuild_engine(
     threads: int | None = None,
     on_progress: OnProgress = silent,
 ) -> OpenVariant:
-    """Build an engine for this machine from the bundle's ONNX, prove it on the golden pair, and add it to the bundle.
-
-    Where the bundle cannot be written, the engine stays in the user's cache, and is found there the next time. So it does
-    where a signature was asked for: the bundle with another file in it would not be what was signed.
-
-    Raises:
-        Errors of `vggdeploy.build.engines.build_into`; ParityError: it misses the golden pair, and is not added.
-    """
-    from vggdeploy.build.cache import EngineCache  # only here: a load that rebuilds nothing does not pay for it
-    from vggdeploy.build.engines import add_engine, engine_variant, made_engine
+    """`build_proven`, with the options of an engine that does not fit."""
     from vggdeploy.build.options import BuildOptions
-    from vggdeploy.build.request import BuildPlan, make_request
+    from vggdeploy.build.request import BuildPlan
 
     old = variant.build
     if old is None:
         raise UsageError(f"{variant.name} is no engine", "only TensorRT engines are rebuilt")
-    gpu = host_of(variant, device).gpu
     plan = BuildPlan(
         engine=variant.format,
         precision=variant.precision,
         batch=variant.batch,
-        targets=[gpu.capability] if gpu and variant.format == "tensorrt-rtx" else None,
         options=BuildOptions.from_record(old.options, old.graph_batches),
+        device=device,
     )
-    request = make_request(bundle, plan, device=device)
+    return build_proven(bundle, plan, threads=threads, on_progress=on_progress)
+
+
+def build_proven(
+    bundle: Bundle, plan: BuildPlan, *, threads: int | None = None, on_progress: OnProgress = silent
+) -> OpenVariant:
+    """Build an engine for a GPU of this machine from the bundle's ONNX, prove it on the golden pair, and add it to the bundle.
+
+    Where the bundle cannot be written, the engine stays in the user's cache, and is found there the next time. So it does
+    where a signature was asked for: the bundle with another file in it would not be what was signed.
+
+    Args:
+        plan: its ``device`` is the GPU that the engine is built for, and runs on.
+
+    Raises:
+        Errors of `vggdeploy.build.engines.build_into`; ParityError: it misses the golden pair, and is not added.
+    """
+    from vggdeploy.build.cache import EngineCache  # only here: a load that builds nothing does not pay for it
+    from vggdeploy.build.engines import add_engine, engine_variant, made_engine
+    from vggdeploy.build.request import make_request
+
+    request = make_request(bundle, plan)
+    device = request.device
     with made_engine(bundle, request, cache=EngineCache(), on_progress=on_progress) as made:
         record = request.record(made.entry.seconds)
         fresh = engine_variant(request, made, record, request.name(bundle.manifest))

@@ -51,10 +51,11 @@ class PackageReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Made:
-    """A package that was written, and the commands to try next."""
+    """A package that was written, the commands to try next, and what has to be known to use it."""
 
     package: Package
     next: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ No ensemble is needed: decoding apart, the preprocessing is in the graph. The fi
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Union
 
 from vggdeploy.bundle import Manifest, Variant
 from vggdeploy.errors import UsageError, one_line
 from vggdeploy.package.base import Made, Order, chosen_variants, copy_variant, finish, package_directory
+from vggdeploy.runtime.preflight import release
 from vggdeploy.types import TensorSpec
 
 # Of a variant's format: Triton's platform, the file's suffix, and the kind of its instances.
@@ -23,6 +25,12 @@ PLATFORMS = {
 }
 DEFAULT_MAX_BATCH = 32  # the dynamic batcher fills it under load: the 256 that an ONNX export allows may not fit a GPU
 QUEUE_DELAY_US = 1000
+IMAGE = "nvcr.io/nvidia/tritonserver"
+# The server's release → the TensorRT in its image (``-py3``), as far as NVIDIA's release notes say it: those of the release
+# branches of github.com/triton-inference-server/server, docs/introduction/release_notes.md, read on 2026-11-30. Those from
+# 25.02 on only point at https://docs.nvidia.com/deeplearning/frameworks/support-matrix/.
+SERVERS = {"24.08": "10.3.0.26", "24.10": "10.5.0.18", "24.12": "10.7.0.23", "25.01": "10.8.0.43"}
+_MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix/"
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SCORES = ("logits", "probabilities")
@@ -49,6 +57,7 @@ def package_triton(order: Order) -> Made:
     config = model_config(
         manifest, files, name=name, max_batch=_max_batch(order, variants), instances=order.instances or 1
     )
+    notes = server_notes(variants[0])
     with package_directory(order) as root:
         model = root / name
         for file, variant in files.items():
@@ -57,9 +66,40 @@ def package_triton(order: Order) -> Made:
             (model / "labels.txt").write_text(
                 "".join(f"{one_line(label)}\n" for label in manifest.labels), encoding="utf-8"
             )
-        (model / "config.pbtxt").write_text(to_text(config), encoding="ascii")
+        comments = "".join(f"# {note}\n" for note in notes)
+        (model / "config.pbtxt").write_text(comments + to_text(config), encoding="ascii")
         package = finish(root, order, "triton", variants)
-    return Made(package, next=(f"tritonserver --model-repository={order.output}",))
+    return Made(package, next=(_start(order, variants[0]),), notes=notes)
+
+
+def servers_for(version: str) -> list[str]:
+    """Releases of the server that load an engine of that TensorRT: those with the same release of it. Newest first."""
+    return sorted((tag for tag, has in SERVERS.items() if release(has) == release(version)), reverse=True)
+
+
+def server_notes(variant: Variant) -> tuple[str, ...]:
+    """Which server runs an engine, in ASCII; nothing about other variants, which every server runs."""
+    if variant.build is None:
+        return ()
+    built = ".".join(map(str, release(variant.build.version)))
+    tags = servers_for(variant.build.version)
+    if tags:
+        images = ", ".join(f"{IMAGE}:{tag}-py3 (it has {SERVERS[tag]})" for tag in tags)
+        return (f"the engine loads only in TensorRT {built}: {images}",)
+    return (
+        f"the engine loads only in TensorRT {built}, and no server that we know has it: see {_MATRIX}",
+        "a server's release XX.YY has the TensorRT of nvcr.io/nvidia/tensorrt:XX.YY-py3: build the engine in that image",
+    )
+
+
+def _start(order: Order, variant: Variant) -> str:
+    tags = servers_for(variant.build.version) if variant.build else []
+    if not tags:
+        return f"tritonserver --model-repository={order.output}"
+    mount = f"-v {shlex.quote(str(order.output.resolve()))}:/models:ro"
+    return (
+        f"docker run --rm --gpus all -p 8000:8000 {mount} {IMAGE}:{tags[0]}-py3 tritonserver --model-repository=/models"
+    )
 
 
 def model_config(
@@ -118,6 +158,10 @@ def _files(variants: Sequence[Variant]) -> dict[str, Variant]:
     if any((v.precision, v.batch) != (first.precision, first.batch) for v in variants):
         raise UsageError(
             "engines of one model need the same precision and the same batch range", "name those that agree"
+        )
+    if len({release(v.build.version) for v in variants if v.build}) > 1:
+        raise UsageError(
+            "engines of one model need the same release of TensorRT, since a server has one", "name those that agree"
         )
     files: dict[str, str] = {}
     for variant in variants:

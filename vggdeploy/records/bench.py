@@ -114,7 +114,8 @@ class BenchRow(Record, frozen=True, kw_only=True):
     that ``joules_from`` names (RAPL counts the whole machine's CPUs, NVML the GPU), and is None without one.
     ``others_share`` is the share of the cores that other processes used meanwhile, ``mhz_low`` to ``mhz_high`` the clock
     of the fastest core over the rounds. ``tera_ops`` are the network's operations, 10¹² a second, and ``roof_share`` is
-    what that is of the roof of the precision that it computes in; None where no roof was measured.
+    what that is of the roof of the precision that it computes in; None where no roof was measured. ``on_cpu`` is why the row
+    ran on the CPU beside an engine on a GPU.
     """
 
     variant: str
@@ -149,6 +150,7 @@ class BenchRow(Record, frozen=True, kw_only=True):
     host: HostTimes | None = None
     tera_ops: float | None = None
     roof_share: float | None = None
+    on_cpu: str = ""
 
 
 class LoadAnswers(Record, frozen=True, kw_only=True):
@@ -196,7 +198,7 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
     queries ran; ``unique_over_same`` the median on distinct samples over that on one repeated sample. Of ``server``,
     ``queue`` is the time from a query's arrival to the start of the batch that it is in, ``run`` that of the batch.
     ``answers`` were given under the same load; ``search`` is how ``target_qps`` was found; ``loadgen`` is the version and
-    ``seeds`` are its random numbers'.
+    ``seeds`` are its random numbers'. ``on_cpu`` as in `BenchRow`.
     """
 
     variant: str
@@ -225,6 +227,7 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
     search: RateSearch | None = None
     loadgen: str = ""
     seeds: dict[str, int] = {}
+    on_cpu: str = ""
 
 
 class BenchReport(Record, frozen=True, kw_only=True):

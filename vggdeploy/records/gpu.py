@@ -64,6 +64,24 @@ class GpuTimes(Record, frozen=True, kw_only=True):
     roof_share: float | None = None
 
 
+class TrtexecTimes(Record, frozen=True, kw_only=True):
+    """What NVIDIA's ``trtexec`` measured of the same engine file at one batch size, on one stream: medians in ms, named as
+    those of `GpuTimes`. ``device_ms`` is its "Latency", ``compute_ms`` its "GPU Compute Time"; it has a CUDA graph, and copies
+    are not overlapped. ``images_per_second`` is its throughput times the batch. ``version`` is its TensorRT, ``command`` the
+    line that measures it again, and ``warnings`` are its own. ``missing`` says why a row has no times."""
+
+    batch: int
+    h2d_ms: float | None = None
+    compute_ms: float | None = None
+    d2h_ms: float | None = None
+    device_ms: float | None = None
+    images_per_second: float | None = None
+    version: str = ""
+    command: str = ""
+    warnings: tuple[str, ...] = ()
+    missing: str = ""
+
+
 class GpuLoad(Record, frozen=True, kw_only=True):
     """``streams`` threads at work at the same time, each on its own stream, with transfers; and what NVML saw.
 
@@ -84,7 +102,7 @@ class GpuLoad(Record, frozen=True, kw_only=True):
 
 class GpuReport(Record, frozen=True, kw_only=True):
     """One engine on one GPU. Bytes are the fall of the GPU's free memory: of the engine with its first context, and of
-    each further one; other processes may have a share in it."""
+    each further one; other processes may have a share in it. ``trtexec`` is there where that tool was."""
 
     schema_version: int = SCHEMA_VERSION
     bundle: str
@@ -104,3 +122,4 @@ class GpuReport(Record, frozen=True, kw_only=True):
     context_bytes: int | None
     times: tuple[GpuTimes, ...]
     loads: tuple[GpuLoad, ...]
+    trtexec: tuple[TrtexecTimes, ...] = ()

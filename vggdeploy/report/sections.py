@@ -12,7 +12,7 @@ from vggdeploy.report import findings, grids, layer_times
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import pareto
 from vggdeploy.report.subjects import Cast
-from vggdeploy.report.tables import Grid
+from vggdeploy.report.tables import Grid, row_notes
 from vggdeploy.types import Verdict
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _distributions(results: Results, cast: Cast) -> Section:
     if tables and not figures:
         missing = "The distributions are not in these results, which an older vggdeploy made: measure again."
     text = "A steep line is a steady variant; the upper end of a line is its tail."
-    notes = grids.reasons((f"{cast.row(r, b).label} at {r.batch}", r.reasons) for b in results.bench for r in b.rows)
+    notes = grids.reasons((f"{cast.row(r, b).label} at {r.batch}", row_notes(r)) for b in results.bench for r in b.rows)
     return Section("latency", "Latency", text if figures else "", tuple(figures), tables, missing=missing, notes=notes)
 
 
@@ -172,7 +172,7 @@ def _load(results: Results, cast: Cast) -> Section:
     ask = "vggdeploy bench BUNDLE --scenario server --target-qps Q --latency-bound MS --json"
     missing = "" if rows else f"The server scenario was not run: {ask}"
     notes = grids.reasons(
-        (f"{cast.row(r, b).label}, {r.scenario} at {r.batch}", r.reasons) for b in results.bench for r in b.scenarios
+        (f"{cast.row(r, b).label}, {r.scenario} at {r.batch}", row_notes(r)) for b in results.bench for r in b.scenarios
     )
     return Section("load", "Latency under load", "", figures, tables, missing=missing, notes=notes)
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BatchParity, BenchReport, LayerReport, OutputParity
+from vggdeploy.records import BatchParity, BenchReport, BenchRow, LayerReport, OutputParity, ScenarioRow
 from vggdeploy.types import Verdict
 
 MARKS = {Verdict.PASS: "✔", Verdict.FAIL: "✘", Verdict.INCONCLUSIVE: "?", Verdict.UNPROVEN: "–"}
@@ -125,6 +125,11 @@ def _part(value: Any, name: str) -> Any:
 def layer_rows(report: LayerReport) -> list[Row]:
     """The layers in order, with their numbers, and which of them is the culprit."""
     return [(Facts(index=i, first=layer.layer == report.culprit), layer) for i, layer in enumerate(report.layers, 1)]
+
+
+def row_notes(row: BenchRow | ScenarioRow) -> tuple[str, ...]:
+    """What has to be said beside a row: why it does not count, and why it ran elsewhere than the engine beside it."""
+    return (*row.reasons, f"it ran on the CPU beside an engine on a GPU: {row.on_cpu}") if row.on_cpu else row.reasons
 
 
 def has_shares(bench: BenchReport) -> bool:
@@ -277,12 +282,16 @@ TRIES = (
     Column("batch", "batches up to", "d"), Column("qps", "queries/s", ",.1f"), P99, Column("bound_ms", "bound ms", "g"),
     P50, QUERIES,
 )  # fmt: skip
+_ON_DEVICE = (
+    Column("h2d_ms", "H2D ms", ".3f"), Column("compute_ms", "compute ms", ".3f"), Column("d2h_ms", "D2H ms", ".3f"),
+    Column("device_ms", "device ms", ".3f"),
+)  # fmt: skip
 GPU_TIMES = (
-    BATCH, _text("graph", "graph"), Column("h2d_ms", "H2D ms", ".3f"), Column("compute_ms", "compute ms", ".3f"),
-    Column("d2h_ms", "D2H ms", ".3f"), Column("device_ms", "device ms", ".3f"),
+    BATCH, _text("graph", "graph"), *_ON_DEVICE,
     Column("host_compute_ms", "host ms, no copies", ".3f"), Column("host_ms", "host ms", ".3f"),
     Column("tera_ops", "TOP/s", ",.1f"), OF_THE_ROOF,
 )  # fmt: skip
+GPU_TRTEXEC = (BATCH, *_ON_DEVICE, IMAGES)
 GPU_LOADS = (
     BATCH, Column("streams", "streams", "d"), _light("graph", "graph", _mood({True: "yes", False: "no"}, {})), RUN,
     IMAGES, JOULES, Column("seen.power_watts_mean", "W", ".0f"),

@@ -13,6 +13,7 @@ from vggdeploy.bundle import BuildRecord, Bundle, Variant
 from vggdeploy.errors import IncompatibleError, IntegrityError
 from vggdeploy.runtime.gpu.cuda import Gpu, find_gpu
 from vggdeploy.runtime.registry import ENGINES, library_title
+from vggdeploy.runtime.tensorrt.lean import PACKAGES, find_lean
 from vggdeploy.system.sealed import SealedFile
 from vggdeploy.types import Device
 
@@ -27,10 +28,12 @@ _RTX_TARGETS = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16, "sm121"
 
 @dataclass(frozen=True)
 class Host:
-    """What an engine meets: the library's version (None: not installed), and the GPU with its driver (None: none)."""
+    """What an engine meets: the library's version (None: not installed), the GPU with its driver (None: none), and the version
+    of a lean runtime beside the library (None: none)."""
 
     version: str | None
     gpu: Gpu | None
+    lean: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,15 @@ def _library(record: BuildRecord, host: Host) -> str:
         return "an engine loads only in the release that built it"
     if release(record.version) > release(host.version):
         return "a version-compatible engine loads in later releases, never in earlier ones"
-    return "a version-compatible engine needs the lean runtime of its own release here, which vggdeploy does not load"
+    if host.lean is not None and release(host.lean) == release(record.version):
+        return ""
+    there = f"the one here is of {host.lean}" if host.lean else f"none is here: {' or '.join(PACKAGES)}"
+    return f"a version-compatible engine needs the lean runtime of its own release ({there})"
+
+
+def needs_lean(record: BuildRecord | None, version: str) -> bool:
+    """Whether an engine that fits is run by the lean runtime of its own release, in a library of that ``version``."""
+    return record is not None and "version_compatible" in record.options and release(record.version) != release(version)
 
 
 def _gpu(record: BuildRecord, host: Host) -> str:
@@ -120,10 +131,13 @@ def host_of(variant: Variant, device: Device) -> Host:
         library = backend.import_library(to="run its engines")
     except IncompatibleError:
         return Host(None, None)
+    version = str(library.__version__)
+    lean = find_lean() if needs_lean(record, version) else None
     try:
-        return Host(str(library.__version__), find_gpu(device))
+        gpu = find_gpu(device)
     except IncompatibleError:
-        return Host(str(library.__version__), None)
+        gpu = None
+    return Host(version, gpu, lean.version if lean else None)
 
 
 def check_engine(variant: Variant, file: SealedFile) -> None:

@@ -25,9 +25,9 @@ from vggdeploy.bench.gpu import nvml
 from vggdeploy.bench.gpu import roof as gemm
 from vggdeploy.bench.gpu.nvml import GpuWatch
 from vggdeploy.cli.app import run as run_cli
-from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.errors import IncompatibleError, UsageError, VggdeployError
 from vggdeploy.records import from_json, to_json
-from vggdeploy.records.gpu import GpuReport, Roof
+from vggdeploy.records.gpu import GpuReport, Roof, TrtexecTimes
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.base import Source
 from vggdeploy.runtime.gpu import cuda
@@ -247,6 +247,37 @@ def test_the_tables_show_what_counts_and_why_the_rest_does_not(measure, monkeypa
     show_gpu(measure())
     shown = capsys.readouterr().out
     for words in ("Test GPU (sm90)", "roof 800 TOP/s", "session", "invalid", "slowed down: software thermal slowdown"):
+        assert words in shown
+
+
+def test_a_row_by_trtexec_stands_beside_ours_and_one_that_failed_says_why(measure, monkeypatch, capsys):
+    from vggdeploy.cli.bench import show_gpu
+
+    roof(monkeypatch)
+    asked = []
+
+    def run_one(tool, bundle, variant, batch, *, device, seconds):
+        asked.append((tool, variant.name, batch, device))
+        if batch == 4:
+            raise VggdeployError("trtexec failed: no memory")
+        return TrtexecTimes(
+            batch=batch, h2d_ms=0.1, compute_ms=7.5, d2h_ms=0.1, device_ms=7.7, images_per_second=130.0,
+            version="10.13.3", command="trtexec --loadEngine=[x]", warnings=("it is unstable",),
+        )  # fmt: skip
+
+    assert measure(batches=(1,), streams=(1,)).trtexec == ()  # it is not here, and nothing is said
+    monkeypatch.setattr(gpu, "find_trtexec", lambda variant, *, asked: "/bin/trtexec")
+    monkeypatch.setattr(gpu, "run_trtexec", run_one)
+    report = measure()
+    assert asked == [("/bin/trtexec", "engine", batch, CUDA) for batch in (1, 4)]
+    assert [(t.batch, t.missing) for t in report.trtexec] == [(1, ""), (4, "trtexec failed: no memory")]
+    assert from_json(to_json(report), GpuReport, what="report") == report
+    show_gpu(report)
+    shown = capsys.readouterr().out
+    for words in (
+        "the same engine by trtexec of TensorRT 10.13.3", "trtexec --loadEngine=[x]", "7.500", "it is unstable",
+        "no trtexec row for batch 4: trtexec failed: no memory",
+    ):  # fmt: skip
         assert words in shown
 
 

@@ -114,6 +114,7 @@ def _run(opened: _Opened, load: Load, on_progress: OnProgress) -> ScenarioRow:
         "variant": entry.name,
         "backend": backend_for(entry.variant).name,
         "device": str(entry.device),
+        "on_cpu": entry.on_cpu,
         "verdict": checked.verdict,
         "sha256": entry.sha256,
     }

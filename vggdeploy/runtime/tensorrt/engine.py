@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError
 from vggdeploy.runtime.base import Kernel, Source
+from vggdeploy.runtime.preflight import needs_lean
 from vggdeploy.runtime.tensorrt.api import Log, logger_for, new_runtime, no_collection, tensor_spec, title
+from vggdeploy.runtime.tensorrt.lean import find_lean
 from vggdeploy.runtime.tensorrt.profile import LayerTimes, inspected
 from vggdeploy.runtime.tensorrt.refit import refit
 from vggdeploy.system.ranges import asked
@@ -36,6 +38,7 @@ class LoadedEngine:
         self.times = LayerTimes(library) if source.profile else None
         self.logger: Any = None
         self.runtime: Any = None
+        self.lean: Any = None  # the runtime of the engine's own release, where that is another one
         self.engine: Any = None
 
     def load(self, file: SealedFile) -> None:
@@ -49,11 +52,25 @@ class LoadedEngine:
         self.runtime = self._made(lambda: new_runtime(self.library, self.logger, self.log), "start")
         self.check_header(file)
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
-        self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
+        runtime = self._runtime_for()
+        try:
+            self.engine = self._made(lambda: runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
+        finally:
+            del runtime  # it would live on in the traceback
         if self.source.weights is not None:
             with self.source.weights() as onnx:
                 refit(self.library, self.engine, self.logger, self.log, onnx)
         self._check_tensors()
+
+    def _runtime_for(self) -> Any:
+        """The library's own runtime, or for a version-compatible engine of an older release that release's lean one."""
+        found = find_lean() if needs_lean(self.source.build, str(self.library.__version__)) else None
+        if found is None:
+            return self.runtime
+        self.lean = self._made(
+            lambda: self.runtime.load_runtime(str(found.path)), f"load the lean runtime {found.version}"
+        )
+        return self.lean
 
     def check_header(self, file: SealedFile) -> None:
         """Refuse what the library can refuse without deserialising it."""
@@ -68,6 +85,7 @@ class LoadedEngine:
     def drop(self) -> None:
         """Let go of the library's objects, the last one made first."""
         self.engine = None
+        self.lean = None
         self.runtime = None
         self.logger = None
 
