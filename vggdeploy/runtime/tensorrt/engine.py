@@ -52,25 +52,24 @@ class LoadedEngine:
         self.runtime = self._made(lambda: new_runtime(self.library, self.logger, self.log), "start")
         self.check_header(file)
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
-        runtime = self._runtime_for()
-        try:
-            self.engine = self._made(lambda: runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
-        finally:
-            del runtime  # it would live on in the traceback
+        self._load_lean()
+        self.engine = self._made(lambda: self._deserialised(file), f"load {file.name}")
         if self.source.weights is not None:
             with self.source.weights() as onnx:
                 refit(self.library, self.engine, self.logger, self.log, onnx)
         self._check_tensors()
 
-    def _runtime_for(self) -> Any:
-        """The library's own runtime, or for a version-compatible engine of an older release that release's lean one."""
+    def _load_lean(self) -> None:
+        """For a version-compatible engine of an older release that release's own runtime, where it is installed."""
         found = find_lean() if needs_lean(self.source.build, str(self.library.__version__)) else None
-        if found is None:
-            return self.runtime
-        self.lean = self._made(
-            lambda: self.runtime.load_runtime(str(found.path)), f"load the lean runtime {found.version}"
-        )
-        return self.lean
+        if found is not None:
+            self.lean = self._made(
+                lambda: self.runtime.load_runtime(str(found.path)), f"load the lean runtime {found.version}"
+            )
+
+    def _deserialised(self, file: SealedFile) -> Any:
+        runtime = self.lean or self.runtime
+        return runtime.deserialize_cuda_engine(file.map())
 
     def check_header(self, file: SealedFile) -> None:
         """Refuse what the library can refuse without deserialising it."""
