@@ -159,8 +159,9 @@ def _proof(fresh: Bundle, variant: Variant, old: Bundle) -> ParityRecord:
         return ParityRecord(
             variant=variant.name, backend=variant.format, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,)
         )
-    with open_session(fresh, variant, device=device, file=old.main_file(variant)) as session:
-        record = prove_at_load(session, fresh, variant, device)
+    file = old.main_file(variant)
+    with open_session(fresh, variant, device=device, file=file) as session:
+        record = replace(prove_at_load(session, fresh, variant, device), sha256=file.sha256)
     if record.verdict is not Verdict.PASS:
         raise ParityError(
             f"{variant.name} with the new weights misses the golden pair of the new checkpoint: {'; '.join(record.reasons)}",

@@ -33,11 +33,8 @@ class LayerMap:
         quantiser) is part of the layer whose values it converts.
         """
         stretches = [self._stretch(nodes) for nodes in kernels]
-        last, end = (
-            range(0),
-            0,
-        )  # of the kernels so far: the last that computes a step, and where the steps are computed to
-        place = -1
+        # Which kernel computes the last step so far, the steps of that kernel, and the first that nobody has yet.
+        place, last, end = -1, range(0), 0
         for index, found in enumerate(stretches):
             if not found:
                 continue
