@@ -34,7 +34,7 @@ class LoadedEngine:
         self.log = Log()
         self.logger: Any = None
         self.runtime: Any = None
-        self.lean: Any = None  # the runtime of the engine's own release, where that is another one
+        self.loader_runtime: Any = None  # what loaded ``runtime``, where that is of another release than the library
         self.engine: Any = None
 
     def load(self, file: SealedFile) -> None:
@@ -47,25 +47,23 @@ class LoadedEngine:
         self.logger = logger_for(self.library, self.log)
         self.runtime = self._made(lambda: self.library.Runtime(self.logger), "start")
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
-        runtime = self._runtime_for()
-        self.engine = self._made(lambda: runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
+        self._load_lean()
+        self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
         self._check_tensors()
 
-    def _runtime_for(self) -> Any:
-        """The library's own runtime, or for a version-compatible engine of an older release that release's lean one."""
+    def _load_lean(self) -> None:
+        """For a version-compatible engine of an older release: that release's lean runtime, which runs it."""
         found = find_lean() if needs_lean(self.source.build, str(self.library.__version__)) else None
-        if found is None:
-            return self.runtime
-        self.lean = self._made(
-            lambda: self.runtime.load_runtime(str(found.path)), f"load the lean runtime {found.version}"
-        )
-        return self.lean
+        if found is not None:
+            verb = f"load the lean runtime {found.version}"
+            lean = self._made(lambda: self.runtime.load_runtime(str(found.path)), verb)
+            self.loader_runtime, self.runtime = self.runtime, lean
 
     def drop(self) -> None:
         """Let go of the library's objects, the last one made first."""
         self.engine = None
-        self.lean = None
         self.runtime = None
+        self.loader_runtime = None
         self.logger = None
 
     def scratch_size(self) -> int:
