@@ -83,6 +83,18 @@ def test_no_other_engine_is(gpu, source, installed, build) -> None:
         assert library.lean_runtimes == []
 
 
+def test_an_engine_that_it_refuses_leaves_nothing_behind(gpu, source, installed) -> None:
+    installed("1.6.0.2", PACKAGES[0])
+    cudart, library = gpu()
+    library.fault = "deserialize_cuda_engine"
+    with (
+        pytest.raises(IncompatibleError, match="cannot load model"),
+        EngineSession(replace(source, build=record(version_compatible="yes"))),
+    ):
+        pass
+    assert not library.alive and not cudart.alive
+
+
 def test_one_that_does_not_load_is_the_library_s_own_cause(gpu, source, installed) -> None:
     installed("1.6.0.2", PACKAGES[0])
     cudart, library = gpu()

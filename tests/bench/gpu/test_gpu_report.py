@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pynvml
 import pytest
@@ -24,8 +25,10 @@ from vggdeploy.bench.gpu import measure as gpu
 from vggdeploy.bench.gpu import nvml
 from vggdeploy.bench.gpu import roof as gemm
 from vggdeploy.bench.gpu.nvml import GpuWatch
+from vggdeploy.bench.run import BenchPlan
+from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run as run_cli
-from vggdeploy.errors import IncompatibleError, UsageError, VggdeployError
+from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.records import from_json, to_json
 from vggdeploy.records.gpu import GpuReport, Roof, TrtexecTimes
 from vggdeploy.runtime import CheckedSession
@@ -254,23 +257,16 @@ def test_a_row_by_trtexec_stands_beside_ours_and_one_that_failed_says_why(measur
     from vggdeploy.cli.bench import show_gpu
 
     roof(monkeypatch)
-    asked = []
-
-    def run_one(tool, bundle, variant, batch, *, device, seconds):
-        asked.append((tool, variant.name, batch, device))
-        if batch == 4:
-            raise VggdeployError("trtexec failed: no memory")
-        return TrtexecTimes(
-            batch=batch, h2d_ms=0.1, compute_ms=7.5, d2h_ms=0.1, device_ms=7.7, images_per_second=130.0,
-            version="10.13.3", command="trtexec --loadEngine=[x]", warnings=("it is unstable",),
-        )  # fmt: skip
-
-    assert measure(batches=(1,), streams=(1,)).trtexec == ()  # it is not here, and nothing is said
-    monkeypatch.setattr(gpu, "find_trtexec", lambda variant, *, asked: "/bin/trtexec")
-    monkeypatch.setattr(gpu, "run_trtexec", run_one)
     report = measure()
-    assert asked == [("/bin/trtexec", "engine", batch, CUDA) for batch in (1, 4)]
-    assert [(t.batch, t.missing) for t in report.trtexec] == [(1, ""), (4, "trtexec failed: no memory")]
+    assert report.trtexec == ()
+    show_gpu(report)
+    assert "trtexec" not in capsys.readouterr().out  # it is not here, and nothing is said
+    row = TrtexecTimes(
+        batch=1, h2d_ms=0.1, compute_ms=7.5, d2h_ms=0.1, device_ms=7.7, images_per_second=130.0, version="10.13.3",
+        command="trtexec --loadEngine=[x]", warnings=("it is unstable",),
+    )  # fmt: skip
+    failed = TrtexecTimes(batch=4, missing="trtexec failed: no memory")
+    report = msgspec.structs.replace(report, trtexec=(row, failed))
     assert from_json(to_json(report), GpuReport, what="report") == report
     show_gpu(report)
     shown = capsys.readouterr().out
@@ -279,6 +275,20 @@ def test_a_row_by_trtexec_stands_beside_ours_and_one_that_failed_says_why(measur
         "no trtexec row for batch 4: trtexec failed: no memory",
     ):  # fmt: skip
         assert words in shown
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_trtexec_is_looked_for_before_and_run_after_what_we_measure(small, measure, monkeypatch, asked):
+    roof(monkeypatch)
+    order: list[str] = []
+    report, row = measure(batches=(1,), streams=(1,)), TrtexecTimes(batch=1, missing="it failed")
+    bundle, plan = Bundle.open(small), BenchPlan(batches=(1, 4), seconds=0.1)
+    monkeypatch.setattr(gpu, "_choose", lambda *a: "chosen")
+    monkeypatch.setattr(gpu, "find_trtexec", lambda variant, *, asked: order.append(f"{variant} {asked}") or "tool")
+    monkeypatch.setattr(gpu, "measure_gpu", lambda *a, **k: order.append("ours") or report)
+    monkeypatch.setattr(gpu, "trtexec_rows", lambda *a, **k: order.append(f"{a[0]} {a[2]} {a[3]}") or (row,))
+    assert gpu.bench_gpu(bundle, plan, trtexec=asked).trtexec == (row,)
+    assert order == [f"chosen {asked}", "ours", "tool chosen (1, 4)"]
 
 
 @pytest.mark.parametrize("extra", [["--scenario", "offline"], ["--record"], ["--threads", "2"]])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fixtures.small import write_bundle
 
+from vggdeploy.bench.gpu import trtexec
 from vggdeploy.bench.gpu.trtexec import find_trtexec, read_output, run_trtexec
 from vggdeploy.bundle import BuildRecord, Bundle, Variant, update_bundle
 from vggdeploy.cli.app import run
@@ -157,6 +158,22 @@ def test_a_tool_of_another_release_is_no_peer(bundle: Bundle, home: Path) -> Non
     assert "variants/e/model.engine" in caught.value.hint  # a line that can be typed
     with pytest.raises(VggdeployError, match="no performance summary"):
         read_output(SUMMARY, engine(), 1, "trtexec")  # it does not even say its version
+
+
+def test_a_batch_that_fails_has_its_reason_and_the_others_their_times(bundle: Bundle, home: Path, monkeypatch) -> None:
+    tool = put_tool(home)
+    real = trtexec.run_trtexec
+
+    def run_one(tool, bundle, variant, batch, **how):
+        if batch == 4:
+            (home / "says").write_text("")
+        return real(tool, bundle, variant, batch, **how)
+
+    monkeypatch.setattr(trtexec, "run_trtexec", run_one)
+    rows = trtexec.trtexec_rows(str(tool), bundle, engine(), (1, 4), device=Device("cuda"), seconds=1)
+    assert [(row.batch, row.compute_ms, row.missing) for row in rows] == [
+        (1, 7.14139, ""), (4, None, "trtexec gave no performance summary that can be read"),
+    ]  # fmt: skip
 
 
 def test_a_tool_that_hangs_is_ended(bundle: Bundle, home: Path, monkeypatch) -> None:

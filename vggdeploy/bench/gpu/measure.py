@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from itertools import count
 from threading import Lock
 
+import msgspec
 import numpy as np
 
 from vggdeploy.bench.gpu.nvml import GpuWatch
 from vggdeploy.bench.gpu.roof import measure_roof
-from vggdeploy.bench.gpu.trtexec import find_trtexec, run_trtexec
+from vggdeploy.bench.gpu.trtexec import find_trtexec, trtexec_rows
 from vggdeploy.bench.run import POOL, BenchPlan
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.bundle.store import now
 from vggdeploy.engine.selection import select
-from vggdeploy.errors import IncompatibleError, UsageError, VggdeployError
+from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.model.outputs import macs_of
 from vggdeploy.parity.reference import Array
-from vggdeploy.records.gpu import GpuLoad, GpuReport, GpuSamples, GpuTimes, Roof, TrtexecTimes
+from vggdeploy.records.gpu import GpuLoad, GpuReport, GpuSamples, GpuTimes, Roof
 from vggdeploy.runtime import CheckedSession, GpuOptions, backend_for, open_session
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.gpu.lane import Lane
@@ -67,7 +68,6 @@ def measure_gpu(
     batches: Sequence[int] = (1, 8, 32),
     streams: Sequence[int] = (1, 2, 4),
     seconds: float = 1.0,
-    trtexec: bool = False,
     on_progress: OnProgress = silent,
 ) -> GpuReport:
     """Measure an engine of the TensorRT backends: every batch size with and without CUDA graphs, every number of streams.
@@ -75,14 +75,12 @@ def measure_gpu(
     Args:
         images: the pool of distinct inputs, as the graph wants them. Batches walk through it.
         seconds: measuring time of each of the tables' rows.
-        trtexec: NVIDIA's tool has to be here. Without it, it measures the same engine where it is on PATH.
 
     Raises:
         UsageError: a batch outside the engine's range, or one larger than the pool; no number of streams.
-        IncompatibleError: no TensorRT engine, or it cannot run here; no ``trtexec`` where that was asked for.
+        IncompatibleError: no TensorRT engine, or it cannot run here.
     """
     _check(variant, images, batches, streams)
-    tool = find_trtexec(variant, asked=trtexec)
     where = device or Device("cuda")
     gpu = cuda.find_gpu(where)
     subject = _Subject(
@@ -110,7 +108,6 @@ def measure_gpu(
             on_progress((1 + number / len(batches)) / 2, f"batch {batch} without graphs")
             times.append(_times(subject, session, batch, graphs=False, roof=roof))
             loads.append(_load(subject, session, batch, 1, graphs=False))
-    peers = [] if tool is None else [_by_trtexec(tool, subject, batch, on_progress) for batch in batches]
     return GpuReport(
         bundle=str(bundle.root),
         created=now(),
@@ -129,17 +126,7 @@ def measure_gpu(
         context_bytes=context_bytes,
         times=tuple(times),
         loads=tuple(loads),
-        trtexec=tuple(peers),
     )
-
-
-def _by_trtexec(tool: str, subject: _Subject, batch: int, on_progress: OnProgress) -> TrtexecTimes:
-    """A peer that fails is a row with its reason: what we measured is not lost."""
-    on_progress(None, f"batch {batch} by trtexec")
-    try:
-        return run_trtexec(tool, subject.bundle, subject.variant, batch, device=subject.device, seconds=subject.seconds)
-    except VggdeployError as error:
-        return TrtexecTimes(batch=batch, missing=error.cause)
 
 
 def _check(variant: Variant, images: Array, batches: Sequence[int], streams: Sequence[int]) -> None:
@@ -330,9 +317,12 @@ def bench_gpu(
 ) -> GpuReport:
     """Measure one engine: the one that is named, else the best of the named backends, else the best there is.
 
+    Args:
+        trtexec: NVIDIA's tool has to be here. Without it, it measures the same engine where it is on PATH.
+
     Raises:
         UsageError: several variants.
-        IncompatibleError: no engine of the bundle runs here.
+        IncompatibleError: no engine of the bundle runs here; no ``trtexec`` where that was asked for.
     """
     if len(plan.variants) > 1:
         raise UsageError(
@@ -340,8 +330,9 @@ def bench_gpu(
         )
     where = plan.device or Device("cuda")
     chosen = _choose(bundle, plan.backends or [engine.name for engine in ENGINES], plan.variants, where)
+    tool = find_trtexec(chosen, asked=trtexec)
     pool = measuring_pool(bundle, plan.data, POOL, plan.data_dir)
-    return measure_gpu(
+    report = measure_gpu(
         bundle,
         chosen,
         pool.images,
@@ -349,9 +340,13 @@ def bench_gpu(
         batches=plan.batches,
         streams=streams,
         seconds=plan.seconds,
-        trtexec=trtexec,
         on_progress=on_progress,
     )
+    if tool is None:
+        return report
+    on_progress(None, "measuring by trtexec")
+    rows = trtexec_rows(tool, bundle, chosen, plan.batches, device=where, seconds=plan.seconds)
+    return msgspec.structs.replace(report, trtexec=rows)
 
 
 def _choose(bundle: Bundle, backends: Sequence[str], variants: Sequence[str], device: Device) -> Variant:

@@ -75,6 +75,19 @@ def command_of(
     )
 
 
+def trtexec_rows(
+    tool: str, bundle: Bundle, variant: Variant, batches: Sequence[int], *, device: Device, seconds: float
+) -> tuple[TrtexecTimes, ...]:
+    """A row for each batch size. One that fails has its reason instead of times: what we measured ourselves is not lost."""
+    rows = []
+    for batch in batches:
+        try:
+            rows.append(run_trtexec(tool, bundle, variant, batch, device=device, seconds=seconds))
+        except VggdeployError as error:
+            rows.append(TrtexecTimes(batch=batch, missing=error.cause))
+    return tuple(rows)
+
+
 def run_trtexec(
     tool: str, bundle: Bundle, variant: Variant, batch: int, *, device: Device, seconds: float
 ) -> TrtexecTimes:

@@ -38,7 +38,7 @@ class LoadedEngine:
         self.times = LayerTimes(library) if source.profile else None
         self.logger: Any = None
         self.runtime: Any = None
-        self.lean: Any = None  # the runtime of the engine's own release, where that is another one
+        self.loader_runtime: Any = None  # what loaded ``runtime``, where that is of another release than the library
         self.engine: Any = None
 
     def load(self, file: SealedFile) -> None:
@@ -53,23 +53,19 @@ class LoadedEngine:
         self.check_header(file)
         # engine_host_code_allowed stays False: an engine may hold no code for the CPU.
         self._load_lean()
-        self.engine = self._made(lambda: self._deserialised(file), f"load {file.name}")
+        self.engine = self._made(lambda: self.runtime.deserialize_cuda_engine(file.map()), f"load {file.name}")
         if self.source.weights is not None:
             with self.source.weights() as onnx:
                 refit(self.library, self.engine, self.logger, self.log, onnx)
         self._check_tensors()
 
     def _load_lean(self) -> None:
-        """For a version-compatible engine of an older release that release's own runtime, where it is installed."""
+        """For a version-compatible engine of an older release: that release's lean runtime, which runs it."""
         found = find_lean() if needs_lean(self.source.build, str(self.library.__version__)) else None
         if found is not None:
-            self.lean = self._made(
-                lambda: self.runtime.load_runtime(str(found.path)), f"load the lean runtime {found.version}"
-            )
-
-    def _deserialised(self, file: SealedFile) -> Any:
-        runtime = self.lean or self.runtime
-        return runtime.deserialize_cuda_engine(file.map())
+            verb = f"load the lean runtime {found.version}"
+            lean = self._made(lambda: self.runtime.load_runtime(str(found.path)), verb)
+            self.loader_runtime, self.runtime = self.runtime, lean
 
     def check_header(self, file: SealedFile) -> None:
         """Refuse what the library can refuse without deserialising it."""
@@ -84,8 +80,8 @@ class LoadedEngine:
     def drop(self) -> None:
         """Let go of the library's objects, the last one made first."""
         self.engine = None
-        self.lean = None
         self.runtime = None
+        self.loader_runtime = None
         self.logger = None
 
     def scratch_size(self) -> int:
