@@ -23,7 +23,12 @@ def build(
     engine: Annotated[
         str, typer.Option(help="tensorrt-rtx (builds on any machine) or tensorrt (builds on the GPU's machine).")
     ] = "tensorrt-rtx",
-    precision: Annotated[str, typer.Option(help="The ONNX to build from: fp16, fp32 or int8.")] = "fp16",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="The ONNX to build from: fp16, bf16, fp8, int8 or fp32. tf32: fp32, of which the GPU may round factors."
+        ),
+    ] = "fp16",
     batch: Annotated[
         str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine. Default: the ONNX variant's.")
     ] = None,

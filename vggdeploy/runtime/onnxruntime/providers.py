@@ -171,7 +171,7 @@ def probe(device: Device) -> Availability:
     """Whether a provider runs here: a tiny network has to be computed by it. ONNX Runtime lists what it was built with."""
     version = str(ort.__version__)
     if device.kind == "cpu":
-        return Availability(True, "cpu", version=version)
+        return Availability(True, "cpu", version=version, lacks=(Precision.BF16,))  # its convolutions and pools
     try:
         _check_packages(device.kind)
         check_driver()  # first, since ONNX Runtime writes lines of its own on stderr when its libraries do not load
