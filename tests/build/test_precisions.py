@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from fixtures.small import CONVOLUTIONS, PRODUCTS, write_bundle
+from fixtures.small import BATCH, CONVOLUTIONS, PRODUCTS, write_bundle
 
 from vggdeploy.build.engines import build_into
 from vggdeploy.build.request import BuildPlan
 from vggdeploy.build.targets import default_targets
+from vggdeploy.build.tensorrt import build_engine
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BundleError, IncompatibleError, ParityError
 from vggdeploy.records import CEILINGS
@@ -68,6 +69,20 @@ def test_fp32_weights_cast_to_bf16_in_the_graph_are_no_bf16_file(tmp_path, onnx_
     onnx.save(model, tmp_path / "cast.onnx")
     bundle = write_bundle(tmp_path / "cast", {BF16: tmp_path / "cast.onnx"})
     assert "is not what vggdeploy writes of this network" in wrong_precisions(bundle)["onnx-bf16"]
+
+
+def test_wide_weights_behind_a_quantised_input_are_no_int8(onnx_files, tmp_path, library):
+    """The parser keeps a constant kernel in the layer, so its only input is what was dequantised."""
+    model = onnx.load(onnx_files[Precision.INT8])
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored]:
+        codes, scale = (onnx.numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input[:2])
+        wide = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(wide, node.output[0]))
+        model.graph.node.remove(node)
+    onnx.save(model, tmp_path / "wide.onnx")
+    with pytest.raises(ParityError, match=rf"int8 was asked.*{LAYERS} in fp32"):
+        build_engine(library, tmp_path / "wide.onnx", tmp_path / "e", precision=Precision.INT8, batch=BATCH)
 
 
 @pytest.mark.parametrize(

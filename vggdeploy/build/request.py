@@ -12,6 +12,7 @@ import msgspec
 
 from vggdeploy.build.options import BuildOptions
 from vggdeploy.build.readback import inspect_engine
+from vggdeploy.build.sparsity import sparse_kernels, sparse_layers
 from vggdeploy.build.targets import check_targets, default_targets, resolve_targets, set_targets
 from vggdeploy.build.tensorrt import BuildResult, build_engine, open_library
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
@@ -42,6 +43,7 @@ class BuildRequest:
     targets: tuple[str, ...]
     gpu: Gpu | None
     options: BuildOptions
+    sparse: tuple[str, ...] = ()  # layers of the ONNX that are 2:4, where that was asked for
 
     def about(self) -> dict[str, str]:
         """All that decides the bytes, by name."""
@@ -99,8 +101,8 @@ class BuildRequest:
         if self.options.timing_cache is not None:
             atomic_write(self.options.timing_cache, bytes(config.get_timing_cache().serialize()))
 
-    def record(self, seconds: float) -> BuildRecord:
-        """What the manifest says about the build."""
+    def record(self, seconds: float, log: str = "") -> BuildRecord:
+        """What the manifest says about the build. ``log``: the library's."""
         return BuildRecord(
             library=self.backend.library,
             version=self.library.__version__,
@@ -112,6 +114,7 @@ class BuildRequest:
             gpu=self.gpu.name if self.gpu else "",
             driver=self.gpu.driver if self.gpu else "",
             graph_batches=self.options.graph_batches,
+            sparse=sparse_kernels(self.sparse, log) if self.sparse else None,
         )
 
     def name(self, manifest: Manifest) -> str:
@@ -185,7 +188,8 @@ def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = Non
     check_targets(sms, plan.precision)
     options.check(library, batch)
     sha256 = bundle.sha256(source.path)
-    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options)
+    sparse = sparse_layers(bundle, source) if options.sparse else ()
+    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options, sparse)
 
 
 def source_variant(bundle: Bundle, precision: Precision) -> Variant:

@@ -142,8 +142,9 @@ class Manifest(Record, frozen=True, kw_only=True):
         """A copy in which ``changed`` variants replace those of the same name, or are appended. A precision that the manifest
         has no thresholds for, since it is newer than the bundle, comes with the package's."""
         by_name = {v.name: v for v in (*self.variants, *changed)}
-        newer = {v.precision: CEILINGS[v.precision] for v in changed if v.precision not in self.thresholds}
-        thresholds = {**self.thresholds, **newer}
+        thresholds = dict(self.thresholds)
+        for variant in changed:
+            thresholds.setdefault(variant.precision, CEILINGS[variant.precision])
         return msgspec.structs.replace(self, variants=tuple(by_name.values()), thresholds=thresholds)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vggdeploy.bundle import Bundle, PrecisionProof, SaturationRecord, Variant
+from vggdeploy.bundle import REFERENCE, Bundle, PrecisionProof, SaturationRecord, Variant
+from vggdeploy.bundle.checkpoint import WEIGHTS_NAME
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ForeignModelError, ParityError
 from vggdeploy.model.formats.admission import admitted
 from vggdeploy.model.formats.objects import parameters
 from vggdeploy.model.layers import layers_of
 from vggdeploy.parity.products import read_onnx
+from vggdeploy.parity.sparsity import sparse_products, sparse_weights
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import installed
 from vggdeploy.system.sealed import mapped, shown
@@ -89,9 +91,34 @@ def read_bounds(bundle: Bundle, variant: Variant) -> SaturationRecord | None:
 
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:
-    """Variant → how its file contradicts what the manifest says of its network, its precision, or its INT8 products."""
-    found = {variant.name: _wrong(bundle, variant) for variant in bundle.manifest.candidates()}
+    """Variant → how its file contradicts what is said of its network, its precision, its INT8 products, or its 2:4 layers."""
+    found = {
+        variant.name: _wrong(bundle, variant) or _wrong_sparsity(bundle, variant)
+        for variant in bundle.manifest.variants
+    }
     return {name: cause for name, cause in found.items() if cause}
+
+
+def _wrong_sparsity(bundle: Bundle, variant: Variant) -> str:
+    """How a record of 2:4 layers contradicts the file that it is of; "" where it does not, or that file is not here."""
+    if variant.name == REFERENCE:
+        checkpoint = bundle.checkpoint()
+        said = next((s.sparsity for s in reversed(checkpoint.steps) if s.sparsity is not None), None)
+        if said is None or said.sha256 != checkpoint.weights_sha256:  # it was trained on since
+            return ""
+        layers, found = said.layers, sparse_weights(bundle.path(f"{variant.path}/{WEIGHTS_NAME}"), checkpoint.spec)
+    else:
+        build = variant.build
+        sources = [v for v in bundle.manifest.variants if build and bundle.sha256(v.path) == build.source_sha256]
+        if build is None or build.sparse is None or not sources:
+            return ""
+        layers = build.sparse.layers
+        with admitted(bundle, sources[0]) as file:
+            found = sparse_products(file.path, layer_names(bundle.manifest.spec))
+    if layers == found:
+        return ""
+    false = [name for name in layers if name not in found]
+    return f"{false[0] if false else found[0]} is {'not ' if false else ''}2:4 sparse, and its record says otherwise"
 
 
 def _wrong(bundle: Bundle, variant: Variant) -> str:

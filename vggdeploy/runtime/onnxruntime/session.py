@@ -14,7 +14,7 @@ import onnxruntime as ort
 from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError, first_line
 from vggdeploy.runtime.base import Array, Source
 from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
-from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8, open_on, probe
+from vggdeploy.runtime.onnxruntime.providers import EXACT_FP8, EXACT_INT8, open_on, probe
 from vggdeploy.types import Precision
 
 # ONNX Runtime's severity for what ends the process: errors are raised, and its log could hold a model's escape codes.
@@ -60,6 +60,8 @@ class OnnxRuntimeSession:
         options.log_severity_level = _QUIET
         if source.precision is Precision.INT8 and source.device.kind == "cpu" and not source.cannot_saturate:
             options.add_session_config_entry(*EXACT_INT8)
+        if source.precision is Precision.FP8:
+            options.graph_optimization_level = EXACT_FP8
         try:
             with source.open() as file:
                 return open_on(source, file.path, options, graphs=graphs)
