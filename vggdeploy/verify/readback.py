@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from vggdeploy.bundle import REFERENCE, Bundle, PrecisionProof, SaturationRecord, Variant
-from vggdeploy.bundle.checkpoint import WEIGHTS_NAME
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ForeignModelError, ParityError
 from vggdeploy.model.formats.admission import admitted
@@ -92,33 +91,48 @@ def read_bounds(bundle: Bundle, variant: Variant) -> SaturationRecord | None:
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:
     """Variant → how its file contradicts what is said of its network, its precision, its INT8 products, or its 2:4 layers."""
-    found = {
-        variant.name: _wrong(bundle, variant) or _wrong_sparsity(bundle, variant)
-        for variant in bundle.manifest.variants
-    }
+    found = {variant.name: _wrong(bundle, variant) for variant in bundle.manifest.variants}
     return {name: cause for name, cause in found.items() if cause}
 
 
-def _wrong_sparsity(bundle: Bundle, variant: Variant) -> str:
-    """How a record of 2:4 layers contradicts the file that it is of; "" where it does not, or that file is not here."""
-    if variant.name == REFERENCE:
-        checkpoint = bundle.checkpoint()
-        said = next((s.sparsity for s in reversed(checkpoint.steps) if s.sparsity is not None), None)
-        if said is None or said.sha256 != checkpoint.weights_sha256:  # it was trained on since
-            return ""
-        layers, found = said.layers, sparse_weights(bundle.path(f"{variant.path}/{WEIGHTS_NAME}"), checkpoint.spec)
-    else:
-        build = variant.build
-        sources = [v for v in bundle.manifest.variants if build and bundle.sha256(v.path) == build.source_sha256]
-        if build is None or build.sparse is None or not sources:
-            return ""
-        layers = build.sparse.layers
-        with admitted(bundle, sources[0]) as file:
-            found = sparse_products(file.path, layer_names(bundle.manifest.spec))
-    if layers == found:
-        return ""
-    false = [name for name in layers if name not in found]
-    return f"{false[0] if false else found[0]} is {'not ' if false else ''}2:4 sparse, and its record says otherwise"
+def check_sparsity(bundle: Bundle, variant: Variant) -> None:
+    """Refuse a variant whose record of 2:4 layers (of a checkpoint: that of its last step) contradicts the file that it is of.
+
+    Raises:
+        ParityError: a layer is not what the record says.
+    """
+    claim = _checkpoint_claim(bundle, variant) if variant.name == REFERENCE else _engine_claim(bundle, variant)
+    if claim is None or claim[0] == claim[1]:
+        return
+    said, found = claim
+    false = [name for name in said if name not in found]
+    raise ParityError(
+        f"{false[0] if false else found[0]} is {'not ' if false else ''}2:4 sparse, and its record says otherwise",
+        "make it again: vggdeploy optimize CHECKPOINT --step sparse -o DIR",
+    )
+
+
+Claim = tuple[tuple[str, ...], tuple[str, ...]]  # the layers of a record, and those of the file
+
+
+def _checkpoint_claim(bundle: Bundle, variant: Variant) -> Claim | None:
+    checkpoint = bundle.checkpoint()
+    said = next((step.sparsity for step in reversed(checkpoint.steps) if step.sparsity is not None), None)
+    if said is None or said.sha256 != checkpoint.weights_sha256:  # it was trained on since
+        return None
+    with bundle.main_file(variant).open() as file:
+        return said.layers, sparse_weights(file.path, checkpoint.spec)
+
+
+def _engine_claim(bundle: Bundle, variant: Variant) -> Claim | None:
+    build = variant.build
+    if build is None or build.sparse is None:
+        return None
+    sources = [v for v in bundle.manifest.variants if bundle.sha256(v.path) == build.source_sha256]
+    if not sources:
+        return None
+    with admitted(bundle, sources[0]) as file:
+        return build.sparse.layers, sparse_products(file.path, layer_names(bundle.manifest.spec))
 
 
 def _wrong(bundle: Bundle, variant: Variant) -> str:
@@ -127,6 +141,7 @@ def _wrong(bundle: Bundle, variant: Variant) -> str:
         if recorded is not None and read_bounds(bundle, variant) not in (None, recorded):
             return "the record of what its INT8 products can come to is not this file's"
         check_precision(variant, read_products(bundle, variant))
+        check_sparsity(bundle, variant)
     except (ForeignModelError, ParityError) as error:
         return error.cause
     return ""
