@@ -22,9 +22,9 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, read_chec
 from vggdeploy.cli.app import run
 from vggdeploy.errors import TargetError, UsageError
 from vggdeploy.export.bundle import ExportOptions, export_bundle
+from vggdeploy.model.formats.sparsity import sparse_weights
 from vggdeploy.optimize.steps.structure import quantisation_aware_checkpoint, sparse_checkpoint
 from vggdeploy.optimize.tuning import Tuning, TuningJob
-from vggdeploy.parity.sparsity import sparse_weights
 from vggdeploy.records import to_json
 from vggdeploy.verify.readback import wrong_precisions
 

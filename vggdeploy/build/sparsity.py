@@ -7,8 +7,8 @@ import re
 from vggdeploy.bundle import Bundle, SparseKernels, Variant
 from vggdeploy.errors import UsageError
 from vggdeploy.model.formats.admission import admitted
-from vggdeploy.parity.sparsity import sparse_products
-from vggdeploy.verify.readback import layer_names
+from vggdeploy.model.formats.sparsity import sparse_products
+from vggdeploy.model.layers import layer_names
 
 # TensorRT 10 and 11 log, once for every pass of the builder: "(Sparsity) Found 13 layer(s) eligible to use sparse tactics" and
 # "(Sparsity) Chose 4 layer(s) using sparse tactics", in some releases with the names behind. The last pass made the engine.

@@ -14,11 +14,11 @@ import msgspec
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
 from vggdeploy.data.sources import get_dataset
 from vggdeploy.errors import TargetError, TrainingError
+from vggdeploy.model.formats.sparsity import sparse_weights
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
 from vggdeploy.optimize.held_out import DECIDES, HeldOut, origin_of, size_of
 from vggdeploy.optimize.tuning import Hits, Tuning, TuningJob
-from vggdeploy.parity.sparsity import sparse_weights
 from vggdeploy.records import AccuracyDrop, SparsityRecord, StepRecord, to_json
 from vggdeploy.system.files import (
     atomic_directory,

@@ -5,20 +5,17 @@ The weights are never read: half a gigabyte of them says nothing about types.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Protocol
 
 from vggdeploy.bundle.precision import Product, type_name
 from vggdeploy.model.formats.graph import sorted_nodes
-from vggdeploy.model.formats.onnx import TYPES, Node, Tensor, read_onnx_file
+from vggdeploy.model.formats.onnx import PRODUCTS, TYPES, Node, Tensor, read_onnx_file
+from vggdeploy.model.layers import layer_name
 from vggdeploy.system.sealed import mapped, shown
 
-PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 # They hand values on as they are.
 MOVES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
-KEY = re.compile(r"(?:^|[./])((?:features|classifier)\.\d+)(?:\.|$)")
 _EIGHT_BITS = {"int8": "int8", "uint8": "int8", "fp8": "fp8"}  # what is dequantised, and what its products compute in
 
 
@@ -84,19 +81,6 @@ def _follow(node: Node, types: dict[str, str], codes: dict[str, str]) -> None:
 def _input(node: Node, place: int) -> str:
     """The name of an input; "" where it is missing."""
     return node.input[place] if place < len(node.input) else ""
-
-
-class Named(Protocol):
-    """A node of ours, or of the onnx package."""
-
-    name: str
-    op_type: str
-
-
-def layer_name(node: Named, weight: str, layers: dict[str, str], index: int) -> str:
-    """The VGG's own name where the weights carry the checkpoint's key, else the node's."""
-    key = KEY.search(weight) or KEY.search(node.name)
-    return layers.get(key[1], key[1]) if key else node.name or f"{node.op_type} {index}"
 
 
 def _name(kind: object) -> str:

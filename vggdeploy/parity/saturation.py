@@ -27,7 +27,9 @@ from vggdeploy.bundle import ProductBound, SaturationRecord
 from vggdeploy.bundle.variant import INT16, INT32
 from vggdeploy.errors import BundleError
 from vggdeploy.model.formats.graph import sorted_nodes
-from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES, PRODUCTS, layer_name
+from vggdeploy.model.formats.onnx import PRODUCTS
+from vggdeploy.model.layers import layer_name
+from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES
 from vggdeploy.system.files import sha256_of
 from vggdeploy.system.sealed import shown
 

@@ -145,7 +145,7 @@ class OriginalNetwork(Record, frozen=True, kw_only=True):
 
 
 class SparsityRecord(Record, frozen=True, kw_only=True):
-    """The ``layers`` of one file whose weights are 2:4 (see `vggdeploy.parity.sparsity`); ``sha256`` names the file."""
+    """The ``layers`` of one file whose weights are 2:4 (see `vggdeploy.model.formats.sparsity`); ``sha256`` names the file."""
 
     sha256: str
     layers: tuple[str, ...]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vggdeploy.bundle.variant import INT16
 from vggdeploy.errors import BuildError, first_line
-from vggdeploy.model.layers import layers_of
+from vggdeploy.model.layers import layer_names, layers_of
 from vggdeploy.model.outputs import INPUT, LOGITS
 from vggdeploy.model.vgg import VGG, fold_batch_norm
 from vggdeploy.parity.metrics import OutputStats
@@ -32,7 +32,6 @@ from vggdeploy.verify.evidence import (
     wrong_values,
     wrong_weights,
 )
-from vggdeploy.verify.readback import layer_names
 from vggdeploy.verify.segments import PASSING, Graph, Rounding, Runner, Segment, segments
 from vggdeploy.verify.structure import wrong_structure
 

@@ -50,8 +50,8 @@ def prove(
     The golden images run in batches of every size that `promised` names, as far as ``memory`` allows (see `fitting`), and
     again and again; of real images the first batches have those sizes. The reference itself only has to be what it was.
 
-    Its precision is read back from the file first, and so is what it says of 2:4 layers. One that is not what was asked for fails every record; a file that is not
-    what vggdeploy writes of the network fails without being opened.
+    Its precision is read back from the file first, and so is what it says of 2:4 layers. One that is not what was asked for
+    fails every record; a file that is not what vggdeploy writes of the network fails without being opened.
     """
     where = device or default_device(backend_for(variant))
     on_progress(None, f"proving {variant.name}")

@@ -9,10 +9,9 @@ from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ForeignModelError, ParityError
 from vggdeploy.model.formats.admission import admitted
 from vggdeploy.model.formats.objects import parameters
-from vggdeploy.model.layers import layers_of
+from vggdeploy.model.formats.sparsity import sparse_products, sparse_weights
+from vggdeploy.model.layers import layer_names
 from vggdeploy.parity.products import read_onnx
-from vggdeploy.parity.sparsity import sparse_products, sparse_weights
-from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import installed
 from vggdeploy.system.sealed import mapped, shown
 from vggdeploy.types import Precision
@@ -43,19 +42,6 @@ def _torchscript_products(path: Path, layers: dict[str, str]) -> tuple[Product, 
 
 
 _READERS = {"onnx": read_onnx, "torchscript": _torchscript_products}
-
-
-def layer_names(spec: ModelSpec) -> dict[str, str]:
-    """Prefix in a shipped file → what the layer is called: ``features.8`` → ``conv3_2``.
-
-    Batch norms are folded into the convolutions there, and have no place any more. The last linear layer
-    is ``logits``, as its output.
-    """
-    kept = [layer for layer in layers_of(spec) if layer.kind != "batch_norm"]
-    features = [layer.name for layer in kept if layer.part == "features"]
-    convolutions = {f"features.{n}": name for n, name in enumerate(features) if name.startswith("conv")}
-    dense = {x.key: "logits" if x.name == spec.last else x.name for x in kept if x.kind == "linear"}
-    return convolutions | dense
 
 
 def check_precision(variant: Variant, products: tuple[Product, ...] | None) -> None:

@@ -17,10 +17,10 @@ from onnx import NodeProto, helper, numpy_helper
 from vggdeploy.bundle.precision import type_name
 from vggdeploy.errors import BuildError
 from vggdeploy.model.formats.graph import sorted_nodes
-from vggdeploy.parity.products import KEY, PRODUCTS
+from vggdeploy.model.formats.onnx import PRODUCTS
+from vggdeploy.model.layers import KEY, layer_names
 from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8
 from vggdeploy.spec import ModelSpec, pools
-from vggdeploy.verify.readback import layer_names
 
 Array = NDArray[Any]
 Kind = Literal["preprocess", "product", "relu", "pool"]

@@ -15,6 +15,7 @@ from typing import Any
 from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.formats.protobuf import BYTES, FIXED32, VARINT, Field, fields, packed
 
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 MAX_ITEMS = 16_384  # of one kind in one message: a VGG of 256 convolutions in INT8 has 4,000 nodes
 MAX_TEXT = 1024  # bytes of a name
 MAX_SMALL = 2**17  # bytes of a list of small numbers

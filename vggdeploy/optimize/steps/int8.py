@@ -13,6 +13,7 @@ import numpy as np
 from vggdeploy.bundle import Bundle, QuantisationRecord, Variant
 from vggdeploy.errors import TargetError
 from vggdeploy.export.openvino import openvino_variant
+from vggdeploy.model.layers import layer_names
 from vggdeploy.optimize.steps.calibration import (
     DEFAULT_PERCENTILE,
     NAMES,
@@ -33,7 +34,6 @@ from vggdeploy.system.optional import installed, require, version
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, Precision, Verdict
 from vggdeploy.verify.prove import Limits
-from vggdeploy.verify.readback import layer_names
 from vggdeploy.verify.samples import Samples
 
 _CALIBRATION_BYTES = 8 * 2**20  # of a batch's pixels: the calibrator holds every activation of it

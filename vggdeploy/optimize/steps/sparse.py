@@ -10,8 +10,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from vggdeploy.model.formats.sparsity import FOUR, ZEROS, can_be_sparse, weighted_layers
 from vggdeploy.model.vgg import VGG
-from vggdeploy.parity.sparsity import FOUR, ZEROS, can_be_sparse, weighted_layers
 
 
 def weights_of(model: VGG) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def pruned_to_2_4(model: VGG) -> tuple[VGG, tuple[str, ...]]:
 
 def largest_two(weight: Tensor) -> Tensor:
     """``[out, in, …]`` → 1 for the two largest magnitudes of every four consecutive inputs (of equals the first), else 0."""
-    fours = weight.detach().abs().unflatten(1, (-1, FOUR))
+    fours = weight.detach().abs().reshape(len(weight), -1, FOUR, *weight.shape[2:])
     order = fours.argsort(dim=2, descending=True, stable=True)
     mask = torch.ones_like(fours).scatter(2, order[:, :, FOUR - ZEROS :], 0.0)
     return mask.flatten(1, 2)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import numpy_helper
 
+from vggdeploy.model.formats.sparsity import is_sparse, sparse_products
+from vggdeploy.model.layers import layer_names
 from vggdeploy.model.weights import new_with_state
 from vggdeploy.optimize.steps.sparse import largest_two, pruned_to_2_4, weights_of
-from vggdeploy.parity.sparsity import is_sparse, sparse_products
 from vggdeploy.types import Precision
-from vggdeploy.verify.readback import layer_names
 
 # [out, in, height, width], or [out, in]; in comes in fours.
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5).map(lambda n: 4 * n), st.integers(1, 3), st.integers(1, 3))

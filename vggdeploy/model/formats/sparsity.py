@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.model.formats.graph import sorted_nodes
-from vggdeploy.model.formats.onnx import BFLOAT16, E4M3, FLOAT, FLOAT16, INT8, Tensor, read_onnx_file
+from vggdeploy.model.formats.onnx import BFLOAT16, E4M3, FLOAT, FLOAT16, INT8, PRODUCTS, Tensor, read_onnx_file
 from vggdeploy.model.formats.safetensors import check_safetensors
-from vggdeploy.model.layers import layers_of
+from vggdeploy.model.layers import layer_name, layers_of
 from vggdeploy.model.outputs import LOGITS
-from vggdeploy.parity.products import PRODUCTS, layer_name
 from vggdeploy.spec import ModelSpec
 from vggdeploy.system.sealed import mapped, shown
 
@@ -48,7 +47,7 @@ def sparse_products(path: Path, layers: dict[str, str]) -> tuple[str, ...]:
     """The convolutions and matrix products of an ONNX file whose weights are 2:4, in the graph's order.
 
     Args:
-        layers: as `vggdeploy.verify.readback.layer_names` gives them.
+        layers: as `vggdeploy.model.layers.layer_names` gives them.
 
     Raises:
         ForeignModelError: not an ONNX file.
