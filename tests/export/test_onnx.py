@@ -21,6 +21,7 @@ from vggdeploy.model.vgg import VGG, fold_batch_norm, new_vgg
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import BatchRange, Verdict
+from vggdeploy.verify.localise import localise
 from vggdeploy.verify.readback import wrong_precisions
 
 SPEC = ModelSpec.named("vgg11_bn", width=0.0625, in_channels=3, classes=7, image_size=64, hidden=16)
@@ -66,6 +67,11 @@ def test_bf16_is_valid_onnx_and_unproven_where_nothing_runs_it(bf16_bundle: Bund
     assert variant.parity is not None and "ONNX Runtime has no bf16 arithmetic" in variant.parity.reasons[0]
     assert bf16_bundle.manifest.variant("onnx-fp16").verdict is not Verdict.UNPROVEN
     assert wrong_precisions(bf16_bundle) == {}
+
+
+def test_the_layers_of_a_bf16_file_are_not_accused_because_nothing_runs_them(bf16_bundle: Bundle) -> None:
+    with pytest.raises(BuildError, match="no bf16 arithmetic"):
+        localise(bf16_bundle, "onnx-bf16")
 
 
 def test_the_cpu_really_has_no_bf16_convolution_in_onnx_runtime(bf16_bundle: Bundle) -> None:
