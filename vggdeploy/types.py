@@ -36,12 +36,28 @@ class Steps:
 
 
 class Precision(StrEnum):
-    """The type a variant computes its convolutions and matrix products in."""
+    """The type a variant computes its convolutions and matrix products in.
+
+    ``tf32`` is what a GPU makes of FP32 values whose factors may be rounded to 11 significant bits: of engines, and never
+    without being asked for. ``fp8`` is E4M3, 4 significant bits.
+    """
 
     FP32 = "fp32"
+    TF32 = "tf32"
     FP16 = "fp16"
     BF16 = "bf16"
+    FP8 = "fp8"
     INT8 = "int8"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether values are rounded to ranges that were calibrated; then single layers may stay in FP32."""
+        return self in (Precision.INT8, Precision.FP8)
+
+    @property
+    def stored(self) -> Precision:
+        """What the graph and its weights are in: only a GPU's arithmetic makes TF32 of FP32."""
+        return Precision.FP32 if self is Precision.TF32 else self
 
 
 class Verdict(StrEnum):

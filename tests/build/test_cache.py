@@ -83,13 +83,18 @@ def test_a_second_identical_build_is_a_copy_in_any_bundle(bundle, another, cache
         {"targets": ["sm86"]},
         {"options": BuildOptions(workspace=2**31)},
         {"options": BuildOptions(opt_level=4)},
-        {"options": BuildOptions(sparse=True)},
     ],
     ids=lambda changed: next(iter(changed)),
 )
 def test_whatever_is_changed_is_a_miss(first, cache, changed):
     assert not build_into(first.bundle, replace(ADA, **changed), cache=cache).cached
     assert len(entries(cache)) == 2
+
+
+def test_tf32_is_a_miss_behind_fp32(bundle, cache):
+    plan = replace(ADA, precision=Precision.FP32)
+    assert not build_into(bundle, plan, cache=cache).cached
+    assert not build_into(bundle, replace(plan, precision=Precision.TF32), cache=cache).cached
 
 
 def test_the_key_holds_library_gpu_driver_and_our_own_recipe(bundle, monkeypatch):

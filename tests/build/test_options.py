@@ -64,6 +64,7 @@ def test_values_that_mean_nothing_are_refused_at_once(options, match):
         ({"timing_cache": Path("t.cache")}, "--timing-cache", "leave --timing-cache out"),
         ({"hardware_compatible": "ampere+"}, "--hardware-compatible", "--target"),
         ({"version_compatible": True}, "--version-compatible", "no lean runtime"),
+        ({"sparse": True}, "--sparse", "byte for byte the same"),
     ],
 )
 def test_what_rtx_lacks_is_refused_by_name_and_changes_nothing(bundle, options, named, instead):
@@ -111,10 +112,10 @@ def test_a_level_that_only_one_library_version_has_is_looked_for_too(library):
 
 def test_options_reach_the_real_builder_and_stand_in_the_manifest(bundle):
     plain = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
-    options = BuildOptions(workspace=2**31, opt_level=5, sparse=True, graph_batches=(1, 4))
+    options = BuildOptions(workspace=2**31, opt_level=5, graph_batches=(1, 4))
     tuned = build_into(plain.bundle, BuildPlan(engine="rtx", targets=["ada"], options=options))
     record = Bundle.open(bundle.root).manifest.variant(tuned.variant.name).build
-    assert record.options == {"batch": "1:4:16", "workspace": str(2**31), "opt_level": "5", "sparse": "yes"}
+    assert record.options == {"batch": "1:4:16", "workspace": str(2**31), "opt_level": "5"}
     assert record.graph_batches == (1, 4)
     assert BuildOptions.from_record(record.options, record.graph_batches) == options
     assert tuned.report().sha256 != plain.report().sha256  # the workspace is in the engine

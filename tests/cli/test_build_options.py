@@ -27,10 +27,10 @@ def bundle(tmp_path: Path, onnx_files: dict[Precision, Path]) -> Path:
 
 
 def test_what_was_asked_is_shown_and_recorded(bundle, capsys):
-    options = ["--workspace", "2GiB", "--opt-level", "4", "--sparse", "--cuda-graph-batches", "1,4"]
+    options = ["--workspace", "2GiB", "--opt-level", "4", "--cuda-graph-batches", "1,4"]
     assert run(["build", str(bundle), "--target", "ada", *options]) == 0
     shown = capsys.readouterr().out
-    assert "workspace 2147483648, opt_level 4, sparse yes, CUDA graphs for batches of 1, 4" in shown
+    assert "workspace 2147483648, opt_level 4, CUDA graphs for batches of 1, 4" in shown
     assert run(["inspect", str(bundle)]) == 0
     assert "CUDA graphs for batches of 1, 4" in capsys.readouterr().out
 
@@ -89,6 +89,11 @@ def test_rebuilds_report_their_spread(bundle, cache, capsys):
         (["--cuda-graph-batches", "1,x"], 2, "'1,x' is not a list of batch sizes", "1,8,32"),
         (["--cuda-graph-batches", "64"], 2, "a CUDA graph was asked for batches of 64", "widen --batch"),
         (["--rebuilds", "0"], 2, "--rebuilds is 0", "1 or more"),
+        (["--precision", "tf32", "--target", "turing,ada"], 5, "tf32 needs a GPU from sm80 on: sm75", "--target sm89"),
+        (["--precision", "bf16"], 1, "no ONNX in bf16", "onnx-fp32,onnx-bf16"),
+        (["--sparse"], 5, "TensorRT for RTX 1.7.1.116 has no --sparse", "--engine tensorrt"),
+        (["--tf32"], 2, "--tf32", "--precision tf32"),
+        (["--bf16"], 2, "--bf16", "--precision bf16"),
         (["--precision", "fp32", "--target", "turing"], 1, "FP32 GEMM is not supported", "other GPU targets"),
         (["--half"], 2, "--half", "--precision fp16"),
         (["half=True"], 2, "half=True", "--precision fp16"),

@@ -13,13 +13,16 @@ from onnx import numpy_helper
 
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import BuildError
+from vggdeploy.export.bundle import ExportOptions, export_bundle
 from vggdeploy.export.onnx import export_onnx
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.outputs import input_spec
 from vggdeploy.model.vgg import VGG, fold_batch_norm, new_vgg
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import ModelSpec, PreprocessSpec
-from vggdeploy.types import BatchRange
+from vggdeploy.types import BatchRange, Verdict
+from vggdeploy.verify.localise import localise
+from vggdeploy.verify.readback import wrong_precisions
 
 SPEC = ModelSpec.named("vgg11_bn", width=0.0625, in_channels=3, classes=7, image_size=64, hidden=16)
 PREPROCESS = PreprocessSpec(resize=64, crop=64)
@@ -34,6 +37,48 @@ def tiny(seed: int = 1) -> VGG:
     for _ in range(3):
         model(torch.randn(8, 3, 64, 64, generator=generator) * 2 + 1)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def bf16_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    options = ExportOptions(formats=["onnx-fp16", "onnx-bf16", "onnx-fp32"], samples=20)
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("narrow") / "bundle", options)
+
+
+def test_bf16_holds_the_fp32_weights_rounded_once_whatever_else_is_exported(bf16_bundle: Bundle) -> None:
+    def weights(name: str) -> dict[str, np.ndarray]:
+        graph = onnx.load(bf16_bundle.path(bf16_bundle.manifest.variant(name).path)).graph
+        keys = [key for node in graph.node if node.op_type in ("Conv", "Gemm") for key in node.input[1:]]
+        return {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name in keys}
+
+    whole, half, narrow = (weights(f"onnx-{name}") for name in ("fp32", "fp16", "bf16"))
+    assert len(whole) == 22
+    for key, array in whole.items():
+        assert half[key].dtype == np.float16
+        assert (narrow[key] == array.astype(narrow[key].dtype)).all(), key
+        assert str(narrow[key].dtype) == "bfloat16"
+
+
+def test_bf16_is_valid_onnx_and_unproven_where_nothing_runs_it(bf16_bundle: Bundle) -> None:
+    variant = bf16_bundle.manifest.variant("onnx-bf16")
+    onnx.checker.check_model(str(bf16_bundle.path(variant.path)), full_check=True)
+    assert variant.proof is not None and variant.proof.layers == {"bf16": 11}
+    assert variant.verdict is Verdict.UNPROVEN
+    assert variant.parity is not None and "ONNX Runtime has no bf16 arithmetic" in variant.parity.reasons[0]
+    assert bf16_bundle.manifest.variant("onnx-fp16").verdict is not Verdict.UNPROVEN
+    assert wrong_precisions(bf16_bundle) == {}
+
+
+def test_the_layers_of_a_bf16_file_are_not_accused_because_nothing_runs_them(bf16_bundle: Bundle) -> None:
+    with pytest.raises(BuildError, match="no bf16 arithmetic"):
+        localise(bf16_bundle, "onnx-bf16")
+
+
+def test_the_cpu_really_has_no_bf16_convolution_in_onnx_runtime(bf16_bundle: Bundle) -> None:
+    """When this fails ONNX Runtime has learned it, and the variant can be proven."""
+    path = bf16_bundle.path(bf16_bundle.manifest.variant("onnx-bf16").path)
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+        ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def exported(path: Path, module: Deployable, dtype: str = "uint8") -> onnx.ModelProto:

@@ -22,10 +22,11 @@ from vggdeploy.cli.app import run
 from vggdeploy.errors import BundleError, ParityError
 from vggdeploy.model.formats.graph import sorted_nodes
 from vggdeploy.model.formats.onnx import read_onnx_file
+from vggdeploy.model.layers import layer_names
 from vggdeploy.parity.products import read_onnx
 from vggdeploy.system.sealed import mapped
 from vggdeploy.types import Precision
-from vggdeploy.verify.readback import layer_names, read_products
+from vggdeploy.verify.readback import read_products
 
 CONVOLUTIONS = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv5_2"]
 DENSE = ["fc6", "fc7", "logits"]

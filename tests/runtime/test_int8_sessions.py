@@ -19,12 +19,13 @@ from vggdeploy.cli.app import run
 from vggdeploy.engine.selection import Standing, choices, select
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.export.openvino import openvino_variant
+from vggdeploy.model.layers import layer_names
 from vggdeploy.optimize.steps import quantiser
 from vggdeploy.parity.integer import IntegerReference
 from vggdeploy.parity.saturation import read_saturation
 from vggdeploy.runtime import open_session, runnable, sessions
 from vggdeploy.types import Precision
-from vggdeploy.verify.readback import layer_names, wrong_precisions
+from vggdeploy.verify.readback import wrong_precisions
 
 NAMES = ("onnx-int8", "openvino-int8")
 IMAGES = np.random.default_rng(3).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)

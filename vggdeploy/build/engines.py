@@ -87,7 +87,7 @@ def build_into(
     if rebuilds > 1:
         cache = None  # a copy says nothing about the next build
     with made_engine(bundle, request, cache=cache, on_progress=on_progress) as engine:
-        record = request.record(engine.entry.seconds)
+        record = request.record(engine.entry.seconds, engine.log.decode(errors="replace"))
         if rebuilds > 1:
             variant = engine_variant(request, engine, record, request.name(bundle.manifest))
             rebuild_spread = spread(bundle, request, variant, engine, rebuilds, on_progress)

@@ -25,6 +25,7 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmgt]i?)?(b)?", re.IGNORECASE)
 _NOT_IN_RTX = {
     "timing_cache": "it times no kernels at build time; leave --timing-cache out",
     "hardware_compatible": "one engine serves every GPU that --target names, for example --target ampere,ada",
+    "sparse": "its engines are byte for byte the same with it; leave --sparse out, or build with --engine tensorrt",
     "version_compatible": "it has no lean runtime: its engines load only in the release that built them",
 }
 

@@ -118,8 +118,8 @@ def _type_of(end: dict[str, Any]) -> str | None:
 def prove(library: Any, network: Any) -> PrecisionProof:
     """Count convolutions and matrix products by the type they compute in, and every constant's bytes by type.
 
-    A network is strongly typed: a layer computes in the type of its inputs. Inputs that come out of a dequantisation
-    of INT8 values make it an INT8 layer, as the library fuses the two.
+    A network is strongly typed: a layer computes in the type of its inputs. Inputs that all come out of a dequantisation
+    of INT8 or FP8 values make it a layer of that type, as the library fuses the two.
     """
     layers: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -139,7 +139,8 @@ def prove(library: Any, network: Any) -> PrecisionProof:
 def _computes_in(layer: Any, dequantised: dict[str, str]) -> str:
     inputs = [tensor for tensor in (layer.get_input(i) for i in range(min(2, layer.num_inputs))) if tensor is not None]
     types = {dequantised.get(tensor.name) for tensor in inputs}
-    if len(types) == 1 and None not in types:
+    # Of one input the other factor is held by the layer itself, and was dequantised from nothing.
+    if len(inputs) > 1 and len(types) == 1 and None not in types:
         return str(types.pop())
     return precision_name(inputs[0].dtype)
 

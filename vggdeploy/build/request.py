@@ -12,7 +12,8 @@ import msgspec
 
 from vggdeploy.build.options import BuildOptions
 from vggdeploy.build.readback import inspect_engine
-from vggdeploy.build.targets import DEFAULT_TARGETS, resolve_targets, set_targets
+from vggdeploy.build.sparsity import sparse_kernels, sparse_layers
+from vggdeploy.build.targets import check_targets, default_targets, resolve_targets, set_targets
 from vggdeploy.build.tensorrt import BuildResult, build_engine, open_library
 from vggdeploy.build.timing import keep_times
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, Variant
@@ -45,6 +46,7 @@ class BuildRequest:
     gpu: Gpu | None
     options: BuildOptions
     device: Device = FIRST_GPU
+    sparse: tuple[str, ...] = ()  # layers of the ONNX that are 2:4, where that was asked for
 
     def about(self) -> dict[str, str]:
         """All that decides the bytes, by name."""
@@ -103,8 +105,8 @@ class BuildRequest:
         if self.options.timing_cache is not None:
             keep_times(self.library, config, self.options.timing_cache)
 
-    def record(self, seconds: float) -> BuildRecord:
-        """What the manifest says about the build."""
+    def record(self, seconds: float, log: str = "") -> BuildRecord:
+        """What the manifest says about the build. ``log``: the library's."""
         return BuildRecord(
             library=self.backend.library,
             version=self.library.__version__,
@@ -116,6 +118,7 @@ class BuildRequest:
             gpu=self.gpu.name if self.gpu else "",
             driver=self.gpu.driver if self.gpu else "",
             graph_batches=self.options.graph_batches,
+            sparse=sparse_kernels(self.sparse, log) if self.sparse else None,
         )
 
     def name(self, manifest: Manifest) -> str:
@@ -134,7 +137,7 @@ class BuildRequest:
             ):
                 return variant.name
         base = f"{self.backend.name}-{self.precision}"
-        if "cpu" not in self.backend.builds_on or self.targets != resolve_targets(self.library, DEFAULT_TARGETS):
+        if "cpu" not in self.backend.builds_on or self.targets != default_targets(self.library, self.precision):
             base = "-".join([base, *self.targets])
         of_release = f"{base}-{'.'.join(map(str, release(self.library.__version__)))}"
         numbered = (f"{of_release}-{number}" for number in count(2))
@@ -156,9 +159,9 @@ class BuildPlan:
 
     Attributes:
         engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
-        precision: of the ONNX that it is built from, and of the engine.
+        precision: of the ONNX that it is built from, and of the engine. TF32 is built from FP32.
         batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
-        targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
+        targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `default_targets`.
         options: those of the library.
         device: the GPU of this machine to build for. Default: the first for TensorRT; ``targets`` for TensorRT for RTX.
     """
@@ -189,7 +192,11 @@ def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
     if plan.device is not None:
         targets = [find_gpu(device).capability]
     gpu = find_gpu(device) if needs_gpu else None
-    sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
+    if gpu is not None:
+        sms: tuple[str, ...] = (gpu.capability,)
+    else:
+        sms = default_targets(library, plan.precision) if targets is None else resolve_targets(library, targets)
+    check_targets(sms, plan.precision)
     options.check(library, batch)
     if options.strip is not None and gpu is None and not (found := backend.probe(Device("cuda"))).runs:
         raise IncompatibleError(
@@ -197,7 +204,8 @@ def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
             "build on the GPU's machine, or leave --strip out",
         )
     sha256 = bundle.sha256(source.path)
-    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options, device)
+    sparse = sparse_layers(bundle, source) if options.sparse else ()
+    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options, device, sparse)
 
 
 def gpu_device(device: Device | None) -> Device:
@@ -220,11 +228,16 @@ def source_variant(bundle: Bundle, precision: Precision) -> Variant:
     # Of two in INT8 the symmetric one: TensorRT takes no other.
     there = [v for v in bundle.manifest.variants if v.format == "onnx"]
     by_precision = {v.precision: v for v in sorted(there, key=_is_symmetric)}
-    if precision in by_precision:
-        return by_precision[precision]
+    if precision.stored in by_precision:
+        return by_precision[precision.stored]
+    add = (
+        f"vggdeploy optimize BUNDLE --step {precision}"
+        if precision.quantised
+        else (f"vggdeploy export CHECKPOINT -o BUNDLE --force --formats onnx-fp32,onnx-{precision.stored}")
+    )
     raise BundleError(
-        f"{bundle.root} has no ONNX in {precision} to build from (ONNX there: {', '.join(by_precision) or 'none'})",
-        "choose one of those with --precision, or export again: vggdeploy export CHECKPOINT -o BUNDLE --force",
+        f"{bundle.root} has no ONNX in {precision.stored} to build from (ONNX there: {', '.join(by_precision) or 'none'})",
+        f"choose one of those with --precision, or make it: {add}",
     )
 
 

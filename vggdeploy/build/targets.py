@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vggdeploy.errors import BuildError, UsageError, unknown_name
+from vggdeploy.errors import BuildError, IncompatibleError, UsageError, unknown_name
 from vggdeploy.runtime.tensorrt.api import title
 from vggdeploy.runtime.tensorrt.rtx import known_targets
+from vggdeploy.types import Precision
 
 # NVIDIA's generations by compute capability, from the tables of the CUDA C++ Programming Guide; data centre GPUs
 # included, so that one that TensorRT for RTX does not serve is answered by its name.
@@ -19,7 +20,34 @@ GENERATIONS: dict[str, tuple[str, ...]] = {
     "blackwell": ("sm100", "sm103", "sm120", "sm121"),
 }
 DEFAULT_TARGETS = ("ampere", "ada", "blackwell")
+# The first compute capability whose tensor cores have the type; every GPU of `GENERATIONS` has those that are not named here.
+_FIRST = {Precision.TF32: 80, Precision.BF16: 80, Precision.FP8: 89}
 _SOLD_AS = {"a100": "sm80", "h100": "sm90", "h200": "sm90", "gh200": "sm90", "b200": "sm100", "gb200": "sm100"}
+
+
+def default_targets(library: Any, precision: Precision) -> tuple[str, ...]:
+    """Those of `DEFAULT_TARGETS` that have a precision."""
+    return tuple(t for t in resolve_targets(library, DEFAULT_TARGETS) if _has(t, precision))
+
+
+def check_targets(targets: Sequence[str], precision: Precision) -> None:
+    """Refuse GPUs that lack a precision: one of them fails the whole build, and the libraries' message does not say it.
+
+    Raises:
+        IncompatibleError: some lack it; the remedy names those that do not.
+    """
+    lacking = [target for target in targets if not _has(target, precision)]
+    if lacking:
+        left = ",".join(target for target in targets if target not in lacking)
+        raise IncompatibleError(
+            f"{precision} needs a GPU from sm{_FIRST[precision]} on: {', '.join(lacking)} cannot compute in it",
+            f"{f'leave them out: --target {left}' if left else 'name newer ones with --target'}, or use --precision fp16",
+        )
+
+
+def _has(target: str, precision: Precision) -> bool:
+    number = target.removeprefix("sm")
+    return not number.isdecimal() or int(number) >= _FIRST.get(precision, 0)
 
 
 def resolve_targets(library: Any, names: Sequence[str]) -> tuple[str, ...]:

@@ -138,7 +138,9 @@ class _Job:
         proof = precisions.prove(self.library, network)
         check(proof, self.precision, source=shown(self.source))
         config = builder.create_builder_config()
-        config.clear_flag(self.library.BuilderFlag.TF32)  # on by default: FP32 layers would multiply 10-bit mantissas
+        # On by default: FP32 layers would multiply 10-bit mantissas.
+        set_or_clear = config.set_flag if self.precision is Precision.TF32 else config.clear_flag
+        set_or_clear(self.library.BuilderFlag.TF32)
         config.profiling_verbosity = self.library.ProfilingVerbosity.DETAILED  # or the inspector names no types
         self._add_profile(builder, config, inputs)
         if self.configure is not None:

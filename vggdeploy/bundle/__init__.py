@@ -18,6 +18,7 @@ from vggdeploy.bundle.variant import (
     QuantisationRecord,
     RebuildSpread,
     SaturationRecord,
+    SparseKernels,
     Variant,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "RebuildSpread",
     "ReferenceAccuracy",
     "SaturationRecord",
+    "SparseKernels",
     "Variant",
     "create_bundle",
     "update_bundle",

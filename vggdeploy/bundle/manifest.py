@@ -139,9 +139,13 @@ class Manifest(Record, frozen=True, kw_only=True):
         return (v for v in self.variants if v.name != REFERENCE)
 
     def with_variants(self, *changed: Variant) -> Manifest:
-        """A copy in which ``changed`` variants replace those of the same name, or are appended."""
+        """A copy in which ``changed`` variants replace those of the same name, or are appended. A precision that the manifest
+        has no thresholds for, since it is newer than the bundle, comes with the package's."""
         by_name = {v.name: v for v in (*self.variants, *changed)}
-        return msgspec.structs.replace(self, variants=tuple(by_name.values()))
+        thresholds = dict(self.thresholds)
+        for variant in changed:
+            thresholds.setdefault(variant.precision, CEILINGS[variant.precision])
+        return msgspec.structs.replace(self, variants=tuple(by_name.values()), thresholds=thresholds)
 
 
 class _Versioned(msgspec.Struct):
@@ -257,6 +261,10 @@ def _check_sense(manifest: Manifest, data: bytes, what: str) -> None:
     )
     for variant in manifest.variants:
         check(variant.precision in manifest.thresholds, f"has no thresholds for {variant.precision}")
+        tf32 = (
+            variant.precision is Precision.TF32
+        )  # which nothing in a graph says, so a file could hide behind its limits
+        check(not tf32 or variant.build is not None, f"says of {variant.name} what only engines are: tf32")
     classes = manifest.spec.classes
     check(len(manifest.labels) in (0, classes), f"has {len(manifest.labels)} labels for {classes} classes")
     side, channels = manifest.preprocess.crop, manifest.preprocess.channels

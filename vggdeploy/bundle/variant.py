@@ -36,6 +36,16 @@ class RebuildSpread(Record, frozen=True, kw_only=True):
     p50_ms: tuple[float, ...] = ()
 
 
+class SparseKernels(Record, frozen=True, kw_only=True):
+    """What ``--sparse`` came to: the ``layers`` of the ONNX whose weights are 2:4, as they were read from its bytes, and how
+    many layers (fused ones count once) the library's own log says it found ``eligible`` and ``chose`` a sparse kernel for,
+    since it was faster. None where its log says nothing."""
+
+    layers: tuple[str, ...]
+    eligible: int | None = None
+    chosen: int | None = None
+
+
 class BuildRecord(Record, frozen=True, kw_only=True):
     """How an engine was built, and from which ONNX bytes.
 
@@ -55,6 +65,7 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     driver: str = ""
     graph_batches: tuple[int, ...] = ()
     rebuilds: RebuildSpread | None = None
+    sparse: SparseKernels | None = None
 
 
 class ProductBound(Record, frozen=True, kw_only=True):

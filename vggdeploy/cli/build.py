@@ -15,7 +15,7 @@ from vggdeploy.cli.render import escape
 if TYPE_CHECKING:
     from vggdeploy.build.engines import BuildReport
     from vggdeploy.build.request import BuildPlan
-    from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, Variant
+    from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, SparseKernels, Variant
 
 
 def build(
@@ -27,7 +27,12 @@ def build(
             "Default: what fits the GPU that is here."
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="The ONNX to build from: fp16, fp32 or int8.")] = "fp16",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="The ONNX to build from: fp16, bf16, fp8, int8 or fp32. tf32: fp32, of which the GPU may round factors."
+        ),
+    ] = "fp16",
     batch: Annotated[
         str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine. Default: the ONNX variant's.")
     ] = None,
@@ -64,7 +69,8 @@ def build(
         ),
     ] = False,
     sparse: Annotated[
-        bool, typer.Option("--sparse", help="Use 2:4 sparse kernels where the weights are sparse.")
+        bool,
+        typer.Option("--sparse", help="Use 2:4 sparse kernels where the weights are so and it is faster (tensorrt)."),
     ] = False,
     strip: Annotated[
         str | None,
@@ -180,8 +186,19 @@ def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:
         yield "options", ", ".join(asked)
     if variant.proof is not None:
         yield "precision", precision_text(variant.proof)
+    if record.sparse is not None:
+        yield "sparse", sparse_text(record.sparse)
     if record.rebuilds is not None:
         yield "rebuilds", spread_text(record.rebuilds)
+
+
+def sparse_text(sparse: SparseKernels) -> str:
+    """Layers that are 2:4, and what the library says it did with them."""
+    if sparse.eligible is None or sparse.chosen is None:
+        said = "the library's log does not say how many kernels use it"
+    else:
+        said = f"by the library's log {sparse.eligible} eligible (fused layers count once), {sparse.chosen} with sparse kernels"
+    return f"{len(sparse.layers)} layers are 2:4; {said}"
 
 
 def precision_text(proof: PrecisionProof) -> str:

@@ -13,19 +13,20 @@ if TYPE_CHECKING:
     from vggdeploy.optimize.tuning import Structure
     from vggdeploy.types import OnProgress
 
-STRUCTURE: Any = {"rich_help_panel": "Steps prune, low-rank and qat"}
-INT8: Any = {"rich_help_panel": "Step int8"}
-_CHANGES = ("--step prune", "--step low-rank", "--step qat")
+STRUCTURE: Any = {"rich_help_panel": "Steps prune, low-rank, sparse and qat"}
+INT8: Any = {"rich_help_panel": "Steps int8 and fp8"}
+_CALIBRATED = ("--step int8", "--step fp8")
+_CHANGES = ("--step prune", "--step low-rank", "--step sparse", "--step qat")
 MODES: Modes = {
-    "--samples": ("--step int8", "--step openvino-fp32", "--step openvino-bf16"),
+    "--samples": (*_CALIBRATED, "--step openvino-fp32", "--step openvino-bf16"),
     "--keep": ("--step prune",),
     **dict.fromkeys(("--rank", "--rank-keep"), ("--step low-rank",)),
     **dict.fromkeys(("--epochs", "--lr", "--distill", "--data", "--device"), _CHANGES),
-    "--max-accuracy-drop": (*_CHANGES, "--step int8"),
+    "--max-accuracy-drop": (*_CHANGES, *_CALIBRATED),
     **dict.fromkeys(
-        ("--calibration-data", "--calibration-images", "--calibration-method", "--percentile", "--int8-for"),
-        ("--step int8",),
+        ("--calibration-data", "--calibration-images", "--calibration-method", "--percentile"), _CALIBRATED
     ),
+    "--int8-for": ("--step int8",),
 }
 
 
@@ -38,7 +39,7 @@ def optimize(
         str,
         typer.Option(
             metavar="STEP,STEP…",
-            help="What to do, in this order: prune, low-rank, qat, openvino-fp32, openvino-bf16, int8.",
+            help="What to do, in this order: prune, low-rank, sparse, qat, openvino-fp32, openvino-bf16, int8, fp8.",
         ),
     ],
     output: Annotated[
@@ -88,7 +89,7 @@ def optimize(
         typer.Option(
             metavar="POINTS",
             help="Percentage points below the original, at most, with one-sided 95% confidence, on the validation split; else "
-            "nothing is written, and the exit code is 4. int8 leaves layers in FP32 for it.",
+            "nothing is written, and the exit code is 4. int8 and fp8 leave layers in FP32 for it.",
         ),
     ] = None,
     data: Annotated[str, typer.Option(help="The data set.", show_default="the one trained on", **STRUCTURE)] = "",
@@ -109,7 +110,7 @@ def optimize(
         float | None, typer.Option(help="Of the values that a range holds.", show_default="99.99", **INT8)
     ] = None,
     int8_for: Annotated[
-        str, typer.Option(metavar="cpu,tensorrt", help="What for: either, or both.", **INT8)
+        str, typer.Option(metavar="cpu,tensorrt", help="What int8 is for: either, or both.", **INT8)
     ] = "cpu,tensorrt",
     data_dir: DataDir = None,
     threads: Threads = None,
@@ -151,7 +152,7 @@ def optimize(
         method=calibration_method,
         percentile=percentile,
         targets=tuple(split_names(int8_for)),
-        max_drop=limit if "int8" in steps else None,
+        max_drop=limit if {"int8", "fp8"} & set(steps) else None,
     )
     return_large_blocks_at_once()
     with render.progress("starting") as tell:

@@ -115,6 +115,10 @@ def train(
             "--quantisation-aware/--no-quantisation-aware", help="Train with the rounding of INT8. Default: False."
         ),
     ] = None,
+    keep_zeros: Annotated[
+        bool | None,
+        typer.Option("--keep-zeros/--no-keep-zeros", help="Weights that begin as 0 stay 0. Default: False."),
+    ] = None,
     clip: Annotated[
         float | None, typer.Option(help="Largest norm of all gradients together; 0 for any. Default: 0.0.")
     ] = None,

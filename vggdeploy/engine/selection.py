@@ -17,8 +17,8 @@ from vggdeploy.types import Device, Precision, Verdict
 # Without a measurement on this machine: engines made for a GPU before graphs that may run on one, and on a CPU
 # FP32 before FP16, which CPUs without FP16 arithmetic emulate.
 _FORMATS = ("tensorrt", "tensorrt-rtx", "openvino", "onnx", "torchscript", "checkpoint")
-_ON_CPU = (Precision.INT8, Precision.BF16, Precision.FP32, Precision.FP16)
-_ON_GPU = (Precision.INT8, Precision.FP16, Precision.BF16, Precision.FP32)
+_ON_CPU = (Precision.INT8, Precision.BF16, Precision.FP32, Precision.FP16, Precision.FP8, Precision.TF32)
+_ON_GPU = (Precision.INT8, Precision.FP8, Precision.FP16, Precision.BF16, Precision.TF32, Precision.FP32)
 
 
 class Standing(Enum):

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -31,8 +32,11 @@ from vggdeploy.verify.consistency import measured_accuracy
 from vggdeploy.verify.prove import prove, refuse_failures, tool_versions, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, Samples, golden_count, samples_or_synthetic
 
+if TYPE_CHECKING:
+    from vggdeploy.model.deployable import Deployable
+
 FORMATS = ("onnx-fp32", "onnx-fp16", "torchscript-fp32")  # without being asked
-KNOWN = (*FORMATS, "openvino-fp32", "openvino-bf16")
+KNOWN = (*FORMATS, "onnx-bf16", "openvino-fp32", "openvino-bf16")
 BATCH = BatchRange(1, 8, 256)
 
 
@@ -178,31 +182,40 @@ def _save_golden(draft: Draft, golden: Reference, stress: Arrays) -> None:
     draft.manifest = msgspec.structs.replace(draft.manifest, golden=files)
 
 
-def _export(draft: Draft, options: ExportOptions, on_progress: OnProgress) -> list[Variant]:
-    """Write each format. FP16 comes last: it halves the model's weights in place."""
-    from vggdeploy.export.onnx import export_onnx
-    from vggdeploy.export.torchscript import export_torchscript
+def _module(draft: Draft, manifest: Manifest) -> Deployable:
+    """What is exported, in FP32: batch norm folded, preprocessing in front."""
     from vggdeploy.model.deployable import Deployable
     from vggdeploy.model.vgg import fold_batch_norm
     from vggdeploy.model.weights import load_model
 
-    manifest = draft.manifest
-    assert manifest is not None  # noqa: S101  # for mypy: set by the caller
     model = fold_batch_norm(load_model(draft.root / "checkpoint"))
     names = [spec.name for spec in manifest.outputs]
-    module = Deployable(model, manifest.preprocess, outputs=names, input_dtype=manifest.input.dtype).eval()
+    return Deployable(model, manifest.preprocess, outputs=names, input_dtype=manifest.input.dtype).eval()
+
+
+def _export(draft: Draft, options: ExportOptions, on_progress: OnProgress) -> list[Variant]:
+    """Write each format. The FP32 ones come first: others narrow the model's weights in place."""
+    from vggdeploy.export.onnx import export_onnx
+    from vggdeploy.export.torchscript import export_torchscript
+
+    manifest = draft.manifest
+    assert manifest is not None  # noqa: S101  # for mypy: set by the caller
     on_openvino = [name for name in options.formats if name.startswith(OPENVINO)]
     written = [name for name in options.formats if name not in on_openvino]
     if on_openvino and "onnx-fp32" not in written:
         written.append("onnx-fp32")
     variants = []
-    for name in sorted(written, key=lambda f: f.endswith("fp16")):
+    module: Deployable | None = None
+    held = "fp32"  # what its weights are in
+    for name in sorted(written, key=lambda f: not f.endswith("fp32")):
         on_progress(None, f"exporting {name}")
         kind, precision = name.rsplit("-", 1)
         path = f"variants/{name}/model.{'pt' if kind == 'torchscript' else 'onnx'}"
-        if precision == "fp16":
-            module.features.half()
-            module.classifier.half()
+        if module is None or held not in ("fp32", precision):
+            module = None  # before the next: two are twice the memory
+            module = _module(draft, manifest)
+        module.narrow(Precision(precision))
+        held = precision
         if kind == "torchscript":
             proof = export_torchscript(module, draft.path(path), image=manifest.input)
         else:
@@ -215,7 +228,7 @@ def _export(draft: Draft, options: ExportOptions, on_progress: OnProgress) -> li
         variants.append(
             Variant(name=name, format=kind, precision=Precision(precision), path=path, batch=options.batch, proof=proof)
         )
-    del model, module
+    del module
     release_memory()
     onnx = [variant for variant in variants if variant.name == "onnx-fp32"]
     return variants + [openvino_variant(onnx[0], Precision(name.rsplit("-", 1)[1])) for name in on_openvino]

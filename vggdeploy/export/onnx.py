@@ -22,6 +22,9 @@ from vggdeploy.types import BatchRange, TensorSpec
 # Nodes of training, or that should have been folded away.
 _FORBIDDEN = frozenset({"Dropout", "BatchNormalization", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"})
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_BF16_OPSET = (
+    22  # the first in which convolutions and pools take bfloat16; all other files are of the exporter's own choice
+)
 _SMALL = 1024  # bytes; shapes and scalars below it stay in the skeleton, where shape inference reads them
 _NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8"}
 
@@ -49,6 +52,7 @@ def export_onnx(module: Deployable, path: Path, *, image: TensorSpec, batch: Bat
                 dynamic_shapes={INPUT: {0: torch.export.Dim("N", min=1, max=batch.max)}},
                 external_data=False,
                 verbose=False,
+                opset_version=_BF16_OPSET if module.dtype is torch.bfloat16 else None,
             )
         if program is None:
             raise BuildError("the exporter returned no model", "run with --debug and report it")

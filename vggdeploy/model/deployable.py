@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from vggdeploy.model.outputs import LOGITS, PROBABILITIES, output_layers, output_specs
 from vggdeploy.model.vgg import VGG
 from vggdeploy.spec import PreprocessSpec
-from vggdeploy.types import TensorSpec
+from vggdeploy.types import Precision, TensorSpec
+
+_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 
 class Deployable(nn.Module):
     """``image`` → a tuple of the named outputs, each ``float32``.
 
     Args:
-        model: the network. Its own dtype (``.half()``) is the precision of the computation.
+        model: the network. Its own dtype is the precision of the computation, see `narrow`.
         preprocess: mean and std, which become a multiplication and an addition in FP32.
         outputs: names, see `vggdeploy.model.outputs`. What they do not need is not even here: a traced file would carry
             its weights.
@@ -51,7 +53,7 @@ class Deployable(nn.Module):
         if self.pixels:
             # Cast first: TensorRT takes a uint8 input only into a cast.
             x = x.float().permute(0, 3, 1, 2) * self.scale + self.shift
-        x = x.to(next(self.features.parameters()).dtype)
+        x = x.to(self.dtype)
         outputs: dict[str, Tensor] = {}
         for part, modules in (("features", self.features), ("classifier", self.classifier)):
             if part == "classifier" and len(modules):
@@ -66,6 +68,18 @@ class Deployable(nn.Module):
         if PROBABILITIES in self.names:
             outputs[PROBABILITIES] = torch.softmax(x.float(), dim=1)
         return tuple(outputs[name].float() for name in self.names)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.features.parameters()).dtype
+
+    def narrow(self, precision: Precision) -> None:
+        """Compute in FP16 or BF16 from now on; in FP32 it does already. The weights are rounded where they are, and the
+        preprocessing stays in FP32."""
+        dtype = _DTYPES[precision]
+        self.features.to(dtype)
+        self.classifier.to(dtype)
 
     @staticmethod
     def _overwritten(modules: nn.Module, index: int) -> bool:

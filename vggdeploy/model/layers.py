@@ -6,12 +6,15 @@ cannot disagree. Names are the paper's and Caffe's: conv3_2, relu3_2, pool3, fc6
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from vggdeploy.records import Record
 from vggdeploy.spec import ModelSpec
 
+# A layer's place, in the names of its tensors and nodes.
+KEY = re.compile(r"(?:^|[./])((?:features|classifier)\.\d+)(?:\.|$)")
 Kind = Literal["conv", "batch_norm", "relu", "pool", "linear", "dropout"]
 
 
@@ -138,3 +141,29 @@ def summarise(spec: ModelSpec) -> Summary:
         macs=sum(r.macs for r in rows),
         fp32_bytes=4 * parameters,
     )
+
+
+def layer_names(spec: ModelSpec) -> dict[str, str]:
+    """Prefix in a shipped file → what the layer is called: ``features.8`` → ``conv3_2``.
+
+    Batch norms are folded into the convolutions there, and have no place any more. The last linear layer
+    is ``logits``, as its output.
+    """
+    kept = [layer for layer in layers_of(spec) if layer.kind != "batch_norm"]
+    features = [layer.name for layer in kept if layer.part == "features"]
+    convolutions = {f"features.{n}": name for n, name in enumerate(features) if name.startswith("conv")}
+    dense = {x.key: "logits" if x.name == spec.last else x.name for x in kept if x.kind == "linear"}
+    return convolutions | dense
+
+
+class Named(Protocol):
+    """A node of ours, or of the onnx package."""
+
+    name: str
+    op_type: str
+
+
+def layer_name(node: Named, weight: str, layers: dict[str, str], index: int) -> str:
+    """The VGG's own name where the weights carry the checkpoint's key, else the node's."""
+    key = KEY.search(weight) or KEY.search(node.name)
+    return layers.get(key[1], key[1]) if key else node.name or f"{node.op_type} {index}"

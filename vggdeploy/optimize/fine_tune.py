@@ -11,14 +11,15 @@ from typing import Any
 
 import msgspec
 
-from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
 from vggdeploy.data.sources import get_dataset
 from vggdeploy.errors import TargetError, TrainingError
+from vggdeploy.model.formats.sparsity import sparse_weights
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
 from vggdeploy.optimize.held_out import DECIDES, HeldOut, origin_of, size_of
 from vggdeploy.optimize.tuning import Hits, Tuning, TuningJob
-from vggdeploy.records import AccuracyDrop, StepRecord, to_json
+from vggdeploy.records import AccuracyDrop, SparsityRecord, StepRecord, to_json
 from vggdeploy.system.files import (
     atomic_directory,
     atomic_write,
@@ -45,6 +46,7 @@ class ChangedNetwork:
     widths: dict[str, int] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     sensitivity: dict[str, dict[int, float]] = field(default_factory=dict)
+    sparse: tuple[str, ...] = ()
 
 
 def restructure(
@@ -103,6 +105,7 @@ def restructure(
             drop=drops,
             widths=changed.widths,
             ranks=changed.ranks,
+            sparsity=_sparsity(made, changed.sparse),
             sensitivity={name: tuple(rises.items()) for name, rises in changed.sensitivity.items()},
             epochs=job.tuning.epochs,
             teacher=teacher,
@@ -111,6 +114,21 @@ def restructure(
         _judge(step, drops[DECIDES], job.max_drop)
         _write(made, target, step, source=root, overwrite=job.overwrite)
     return step
+
+
+def _sparsity(made: Path, wanted: tuple[str, ...]) -> SparsityRecord | None:
+    """What is 2:4 in the weights that were written; None where that was no aim.
+
+    Raises:
+        TargetError: a layer of ``wanted`` is not.
+    """
+    if not wanted:
+        return None
+    checkpoint = read_checkpoint(made)
+    found = sparse_weights(made / WEIGHTS_NAME, checkpoint.spec)
+    if lost := [name for name in wanted if name not in found]:
+        raise TargetError(f"{lost[0]} is not 2:4 sparse after its fine-tuning", "run with --debug and report it")
+    return SparsityRecord(sha256=checkpoint.weights_sha256, layers=found)
 
 
 def tuning_recipe(begun: Checkpoint, path: Path, source: str, tuning: Tuning) -> Recipe:
@@ -129,6 +147,7 @@ def tuning_recipe(begun: Checkpoint, path: Path, source: str, tuning: Tuning) ->
         "warmup": 0.1,
         "keep": "last",
         "quantisation_aware": tuning.quantisation_aware,
+        "keep_zeros": tuning.keep_zeros,
         "seed": tuning.seed,
     }
     if teacher:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vggdeploy.bundle import MANIFEST_NAME, Bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME
 from vggdeploy.errors import UsageError, unknown_name
-from vggdeploy.optimize.steps.int8 import add_int8
+from vggdeploy.optimize.steps.int8 import add_fp8, add_int8
 from vggdeploy.optimize.variants import StepContext, add_openvino
 from vggdeploy.system.files import atomic_directory, check_replaceable, check_writable, link_tree, scratch_directory
 from vggdeploy.system.optional import require
@@ -41,11 +41,20 @@ def _qat(source: Path, target: Path, work: StepContext) -> None:
     quantisation_aware_checkpoint(source, target, job=work.structure.job)
 
 
-CHECKPOINT_STEPS: dict[str, CheckpointStep] = {"prune": _prune, "low-rank": _low_rank, "qat": _qat}
+def _sparse(source: Path, target: Path, work: StepContext) -> None:
+    from vggdeploy.optimize.steps.structure import sparse_checkpoint
+
+    sparse_checkpoint(source, target, job=work.structure.job)
+
+
+CHECKPOINT_STEPS: dict[str, CheckpointStep] = {
+    "prune": _prune, "low-rank": _low_rank, "sparse": _sparse, "qat": _qat,
+}  # fmt: skip
 BUNDLE_STEPS: dict[str, BundleStep] = {
     "openvino-fp32": lambda bundle, work: add_openvino(bundle, Precision.FP32, work),
     "openvino-bf16": lambda bundle, work: add_openvino(bundle, Precision.BF16, work),
     "int8": add_int8,
+    "fp8": add_fp8,
 }
 STEPS = (*CHECKPOINT_STEPS, *BUNDLE_STEPS)
 

@@ -39,6 +39,7 @@ class Tuning:
     temperature: float = 4.0
     distill_weight: float = 0.9
     quantisation_aware: bool = False
+    keep_zeros: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,7 +12,10 @@ from vggdeploy.types import ImageSource, Precision
 
 RECORD_FACTOR = 3.0  # how many times the distance on record a variant may stand from the reference later
 # Below these a multiple of the record says nothing: other kernels add in another order.
-_ROUNDING = {Precision.FP32: 3e-6, Precision.FP16: 1e-4, Precision.BF16: 5e-4, Precision.INT8: 1e-3}
+_ROUNDING = {
+    Precision.FP32: 3e-6, Precision.TF32: 1e-4, Precision.FP16: 1e-4, Precision.BF16: 5e-4, Precision.FP8: 1e-3,
+    Precision.INT8: 1e-3,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Criteria:
     recorded: tuple[Distance, ...] = ()
 
     def of(self, source: ImageSource) -> Thresholds:
-        """The thresholds for images of a kind. Stress images lie outside of the ranges that INT8 was calibrated on: there
-        only the record can say what is usual."""
-        if source is ImageSource.STRESS and self.precision is Precision.INT8:
+        """The thresholds for images of a kind. Stress images lie outside of the ranges that INT8 and FP8 were calibrated
+        on: there only the record can say what is usual."""
+        if source is ImageSource.STRESS and self.precision.quantised:
             return msgspec.structs.replace(self.thresholds, relative_l2=1.0, cosine=-1.0)
         return self.thresholds
 

@@ -5,28 +5,25 @@ The weights are never read: half a gigabyte of them says nothing about types.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Protocol
 
 from vggdeploy.bundle.precision import Product, type_name
 from vggdeploy.model.formats.graph import sorted_nodes
-from vggdeploy.model.formats.onnx import TYPES, Node, Tensor, read_onnx_file
+from vggdeploy.model.formats.onnx import PRODUCTS, TYPES, Node, Tensor, read_onnx_file
+from vggdeploy.model.layers import layer_name
 from vggdeploy.system.sealed import mapped, shown
 
-PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 # They hand values on as they are.
 MOVES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
-KEY = re.compile(r"(?:^|[./])((?:features|classifier)\.\d+)(?:\.|$)")
-_EIGHT_BITS = frozenset({"int8", "uint8"})
+_EIGHT_BITS = {"int8": "int8", "uint8": "int8", "fp8": "fp8"}  # what is dequantised, and what its products compute in
 
 
 def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     """Every convolution and matrix product of an ONNX file, in the graph's order.
 
     A product computes in the type of what enters it. One whose data and weights both come out of a dequantisation of
-    8-bit integers is an INT8 one, as every library fuses the three.
+    8-bit integers is an INT8 one, and of FP8 values an FP8 one, as every library fuses the three.
 
     Args:
         layers: state-dict prefix → the layer's name, such as ``features.8`` → ``conv3_2``.
@@ -37,26 +34,29 @@ def read_onnx(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
     model = read_onnx_file(mapped(path), shown(path))
     types = {tensor.name: _name(tensor.type) for tensor in model.tensors}
     types |= {value.name: _name(value.type) for value in model.inputs}
-    integers: dict[str, str] = {}  # tensor → the type that it was dequantised from
+    codes: dict[str, str] = {}  # tensor → what a product of it computes in, since it was dequantised
     origins: dict[str, str] = {}  # tensor → the weights that it was made of
     products = []
     for index, node in enumerate(sorted_nodes(model.nodes)):
         if node.op_type in PRODUCTS | INTEGER_PRODUCTS:
             weight = _input(node, 3 if node.op_type == "QLinearConv" else 1)
             name = layer_name(node, origins.get(weight, weight), layers, index)
-            products.append(Product(name, _computes_in(node, types, integers)))
-        _follow(node, types, integers)
+            products.append(Product(name, _computes_in(node, types, codes)))
+        _follow(node, types, codes)
         origins |= {made: origins.get(node.input[0], node.input[0]) for made in node.output if node.input}
     return tuple(products)
 
 
-def _computes_in(node: Node, types: dict[str, str], integers: dict[str, str]) -> str:
-    if node.op_type in INTEGER_PRODUCTS or (len(node.input) > 1 and all(name in integers for name in node.input[:2])):
+def _computes_in(node: Node, types: dict[str, str], codes: dict[str, str]) -> str:
+    if node.op_type in INTEGER_PRODUCTS:
         return "int8"
+    factors = {codes.get(name) for name in node.input[:2]}
+    if len(node.input) > 1 and len(factors) == 1 and (kind := factors.pop()) is not None:
+        return kind
     return types.get(_input(node, 1)) or types.get(_input(node, 0), "unknown")
 
 
-def _follow(node: Node, types: dict[str, str], integers: dict[str, str]) -> None:
+def _follow(node: Node, types: dict[str, str], codes: dict[str, str]) -> None:
     """Note the type of what a node gives."""
     first, second = _input(node, 0), _input(node, 1)
     kind = types.get(first, "")
@@ -69,10 +69,10 @@ def _follow(node: Node, types: dict[str, str], integers: dict[str, str]) -> None
         kind = types.get(_input(node, 2), "uint8")
     elif node.op_type == "DequantizeLinear":
         if kind in _EIGHT_BITS:
-            integers |= dict.fromkeys(node.output, kind)
+            codes |= dict.fromkeys(node.output, _EIGHT_BITS[kind])
         kind = types.get(second, "fp32")
-    elif node.op_type in MOVES and first in integers:
-        integers |= dict.fromkeys(node.output, integers[first])
+    elif node.op_type in MOVES and first in codes:
+        codes |= dict.fromkeys(node.output, codes[first])
     elif node.op_type in PRODUCTS:
         kind = types.get(second) or kind
     types |= dict.fromkeys(node.output, kind)
@@ -81,19 +81,6 @@ def _follow(node: Node, types: dict[str, str], integers: dict[str, str]) -> None
 def _input(node: Node, place: int) -> str:
     """The name of an input; "" where it is missing."""
     return node.input[place] if place < len(node.input) else ""
-
-
-class Named(Protocol):
-    """A node of ours, or of the onnx package."""
-
-    name: str
-    op_type: str
-
-
-def layer_name(node: Named, weight: str, layers: dict[str, str], index: int) -> str:
-    """The VGG's own name where the weights carry the checkpoint's key, else the node's."""
-    key = KEY.search(weight) or KEY.search(node.name)
-    return layers.get(key[1], key[1]) if key else node.name or f"{node.op_type} {index}"
 
 
 def _name(kind: object) -> str:

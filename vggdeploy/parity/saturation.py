@@ -27,7 +27,9 @@ from vggdeploy.bundle import ProductBound, SaturationRecord
 from vggdeploy.bundle.variant import INT16, INT32
 from vggdeploy.errors import BundleError
 from vggdeploy.model.formats.graph import sorted_nodes
-from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES, PRODUCTS, layer_name
+from vggdeploy.model.formats.onnx import PRODUCTS
+from vggdeploy.model.layers import layer_name
+from vggdeploy.parity.products import INTEGER_PRODUCTS, MOVES
 from vggdeploy.system.files import sha256_of
 from vggdeploy.system.sealed import shown
 
@@ -175,7 +177,7 @@ def int8_products(graph: onnx.GraphProto, layers: dict[str, str]) -> Iterator[In
         bounds.follow(node)
         if node.op_type in PRODUCTS:
             data, weights = (_dequantisation(name, made_by) for name in node.input[:2])
-            if data is not None and weights is not None:
+            if data is not None and weights is not None and not _floats(values, weights.input[0]):
                 yield _product(node, index, data, weights, values, bounds, layers)
         elif node.op_type in INTEGER_PRODUCTS:
             yield Int8Product(node, node.name or f"{node.op_type} {index}", None)
@@ -212,6 +214,11 @@ def _product(
     shape = (*codes.shape[:2], -1)
     largest = int(np.abs(bias, dtype=np.int64).max(initial=0)) if bias is not None else 0
     return Int8Product(node, layer, codes.reshape(shape), high, zero, largest)
+
+
+def _floats(values: Mapping[str, onnx.TensorProto], name: str) -> bool:
+    """Whether codes are those of FP8, whose sums do not saturate."""
+    return name in values and values[name].data_type == onnx.TensorProto.FLOAT8E4M3FN
 
 
 def _array(values: Mapping[str, onnx.TensorProto], name: str) -> Array | None:
@@ -271,6 +278,8 @@ class _Bounds:
     def _codes(self, node: onnx.NodeProto, numbers: Interval) -> Interval:
         scale, zero = _array(self._values, node.input[1]), self._zero(node)
         if scale is None or zero is None or scale.size != 1 or zero.size != 1 or not np.isfinite(numbers).all():
+            return _ANY
+        if zero.dtype.kind not in "iu":
             return _ANY
         info = np.iinfo(zero.dtype)
         # One code more on both sides: libraries round the same number differently.

@@ -33,7 +33,17 @@ from vggdeploy.records.parity import (
     Repeats,
     Thresholds,
 )
-from vggdeploy.records.search import Candidate, Goal, OriginalNetwork, Point, SearchReport, Size, StepRecord, Trial
+from vggdeploy.records.search import (
+    Candidate,
+    Goal,
+    OriginalNetwork,
+    Point,
+    SearchReport,
+    Size,
+    SparsityRecord,
+    StepRecord,
+    Trial,
+)
 
 __all__ = [
     "CEILINGS",
@@ -70,6 +80,7 @@ __all__ = [
     "ScenarioRow",
     "SearchReport",
     "Size",
+    "SparsityRecord",
     "StepRecord",
     "Thresholds",
     "Trial",

@@ -144,13 +144,20 @@ class OriginalNetwork(Record, frozen=True, kw_only=True):
     hits: dict[str, str]
 
 
+class SparsityRecord(Record, frozen=True, kw_only=True):
+    """The ``layers`` of one file whose weights are 2:4 (see `vggdeploy.model.formats.sparsity`); ``sha256`` names the file."""
+
+    sha256: str
+    layers: tuple[str, ...]
+
+
 class StepRecord(Record, frozen=True, kw_only=True):
     """One change of structure with its fine-tuning. ``before`` is the checkpoint it was made from, of weights ``source``.
 
     ``accuracy`` and ``drop`` are by split, after fine-tuning; the drop is against the *origin*, not the step before.
     ``untuned`` is the accuracy on the validation split before fine-tuning. ``widths`` and ``ranks`` are those of the
     layers that were changed; ``sensitivity`` holds, for every layer, pairs of a width and how much the validation loss
-    rises, in nats, when that layer alone has it.
+    rises, in nats, when that layer alone has it. ``sparsity``: what is 2:4 in the weights that the step wrote.
     """
 
     step: str
@@ -162,6 +169,7 @@ class StepRecord(Record, frozen=True, kw_only=True):
     drop: dict[str, AccuracyDrop]
     widths: dict[str, int] = {}
     ranks: dict[str, int] = {}
+    sparsity: SparsityRecord | None = None
     sensitivity: dict[str, tuple[tuple[int, float], ...]] = {}
     epochs: int = 0
     teacher: str = ""

@@ -166,7 +166,7 @@ class Source:
 class Availability:
     """Whether a backend can run on this machine; if not, why, and the line that mends it.
 
-    ``lacks``: precisions that this machine has no arithmetic for, so that a variant in them would compute in another.
+    ``lacks``: precisions that it has no arithmetic for here, so that a variant in them would compute in another, or not at all.
     """
 
     runs: bool

@@ -30,9 +30,7 @@ def runnable(variant: Variant, device: Device | None = None) -> Availability:
     where = device or default_device(backend)
     availability = backend.probe(where)
     if availability.runs and variant.precision in availability.lacks:
-        reason = (
-            f"this {where.kind} has no {variant.precision} arithmetic: {backend.name} would compute in another type"
-        )
+        reason = f"{backend.title} has no {variant.precision} arithmetic on this {where.kind}"
         return replace(availability, runs=False, reason=reason, fix="use another variant of the bundle")
     if availability.runs and _may_saturate(variant):
         return replace(availability, runs=False, reason=_SATURATES, fix=_REQUANTISE)

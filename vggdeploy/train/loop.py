@@ -40,6 +40,7 @@ from vggdeploy.train.recipe import LIKE_INIT, Recipe
 from vggdeploy.train.record import HISTORY_NAME, OnNote, OnStep, TrainingRecord, TrainingResult, history_lines
 from vggdeploy.train.run import Data, Run, Setup
 from vggdeploy.train.state import Saver
+from vggdeploy.train.zeros import hold_zeros
 from vggdeploy.types import Device
 
 
@@ -173,6 +174,8 @@ def _prepare(
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.quantisation_aware:
         simulate_int8(model)
+    if recipe.keep_zeros:
+        hold_zeros(model)
     if processes.count > 1:
         share_batch_norms(model)
     network = Deployable(model, preprocess).to(where)

@@ -40,7 +40,8 @@ class Recipe(Record, frozen=True, kw_only=True):
     and backward pass; weights are FP32 always. With ``arch`` ``"init"`` the network is that of the checkpoint ``init``.
     With ``distill`` the network also learns from the answers of that checkpoint, its teacher (see
     `vggdeploy.train.distill`): ``temperature`` softens them, and they weigh ``distill_weight``, the labels the rest.
-    ``quantisation_aware`` trains with the rounding of INT8 (see `vggdeploy.train.quantisation`).
+    ``quantisation_aware`` trains with the rounding of INT8 (see `vggdeploy.train.quantisation`); with ``keep_zeros`` weights
+    that begin as 0 stay 0.
     """
 
     dataset: str = "digits"
@@ -73,6 +74,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     temperature: float = 4.0
     distill_weight: float = 0.9
     quantisation_aware: bool = False
+    keep_zeros: bool = False
     clip: float = 0.0
     keep: Keep = "best"
     patience: int = 0

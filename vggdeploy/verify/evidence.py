@@ -25,8 +25,8 @@ _STEPS = 3.0  # of 8 bits over the reference's values: how much coarser an activ
 _CUT, _CUT_BY = 0.05, {"min-max": 0.03, "percentile": 0.03, "entropy": 0.25}
 
 
-def differ(got: Array, want: Array, limit: float, step: float = 0.0) -> bool:
-    """Whether any value is farther off than ``step`` and ``limit`` times itself and the RMS of all; a NaN is."""
+def differ(got: Array, want: Array, limit: float, step: Array | float = 0.0) -> bool:
+    """Whether any value is farther off than its ``step`` and ``limit`` times itself and the RMS of all; a NaN is."""
     return not bool((np.abs(got - want) <= step + limit * (np.abs(want) + rms(want)) + 1e-30).all())
 
 
@@ -38,17 +38,23 @@ def rounding_tolerance(want: Array, precision: Precision, scale: Array | None) -
     """How far each number ``[out, …]`` of the file may be from the checkpoint's: half of its own step.
 
     Args:
-        scale: of INT8 weights, one or one for each output channel. It may be twice that of eight bits: seven bits are what a
-            kernel that must not saturate asks for.
+        scale: of INT8 and FP8 weights, one or one for each output channel. It may be twice that of eight bits: seven bits are
+            what a kernel that must not saturate asks for.
     """
     size = np.abs(want)
     peak = _column(size.reshape(len(want), -1).max(1, initial=0), want.ndim)
     if scale is None:
-        kind = Precision.FP32 if precision is Precision.INT8 else precision  # a layer that was kept in FP32
+        kind = Precision.FP32 if precision.quantised else precision  # a layer that was kept in FP32
         size *= _HALF_STEP[kind]
         size += peak * _FOLDED + _SMALLEST[kind]
         return size
     whole = peak if scale.size > 1 else peak.max()
+    if (
+        precision is Precision.FP8
+    ):  # half a step of E4M3, of 4 significant bits; below its normal numbers steps are of one size
+        return (
+            size * (2**-4 * 1.01) + np.minimum(_column(scale, want.ndim), whole / 448 * 1.01) * (2**-10 * 1.01) + 1e-12
+        )
     return np.broadcast_to(np.minimum(_column(scale, want.ndim), whole / 63) * 0.51 + 1e-12, want.shape)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vggdeploy.bundle.variant import INT16
 from vggdeploy.errors import BuildError, first_line
-from vggdeploy.model.layers import layers_of
+from vggdeploy.model.layers import layer_names, layers_of
 from vggdeploy.model.outputs import INPUT, LOGITS
 from vggdeploy.model.vgg import VGG, fold_batch_norm
 from vggdeploy.parity.metrics import OutputStats
@@ -32,13 +32,14 @@ from vggdeploy.verify.evidence import (
     wrong_values,
     wrong_weights,
 )
-from vggdeploy.verify.readback import layer_names
 from vggdeploy.verify.segments import PASSING, Graph, Rounding, Runner, Segment, segments
 from vggdeploy.verify.structure import wrong_structure
 
 Array = NDArray[Any]
 # What a kernel may add when it sums in another order; one that sums in FP16 or BF16 adds more. Of a value and the layer's RMS.
-_SUMS = {Precision.FP32: 1e-4, Precision.INT8: 1e-4, Precision.FP16: 5e-3, Precision.BF16: 4e-2}
+_SUMS = {
+    Precision.FP32: 1e-4, Precision.INT8: 1e-4, Precision.FP8: 1e-4, Precision.FP16: 5e-3, Precision.BF16: 4e-2,
+}  # fmt: skip
 _EXACT = 1e-5  # what a ReLU, a pool or the preprocessing may differ by, likewise
 # Standard errors of a mean over images, which are no more alike than those that a bias was corrected with.
 _DEVIATIONS = 6.0
@@ -246,11 +247,11 @@ class Examination:
         want, rounding = _apply(segment, torch.from_numpy(fed)).numpy(), self._rounding(segment.start, segment.end)
         if not self._rounds_well(segment.layer, want, rounding):
             return
-        if differ(got, np.clip(want, rounding.low, rounding.high), 0, 0.51 * rounding.step):
+        if differ(got, np.clip(want, rounding.low, rounding.high), 0, rounding.tolerance(want)):
             self._blame(segment.layer, "output", wrong_values(got, want))
 
     def _rounds_well(self, layer: str, want: Array, rounding: Rounding) -> bool:
-        if self._precision is not Precision.INT8:
+        if not self._precision.quantised:
             self._blame(layer, "structure", f"is rounded to 8 bits where the file promises {self._precision}")
             return False
         text = wrong_rounding(want, rounding, self._method)
@@ -263,11 +264,11 @@ class Examination:
         if got.size != made.size:
             self._blame(layer, "output", f"reads {_image(got)} of an image where the network reads {_image(made)}")
             return False
-        want, step = made.reshape(got.shape), 0.0
+        want, step = made.reshape(got.shape), np.zeros(())
         if (rounding := self._rounding(*ends)).step:
             if not self._rounds_well(self._before, want, rounding):
                 return True
-            want, step = np.clip(want, rounding.low, rounding.high), 0.51 * rounding.step
+            want, step = np.clip(want, rounding.low, rounding.high), rounding.tolerance(want)
         if differ(got, want, _SUMS[self._precision] / 5, step):  # a cast rounds less than sums do
             if {node.op_type for node in self._graph.path(*ends)} <= PASSING:
                 self._blame(self._before, "output", f"is rounded by a cast before {layer} reads it")

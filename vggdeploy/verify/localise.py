@@ -22,6 +22,7 @@ from vggdeploy.runtime import open_session
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import require
+from vggdeploy.types import Precision
 from vggdeploy.verify.examination import Examination
 from vggdeploy.verify.segments import Graph
 
@@ -38,7 +39,7 @@ def localise(
 
     Raises:
         UsageError: the variant is not ONNX.
-        BuildError: the graph is not a VGG's: its layers cannot be told.
+        BuildError: the graph is not a VGG's: its layers cannot be told; or its layers do not run alone (BF16, a global pool).
         BundleError: a slim bundle, which has no reference.
         MissingDependencyError: torch or onnx is not installed.
     """
@@ -51,6 +52,11 @@ def localise(
     if source is None:
         raise UsageError(
             f"{variant} is not ONNX, and --layers reads only ONNX", "verify the ONNX variant that it was built from"
+        )
+    if source.precision is Precision.BF16:
+        raise BuildError(
+            f"no CPU runs the layers of {source.name} one by one: ONNX Runtime has no bf16 arithmetic there",
+            "build an engine of it, and verify that on its GPU",
         )
     if manifest.spec.head_pool != "none":
         raise BuildError(

@@ -21,7 +21,7 @@ from vggdeploy.runtime.registry import default_device
 from vggdeploy.system.machine import release_memory
 from vggdeploy.system.optional import version
 from vggdeploy.types import Device, ImageSource, OnProgress, Verdict
-from vggdeploy.verify.readback import check_precision, read_products
+from vggdeploy.verify.readback import check_precision, check_sparsity, read_products
 
 _TOOLS = (
     *("vggdeploy", "torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow", "safetensors"),
@@ -50,14 +50,15 @@ def prove(
     The golden images run in batches of every size that `promised` names, as far as ``memory`` allows (see `fitting`), and
     again and again; of real images the first batches have those sizes. The reference itself only has to be what it was.
 
-    Its precision is read back from the file first. One that is not what was asked for fails every record; a file that is not
-    what vggdeploy writes of the network fails without being opened.
+    Its precision is read back from the file first, and so is what it says of 2:4 layers. One that is not what was asked for
+    fails every record; a file that is not what vggdeploy writes of the network fails without being opened.
     """
     where = device or default_device(backend_for(variant))
     on_progress(None, f"proving {variant.name}")
     try:
         products = read_products(bundle, variant)
         check_precision(variant, products)
+        check_sparsity(bundle, variant)
         wrong = ""
     except ParityError as error:
         wrong = error.cause

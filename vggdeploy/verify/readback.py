@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vggdeploy.bundle import Bundle, PrecisionProof, SaturationRecord, Variant
+from vggdeploy.bundle import REFERENCE, Bundle, PrecisionProof, SaturationRecord, Variant
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ForeignModelError, ParityError
 from vggdeploy.model.formats.admission import admitted
 from vggdeploy.model.formats.objects import parameters
-from vggdeploy.model.layers import layers_of
+from vggdeploy.model.formats.sparsity import sparse_products, sparse_weights
+from vggdeploy.model.layers import layer_names
 from vggdeploy.parity.products import read_onnx
-from vggdeploy.spec import ModelSpec
 from vggdeploy.system.optional import installed
 from vggdeploy.system.sealed import mapped, shown
 from vggdeploy.types import Precision
@@ -42,19 +42,6 @@ def _torchscript_products(path: Path, layers: dict[str, str]) -> tuple[Product, 
 
 
 _READERS = {"onnx": read_onnx, "torchscript": _torchscript_products}
-
-
-def layer_names(spec: ModelSpec) -> dict[str, str]:
-    """Prefix in a shipped file → what the layer is called: ``features.8`` → ``conv3_2``.
-
-    Batch norms are folded into the convolutions there, and have no place any more. The last linear layer
-    is ``logits``, as its output.
-    """
-    kept = [layer for layer in layers_of(spec) if layer.kind != "batch_norm"]
-    features = [layer.name for layer in kept if layer.part == "features"]
-    convolutions = {f"features.{n}": name for n, name in enumerate(features) if name.startswith("conv")}
-    dense = {x.key: "logits" if x.name == spec.last else x.name for x in kept if x.kind == "linear"}
-    return convolutions | dense
 
 
 def check_precision(variant: Variant, products: tuple[Product, ...] | None) -> None:
@@ -89,9 +76,49 @@ def read_bounds(bundle: Bundle, variant: Variant) -> SaturationRecord | None:
 
 
 def wrong_precisions(bundle: Bundle) -> dict[str, str]:
-    """Variant → how its file contradicts what the manifest says of its network, its precision, or its INT8 products."""
-    found = {variant.name: _wrong(bundle, variant) for variant in bundle.manifest.candidates()}
+    """Variant → how its file contradicts what is said of its network, its precision, its INT8 products, or its 2:4 layers."""
+    found = {variant.name: _wrong(bundle, variant) for variant in bundle.manifest.variants}
     return {name: cause for name, cause in found.items() if cause}
+
+
+def check_sparsity(bundle: Bundle, variant: Variant) -> None:
+    """Refuse a variant whose record of 2:4 layers (of a checkpoint: that of its last step) contradicts the file that it is of.
+
+    Raises:
+        ParityError: a layer is not what the record says.
+    """
+    claim = _checkpoint_claim(bundle, variant) if variant.name == REFERENCE else _engine_claim(bundle, variant)
+    if claim is None or claim[0] == claim[1]:
+        return
+    said, found = claim
+    false = [name for name in said if name not in found]
+    raise ParityError(
+        f"{false[0] if false else found[0]} is {'not ' if false else ''}2:4 sparse, and its record says otherwise",
+        "make it again: vggdeploy optimize CHECKPOINT --step sparse -o DIR",
+    )
+
+
+Claim = tuple[tuple[str, ...], tuple[str, ...]]  # the layers of a record, and those of the file
+
+
+def _checkpoint_claim(bundle: Bundle, variant: Variant) -> Claim | None:
+    checkpoint = bundle.checkpoint()
+    said = next((step.sparsity for step in reversed(checkpoint.steps) if step.sparsity is not None), None)
+    if said is None or said.sha256 != checkpoint.weights_sha256:  # it was trained on since
+        return None
+    with bundle.main_file(variant).open() as file:
+        return said.layers, sparse_weights(file.path, checkpoint.spec)
+
+
+def _engine_claim(bundle: Bundle, variant: Variant) -> Claim | None:
+    build = variant.build
+    if build is None or build.sparse is None:
+        return None
+    sources = [v for v in bundle.manifest.variants if bundle.sha256(v.path) == build.source_sha256]
+    if not sources:
+        return None
+    with admitted(bundle, sources[0]) as file:
+        return build.sparse.layers, sparse_products(file.path, layer_names(bundle.manifest.spec))
 
 
 def _wrong(bundle: Bundle, variant: Variant) -> str:
@@ -100,6 +127,7 @@ def _wrong(bundle: Bundle, variant: Variant) -> str:
         if recorded is not None and read_bounds(bundle, variant) not in (None, recorded):
             return "the record of what its INT8 products can come to is not this file's"
         check_precision(variant, read_products(bundle, variant))
+        check_sparsity(bundle, variant)
     except (ForeignModelError, ParityError) as error:
         return error.cause
     return ""

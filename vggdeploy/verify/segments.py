@@ -17,10 +17,10 @@ from onnx import NodeProto, helper, numpy_helper
 from vggdeploy.bundle.precision import type_name
 from vggdeploy.errors import BuildError
 from vggdeploy.model.formats.graph import sorted_nodes
-from vggdeploy.parity.products import KEY, PRODUCTS
+from vggdeploy.model.formats.onnx import PRODUCTS
+from vggdeploy.model.layers import KEY, layer_names
 from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8
 from vggdeploy.spec import ModelSpec, pools
-from vggdeploy.verify.readback import layer_names
 
 Array = NDArray[Any]
 Kind = Literal["preprocess", "product", "relu", "pool"]
@@ -32,6 +32,8 @@ _ACTIVATIONS = frozenset(
     | {"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Clip", "Max", "Min"}
 )
 _LEAST = {"Constant": 0} | dict.fromkeys((*PRODUCTS, "QuantizeLinear", "DequantizeLinear"), 2)  # inputs
+# E4M3: the largest number, the smallest, and half of the last place, with a little for the division by the scale.
+_E4M3_END, _E4M3_STEP, _E4M3_SHARE = 448.0, 2.0**-9, 2.0**-4 * 1.01
 _FATAL = 4  # ONNX Runtime's log severity: what a faulty layer raises is reported, not logged
 
 
@@ -54,11 +56,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Rounding:
-    """A quantiser's step, and the range that it rounds to."""
+    """A quantiser's step, of floats its smallest one, and the range that it rounds to. ``share``: of floats, half a step of a
+    value as a share of it."""
 
     step: float
     low: float
     high: float
+    share: float = 0.0
+
+    def tolerance(self, values: Array) -> Array:
+        """How far each of the values may be rounded away."""
+        return np.asarray(np.maximum(0.51 * self.step, self.share * np.abs(values)))
 
 
 class Graph:
@@ -133,7 +141,10 @@ class Graph:
         if node is None:
             return None
         zero = self.stored(node.input[2]) if len(node.input) > 2 else np.uint8(0)
-        step, span = self.stored(node.input[1]).item(), np.iinfo(zero.dtype)
+        step = self.stored(node.input[1]).item()
+        if zero.dtype.kind not in "iu":  # FP8: the zero is 0
+            return Rounding(step * _E4M3_STEP, -step * _E4M3_END, step * _E4M3_END, share=_E4M3_SHARE)
+        span = np.iinfo(zero.dtype)
         return Rounding(step, step * (span.min - zero.item()), step * (span.max - zero.item()))
 
     def path(self, start: str, end: str) -> list[NodeProto]:

@@ -48,7 +48,7 @@ def wrong_structure(graph: Graph, segment: Segment, precision: Precision) -> Ite
             own = list(own) if isinstance(value, list) else own
             if own != value and not (key == "pads" and same_size):
                 yield f"has {key} {_listed(own)} where the network has {_listed(value)}"
-    for node in segment.products if precision is not Precision.INT8 else ():
+    for node in segment.products if not precision.quantised else ():
         if (own := graph.computes_in(node)) != precision:
             yield f"computes in {own} where the file promises {precision}"
 

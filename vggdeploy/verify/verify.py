@@ -19,7 +19,7 @@ from vggdeploy.runtime import backend_for, open_session, runnable
 from vggdeploy.runtime.registry import get_backend
 from vggdeploy.system.files import check_writable
 from vggdeploy.system.optional import installed, require
-from vggdeploy.types import Device, OnProgress, Precision, Verdict, silent
+from vggdeploy.types import Device, OnProgress, Verdict, silent
 from vggdeploy.verify.consistency import check_accuracy, check_manifest, check_preprocessing
 from vggdeploy.verify.fleet.fleet import FleetOptions, prove_fleet
 from vggdeploy.verify.prove import Limits, prove, with_parity
@@ -194,8 +194,8 @@ def _examined(
     """The records; those of an ONNX variant whose answers pass fail where a layer of the file is not the checkpoint's: an
     activation, a padding or coarser weights can be too small a fault for any distance.
 
-    Of an INT8 file only operations and weights count: its biases and ranges follow its calibration images, and how much they
-    may is a question of statistics, which a file without a fault must not fail for.
+    Of an INT8 or FP8 file only operations and weights count: its biases and ranges follow its calibration images, and how
+    much they may is a question of statistics, which a file without a fault must not fail for.
     """
     passing = [v for v in bundle.manifest.candidates() if v.format == "onnx" and _passes(records, v)]
     missing = [name for name in ("torch", "onnx") if passing and not installed(name)]
@@ -207,8 +207,8 @@ def _examined(
 
         on_progress(None, f"comparing the layers of {variant.name} with the checkpoint's")
         try:
-            calibrated = variant.precision is Precision.INT8
-            found = localise(bundle, variant.name, threads=threads, images=_EXAMINED, certain=calibrated)
+            certain = variant.precision.quantised
+            found = localise(bundle, variant.name, threads=threads, images=_EXAMINED, certain=certain)
         except BuildError as error:
             notes.append(f"the layers of {variant.name} were not compared: {error.cause}")
             continue

@@ -16,7 +16,7 @@ from vggdeploy.model.formats.chain import Chain, chain_of
 from vggdeploy.model.outputs import default_outputs, input_spec, output_layers, output_specs
 from vggdeploy.model.vgg import fold_batch_norm, new_vgg
 from vggdeploy.spec import CUSTOM, ModelSpec, PreprocessSpec
-from vggdeploy.types import BatchRange
+from vggdeploy.types import BatchRange, Precision
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Case:
     spec: ModelSpec
     outputs: tuple[str, ...] = ()
     dtype: str = "uint8"
-    half: bool = False
+    precision: Precision = Precision.FP32
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -47,9 +47,7 @@ class Case:
         grey = PreprocessSpec(mode="L", resize=32, crop=32, mean=(0.5,), std=(0.5,))
         pixels = PreprocessSpec(resize=32, crop=32) if self.spec.in_channels == 3 else grey
         made = Deployable(fold_batch_norm(model.eval()), pixels, outputs=self.names, input_dtype=self.dtype).eval()
-        if self.half:
-            made.features.half()
-            made.classifier.half()
+        made.narrow(self.precision)
         return made
 
     def torchscript(self, path: Path) -> bytes:
@@ -77,19 +75,25 @@ CASES = {
     "vgg16_bn of grey images": Case(_named("vgg16_bn", in_channels=1)),
     "vgg19 of normalised images": Case(_named("vgg19"), dtype="float32"),
     "every output of vgg13_bn": Case(_named("vgg13_bn"), ("*",)),
-    "every output of a plain vgg11": Case(_named("vgg11"), ("*",), half=True),
-    "in FP16": Case(_named("vgg11_bn"), half=True),
+    "every output of a plain vgg11": Case(_named("vgg11"), ("*",), precision=Precision.FP16),
+    "in FP16": Case(_named("vgg11_bn"), precision=Precision.FP16),
+    "in BF16": Case(_named("vgg11_bn"), precision=Precision.BF16),
+    "every kind of layer in BF16": Case(
+        _stack((4,), (6, 5), ranks=(5, 0), conv_ranks=((3,), (0, 7)), head_pool="avg"),
+        ("*",),
+        precision=Precision.BF16,
+    ),
     "features only": Case(_named("vgg11"), ("pool1", "relu2_1")),
     "before a ReLU": Case(_stack((4,), (6, 5)), ("conv1_1", "conv2_1"), "float32"),
-    "probabilities alone": Case(_named("vgg11"), ("probabilities",), half=True),
+    "probabilities alone": Case(_named("vgg11"), ("probabilities",), precision=Precision.FP16),
     "in another order": Case(_named("vgg11"), ("probabilities", "fc7", "logits", "pool3")),
     "a mean pool": Case(_stack((4,), (6, 5), head_pool="avg")),
-    "a maximum pool": Case(_stack((4,), (6, 5), head_pool="max", hidden=()), half=True),
+    "a maximum pool": Case(_stack((4,), (6, 5), head_pool="max", hidden=()), precision=Precision.FP16),
     "no classifier": Case(_stack((4,), (6, 5), hidden=(), classes=0)),
     "no classes": Case(_stack((4,), (6, 5), hidden=(9,), classes=0)),
     "low ranks": Case(_stack((4,), (6, 5), ranks=(5, 0), conv_ranks=((3,), (0, 7))), ("*",)),
     "low ranks and batch norm": Case(
-        _stack((4,), (6, 5), ranks=(5, 6), conv_ranks=((3,), (2, 7)), batch_norm=True), half=True
+        _stack((4,), (6, 5), ranks=(5, 6), conv_ranks=((3,), (2, 7)), batch_norm=True), precision=Precision.FP16
     ),
     "one block": Case(_stack((3,), hidden=())),
     "a map of one pixel": Case(_stack((4,), (4,), (4,), (4,), (4,), hidden=(6,)), ("*",)),

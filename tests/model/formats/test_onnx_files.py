@@ -21,6 +21,7 @@ from vggdeploy.errors import BundleError, ForeignModelError, VggdeployError
 from vggdeploy.model.formats.graph import check_onnx
 from vggdeploy.model.formats.onnx import read_onnx_file
 from vggdeploy.runtime import open_session
+from vggdeploy.types import Precision
 
 
 def check(data: bytes, case: Case = SMALL) -> None:
@@ -38,7 +39,7 @@ def test_what_the_exporter_writes_is_admitted(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("flavour", ["cpu", "tensorrt"])
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.half])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.precision is Precision.FP32])
 def test_what_the_quantiser_writes_is_admitted(name: str, flavour: str, tmp_path: Path) -> None:
     for data in quantised(CASES[name], flavour, tmp_path):
         check(data, CASES[name])

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.formats import onnx
 from vggdeploy.model.formats.chain import Chain, refused
-from vggdeploy.model.formats.onnx import FLOAT, INT8, INT32, INT64, TYPES, UINT8, Info, Model, Node
+from vggdeploy.model.formats.onnx import E4M3, FLOAT, INT8, INT32, INT64, TYPES, UINT8, Info, Model, Node
 from vggdeploy.types import MAX_BATCH, TensorSpec
 
 _FLOATS = (FLOAT, onnx.FLOAT16, onnx.BFLOAT16)
 _OPSETS, _VERSIONS = range(13, 27), range(7, 14)
 _QUANTISER = {"onnx.infer": "onnxruntime.quant"}  # ONNX Runtime's note that shapes were inferred
 _NODES = 12  # of a step, at most: each may stand between two pairs of Q/DQ, with others for its weights and bias
-_CODES = (UINT8, INT8)
+_CODES = (UINT8, INT8, E4M3)
 _ELEMENTS = {"uint8": UINT8, "float32": FLOAT}
 
 
@@ -295,7 +295,7 @@ def _pooled(kind: str) -> Callable[[_Graph, Node, list[Any]], Value | None]:
 def _quantise(graph: _Graph, node: Node, given: list[Any]) -> Value | None:
     match given:
         case [Value(place, same), Weight(() | (1,), scale), Weight(() | (1,), codes, zero)] if (
-            scale == same and same in _FLOATS and codes in _CODES
+            scale == same and same in _FLOATS and codes in _CODES and (codes != E4M3 or zero == (0,))
         ):
             steps = graph.chain.steps
             clips = codes == UINT8 and zero in (None, (0,)) and place < len(steps) and steps[place].kind == "relu"
@@ -305,11 +305,11 @@ def _quantise(graph: _Graph, node: Node, given: list[Any]) -> Value | None:
 
 def _dequantise(graph: _Graph, node: Node, given: list[Any]) -> Value | Weight | None:
     match given:
-        case [Value(place, codes), Weight(() | (1,), scale), Weight(() | (1,), same)] if (
-            codes == same and codes in _CODES and scale in _FLOATS
+        case [Value(place, codes), Weight(() | (1,), scale), Weight(() | (1,), same, zero)] if (
+            codes == same and codes in _CODES and scale in _FLOATS and (codes != E4M3 or zero == (0,))
         ):
             return Value(place, scale)
-        case [Weight(dims, codes), Weight(each, scale), *zero] if codes in (INT8, INT32) and scale in _FLOATS:
+        case [Weight(dims, codes), Weight(each, scale), *zero] if codes in (INT8, INT32, E4M3) and scale in _FLOATS:
             axis = node.attributes.get("axis", 1)
             apart = each in ((), (1,)) or (axis < len(dims) and each == (dims[axis],))
             if apart and (not zero or zero == [Weight(each, codes, zero[0][-1])]):

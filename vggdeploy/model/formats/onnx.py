@@ -15,25 +15,29 @@ from typing import Any
 from vggdeploy.errors import ForeignModelError
 from vggdeploy.model.formats.protobuf import BYTES, FIXED32, VARINT, Field, fields, packed
 
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 MAX_ITEMS = 16_384  # of one kind in one message: a VGG of 256 convolutions in INT8 has 4,000 nodes
 MAX_TEXT = 1024  # bytes of a name
 MAX_SMALL = 2**17  # bytes of a list of small numbers
 MAX_FIELDS = 500_000  # and numbers in lists, of the whole file: that VGG in INT8 has 100,000
-FLOAT, UINT8, INT8, INT32, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 6, 7, 10, 16
-TYPES = {FLOAT: "fp32", UINT8: "uint8", INT8: "int8", INT32: "int32", INT64: "int64", FLOAT16: "fp16", BFLOAT16: "bf16"}
-SIZES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, FLOAT16: 2, BFLOAT16: 2, 11: 8}
+FLOAT, UINT8, INT8, INT32, INT64, FLOAT16, BFLOAT16, E4M3 = 1, 2, 3, 6, 7, 10, 16, 17  # FLOAT8E4M3FN
+TYPES = {
+    FLOAT: "fp32", UINT8: "uint8", INT8: "int8", INT32: "int32", INT64: "int64", FLOAT16: "fp16", BFLOAT16: "bf16", E4M3: "fp8",
+}  # fmt: skip
+SIZES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, FLOAT16: 2, BFLOAT16: 2, E4M3: 1, 11: 8}
 
 
 @dataclass(frozen=True)
 class Tensor:
     """Stored numbers. ``count`` is how many there are, by what the file holds of them; ``integers`` are those of a small
-    tensor of integers."""
+    tensor of integers; ``raw`` are their bytes, little-endian, where the file has them in one piece."""
 
     name: str
     type: int
     dims: tuple[int, ...]
     count: int
     integers: tuple[int, ...] | None = None
+    raw: memoryview | None = field(default=None, repr=False, compare=False)
 
     @property
     def whole(self) -> bool:
@@ -207,7 +211,7 @@ class _Reader:
         if len(counts) > 1 or len(dims) > 8:
             raise ValueError(f"the tensor {name} has two sets of numbers")
         known = tuple(whole) if whole or not counts else None
-        return Tensor(name, kind, tuple(dims), sum(counts), known)
+        return Tensor(name, kind, tuple(dims), sum(counts), known, raw)
 
     def info(self, found: Field) -> Info:
         name, kind, shape = "", 0, None
@@ -243,8 +247,8 @@ class _Reader:
 
 
 def _small(raw: memoryview, kind: int) -> list[int]:
-    """The integers of a few bytes."""
-    code = {UINT8: "B", INT8: "b", INT32: "i", INT64: "q"}.get(kind)
+    """The integers of a few bytes; of FP8 its codes, of which 0 is zero."""
+    code = {UINT8: "B", INT8: "b", INT32: "i", INT64: "q", E4M3: "B"}.get(kind)
     return list(struct.unpack(f"<{len(raw) // SIZES[kind]}{code}", raw)) if code and len(raw) <= 64 else []
 
 

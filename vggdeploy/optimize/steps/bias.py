@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vggdeploy.errors import BuildError, first_line
 from vggdeploy.optimize.steps.quantiser import WEIGHTED
-from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8
+from vggdeploy.runtime.onnxruntime.providers import EXACT_FP8, EXACT_INT8
 
 Array = NDArray[Any]
 _SHIFT = "_shift"
@@ -89,6 +89,8 @@ def _run(model: onnx.ModelProto, names: list[str], batches: Iterable[dict[str, A
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry(*EXACT_INT8)
+    if any(tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN for tensor in model.graph.initializer):
+        options.graph_optimization_level = EXACT_FP8
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class

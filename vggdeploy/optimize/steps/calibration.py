@@ -1,4 +1,4 @@
-"""The images that INT8 is made with: some to measure ranges on, others to judge by. Never the test images it is reported on."""
+"""The images that 8 bits are made with: some to measure ranges on, others to judge by. Never the test images of the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ MIN_IMAGES = 32  # fewer leave the tails of the ranges to chance
 DEFAULT_IMAGES = 300  # NNCF's default; ranges hardly move beyond it
 MAX_JUDGED = 5000
 DEFAULT_PERCENTILE = 99.99  # of the values of an activation
-NAMES = {"cpu": "onnx-int8", "tensorrt": "onnx-int8-symmetric"}
+INT8_TARGETS = ("cpu", "tensorrt")
+NAMES = {"cpu": "onnx-int8", "tensorrt": "onnx-int8-symmetric", "fp8": "onnx-fp8"}
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Int8Options:
     images: int = DEFAULT_IMAGES
     method: str = "min-max"
     percentile: float | None = None
-    targets: tuple[str, ...] = tuple(NAMES)
+    targets: tuple[str, ...] = INT8_TARGETS
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
         for target in self.targets:
-            if target not in NAMES:
-                raise unknown_name("INT8 target", target, NAMES)
+            if target not in INT8_TARGETS:
+                raise unknown_name("INT8 target", target, INT8_TARGETS)
         if not self.targets:
-            raise UsageError("--int8-for names no runtime", f"name one or more of {','.join(NAMES)}")
+            raise UsageError("--int8-for names no runtime", f"name one or more of {','.join(INT8_TARGETS)}")
         if self.percentile is not None and self.method != "percentile":
             raise UsageError(f"the method {self.method} has no percentile", "give --calibration-method percentile, too")
         if self.percentile is not None and not 90 <= self.percentile <= 100:
@@ -72,7 +73,7 @@ def load_calibration(dataset: str, manifest: Manifest, *, images: int, data_dir:
     name = dataset or manifest.dataset
     if not name:
         raise DataError(
-            "INT8 is calibrated on real images, and no data set is known for this model",
+            "8 bits are calibrated on real images, and no data set is known for this model",
             "name one: --calibration-data folder:PATH",
         )
     classes = get_dataset(name).classes

@@ -1,4 +1,4 @@
-"""INT8 variants of a bundle: calibrate once, quantise for CPUs and for TensorRT, keep what cannot be quantised in FP32."""
+"""INT8 and FP8 variants of a bundle: calibrate once, quantise for CPUs and for TensorRT, keep in FP32 what loses too much."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from vggdeploy.bundle import Bundle, QuantisationRecord, Variant
 from vggdeploy.errors import TargetError
 from vggdeploy.export.openvino import openvino_variant
+from vggdeploy.model.layers import layer_names
 from vggdeploy.optimize.steps.calibration import (
     DEFAULT_PERCENTILE,
     NAMES,
@@ -33,7 +34,6 @@ from vggdeploy.system.optional import installed, require, version
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, Precision, Verdict
 from vggdeploy.verify.prove import Limits
-from vggdeploy.verify.readback import layer_names
 from vggdeploy.verify.samples import Samples
 
 _CALIBRATION_BYTES = 8 * 2**20  # of a batch's pixels: the calibrator holds every activation of it
@@ -45,6 +45,18 @@ _BATCH = 64
 def add_int8(bundle: Bundle, work: StepContext) -> Bundle:
     """Add ``onnx-int8`` and ``openvino-int8``, which share a file, and ``onnx-int8-symmetric``, which engines are built from.
 
+    Raises: see `_add`.
+    """
+    return _add(bundle, work, work.int8.targets)
+
+
+def add_fp8(bundle: Bundle, work: StepContext) -> Bundle:
+    """Add ``onnx-fp8``, which engines are built from. ONNX Runtime runs it on CPUs, products in FP32. Errors: see `_add`."""
+    return _add(bundle, work, ("fp8",))
+
+
+def _add(bundle: Bundle, work: StepContext, targets: Sequence[str]) -> Bundle:
+    """
     Raises:
         UsageError, DataError: data that cannot be calibrated on; see `load_calibration`.
         TargetError: the accuracy target is missed with all but one layer in FP32, or there are too few images to tell.
@@ -52,7 +64,7 @@ def add_int8(bundle: Bundle, work: StepContext) -> Bundle:
         BuildError: the quantiser refuses the graph.
     """
     for module in ("onnx", "onnxruntime"):
-        require(module, to="quantise to INT8", extra="optimize")
+        require(module, to="quantise to 8 bits", extra="optimize")
     from vggdeploy.optimize.steps.quantiser import calibrate, check_method
 
     options = work.int8
@@ -74,11 +86,11 @@ def add_int8(bundle: Bundle, work: StepContext) -> Bundle:
             reference = reference_outputs(session, data.judged.images, data=data.judged.data, labels=data.judged.labels)
         before = _trained_hits(bundle, options.data, len(data.judged.images))
         judge = _Judge(bundle, source, path, ranges, reference, scratch, work, before)
-        made = [judge.variant(target, data) for target in options.targets]
+        made = [judge.variant(target, data) for target in targets]
         files = {variant.path: written for variant, written in made}
         variants = [variant for variant, _ in made]
-        if "cpu" in options.targets and installed("openvino"):
-            cpu = variants[options.targets.index("cpu")]
+        if "cpu" in targets and installed("openvino"):
+            cpu = variants[targets.index("cpu")]
             on_openvino = openvino_variant(cpu, Precision.INT8)
             variants.append(msgspec.structs.replace(on_openvino, quantisation=cpu.quantisation))
         limits = Limits(accuracy_drop=options.max_drop)
@@ -120,14 +132,14 @@ class _Judge:
         """The variant for a target, and its file: as many layers in INT8 as the limits allow.
 
         Raises:
-            TargetError: the limits are missed even with one layer in INT8.
+            TargetError: the limits are missed even with one layer quantised.
         """
-        from vggdeploy.optimize.steps.quantiser import CPU, TENSORRT, weighted_nodes
+        from vggdeploy.optimize.steps.quantiser import CPU, FP8, TENSORRT, weighted_nodes
         from vggdeploy.parity.saturation import read_saturation
 
         self._check_images()
         names = weighted_nodes(self.path)
-        flavour = {"cpu": CPU, "tensorrt": TENSORRT}[target]
+        flavour = {"cpu": CPU, "tensorrt": TENSORRT, "fp8": FP8}[target]
         self._measure_shifts(flavour, data)
         kept: list[str] = []
         while True:
@@ -140,6 +152,7 @@ class _Judge:
             if len(kept) >= len(names) - 1:
                 raise self._missed(variant, record)
             kept.append(self._ranking[len(kept)])
+        in_int8 = flavour.precision is Precision.INT8
         about = QuantisationRecord(
             library="onnxruntime",
             version=version("onnxruntime") or version("onnxruntime-gpu") or "",
@@ -147,10 +160,10 @@ class _Judge:
             percentile=self._percentile,
             data=data.ranges.data,
             images=len(data.ranges.images),
-            activations="int8" if flavour.symmetric else "uint8",
+            activations=("int8" if flavour.symmetric else "uint8") if in_int8 else "float8e4m3fn",
             kept=tuple(names[name] for name in kept),
             bias_corrected=True,
-            saturation=read_saturation(file, layer_names(self.bundle.manifest.spec)),
+            saturation=read_saturation(file, layer_names(self.bundle.manifest.spec)) if in_int8 else None,
         )
         return msgspec.structs.replace(variant, quantisation=about), file
 
@@ -194,18 +207,18 @@ class _Judge:
         from vggdeploy.optimize.steps.bias import corrected
         from vggdeploy.optimize.steps.quantiser import check, proof, quantise
 
-        in_int8 = {n: s for n, s in self._shifts.items() if n not in kept and (not only or n in only)}
-        model = corrected(onnx.load(self.path), in_int8)
+        narrow = {n: s for n, s in self._shifts.items() if n not in kept and (not only or n in only)}
+        model = corrected(onnx.load(self.path), narrow)
         model = quantise(model, self.ranges, flavour, keep=kept, only=only)
         found = proof(model)
-        check(found)
+        check(found, flavour.precision)
         file = self.scratch / f"{name}.onnx"
         file.unlink(missing_ok=True)
         onnx.save(model, file)
         variant = Variant(
             name=name,
             format="onnx",
-            precision=Precision.INT8,
+            precision=flavour.precision,
             path=f"variants/{name}/model.onnx",
             batch=self.source.batch,
             proof=found,
@@ -260,7 +273,7 @@ class _Judge:
         if record.verdict is Verdict.FAIL:
             bound = "; ".join(record.reasons)
         return TargetError(
-            f"{variant.name} misses its limits with one layer in INT8: {bound}",
+            f"{variant.name} misses its limits with one layer in {variant.precision.upper()}: {bound}",
             "allow more (--max-accuracy-drop), try --calibration-method percentile, or fine-tune for it: --step qat,int8",
         )
 

@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData, create_calibrator
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.bundle.precision import computes_in
 from vggdeploy.errors import BuildError, ParityError, first_line, unknown_name
+from vggdeploy.optimize.steps.fp8 import to_fp8
 from vggdeploy.optimize.steps.headroom import fit_pairs
 from vggdeploy.system.sealed import shown
 from vggdeploy.types import Precision
@@ -43,17 +45,24 @@ METHODS = {
 _BINS, _LEVELS = 2048, 128
 _COPIES = 2.5  # of the model, that the calibrator writes
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+# What a product computes in, by the type that both its factors were dequantised from.
+_CODES = {TensorProto.INT8: "int8", TensorProto.UINT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8"}
+_STORED = {"float32": "fp32", "float8_e4m3fn": "fp8", "int8": "int8", "uint8": "int8", "int32": "int32"}
 # What only moves or selects values computes in INT8, too, where what comes in is INT8.
 _MOVING = ("Relu", "MaxPool", "Reshape", "Flatten")
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """How a runtime wants its INT8: the type of activations, whether their zero is 0, and whether biases are INT32."""
+    """How a runtime wants its 8 bits: the type of activations, whether their zero is 0, and whether biases are INT32.
+
+    FP8 is made of what the symmetric INT8 is: the same pairs at the same places, see `vggdeploy.optimize.steps.fp8`.
+    """
 
     activations: QuantType
     symmetric: bool
     biases: bool
+    precision: Precision = Precision.INT8
 
     def options(self) -> dict[str, Any]:
         # TensorRT fuses convolution and ReLU only where no Q/DQ pair stands between them.
@@ -68,6 +77,7 @@ class Flavour:
 
 CPU = Flavour(QuantType.QUInt8, symmetric=False, biases=True)
 TENSORRT = Flavour(QuantType.QInt8, symmetric=True, biases=False)
+FP8 = Flavour(QuantType.QInt8, symmetric=True, biases=False, precision=Precision.FP8)
 
 
 def check_method(name: str) -> str:
@@ -138,7 +148,7 @@ def quantise(
     keep: Collection[str] = (),
     only: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """The graph with Q/DQ pairs and INT8 weights, a scale for each output channel. ``model`` is used up.
+    """The graph with Q/DQ pairs and weights of 8 bits, a scale for each output channel. ``model`` is used up.
 
     Args:
         model: the FP32 graph, with the types of its tensors.
@@ -151,7 +161,7 @@ def quantise(
     """
     outputs = {value.name for value in model.graph.output}
     rectified = {name for node in model.graph.node if node.op_type == "Relu" for name in node.output}
-    exact = {} if flavour.symmetric else _weights_of(model)
+    exact = {} if flavour == TENSORRT else _weights_of(model)
     with _quiet(), _told("quantise", Path(model.graph.name or "the graph")):
         quantizer = QDQQuantizer(
             model,
@@ -168,7 +178,9 @@ def quantise(
         quantizer.quantize_model()
         found: onnx.ModelProto = quantizer.model.model
     _free_outputs(found, outputs, rectified)
-    if not flavour.symmetric:
+    if flavour.precision is Precision.FP8:
+        to_fp8(found, exact)
+    elif not flavour.symmetric:
         fit_pairs(found, exact)
     return found
 
@@ -214,7 +226,7 @@ def weighted_nodes(source: Path) -> dict[str, str]:
 def proof(model: onnx.ModelProto) -> PrecisionProof:
     """What the graph holds, read back: convolutions and matrix products by type, and bytes of weights by type.
 
-    One computes in INT8 where both its inputs come out of a dequantisation.
+    One computes in what both its inputs were dequantised from.
     """
     initialisers = {t.name: t for t in model.graph.initializer}
     made_by = {name: node for node in model.graph.node for name in node.output}
@@ -222,24 +234,29 @@ def proof(model: onnx.ModelProto) -> PrecisionProof:
     for node in model.graph.node:
         if node.op_type in WEIGHTED:
             sources = [made_by.get(name) for name in node.input[:2]]
-            whole = all(s is not None and s.op_type == "DequantizeLinear" for s in sources)
-            layers["int8" if whole else "fp32"] += 1
+            kinds = {
+                _CODES[initialisers[s.input[2]].data_type]
+                if s is not None and s.op_type == "DequantizeLinear"
+                else "fp32"
+                for s in sources
+            }
+            layers[kinds.pop() if len(kinds) == 1 else "fp32"] += 1
     sizes: Counter[str] = Counter()
     for tensor in initialisers.values():
         array_type = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        name = {"float32": "fp32", "int8": "int8", "uint8": "int8", "int32": "int32"}.get(str(array_type))
+        name = _STORED.get(str(array_type))
         if name:
             sizes[name] += int(np.prod(tensor.dims)) * array_type.itemsize
     return PrecisionProof(layers=dict(layers), weight_bytes=dict(sizes))
 
 
-def check(found: PrecisionProof) -> None:
+def check(found: PrecisionProof, asked: Precision) -> None:
     """
     Raises:
-        ParityError: no layer computes in INT8.
+        ParityError: no layer computes in what was asked for.
     """
-    if not computes_in(found.layers, Precision.INT8):
-        raise ParityError("int8 was asked for and no layer computes in it", "ask for a smaller drop, or leave INT8 out")
+    if not computes_in(found.layers, asked):
+        raise ParityError(f"{asked} was asked for and no layer computes in it", f"allow more, or leave {asked} out")
 
 
 @contextmanager

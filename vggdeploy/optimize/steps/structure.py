@@ -18,6 +18,7 @@ from vggdeploy.optimize.fine_tune import ChangedNetwork, restructure
 from vggdeploy.optimize.held_out import DECIDES, HeldOut
 from vggdeploy.optimize.steps.activations import PATCH_IMAGES, measure_answers, product_layers, recalibrate
 from vggdeploy.optimize.steps.low_rank import choose_ranks, factorise, full_rank, saving_ranks
+from vggdeploy.optimize.steps.sparse import pruned_to_2_4
 from vggdeploy.optimize.steps.widths import FLOOR, Widths, allocate, check_share, widths_of
 from vggdeploy.optimize.tuning import TuningJob
 from vggdeploy.records import StepRecord
@@ -135,8 +136,33 @@ def quantisation_aware_checkpoint(
     job = job or TuningJob()
     if not job.tuning.epochs:
         raise UsageError("qat needs at least one epoch of training", "give it some: --epochs 3")
-    aware = replace(job, tuning=replace(job.tuning, quantisation_aware=True))
+    # The zeros too: what was pruned to 2:4 before stays so.
+    aware = replace(job, tuning=replace(job.tuning, quantisation_aware=True, keep_zeros=True))
     return restructure("qat", source, output, lambda model, data: ChangedNetwork(model), aware)
+
+
+def sparse_checkpoint(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], *, job: TuningJob | None = None
+) -> StepRecord:
+    """Prune a network to 2:4, fine-tune it with those zeros held, and write it as a checkpoint of the same structure.
+
+    TensorRT's sparse kernels (``vggdeploy build --sparse``) skip the zeros; nothing else is faster for them.
+
+    Raises:
+        UsageError: no layer has inputs in fours, or ``output`` may not be replaced.
+        DataError, TargetError, CheckpointError: as `prune_checkpoint`.
+    """
+    job = job or TuningJob()
+    held = replace(job, tuning=replace(job.tuning, keep_zeros=True))
+
+    def change(model: VGG, data: HeldOut) -> ChangedNetwork:
+        pruned, names = pruned_to_2_4(model)
+        if not names:
+            raise UsageError("no layer of this network has a multiple of four inputs", "take a wider network")
+        recalibrate(pruned, data.batches("train", SCORED))
+        return ChangedNetwork(pruned, sparse=names)
+
+    return restructure("sparse", source, output, change, held)
 
 
 def _named_widths(own: Widths, keep: Mapping[str, float]) -> Widths:

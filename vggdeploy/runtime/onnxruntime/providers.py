@@ -43,6 +43,8 @@ _HEAVY = frozenset({"Conv", "Gemm", "MatMul"})
 _RECORD_PLACES = "session.record_ep_graph_assignment_info"
 # Exact INT8 products on x86 CPUs without VNNI, where files could saturate; slower there, and ignored on all others.
 EXACT_INT8 = ("session.x64quantprecision", "1")
+# Above this level ONNX Runtime 1.32 takes a ReLU before a pair of FP8 for done by it, as one of UINT8 with zero 0 does it.
+EXACT_FP8 = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
 _QUIET = 4  # ONNX Runtime's severity for what ends the process; the errors of an attempt are raised, too
 
 Options = dict[str, str]
@@ -171,7 +173,7 @@ def probe(device: Device) -> Availability:
     """Whether a provider runs here: a tiny network has to be computed by it. ONNX Runtime lists what it was built with."""
     version = str(ort.__version__)
     if device.kind == "cpu":
-        return Availability(True, "cpu", version=version)
+        return Availability(True, "cpu", version=version, lacks=(Precision.BF16,))  # its convolutions and pools
     try:
         _check_packages(device.kind)
         check_driver()  # first, since ONNX Runtime writes lines of its own on stderr when its libraries do not load

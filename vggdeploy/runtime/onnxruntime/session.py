@@ -17,7 +17,7 @@ from vggdeploy.errors import BundleError, IncompatibleError, VggdeployError, fir
 from vggdeploy.runtime.base import Array, Kernel, Source
 from vggdeploy.runtime.gpu.graphs import MAX_GRAPHS
 from vggdeploy.runtime.onnxruntime.profile import read_calls
-from vggdeploy.runtime.onnxruntime.providers import EXACT_INT8, open_on, probe
+from vggdeploy.runtime.onnxruntime.providers import EXACT_FP8, EXACT_INT8, open_on, probe
 from vggdeploy.types import Precision
 
 # ONNX Runtime's severity for what ends the process: errors are raised, and its log could hold a model's escape codes.
@@ -68,6 +68,8 @@ class OnnxRuntimeSession:
             options.profile_file_prefix = str(Path(self._profile.name) / "calls")
         if source.precision is Precision.INT8 and source.device.kind == "cpu" and not source.cannot_saturate:
             options.add_session_config_entry(*EXACT_INT8)
+        if source.precision is Precision.FP8:
+            options.graph_optimization_level = EXACT_FP8
         try:
             with source.open() as file:
                 return open_on(source, file.path, options, graphs=graphs)

@@ -173,7 +173,8 @@ def logger_for(library: Any, log: Log) -> Any:
 def _bridge_of(logger: type[Any]) -> type[Any]:
     def note(self: Any, severity: Any, message: str) -> None:
         log = self.told()
-        if log is not None and severity.value <= logger.Severity.INFO.value:  # VERBOSE: a line for each tensor
+        # VERBOSE: a line for each tensor, and in some releases what is sparse.
+        if log is not None and (severity.value <= logger.Severity.INFO.value or message.startswith("(Sparsity)")):
             log.add(severity.name, message)
 
     def start(self: Any) -> None:
