@@ -60,7 +60,7 @@ def of_tensorrt(bundle: Bundle, gpu: Gpu, version: str = "10.13.3.9", **options:
     source = bundle.manifest.variant("onnx-fp16")
     library = types.SimpleNamespace(__version__=version, __name__="tensorrt")
     return BuildRequest(
-        get_engine("tensorrt"), library, source, bundle.sha256(source.path), Precision.FP16, source.batch,
+        get_engine("tensorrt"), library, source, bundle.sha256(source.path), Precision.FP16, (source.batch,),
         (gpu.capability,), gpu, BuildOptions(**options),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from vggdeploy.build.options import BuildOptions
+from vggdeploy.build.profiles import Profiles, as_text, default_profiles, short_name, whole
 from vggdeploy.build.readback import inspect_engine
 from vggdeploy.build.targets import DEFAULT_TARGETS, resolve_targets, set_targets
 from vggdeploy.build.tensorrt import BuildResult, build_engine, open_library
@@ -38,10 +39,15 @@ class BuildRequest:
     source: Variant
     source_sha256: str
     precision: Precision
-    batch: BatchRange
+    profiles: Profiles
     targets: tuple[str, ...]
     gpu: Gpu | None
     options: BuildOptions
+
+    @property
+    def batch(self) -> BatchRange:
+        """The batches of all profiles, and the one that the ONNX is meant for, where a profile is tuned for it."""
+        return whole(self.profiles, self.source.batch.opt)
 
     def about(self) -> dict[str, str]:
         """All that decides the bytes, by name."""
@@ -52,7 +58,7 @@ class BuildRequest:
             "library": self.backend.library,
             "version": self.library.__version__,
             "precision": str(self.precision),
-            "batch": str(self.batch),
+            "batch": as_text(self.profiles),
             "targets": ",".join(self.targets),
             "gpu": f"{gpu.name}, {gpu.capability}, driver {gpu.driver}" if gpu else "",
             **{f"option {name}": text for name, text in self.options.as_text().items()},
@@ -72,7 +78,7 @@ class BuildRequest:
                 file.path,
                 target,
                 precision=self.precision,
-                batch=self.batch,
+                profiles=self.profiles,
                 configure=self._configure,
                 after=self._after,
                 on_progress=on_progress,
@@ -107,18 +113,19 @@ class BuildRequest:
             source=self.source.name,
             source_sha256=self.source_sha256,
             targets=self.targets,
-            options={"batch": str(self.batch), **self.options.as_text()},
+            options={"batch": as_text(self.profiles), **self.options.as_text()},
             seconds=round(seconds, 3),
             gpu=self.gpu.name if self.gpu else "",
             driver=self.gpu.driver if self.gpu else "",
             graph_batches=self.options.graph_batches,
+            profiles=self.profiles,
         )
 
     def name(self, manifest: Manifest) -> str:
         """The variant's name: ``tensorrt-rtx-fp16``, with the targets behind it where they are not the default.
 
-        An engine for the same GPUs, from the same release of the library, is replaced. One from another release, or
-        for another GPU of the same capability, keeps its name; then the new one gets the release or a number behind.
+        An engine for the same GPUs and batches, from the same release of the library, is replaced. Any other keeps its
+        name; then the new one gets its batches behind, or the release, or a number.
         """
         mine = identity(self.record(0), self.precision)
         taken = {v.name: v for v in manifest.variants}
@@ -132,18 +139,22 @@ class BuildRequest:
         base = f"{self.backend.name}-{self.precision}"
         if "cpu" not in self.backend.builds_on or self.targets != resolve_targets(self.library, DEFAULT_TARGETS):
             base = "-".join([base, *self.targets])
+        if base in taken and taken[base].profiles != self.profiles:
+            base = f"{base}-{short_name(self.profiles)}"
         of_release = f"{base}-{'.'.join(map(str, release(self.library.__version__)))}"
         numbered = (f"{of_release}-{number}" for number in count(2))
         return next(name for name in chain((base, of_release), numbered) if name not in taken)
 
 
 def identity(record: BuildRecord, precision: Precision) -> tuple[object, ...]:
-    """What makes two engines serve the same machines in the same precision: then one replaces the other."""
+    """What makes two engines serve the same machines and batches in the same precision: then one replaces the other."""
     compatible = record.options.get("hardware_compatible", ""), record.options.get("version_compatible", "")
     # Without hardware compatibility TensorRT tunes for one GPU model; with it for a capability, or for all from Ampere.
     gpu = record.gpu if not compatible[0] else ""
     targets = record.targets if compatible[0] != "ampere+" else ()
-    return record.library, release(record.version), targets, gpu, compatible, precision
+    # Bundles from before an engine could have several profiles name the one range among the options only.
+    batches = as_text(record.profiles) or record.options.get("batch", "")
+    return record.library, release(record.version), targets, gpu, compatible, precision, batches
 
 
 @dataclass(frozen=True)
@@ -153,14 +164,14 @@ class BuildPlan:
     Attributes:
         engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
         precision: of the ONNX that it is built from, and of the engine.
-        batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
+        profiles: the batch sizes, see `vggdeploy.build.profiles`. Default: `default_profiles` of the ONNX variant's.
         targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `DEFAULT_TARGETS`.
         options: those of the library.
     """
 
     engine: str
     precision: Precision = Precision.FP16
-    batch: BatchRange | None = None
+    profiles: Profiles | None = None
     targets: Sequence[str] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
 
@@ -176,12 +187,12 @@ def make_request(bundle: Bundle, plan: BuildPlan, *, device: Device | None = Non
         )
     source = source_variant(bundle, plan.precision)
     library = open_library(backend)
-    batch = plan.batch or source.batch
+    profiles = plan.profiles or default_profiles(source.batch)
     gpu = find_gpu(device or Device("cuda")) if needs_gpu else None
     sms = (gpu.capability,) if gpu else resolve_targets(library, DEFAULT_TARGETS if targets is None else targets)
-    options.check(library, batch)
+    options.check(library, whole(profiles, source.batch.opt))
     sha256 = bundle.sha256(source.path)
-    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options)
+    return BuildRequest(backend, library, source, sha256, plan.precision, profiles, sms, gpu, options)
 
 
 def source_variant(bundle: Bundle, precision: Precision) -> Variant:

@@ -41,7 +41,8 @@ class BuildRecord(Record, frozen=True, kw_only=True):
 
     ``gpu`` and ``driver`` (the CUDA version that it supports) are those the library tuned the engine on; empty for an
     engine that was built for its ``targets`` without one. ``options`` hold the batch range and what was asked for beside
-    the defaults. ``graph_batches`` are the batch sizes that a session captures as CUDA graphs.
+    the defaults. ``graph_batches`` are the batch sizes that a session captures as CUDA graphs. ``profiles`` are the ranges of
+    batch sizes with kernels of their own, ascending; empty in bundles from before an engine could have several.
     """
 
     library: str
@@ -54,6 +55,7 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     gpu: str = ""
     driver: str = ""
     graph_batches: tuple[int, ...] = ()
+    profiles: tuple[BatchRange, ...] = ()
     rebuilds: RebuildSpread | None = None
 
 
@@ -131,6 +133,11 @@ class Variant(Record, frozen=True, kw_only=True):
     parity: ParityRecord | None = None
     distances: tuple[Distance, ...] = ()
     measured: tuple[Measurement, ...] = ()
+
+    @property
+    def profiles(self) -> tuple[BatchRange, ...]:
+        """The ranges of batch sizes with kernels of their own, in the engine's order; of other variants the one range."""
+        return (self.build.profiles if self.build else ()) or (self.batch,)
 
     @property
     def verdict(self) -> Verdict:

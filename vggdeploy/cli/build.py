@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vggdeploy.build.engines import BuildReport
     from vggdeploy.build.request import BuildPlan
     from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, Variant
+    from vggdeploy.types import BatchRange
 
 
 def build(
@@ -25,7 +26,12 @@ def build(
     ] = "tensorrt-rtx",
     precision: Annotated[str, typer.Option(help="The ONNX to build from: fp16, fp32 or int8.")] = "fp16",
     batch: Annotated[
-        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine. Default: the ONNX variant's.")
+        str | None,
+        typer.Option(
+            metavar="N,N…|MIN:OPT:MAX",
+            help="Batch sizes that the engine is tuned for, each with a profile of its own, or one profile for a range. "
+            "Default: 1, 8, 64 and the largest of the ONNX variant.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
@@ -72,13 +78,14 @@ def build(
 ) -> None:
     """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
     from vggdeploy.build.options import BuildOptions, parse_size
+    from vggdeploy.build.profiles import parse_profiles
     from vggdeploy.build.request import BuildPlan
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.options import split_numbers
     from vggdeploy.errors import unknown_name
     from vggdeploy.runtime.registry import get_engine
     from vggdeploy.system.machine import memory_kept
-    from vggdeploy.types import BatchRange, Precision
+    from vggdeploy.types import Precision
 
     options = BuildOptions(
         workspace=parse_size(workspace) if workspace is not None else None,
@@ -96,7 +103,7 @@ def build(
     plan = BuildPlan(
         engine=name,
         precision=Precision(wanted),
-        batch=BatchRange.parse(batch) if batch is not None else None,
+        profiles=parse_profiles(batch) if batch is not None else None,
         targets=[name for name in target.split(",") if name.strip()] if target is not None else None,
         options=options,
     )
@@ -140,9 +147,14 @@ def _show(variant: Variant, record: BuildRecord, made: str = "") -> None:
     from vggdeploy.runtime.registry import library_title
 
     library = escape(f"{library_title(record.library)} {record.version}")  # TensorRT for RTX 1.7.1.116
-    render.out.print(f"[bold]{escape(variant.name)}[/]: {made}{library}, batch {variant.batch}")
+    batches = ", ".join(map(_sizes, variant.profiles)) if len(variant.profiles) > 1 else str(variant.batch)
+    render.out.print(f"[bold]{escape(variant.name)}[/]: {made}{library}, batch {batches}")
     for name, text in facts(variant, record):
         render.out.print(f"  {name:<10} {escape(text)}")
+
+
+def _sizes(profile: BatchRange) -> str:
+    return str(profile.max) if profile.min == profile.max else f"{profile.min}–{profile.max}"
 
 
 def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:

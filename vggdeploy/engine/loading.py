@@ -202,7 +202,7 @@ def rebuild_engine(
     plan = BuildPlan(
         engine=variant.format,
         precision=variant.precision,
-        batch=variant.batch,
+        profiles=variant.profiles,
         targets=[gpu.capability] if gpu and variant.format == "tensorrt-rtx" else None,
         options=BuildOptions.from_record(old.options, old.graph_batches),
     )
