@@ -24,7 +24,7 @@ from vggdeploy.errors import (
     VggdeployError,
 )
 from vggdeploy.system.optional import installed
-from vggdeploy.types import BatchRange, Precision, TensorSpec, Verdict
+from vggdeploy.types import Precision, TensorSpec, Verdict
 
 NAME = "tensorrt-rtx-fp16-sm89"  # for Ada; the plain name is that of the default targets
 ENGINE = f"variants/{NAME}/model.engine"

@@ -89,7 +89,7 @@ def test_names_say_which_batches_an_engine_is_for():
 
 def test_the_real_builder_makes_one_engine_with_all_profiles_and_its_weights_once(build, tmp_path):
     """What a profile adds is code: were its weights added too, three would be three times as large."""
-    spec = ModelSpec.named("vgg11", width=0.125, image_size=32, classes=10, hidden=1024)
+    spec = ModelSpec.named("vgg11", width=0.25, image_size=32, classes=10, hidden=2048)
     onnx = write_onnx(tmp_path / "fp16.onnx", Precision.FP16, spec=spec)
     counts = []
 
