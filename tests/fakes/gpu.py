@@ -42,6 +42,9 @@ class Cudart:
         self.capturing: dict[int, list[Work]] = {}
         self.device_of: dict[int, int] = {}
         self.scratch: dict[int, int] = {}  # address → the stream that computes in it
+        self.free = 6 << 30  # bytes on the GPU that can still be taken
+        self.sizes: dict[int, int] = {}  # of what was taken there
+        self.integrated = False
         self._lock = RLock()
 
     def __getattr__(self, name: str) -> Any:
@@ -96,12 +99,21 @@ class Cudart:
     # Memory
 
     def cudaMalloc(self, size: int) -> Any:
-        return self._made("cudaMalloc", "device", size, size)
+        if size > self.free:
+            return OUT_OF_MEMORY, None
+        status, address = self._made("cudaMalloc", "device", size, size)
+        if address is not None:
+            self.sizes[address] = size
+            self.free -= size
+        return status, address
 
     def cudaFree(self, address: int) -> Any:
         for stream in list(self.streams):  # it waits for the whole GPU
             self.drain(stream)
-        return self._gone("cudaFree", "device", address)
+        status = self._gone("cudaFree", "device", address)
+        if status == (OK,):
+            self.free += self.sizes.pop(int(address))
+        return status
 
     def cudaHostAlloc(self, size: int, flags: int) -> Any:
         return self._made("cudaHostAlloc", "host", size, size, flags)
@@ -111,7 +123,13 @@ class Cudart:
         return self._gone("cudaFreeHost", "host", address)
 
     def cudaMemGetInfo(self) -> Any:
-        return (self.error, None, None) if self._fails("cudaMemGetInfo") else (OK, 6 << 30, 8 << 30)
+        return (self.error, None, None) if self._fails("cudaMemGetInfo") else (OK, self.free, 8 << 30)
+
+    def cudaDeviceGetAttribute(self, attribute: Any, device: int) -> Any:
+        if self._fails("cudaDeviceGetAttribute", attribute, device):
+            return self.error, None
+        assert attribute == real_cudart.cudaDeviceAttr.cudaDevAttrIntegrated
+        return OK, int(self.integrated)
 
     def cudaDeviceGetPCIBusId(self, length: int, device: int) -> Any:
         if self._fails("cudaDeviceGetPCIBusId", length, device):
@@ -229,10 +247,16 @@ class Cudart:
 
 
 class Context:
+    """Refuses what TensorRT refuses: a shape outside the profile that it is on, a batch whose shape or memory was not set
+    since the profile was. Less memory than the profile needs, and another stream than the one in which the profile was set,
+    are undefined there, and assertions here."""
+
     def __init__(self, library: Library, needs_memory: bool) -> None:
         self._library = library
         self._addresses: dict[str, int] = {}
         self._batch = 0
+        self._profile = 0
+        self._stream: int | None = None
         self._needs_memory = needs_memory
         self._scratch = 0
         self._captured = False
@@ -241,8 +265,18 @@ class Context:
     def __del__(self) -> None:
         self._library.alive.remove("context")
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert not self._captured, "a profile changed under a captured graph"
+        assert stream_handle not in self._library.cudart.capturing, "a profile changed while a graph is captured"
+        if self._library.fault == "set_optimization_profile_async" or profile_index >= len(self._library.profiles):
+            return False
+        self._profile, self._stream, self._batch, self._scratch = profile_index, stream_handle, 0, 0
+        self._library.switches.append(profile_index)
+        return True
+
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert size == SCRATCH
+        needed = scratch_of(self._library.profiles[self._profile])
+        assert needed <= size <= self._library.cudart.sizes[memory], "less memory than the profile needs"
         self._scratch = memory
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -252,6 +286,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert not self._captured, "a shape changed under a captured graph"
+        smallest, _, largest = self._library.profiles[self._profile]
+        if not smallest <= shape[0] <= largest:
+            return False
         self._batch = shape[0]
         self._library.shapes.append(shape)
         return self._library.fault != "set_input_shape"
@@ -261,6 +298,9 @@ class Context:
         in_capture = stream_handle in cudart.capturing
         if library.fault == "execute_async_v3" or (library.fault == "capture" and in_capture):
             return False
+        if not self._batch or (self._needs_memory and not self._scratch):
+            return False
+        assert self._stream in (None, stream_handle), "a profile was set in another stream"
         self._captured |= in_capture
         if self._needs_memory:
             assert cudart.scratch.setdefault(self._scratch, stream_handle) == stream_handle, "scratch of two streams"
@@ -294,18 +334,47 @@ class RuntimeConfig:
     def create_runtime_cache(self) -> RuntimeCache | None:
         return None if self._library.fault == "create_runtime_cache" else RuntimeCache(self._library)
 
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._library.strategies.append(strategy)
+
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:
         return self._library.fault != "set_runtime_cache"
 
 
+def scratch_of(profile: tuple[int, ...]) -> int:
+    """What a context of a profile computes in."""
+    return SCRATCH * profile[2]
+
+
 class Engine:
     num_io_tensors = 2
-    device_memory_size_v2 = SCRATCH
     names = ("image", "logits")
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self._budget = library.streamable
         library.alive.append("engine")
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._library.profiles)
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return scratch_of(self._library.profiles[profile_index])
+
+    @property
+    def streamable_weights_size(self) -> int:
+        return self._library.streamable
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, size: int) -> None:
+        """As the real one: it is refused without a word while there are contexts."""
+        if "context" not in self._library.alive and self._library.fault != "weight_streaming_budget_v2":
+            self._budget = size
 
     def __del__(self) -> None:
         self._library.alive.remove("engine")
@@ -325,7 +394,7 @@ class Engine:
         return (-1, H, W, C) if name == "image" else (-1, CLASSES)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [(size, H, W, C) for size in self._library.profile]
+        return [(size, H, W, C) for size in self._library.profiles[profile]]
 
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self._library)
@@ -336,7 +405,8 @@ class Engine:
         limit = library.max_contexts
         if library.fault == "create_execution_context" or library.alive.count("context") >= limit:
             return None
-        return Context(library, how == tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
+        managed = tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED
+        return Context(library, how == managed or library.strategies[-1:] == [managed])
 
 
 class Runtime:
@@ -371,7 +441,10 @@ class Library:
         self.max_contexts = 1000
         self.kernels = b"compiled here"
         self.cache_read: list[bytes] = []
-        self.profile = (1, 2, 4)
+        self.profiles: list[tuple[int, int, int]] = [(1, 2, 4)]
+        self.switches: list[int] = []  # profiles that contexts were put on
+        self.strategies: list[Any] = []  # of memory, as runtime configurations got them
+        self.streamable = 0  # bytes of weights
         self.output_type = tensorrt_rtx.DataType.FLOAT
         self.__name__ = "tensorrt_rtx"
         self.__version__ = "1.7.1"

@@ -164,7 +164,7 @@ def engine_variant(request: BuildRequest, engine: EngineFile, record: BuildRecor
         path=f"variants/{name}/{ENGINE}",
         batch=request.batch,
         proof=engine.entry.proof,
-        build=record,
+        build=msgspec.structs.replace(record, scratch=engine.entry.scratch),
     )
     return msgspec.structs.replace(variant, parity=_unproven(variant))
 

@@ -35,7 +35,8 @@ class BuildOptions:
     ``workspace``: bytes of GPU memory that a kernel may use while it runs. ``opt_level``: how long the builder searches,
     0–5. ``timing_cache``: a file, read before the build and written after it. ``hardware_compatible``: a key of
     `HARDWARE`. ``version_compatible``: loads in later releases too, by their lean runtime. ``sparse``: 2:4 sparse kernels
-    where the weights are so. ``graph_batches``: batch sizes that a session captures as CUDA graphs.
+    where the weights are so. ``weight_streaming``: a session may leave a part of the weights in the host's memory.
+    ``graph_batches``: batch sizes that a session captures as CUDA graphs.
     """
 
     workspace: int | None = None
@@ -44,6 +45,7 @@ class BuildOptions:
     hardware_compatible: str | None = None
     version_compatible: bool = False
     sparse: bool = False
+    weight_streaming: bool = False
     graph_batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class BuildOptions:
             hardware_compatible=options.get("hardware_compatible"),
             version_compatible="version_compatible" in options,
             sparse="sparse" in options,
+            weight_streaming="weight_streaming" in options,
             graph_batches=tuple(graph_batches),
         )
 
@@ -79,6 +82,7 @@ class BuildOptions:
             "hardware_compatible": self.hardware_compatible,
             "version_compatible": "yes" if self.version_compatible else None,
             "sparse": "yes" if self.sparse else None,
+            "weight_streaming": "yes" if self.weight_streaming else None,
         }
         return {name: text for name, text in texts.items() if text is not None}
 
@@ -101,6 +105,7 @@ class BuildOptions:
             or hasattr(getattr(library, "HardwareCompatibilityLevel", None), HARDWARE[self.hardware_compatible]),
             "version_compatible": hasattr(flags, "VERSION_COMPATIBLE") and hasattr(flags, "EXCLUDE_LEAN_RUNTIME"),
             "sparse": hasattr(flags, "SPARSE_WEIGHTS"),
+            "weight_streaming": hasattr(flags, "WEIGHT_STREAMING"),
             "opt_level": hasattr(library.IBuilderConfig, "builder_optimization_level"),
         }
         for name, there in has.items():
@@ -140,6 +145,8 @@ class BuildOptions:
             config.set_flag(library.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
         if self.sparse:
             config.set_flag(library.BuilderFlag.SPARSE_WEIGHTS)
+        if self.weight_streaming:
+            config.set_flag(library.BuilderFlag.WEIGHT_STREAMING)
         if self.timing_cache is not None:
             self._use_timing_cache(library, config, self.timing_cache)
 

@@ -86,9 +86,10 @@ class BuildRequest:
         if not self._runs_here():
             return built
         # The network said what was asked for; where there is a GPU, the engine says what it became.
-        layers = inspect_engine(self.library, HashedFile(target, built.sha256))
-        check_engine(layers, self.precision, source=source.path.name)
-        return replace(built, proof=msgspec.structs.replace(built.proof, engine=layers))
+        facts = inspect_engine(self.library, HashedFile(target, built.sha256))
+        check_engine(facts.layers, self.precision, source=source.path.name)
+        proof = msgspec.structs.replace(built.proof, engine=facts.layers)
+        return replace(built, proof=proof, scratch=facts.scratch)
 
     def _runs_here(self) -> bool:
         if self.gpu is not None:

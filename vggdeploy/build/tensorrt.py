@@ -37,7 +37,7 @@ Configure = Callable[[Any], None]
 class BuildResult:
     """What a build gives beside its file: graph inputs and outputs, proof of precision, seconds, the library's log.
 
-    ``sha256`` and ``size`` are those of the engine's file, which is on the disk.
+    ``sha256`` and ``size`` are those of the engine's file, which is on the disk. ``scratch`` is what `BuildRecord` has.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -47,6 +47,7 @@ class BuildResult:
     log: str
     sha256: str
     size: int
+    scratch: tuple[int, ...] = ()
 
 
 def open_library(backend: Backend) -> ModuleType:

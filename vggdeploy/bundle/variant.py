@@ -42,7 +42,9 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     ``gpu`` and ``driver`` (the CUDA version that it supports) are those the library tuned the engine on; empty for an
     engine that was built for its ``targets`` without one. ``options`` hold the batch range and what was asked for beside
     the defaults. ``graph_batches`` are the batch sizes that a session captures as CUDA graphs. ``profiles`` are the ranges of
-    batch sizes with kernels of their own, ascending; empty in bundles from before an engine could have several.
+    batch sizes with kernels of their own, ascending; empty in bundles from before an engine could have several. ``scratch``
+    has for each of them the bytes of GPU memory that a context computes in, as the engine says; empty where no GPU was there
+    to ask it.
     """
 
     library: str
@@ -56,6 +58,7 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     driver: str = ""
     graph_batches: tuple[int, ...] = ()
     profiles: tuple[BatchRange, ...] = ()
+    scratch: tuple[int, ...] = ()
     rebuilds: RebuildSpread | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +65,12 @@ def build(
     sparse: Annotated[
         bool, typer.Option("--sparse", help="Use 2:4 sparse kernels where the weights are sparse.")
     ] = False,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--weight-streaming", help="Let sessions keep a part of the weights in the host's memory (weight_budget)."
+        ),
+    ] = False,
     cuda_graph_batches: Annotated[
         str | None, typer.Option(metavar="N,N…", help="Batch sizes that a session captures as CUDA graphs.")
     ] = None,
@@ -94,6 +100,7 @@ def build(
         hardware_compatible=hardware_compatible.strip().lower().replace("_", "-") if hardware_compatible else None,
         version_compatible=version_compatible,
         sparse=sparse,
+        weight_streaming=weight_streaming,
         graph_batches=tuple(split_numbers(cuda_graph_batches)) if cuda_graph_batches is not None else (),
     )
     opened = Bundle.open(bundle, only=())  # what the build reads is checked when it reads it
@@ -168,8 +175,19 @@ def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:
         yield "options", ", ".join(asked)
     if variant.proof is not None:
         yield "precision", precision_text(variant.proof)
+    if record.scratch:
+        yield "memory", memory_text(variant, record.scratch)
     if record.rebuilds is not None:
         yield "rebuilds", spread_text(record.rebuilds)
+
+
+def memory_text(variant: Variant, scratch: Sequence[int]) -> str:
+    """What a context computes in on the GPU, by the largest batch that it is to take."""
+    parts = [
+        f"{render.size_text(size)} up to {profile.max}"
+        for size, profile in zip(scratch, variant.profiles, strict=False)
+    ]
+    return f"each context, beside the weights and its buffers, for batches: {', '.join(parts)}"
 
 
 def precision_text(proof: PrecisionProof) -> str:

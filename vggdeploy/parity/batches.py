@@ -29,7 +29,7 @@ _THREADS, _CALLS_EACH = 2, 4
 
 def promised(*profiles: BatchRange) -> tuple[int, ...]:
     """Of each profile the smallest size, an odd one, the one that it is optimised for, the next, and the largest."""
-    found = set()
+    found: set[int] = set()
     for batch in profiles:
         odd = (batch.min + batch.opt) // 2 | 1
         sizes = (batch.min, odd, batch.opt, batch.opt + 1, batch.max)
