@@ -88,6 +88,7 @@ def older(library, *missing: str):
     ("options", "missing"),
     [
         ({"sparse": True}, "SPARSE_WEIGHTS"),
+        ({"weight_streaming": True}, "WEIGHT_STREAMING"),
         ({"version_compatible": True}, "EXCLUDE_LEAN_RUNTIME"),
         ({"hardware_compatible": "same-cc"}, "HardwareCompatibilityLevel"),
         ({"timing_cache": Path("t")}, "set_timing_cache"),
@@ -111,7 +112,7 @@ def test_a_level_that_only_one_library_version_has_is_looked_for_too(library):
 
 def test_options_reach_the_real_builder_and_stand_in_the_manifest(bundle):
     plain = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
-    options = BuildOptions(workspace=2**31, opt_level=5, sparse=True, graph_batches=(1, 4))
+    options = BuildOptions(workspace=2**31, opt_level=5, sparse=True, weight_streaming=True, graph_batches=(1, 4))
     tuned = build_into(plain.bundle, BuildPlan(engine="rtx", targets=["ada"], options=options))
     record = Bundle.open(bundle.root).manifest.variant(tuned.variant.name).build
     assert record.options == {
@@ -119,6 +120,7 @@ def test_options_reach_the_real_builder_and_stand_in_the_manifest(bundle):
         "workspace": str(2**31),
         "opt_level": "5",
         "sparse": "yes",
+        "weight_streaming": "yes",
     }
     assert record.graph_batches == (1, 4)
     assert BuildOptions.from_record(record.options, record.graph_batches) == options
