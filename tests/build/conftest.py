@@ -55,7 +55,7 @@ def build(tmp_path: Path, library: ModuleType) -> Callable[..., tuple[BuildResul
             source,
             target,
             precision=precision,
-            **{"batch": BATCH} | options,
+            **{"profiles": [BATCH]} | options,
             configure=partial(set_targets, library, targets=targets),
         )
         return built, target.read_bytes()

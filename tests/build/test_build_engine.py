@@ -110,7 +110,7 @@ def test_a_tensorrt_before_10_is_refused():
 
 def test_a_fixed_batch_is_built_as_it_is_and_no_other(build, tmp_path):
     source = write_onnx(tmp_path / "fixed.onnx", FP16, fixed_batch=3)
-    built, _ = build(source, batch=BatchRange(3, 3, 3))
+    built, _ = build(source, profiles=[BatchRange(3, 3, 3)])
     assert built.inputs[0].shape == (3, 32, 32, 3)
     with pytest.raises(UsageError, match="fixed batch of 3") as caught:
         build(source)
@@ -212,7 +212,7 @@ def test_a_full_disk_is_the_system_s_own_error(onnx_files, library):
 
     with pytest.raises(OSError) as caught:
         build_engine(
-            library, onnx_files[FP16], Path("/dev/full"), precision=FP16, batch=BatchRange(), configure=one_target
+            library, onnx_files[FP16], Path("/dev/full"), precision=FP16, profiles=[BatchRange()], configure=one_target
         )
     assert caught.value.errno == errno.ENOSPC
 

@@ -79,7 +79,7 @@ def test_a_second_identical_build_is_a_copy_in_any_bundle(bundle, another, cache
     "changed",
     [
         {"precision": Precision.FP32},
-        {"batch": BatchRange(1, 4, 8)},
+        {"profiles": (BatchRange(1, 4, 8),)},
         {"targets": ["sm86"]},
         {"options": BuildOptions(workspace=2**31)},
         {"options": BuildOptions(opt_level=4)},
@@ -200,7 +200,7 @@ def test_the_least_recently_used_go_first_and_the_newest_stays(bundle, cache, ca
         bundle = build_into(bundle, BuildPlan(engine="rtx", targets=[target]), cache=cache).bundle
     build_into(bundle, BuildPlan(engine="rtx", targets=["sm80"]), cache=cache)  # used again: now sm86 is the oldest
     size = max(sum(f.stat().st_size for f in e.iterdir()) for e in entries(cache))
-    small = EngineCache(limit=2 * size + 1000)
+    small = EngineCache(limit=5 * size // 2)
     build_into(bundle, BuildPlan(engine="rtx", targets=["sm120"]), cache=small)
     kept = {json.loads((entry / ENTRY).read_text())["about"]["targets"] for entry in entries(cache)}
     assert kept == {"sm80", "sm120"}

@@ -54,7 +54,7 @@ def test_old_builders_in_cycles_do_not_stop_the_next_build(onnx_files, tmp_path)
         real(self, *words)
     Log.add = add
     build_engine(tensorrt_rtx, Path({str(source)!r}), Path({str(tmp_path / "e")!r}),
-                 precision=Precision.FP16, batch=BatchRange(1, 4, 8))
+                 precision=Precision.FP16, profiles=[BatchRange(1, 4, 8)])
     print("done")
     """
     done = subprocess.run(

@@ -9,8 +9,9 @@ import pytest
 
 from vggdeploy.build import request
 from vggdeploy.build.engines import build_into
-from vggdeploy.build.readback import inspect_engine, layers_by_type
+from vggdeploy.build.readback import EngineFacts, inspect_engine, layers_by_type
 from vggdeploy.build.request import BuildPlan
+from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.precision import check_engine
 from vggdeploy.errors import BuildError, ParityError
 from vggdeploy.runtime.base import Availability
@@ -132,14 +133,15 @@ def test_where_the_gpu_is_the_engine_s_own_answer_is_in_the_manifest(bundle, mon
     monkeypatch.setattr(backend, "probe", lambda device: Availability(True, "cuda:0", version=library.__version__))
     monkeypatch.setattr(request, "find_gpu", lambda device: gpu)
     monkeypatch.setattr(request, "use", lambda device: None)
-    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
+    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: EngineFacts({"fp16": 11}, (64, 256)))
     built = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
     assert built.variant.proof.engine == {"fp16": 11}
+    assert Bundle.open(bundle.root).manifest.variant(built.variant.name).build.scratch == (64, 256)
     other = build_into(
         built.bundle, BuildPlan(engine="rtx", targets=["sm120"])
     )  # not for this GPU: it cannot be loaded
-    assert other.variant.proof.engine == {}
-    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp32": 11})
+    assert other.variant.proof.engine == {} and other.variant.build.scratch == ()
+    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: EngineFacts({"fp32": 11}, ()))
     before = (bundle.root / "manifest.json").read_bytes()
     with pytest.raises(ParityError, match="11 convolutions or matrix products in fp32"):
         build_into(other.bundle, BuildPlan(engine="rtx", targets=["ada"]))

@@ -89,6 +89,7 @@ def older(library, *missing: str):
     ("options", "missing"),
     [
         ({"sparse": True}, "SPARSE_WEIGHTS"),
+        ({"weight_streaming": True}, "WEIGHT_STREAMING"),
         ({"version_compatible": True}, "EXCLUDE_LEAN_RUNTIME"),
         ({"hardware_compatible": "same-cc"}, "HardwareCompatibilityLevel"),
         ({"timing_cache": Path("t")}, "set_timing_cache"),
@@ -112,10 +113,15 @@ def test_a_level_that_only_one_library_version_has_is_looked_for_too(library):
 
 def test_options_reach_the_real_builder_and_stand_in_the_manifest(bundle):
     plain = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"]))
-    options = BuildOptions(workspace=2**31, opt_level=5, graph_batches=(1, 4))
+    options = BuildOptions(workspace=2**31, opt_level=5, weight_streaming=True, graph_batches=(1, 4))
     tuned = build_into(plain.bundle, BuildPlan(engine="rtx", targets=["ada"], options=options))
     record = Bundle.open(bundle.root).manifest.variant(tuned.variant.name).build
-    assert record.options == {"batch": "1:4:16", "workspace": str(2**31), "opt_level": "5"}
+    assert record.options == {
+        "batch": "1:1:1,2:4:4,5:8:8,9:16:16",
+        "workspace": str(2**31),
+        "opt_level": "5",
+        "weight_streaming": "yes",
+    }
     assert record.graph_batches == (1, 4)
     assert BuildOptions.from_record(record.options, record.graph_batches) == options
     assert tuned.report().sha256 != plain.report().sha256  # the workspace is in the engine
@@ -203,7 +209,7 @@ def test_what_cannot_be_built_without_a_gpu_is_one_clear_line(library, onnx_file
 
     with pytest.raises(BuildError, match=r"cannot build fp16\.onnx: \S") as caught:
         build_engine(
-            library, onnx_files[Precision.FP16], tmp_path / "e", precision=Precision.FP16, batch=BATCH,
+            library, onnx_files[Precision.FP16], tmp_path / "e", precision=Precision.FP16, profiles=[BATCH],
             configure=configure,
         )  # fmt: skip
     assert "\n" not in caught.value.cause
@@ -217,6 +223,11 @@ def test_fp32_means_fp32_and_not_tf32(library, onnx_files, tmp_path):
         seen.append(config.get_flag(library.BuilderFlag.TF32))
 
     build_engine(
-        library, onnx_files[Precision.FP32], tmp_path / "e", precision=Precision.FP32, batch=BATCH, configure=configure
+        library,
+        onnx_files[Precision.FP32],
+        tmp_path / "e",
+        precision=Precision.FP32,
+        profiles=[BATCH],
+        configure=configure,
     )
     assert seen == [False]

@@ -11,8 +11,9 @@ from fixtures.small import write_bundle
 
 from vggdeploy.build.engines import build_into
 from vggdeploy.build.options import BuildOptions
+from vggdeploy.build.profiles import parse_profiles
 from vggdeploy.build.request import BuildPlan, BuildRequest
-from vggdeploy.bundle import Bundle, update_bundle
+from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
 from vggdeploy.engine.selection import choices, select, unfit
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.runtime import sessions
@@ -21,6 +22,7 @@ from vggdeploy.runtime.gpu.cuda import Gpu
 from vggdeploy.runtime.preflight import Host
 from vggdeploy.runtime.registry import ENGINES, get_engine
 from vggdeploy.runtime.tensorrt import rtx as backend
+from vggdeploy.system.machine import fingerprint
 from vggdeploy.types import Precision
 
 RTX_4090, L4 = Gpu(0, "RTX 4090", "sm89", "13.0"), Gpu(0, "L4", "sm89", "13.0")
@@ -60,7 +62,7 @@ def of_tensorrt(bundle: Bundle, gpu: Gpu, version: str = "10.13.3.9", **options:
     source = bundle.manifest.variant("onnx-fp16")
     library = types.SimpleNamespace(__version__=version, __name__="tensorrt")
     return BuildRequest(
-        get_engine("tensorrt"), library, source, bundle.sha256(source.path), Precision.FP16, source.batch,
+        get_engine("tensorrt"), library, source, bundle.sha256(source.path), Precision.FP16, (source.batch,),
         (gpu.capability,), gpu, BuildOptions(**options),
     )  # fmt: skip
 
@@ -121,6 +123,52 @@ def test_each_gpu_takes_the_engine_that_fits_it_best(three, machine, capability,
     assert select(three)[0].name == taken
     for choice in choices(three, backend="rtx"):
         assert choice.reason and (choice.usable or (choice.fix and f"no code for {capability}" in choice.reason))
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory, onnx_files) -> Bundle:
+    """Engines for batches 1, 4, 8 and 16, for 8 alone, for 16 alone, and for 1 to 64 in one profile. Read-only."""
+    root = tmp_path_factory.mktemp("sized") / "bundle"
+    bundle = write_bundle(root, {Precision.FP16: onnx_files[Precision.FP16]})
+    for batch in (None, "8", "16", "1:16:64"):
+        profiles = parse_profiles(batch) if batch else None
+        bundle = build_into(bundle, BuildPlan(engine="rtx", targets=["ada"], profiles=profiles)).bundle
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("batch", "taken"),
+    [
+        (None, ""),  # takes single images and is tuned for four sizes
+        (1, ""),
+        (8, "-b8"),  # both are tuned for it, this one for nothing else
+        (16, "-b16"),
+        (7, ""),  # -b8 does not take it
+        (40, "-b1to64"),  # the only one that does
+        (500, "-b1to64"),  # none does: it is cut into batches, large ones best
+    ],
+)
+def test_of_engines_for_several_batches_the_one_that_is_tuned_for_the_wanted_one_is_taken(sized, machine, batch, taken):
+    machine(RTX_4090)
+    assert select(sized, backend="rtx", batch=batch)[0].name == f"tensorrt-rtx-fp16-sm89{taken}"
+
+
+def test_what_was_measured_here_counts_by_the_images_that_are_wanted(sized, machine, tmp_path):
+    """1 ms a batch of 8 is more than 0.5 ms a single image for whoever has one, and less for whoever has eight."""
+    machine(RTX_4090)
+    bundle = Bundle.open(shutil.copytree(sized.root, tmp_path / "own"))
+
+    def measured(name: str, batch: int, p50: float) -> Variant:
+        row = Measurement(machine=fingerprint(), backend="tensorrt-rtx", batch=batch, threads=1, p50_ms=p50)
+        return msgspec.structs.replace(bundle.manifest.variant(name), measured=(row,))
+
+    with update_bundle(bundle) as draft:
+        draft.manifest = bundle.manifest.with_variants(
+            measured("tensorrt-rtx-fp16-sm89", 1, 0.5), measured("tensorrt-rtx-fp16-sm89-b8", 8, 1.0)
+        )
+    bundle = Bundle.open(bundle.root)
+    assert select(bundle, backend="rtx", batch=1)[0].name == "tensorrt-rtx-fp16-sm89"
+    assert select(bundle, backend="rtx", batch=8)[0].name == "tensorrt-rtx-fp16-sm89-b8"
 
 
 def test_without_a_fitting_engine_the_cpu_serves_and_naming_one_is_exit_code_5(three, machine):

@@ -54,9 +54,9 @@ def test_each_precision_for_one_and_for_several_targets_and_it_repeats(build, na
 
 def test_a_fixed_and_a_dynamic_batch(build, narrow, tmp_path):
     fixed = write_onnx(tmp_path / "fixed.onnx", FP16, fixed_batch=4, spec=NARROW)
-    built, _ = build(fixed, batch=BatchRange(4, 4, 4))
+    built, _ = build(fixed, profiles=[BatchRange(4, 4, 4)])
     assert built.inputs[0].shape[0] == built.outputs[0].shape[0] == 4
-    built, _ = build(narrow[FP16], batch=BatchRange(1, 8, 64))
+    built, _ = build(narrow[FP16], profiles=[BatchRange(1, 8, 64)])
     assert built.inputs[0].shape[0] == built.outputs[0].shape[0] == "N"
 
 

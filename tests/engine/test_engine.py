@@ -54,6 +54,20 @@ def test_one_image_gives_one_list_and_many_give_many(engine: Engine, digit_png: 
     assert engine.classify([]) == []
 
 
+def test_a_wanted_batch_is_how_images_are_cut(bundle_dir: Path, digits_test: ImageSet, monkeypatch) -> None:
+    sizes = []
+    run = OnnxRuntimeSession.run
+    monkeypatch.setattr(
+        OnnxRuntimeSession, "run", lambda self, feeds: (sizes.append(len(feeds["image"])), run(self, feeds))[1]
+    )
+    images = [image[..., 0] for image in digits_test.images[:20]]
+    with vggdeploy.load(bundle_dir, variant="onnx-fp32", batch=9, verify="never") as opened:
+        assert len(opened.classify(images)) == 20
+    assert sizes == [9, 9, 2]
+    with pytest.raises(UsageError, match="the batch cannot be 0"):
+        vggdeploy.load(bundle_dir, batch=0)
+
+
 def test_probabilities_are_sorted_and_sum_to_one(engine: Engine, digit_png: Path) -> None:
     answers = engine.classify(digit_png, top=99)
     assert len(answers) == 10

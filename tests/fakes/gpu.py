@@ -43,6 +43,9 @@ class Cudart:
         self.capturing: dict[int, list[Work]] = {}
         self.device_of: dict[int, int] = {}
         self.scratch: dict[int, int] = {}  # address → the stream that computes in it
+        self.free = 6 << 30  # bytes on the GPU that can still be taken
+        self.sizes: dict[int, int] = {}  # of what was taken there
+        self.integrated = False
         self._lock = RLock()
 
     def __getattr__(self, name: str) -> Any:
@@ -97,12 +100,21 @@ class Cudart:
     # Memory
 
     def cudaMalloc(self, size: int) -> Any:
-        return self._made("cudaMalloc", "device", size, size)
+        if size > self.free:
+            return OUT_OF_MEMORY, None
+        status, address = self._made("cudaMalloc", "device", size, size)
+        if address is not None:
+            self.sizes[address] = size
+            self.free -= size
+        return status, address
 
     def cudaFree(self, address: int) -> Any:
         for stream in list(self.streams):  # it waits for the whole GPU
             self.drain(stream)
-        return self._gone("cudaFree", "device", address)
+        status = self._gone("cudaFree", "device", address)
+        if status == (OK,):
+            self.free += self.sizes.pop(int(address))
+        return status
 
     def cudaHostAlloc(self, size: int, flags: int) -> Any:
         return self._made("cudaHostAlloc", "host", size, size, flags)
@@ -112,7 +124,13 @@ class Cudart:
         return self._gone("cudaFreeHost", "host", address)
 
     def cudaMemGetInfo(self) -> Any:
-        return (self.error, None, None) if self._fails("cudaMemGetInfo") else (OK, 6 << 30, 8 << 30)
+        return (self.error, None, None) if self._fails("cudaMemGetInfo") else (OK, self.free, 8 << 30)
+
+    def cudaDeviceGetAttribute(self, attribute: Any, device: int) -> Any:
+        if self._fails("cudaDeviceGetAttribute", attribute, device):
+            return self.error, None
+        assert attribute == real_cudart.cudaDeviceAttr.cudaDevAttrIntegrated
+        return OK, int(self.integrated)
 
     def cudaDeviceGetPCIBusId(self, length: int, device: int) -> Any:
         if self._fails("cudaDeviceGetPCIBusId", length, device):
@@ -240,6 +258,9 @@ class Library(library.Library):
     def __init__(self, fault: str | None = None) -> None:
         super().__init__(tensorrt_rtx, fault)
         self.cudart = Cudart()
+
+    def holds(self, address: int, size: int) -> bool:
+        return size <= self.cudart.sizes[address]
 
     def is_capturing(self, stream: int) -> bool:
         return stream in self.cudart.capturing

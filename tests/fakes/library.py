@@ -31,11 +31,17 @@ LAYERS = (
 
 
 class Context:
+    """Refuses what TensorRT refuses: a shape outside the profile that it is on, a batch whose shape or memory was not set
+    since the profile was. Less memory than the profile needs, and another stream than the one in which the profile was set,
+    are undefined there, and assertions here."""
+
     def __init__(self, library: Library, engine: Engine, *, needs_memory: bool, own: int) -> None:
         self._library = library
         self._engine = engine
         self._addresses: dict[str, int] = {}
         self._batch = 0
+        self._profile = 0
+        self._stream: int | None = None
         self._needs_memory = needs_memory
         self._scratch = 0
         self._own = own
@@ -53,8 +59,20 @@ class Context:
             self._library.free_scratch(self._own)
         assert not self._under_way, "a context was freed under its work"
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        library = self._library
+        assert not self._captured, "a profile changed under a captured graph"
+        assert not library.is_capturing(stream_handle), "a profile changed while a graph is captured"
+        if library.fault == "set_optimization_profile_async" or profile_index >= len(library.profiles):
+            return False
+        self._profile, self._stream, self._batch, self._scratch = profile_index, stream_handle, 0, 0
+        library.switches.append(profile_index)
+        return True
+
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert size == self._library.scratch_bytes
+        library = self._library
+        needed = library.scratch_of(library.profiles[self._profile])
+        assert needed <= size and library.holds(memory, size), "less memory than the profile needs"
         self._scratch = memory
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -64,6 +82,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert not self._captured, "a shape changed under a captured graph"
+        smallest, _, largest = self._library.profiles[self._profile]
+        if not smallest <= shape[0] <= largest:
+            return False
         self._batch = shape[0]
         self._library.shapes.append(shape)
         return self._library.fault != "set_input_shape"
@@ -73,8 +94,10 @@ class Context:
         in_capture = library.is_capturing(stream_handle)
         if library.fault == "execute_async_v3" or (library.fault == "capture" and in_capture):
             return False
+        if not self._batch or (self._needs_memory and not self._scratch):
+            return False
+        assert self._stream in (None, stream_handle), "a profile was set in another stream"
         self._captured |= in_capture
-        assert self._scratch or not self._needs_memory, "executed without memory to compute in"
         if not in_capture:
             self._under_way.append(stream_handle)
         launch = library.launch if self._engine.has_weights else library.launch_without_weights
@@ -119,6 +142,9 @@ class RuntimeConfig:
     def create_runtime_cache(self) -> RuntimeCache | None:
         return None if self._library.fault == "create_runtime_cache" else RuntimeCache(self._library)
 
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._library.strategies.append(strategy)
+
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:
         return self._library.fault != "set_runtime_cache"
 
@@ -131,14 +157,32 @@ class Engine:
         self._library = library
         self.refittable = library.stripped
         self.has_weights = not library.stripped
+        self._budget = library.streamable
         library.alive.append("engine")
 
     def __del__(self) -> None:
         self._library.alive.remove("engine")
 
     @property
-    def device_memory_size_v2(self) -> int:
-        return self._library.scratch_bytes
+    def num_optimization_profiles(self) -> int:
+        return len(self._library.profiles)
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return self._library.scratch_of(self._library.profiles[profile_index])
+
+    @property
+    def streamable_weights_size(self) -> int:
+        return self._library.streamable
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, size: int) -> None:
+        """As the real one: it is refused without a word while there are contexts."""
+        if "context" not in self._library.alive and self._library.fault != "weight_streaming_budget_v2":
+            self._budget = size
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]
@@ -155,7 +199,7 @@ class Engine:
         return (-1, H, W, C) if name == "image" else (-1, CLASSES)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [(size, H, W, C) for size in self._library.profile]
+        return [(size, H, W, C) for size in self._library.profiles[profile]]
 
     def create_engine_inspector(self) -> Inspector:
         return Inspector(self._library)
@@ -169,7 +213,8 @@ class Engine:
         limit = library.max_contexts
         if library.fault == "create_execution_context" or library.alive.count("context") >= limit:
             return None
-        needs_memory = how == library.ExecutionContextAllocationStrategy.USER_MANAGED
+        managed = library.ExecutionContextAllocationStrategy.USER_MANAGED
+        needs_memory = how == managed or library.strategies[-1:] == [managed]
         own = 0 if needs_memory else library.allocate_scratch()
         return None if own is None else Context(library, self, needs_memory=needs_memory, own=own)
 
@@ -284,7 +329,10 @@ class Library:
         self.kernels: bytes | None = b"compiled here"
         self.serialised = 0
         self.cache_read: list[bytes] = []
-        self.profile = (1, 2, 4)
+        self.profiles: list[tuple[int, int, int]] = [(1, 2, 4)]
+        self.switches: list[int] = []  # profiles that contexts were put on
+        self.strategies: list[Any] = []  # of memory, as runtime configurations got them
+        self.streamable = 0  # bytes of weights
         self.output_type = names.DataType.FLOAT
         self.stripped = False  # whether the engines are without weights, and wait for some
         self.refitted: list[bytes] = []
@@ -307,9 +355,19 @@ class Library:
             logger.log(self.ILogger.Severity.ERROR, text)
         return None if self.fault == "Runtime" else Runtime(self, logger)
 
+    @staticmethod
+    def scratch_of(profile: tuple[int, ...]) -> int:
+        """What a context of a profile computes in."""
+        return SUM_BYTES * profile[2]
+
     @property
     def scratch_bytes(self) -> int:
-        return SUM_BYTES * self.profile[-1]
+        """Of the profile with the largest batches."""
+        return max(map(self.scratch_of, self.profiles))
+
+    def holds(self, address: int, size: int) -> bool:
+        """Whether so many bytes were taken there; True where nobody counts."""
+        return True
 
     def is_capturing(self, stream: int) -> bool:
         raise NotImplementedError

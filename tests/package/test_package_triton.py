@@ -36,14 +36,16 @@ def order(bundle: Path | Bundle, output: Path, *variants: str, **settings: Any) 
     return Order(bundle=opened, output=output, variants=variants, **settings)
 
 
-def with_engines(root: Path, *engines: tuple[str, tuple[str, ...], dict[str, Any]]) -> Bundle:
+def with_engines(
+    root: Path, *engines: tuple[str, tuple[str, ...], dict[str, Any]], profiles: tuple[BatchRange, ...] = ()
+) -> Bundle:
     """The bundle with TensorRT engines of other machines: real ones cannot be built here, and none of them is opened."""
     with update_bundle(Bundle.open(root)) as draft:
         for name, targets, settings in engines:
             options, version = settings.pop("options", {}), settings.pop("version", "11.3.0")
             build = BuildRecord(
                 library="tensorrt", version=version, source="onnx-fp16", source_sha256="0" * 64, targets=targets,
-                options=options, seconds=1.0, gpu="NVIDIA L4",
+                options=options, seconds=1.0, gpu="NVIDIA L4", profiles=profiles,
             )  # fmt: skip
             path = f"variants/{name}/model.engine"
             draft.write(path, b"ftrt" + name.encode())
@@ -115,6 +117,16 @@ def test_engines_of_several_gpus_become_one_model(own_bundle: Path, tmp_path: Pa
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
 
 
+def test_an_engine_of_several_profiles_is_given_all_of_them(own_bundle: Path, tmp_path: Path) -> None:
+    """Without the list Triton's instance stays on the first profile, and refuses every batch above its largest."""
+    ranges = (BatchRange(1, 1, 1), BatchRange(2, 8, 8), BatchRange(9, 16, 16))
+    bundle = with_engines(own_bundle, ("trt", ("sm80",), {}), profiles=ranges)
+    package_triton(order(bundle, tmp_path / "repository", "trt", name="digits"))
+    config = parsed(tmp_path / "repository")
+    assert list(config.instance_group[0].profile) == ["0", "1", "2"]
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 16]
+
+
 def test_an_engine_for_all_gpus_from_ampere_is_named_for_none(own_bundle: Path, tmp_path: Path) -> None:
     bundle = with_engines(own_bundle, ("trt", ("sm80",), {"options": {"hardware_compatible": "ampere+"}}))
     package_triton(order(bundle, tmp_path / "repository", "trt", name="digits"))
@@ -128,7 +140,7 @@ def test_an_engine_for_all_gpus_from_ampere_is_named_for_none(own_bundle: Path, 
     [
         ([("a", ("sm80",), {}), ("b", ("sm80",), {})], "both for compute capability 8.0"),
         ([("a", ("sm80",), {}), ("b", ("sm86",), {"precision": Precision.FP32})], "same precision"),
-        ([("a", ("sm80",), {}), ("b", ("sm86",), {"batch": BatchRange(1, 4, 16)})], "same batch range"),
+        ([("a", ("sm80",), {}), ("b", ("sm86",), {"batch": BatchRange(1, 4, 16)})], "same profiles"),
         ([("a", ("sm80",), {"batch": BatchRange(2, 4, 16)})], "takes batches from 2"),
         ([("a", ("sm80",), {}), ("b", ("sm86",), {"version": "11.4.0"})], "same release of TensorRT"),
     ],

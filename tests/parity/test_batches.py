@@ -37,6 +37,11 @@ def test_1_8_256_is_run_at_1_5_8_9_and_256() -> None:
     assert promised(BatchRange(4, 4, 4)) == (4,)
 
 
+def test_every_profile_of_an_engine_is_run_since_each_has_kernels_of_its_own() -> None:
+    profiles = (BatchRange(1, 1, 1), BatchRange(2, 8, 8), BatchRange(9, 64, 64))
+    assert promised(*profiles) == (1, 2, 5, 8, 9, 37, 64)
+
+
 def test_a_batch_that_does_not_fit_into_memory_is_replaced_by_the_largest_that_does_and_named(bundle: Bundle) -> None:
     one = activation_bytes(bundle.manifest)
     assert one == 2 * 4 * 32 * 32 * (

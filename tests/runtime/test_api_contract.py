@@ -42,7 +42,6 @@ OWNERS = {
     "loaded": ("ICudaEngine",),
     "context": ("IExecutionContext",),
     "held[]": ("IExecutionContext",),
-    "_held[]": ("IExecutionContext",),
     "refitter": ("Refitter",),
     "onnx_refitter": ("OnnxParserRefitter",),
     "runtime": ("Runtime",),
@@ -55,8 +54,11 @@ OWNERS = {
     "tensor": ("ITensor",),
 }
 # Names of the table that mean something else in a file: a class of ours.
-NOT_HERE = {("runtime/tensorrt/session.py", "loaded"), ("build/engines.py", "engine")}
-# Files of TensorRT for RTX alone.
+NOT_HERE = {
+    ("runtime/tensorrt/session.py", "loaded"), ("build/engines.py", "engine"), ("build/profiles.py", "profile"),
+    *((f"runtime/gpu/{name}.py", "context") for name in ("lane", "graphs")),
+}  # fmt: skip
+# Files of TensorRT for RTX alone, and what TensorRT 11 and RTX have beyond 10.
 ONLY_RTX = {"runtime/tensorrt/rtx.py", "build/targets.py"}
 # What the source asks for first, with ``hasattr``: releases before 10.7 have it not.
 GUARDED = {"IStreamWriter", "build_serialized_network_to_stream"}
@@ -160,7 +162,8 @@ def test_the_list_is_not_empty_and_knows_its_owners():
     names = {(use.owner, use.name) for use in of_tensorrt()}
     for known in (
         ("held[]", "execute_async_v3"), ("held[]", "set_input_shape"), ("context", "set_device_memory"),
-        ("engine", "create_execution_context"), ("engine", "device_memory_size_v2"), ("network", "num_layers"),
+        ("context", "set_optimization_profile_async"), ("engine", "weight_streaming_budget_v2"),
+        ("engine", "create_execution_context"), ("engine", "get_device_memory_size_for_profile_v2"), ("network", "num_layers"),
         ("_config", "create_runtime_cache"), ("_kernels", "serialize"), ("runtime", "deserialize_cuda_engine"),
     ):  # fmt: skip
         assert known in names

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from vggdeploy.errors import CudaError, GpuMemoryError, IncompatibleError, Input
 from vggdeploy.runtime import get_backend
 from vggdeploy.runtime import tiny_onnx as tiny
 from vggdeploy.runtime.gpu import cuda, dlpack
+from vggdeploy.runtime.gpu.context import Context
 from vggdeploy.runtime.gpu.device_arrays import DeviceArray, borrow
-from vggdeploy.runtime.gpu.graphs import Graphs, Held
+from vggdeploy.runtime.gpu.graphs import Graphs
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device, TensorSpec
 
@@ -96,13 +97,13 @@ def test_a_captured_copy_is_replayed_with_what_the_buffers_hold_then() -> None:
         graphs = Graphs(stack.enter_context(ExitStack()), stream, enabled=True)
         stack.callback(cuda.wait, stream)
 
-        def work(held: Held) -> None:
+        def work(context: object) -> None:
             cuda.upload(address, host, stream)
             cuda.download(back, address, stream)
 
         assert not graphs.wanted(1)
         assert graphs.wanted(1)
-        assert graphs.capture(1, lambda held: held.append(object()), work)
+        assert graphs.capture(1, lambda stack: cast(Context, None), work)
         assert graphs.sizes == (1,), graphs.refused
         for value in (3, 7, 250):
             cuda.wait(stream)
@@ -118,12 +119,12 @@ def test_a_capture_that_breaks_is_refused_and_the_stream_goes_on() -> None:
         graphs = Graphs(stack.enter_context(ExitStack()), stream, enabled=True, batches=(1,))
         times = []
 
-        def work(held: Held) -> None:
+        def work(context: object) -> None:
             times.append(1)
             if len(times) == 2:
                 cuda.wait(stream)  # CUDA does not allow that in a capture
 
-        assert graphs.capture(1, lambda held: held.append(object()), work)
+        assert graphs.capture(1, lambda stack: cast(Context, None), work)
         assert graphs.sizes == () and "cudaStreamSynchronize" in graphs.refused[1]
         cuda.wait(stream)
         event = cuda.Event()

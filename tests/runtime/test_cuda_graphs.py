@@ -60,7 +60,7 @@ def test_the_sizes_that_were_asked_for_are_captured_at_once_and_no_others(gpu, s
 
 def test_an_engine_that_was_built_for_graphs_of_some_sizes_captures_those(gpu, source):
     gpu()
-    build: Any = type("Record", (), {"graph_batches": (3,)})()
+    build: Any = type("Record", (), {"graph_batches": (3,), "profiles": ()})()
     with EngineSession(replace(source, build=build)) as session:
         run(session, 2, 2, 3, 3)
         assert session.pool.lanes[0].graphs.sizes == (3,)
@@ -75,7 +75,7 @@ def test_without_graphs_nothing_is_captured(gpu, source):
 
 def test_there_are_never_more_graphs_than_the_limit(gpu, source):
     library = Library()
-    library.profile = (1, 2, 20)
+    library.profiles = [(1, 2, 20)]
     gpu(library=library)
     with EngineSession(replace(source, batch=BatchRange(1, 2, 20))) as session:
         run(session, *[size for size in range(1, 21) for _ in range(3)])

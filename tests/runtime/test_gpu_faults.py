@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.gpu import CLASSES, ILLEGAL_ADDRESS, ITEM, OUT_OF_MEMORY, C, Cudart, H, W, expected, pixels, view
+from fakes.library import SUM_BYTES
 
 from vggdeploy.errors import CudaError, GpuMemoryError, VggdeployError
 from vggdeploy.runtime.gpu import cuda
@@ -176,4 +177,4 @@ def test_the_sizes_are_those_of_the_largest_batch(gpu, source):
     cudart, _ = gpu()
     with RtxSession(source):
         sizes = [a[0] for name, a in zip(cudart.calls, cudart.arguments, strict=True) if name == "cudaMalloc"]
-    assert sizes == [4 * H * W * C, 4 * CLASSES * 4] == [4 * ITEM, 4 * CLASSES * 4]
+    assert sizes == [4 * SUM_BYTES, 4 * H * W * C, 4 * CLASSES * 4] == [4 * SUM_BYTES, 4 * ITEM, 4 * CLASSES * 4]

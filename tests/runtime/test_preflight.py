@@ -113,7 +113,7 @@ def real(tmp_path_factory, onnx_files) -> Path:
         set_targets(tensorrt_rtx, config, ("sm86", "sm89"))
 
     path = root / "model.engine"
-    build_engine(tensorrt_rtx, source, path, precision=Precision.FP16, batch=BATCH, configure=configure)
+    build_engine(tensorrt_rtx, source, path, precision=Precision.FP16, profiles=[BATCH], configure=configure)
     return path
 
 

@@ -123,7 +123,7 @@ def test_kernels_are_kept_as_soon_as_a_batch_of_a_new_size_has_run(gpu, source, 
 
 def test_what_is_kept_is_asked_for_a_bounded_number_of_times(gpu, source):
     library = Library()
-    library.profile = (1, 2, 40)
+    library.profiles = [(1, 2, 40)]
     gpu(library=library)
     with RtxSession(replace(source, batch=BatchRange(1, 2, 40))) as session:
         for size in [*range(1, 41)] * 2:

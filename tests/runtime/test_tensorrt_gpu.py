@@ -198,6 +198,6 @@ def test_an_engine_for_another_gpu_is_refused_in_words(tmp_path: Path):
     source = write_onnx(tmp_path / "fp16.onnx", Precision.FP16)
     bundle = write_bundle(tmp_path / "bundle", {Precision.FP16: source})
     other = "sm75" if here != "sm75" else "sm89"
-    built = build_into(bundle, BuildPlan(engine="tensorrt-rtx", targets=[other], batch=BatchRange(1, 1, 1)))
+    built = build_into(bundle, BuildPlan(engine="tensorrt-rtx", targets=[other], profiles=(BatchRange(1, 1, 1),)))
     with pytest.raises(IncompatibleError, match=f"built by .* for {other}; here: .*holds no code for {here}"):
         open_session(built.bundle, built.variant)

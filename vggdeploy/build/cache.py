@@ -47,6 +47,7 @@ class Entry(Record, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     proof: PrecisionProof
     seconds: float
+    scratch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def build_entry(directory: Path, key: str, about: dict[str, str], build: Build) 
         outputs=built.outputs,
         proof=built.proof,
         seconds=built.seconds,
+        scratch=built.scratch,
     )
     (directory / ENTRY).write_bytes(to_json(entry))
     return entry

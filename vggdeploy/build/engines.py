@@ -67,8 +67,8 @@ def build_into(
 ) -> BundledEngine:
     """Build an engine from the bundle's ONNX of that precision, and add it to the bundle in one step.
 
-    An engine for the same GPUs, from the same release of the same library and of the same precision, is replaced; others
-    stay beside it. The result is `Verdict.UNPROVEN` until ``verify`` ran it.
+    An engine for the same GPUs and batches, from the same release of the same library and of the same precision, is
+    replaced; others stay beside it. The result is `Verdict.UNPROVEN` until ``verify`` ran it.
 
     Args:
         rebuilds: build that often, without the cache, and record how the builds differ. The first one is kept.
@@ -164,7 +164,7 @@ def engine_variant(request: BuildRequest, engine: EngineFile, record: BuildRecor
         path=f"variants/{name}/{ENGINE}",
         batch=request.batch,
         proof=engine.entry.proof,
-        build=record,
+        build=msgspec.structs.replace(record, scratch=engine.entry.scratch),
     )
     return msgspec.structs.replace(variant, parity=_unproven(variant))
 

@@ -37,8 +37,8 @@ class BuildOptions:
     ``workspace``: bytes of GPU memory that a kernel may use while it runs. ``opt_level``: how long the builder searches,
     0–5. ``timing_cache``: a file, read before the build and written after it. ``hardware_compatible``: a key of
     `HARDWARE`. ``version_compatible``: loads in later releases too, by their lean runtime. ``sparse``: 2:4 sparse kernels
-    where the weights are so. ``strip``: a key of `STRIP`. ``graph_batches``: batch sizes that a session captures as CUDA
-    graphs.
+    where the weights are so. ``strip``: a key of `STRIP`. ``weight_streaming``: a session may leave a part of the weights in
+    the host's memory. ``graph_batches``: batch sizes that a session captures as CUDA graphs.
     """
 
     workspace: int | None = None
@@ -48,6 +48,7 @@ class BuildOptions:
     version_compatible: bool = False
     sparse: bool = False
     strip: str | None = None
+    weight_streaming: bool = False
     graph_batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class BuildOptions:
             version_compatible="version_compatible" in options,
             sparse="sparse" in options,
             strip=options.get("strip"),
+            weight_streaming="weight_streaming" in options,
             graph_batches=tuple(graph_batches),
         )
 
@@ -89,6 +91,7 @@ class BuildOptions:
             "version_compatible": "yes" if self.version_compatible else None,
             "sparse": "yes" if self.sparse else None,
             "strip": self.strip,
+            "weight_streaming": "yes" if self.weight_streaming else None,
         }
         return {name: text for name, text in texts.items() if text is not None}
 
@@ -107,6 +110,7 @@ class BuildOptions:
             "version_compatible": hasattr(flags, "VERSION_COMPATIBLE") and hasattr(flags, "EXCLUDE_LEAN_RUNTIME"),
             "sparse": hasattr(flags, "SPARSE_WEIGHTS"),
             "strip": hasattr(flags, "STRIP_PLAN") and hasattr(flags, STRIP.get(self.strip or "", "")),
+            "weight_streaming": hasattr(flags, "WEIGHT_STREAMING"),
             "opt_level": hasattr(library.IBuilderConfig, "builder_optimization_level"),
         }
         for name, there in has.items():
@@ -149,6 +153,8 @@ class BuildOptions:
         if self.strip is not None:
             config.set_flag(library.BuilderFlag.STRIP_PLAN)
             config.set_flag(getattr(library.BuilderFlag, STRIP[self.strip]))
+        if self.weight_streaming:
+            config.set_flag(library.BuilderFlag.WEIGHT_STREAMING)
         if self.timing_cache is not None:
             use_times(library, config, self.timing_cache)
 

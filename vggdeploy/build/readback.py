@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from vggdeploy.bundle import PrecisionProof
@@ -42,8 +43,17 @@ _PRODUCTS = frozenset({*_CONVOLUTIONS, "MATRIX_MULTIPLY"})
 _INDEX_TYPES = frozenset({"int32", "int64", "bool"})
 
 
-def inspect_engine(library: Any, built: HashedFile) -> dict[str, int]:
-    """Convolutions and matrix products of an engine that was just built here, by type: ``{"fp16": 16}``.
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine says about itself: convolutions and matrix products by type (``{"fp16": 16}``), and for each profile
+    the bytes of GPU memory that a context computes in."""
+
+    layers: dict[str, int]
+    scratch: tuple[int, ...]
+
+
+def inspect_engine(library: Any, built: HashedFile) -> EngineFacts:
+    """Read back an engine that was just built here.
 
     Raises:
         BuildError: the library cannot load what it built, or its inspector's answer is no JSON.
@@ -59,7 +69,8 @@ def inspect_engine(library: Any, built: HashedFile) -> dict[str, int]:
             )
         inspector = loaded.create_engine_inspector()
         text = inspector.get_engine_information(library.LayerInformationFormat.JSON)
-    return layers_by_type(text)
+        scratch = (loaded.get_device_memory_size_for_profile_v2(n) for n in range(loaded.num_optimization_profiles))
+        return EngineFacts(layers_by_type(text), tuple(int(size) for size in scratch))
 
 
 def layers_by_type(text: str) -> dict[str, int]:

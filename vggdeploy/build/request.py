@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from vggdeploy.build.options import BuildOptions
+from vggdeploy.build.profiles import Profiles, as_text, default_profiles, short_name, whole
 from vggdeploy.build.readback import inspect_engine
 from vggdeploy.build.sparsity import sparse_kernels, sparse_layers
 from vggdeploy.build.targets import check_targets, default_targets, resolve_targets, set_targets
@@ -41,12 +42,17 @@ class BuildRequest:
     source: Variant
     source_sha256: str
     precision: Precision
-    batch: BatchRange
+    profiles: Profiles
     targets: tuple[str, ...]
     gpu: Gpu | None
     options: BuildOptions
     device: Device = FIRST_GPU
     sparse: tuple[str, ...] = ()  # layers of the ONNX that are 2:4, where that was asked for
+
+    @property
+    def batch(self) -> BatchRange:
+        """The batches of all profiles, and the one that the ONNX is meant for, where a profile is tuned for it."""
+        return whole(self.profiles, self.source.batch.opt)
 
     def about(self) -> dict[str, str]:
         """All that decides the bytes, by name."""
@@ -57,7 +63,7 @@ class BuildRequest:
             "library": self.backend.library,
             "version": self.library.__version__,
             "precision": str(self.precision),
-            "batch": str(self.batch),
+            "batch": as_text(self.profiles),
             "targets": ",".join(self.targets),
             "gpu": f"{gpu.name}, {gpu.capability}, driver {gpu.driver}" if gpu else "",
             **{f"option {name}": text for name, text in self.options.as_text().items()},
@@ -77,7 +83,7 @@ class BuildRequest:
                 file.path,
                 target,
                 precision=self.precision,
-                batch=self.batch,
+                profiles=self.profiles,
                 configure=self._configure,
                 after=self._after,
                 on_progress=on_progress,
@@ -86,9 +92,10 @@ class BuildRequest:
             return built
         # The network said what was asked for; where there is a GPU, the engine says what it became.
         use(self.device)
-        layers = inspect_engine(self.library, HashedFile(target, built.sha256))
-        check_engine(layers, self.precision, source=source.path.name)
-        return replace(built, proof=msgspec.structs.replace(built.proof, engine=layers))
+        facts = inspect_engine(self.library, HashedFile(target, built.sha256))
+        check_engine(facts.layers, self.precision, source=source.path.name)
+        proof = msgspec.structs.replace(built.proof, engine=facts.layers)
+        return replace(built, proof=proof, scratch=facts.scratch)
 
     def _runs_here(self) -> bool:
         if self.gpu is not None:
@@ -113,19 +120,20 @@ class BuildRequest:
             source=self.source.name,
             source_sha256=self.source_sha256,
             targets=self.targets,
-            options={"batch": str(self.batch), **self.options.as_text()},
+            options={"batch": as_text(self.profiles), **self.options.as_text()},
             seconds=round(seconds, 3),
             gpu=self.gpu.name if self.gpu else "",
             driver=self.gpu.driver if self.gpu else "",
             graph_batches=self.options.graph_batches,
+            profiles=self.profiles,
             sparse=sparse_kernels(self.sparse, log) if self.sparse else None,
         )
 
     def name(self, manifest: Manifest) -> str:
         """The variant's name: ``tensorrt-rtx-fp16``, with the targets behind it where they are not the default.
 
-        An engine for the same GPUs, from the same release of the library, is replaced. One from another release, or
-        for another GPU of the same capability, keeps its name; then the new one gets the release or a number behind.
+        An engine for the same GPUs and batches, from the same release of the library, is replaced. Any other keeps its
+        name; then the new one gets its batches behind, or the release, or a number.
         """
         mine = identity(self.record(0), self.precision)
         taken = {v.name: v for v in manifest.variants}
@@ -139,18 +147,22 @@ class BuildRequest:
         base = f"{self.backend.name}-{self.precision}"
         if "cpu" not in self.backend.builds_on or self.targets != default_targets(self.library, self.precision):
             base = "-".join([base, *self.targets])
+        if base in taken and taken[base].profiles != self.profiles:
+            base = f"{base}-{short_name(self.profiles)}"
         of_release = f"{base}-{'.'.join(map(str, release(self.library.__version__)))}"
         numbered = (f"{of_release}-{number}" for number in count(2))
         return next(name for name in chain((base, of_release), numbered) if name not in taken)
 
 
 def identity(record: BuildRecord, precision: Precision) -> tuple[object, ...]:
-    """What makes two engines serve the same machines in the same precision: then one replaces the other."""
+    """What makes two engines serve the same machines and batches in the same precision: then one replaces the other."""
     compatible = record.options.get("hardware_compatible", ""), record.options.get("version_compatible", "")
     # Without hardware compatibility TensorRT tunes for one GPU model; with it for a capability, or for all from Ampere.
     gpu = record.gpu if not compatible[0] else ""
     targets = record.targets if compatible[0] != "ampere+" else ()
-    return record.library, release(record.version), targets, gpu, compatible, precision
+    # Bundles from before an engine could have several profiles name the one range among the options only.
+    batches = as_text(record.profiles) or record.options.get("batch", "")
+    return record.library, release(record.version), targets, gpu, compatible, precision, batches
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ class BuildPlan:
     Attributes:
         engine: ``tensorrt-rtx`` (any machine) or ``tensorrt`` (a machine with the NVIDIA GPU that will run it).
         precision: of the ONNX that it is built from, and of the engine. TF32 is built from FP32.
-        batch: the profile's minimum, optimum and maximum. Default: those of the ONNX variant.
+        profiles: the batch sizes, see `vggdeploy.build.profiles`. Default: `default_profiles` of the ONNX variant's.
         targets: GPU generations or compute capabilities, for TensorRT for RTX only. Default: `default_targets`.
         options: those of the library.
         device: the GPU of this machine to build for. Default: the first for TensorRT; ``targets`` for TensorRT for RTX.
@@ -168,7 +180,7 @@ class BuildPlan:
 
     engine: str
     precision: Precision = Precision.FP16
-    batch: BatchRange | None = None
+    profiles: Profiles | None = None
     targets: Sequence[str] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
     device: Device | None = None
@@ -188,7 +200,7 @@ def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
         raise UsageError("--target and --device both say which GPUs the engine is for", "leave one of them out")
     source = source_variant(bundle, plan.precision)
     library = open_library(backend)
-    batch = plan.batch or source.batch
+    profiles = plan.profiles or default_profiles(source.batch)
     if plan.device is not None:
         targets = [find_gpu(device).capability]
     gpu = find_gpu(device) if needs_gpu else None
@@ -197,7 +209,7 @@ def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
     else:
         sms = default_targets(library, plan.precision) if targets is None else resolve_targets(library, targets)
     check_targets(sms, plan.precision)
-    options.check(library, batch)
+    options.check(library, whole(profiles, source.batch.opt))
     if options.strip is not None and gpu is None and not (found := backend.probe(Device("cuda"))).runs:
         raise IncompatibleError(
             f"{backend.title} leaves weights out only where it has a GPU to build on: {found.reason}",
@@ -205,7 +217,7 @@ def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
         )
     sha256 = bundle.sha256(source.path)
     sparse = sparse_layers(bundle, source) if options.sparse else ()
-    return BuildRequest(backend, library, source, sha256, plan.precision, batch, sms, gpu, options, device, sparse)
+    return BuildRequest(backend, library, source, sha256, plan.precision, profiles, sms, gpu, options, device, sparse)
 
 
 def gpu_device(device: Device | None) -> Device:

@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ Configure = Callable[[Any], None]
 class BuildResult:
     """What a build gives beside its file: graph inputs and outputs, proof of precision, seconds, the library's log.
 
-    ``sha256`` and ``size`` are those of the engine's file, which is on the disk.
+    ``sha256`` and ``size`` are those of the engine's file, which is on the disk. ``scratch`` is what `BuildRecord` has.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -47,6 +47,7 @@ class BuildResult:
     log: str
     sha256: str
     size: int
+    scratch: tuple[int, ...] = ()
 
 
 def open_library(backend: Backend) -> ModuleType:
@@ -71,7 +72,7 @@ def build_engine(
     target: Path,
     *,
     precision: Precision,
-    batch: BatchRange,
+    profiles: Sequence[BatchRange],
     configure: Configure | None = None,
     after: Configure | None = None,
     on_progress: OnProgress = silent,
@@ -82,6 +83,7 @@ def build_engine(
         library: the module ``tensorrt`` or ``tensorrt_rtx``.
         source: the ONNX file; every axis but the batch is static.
         target: written as the engine comes, so put it into a draft that is thrown away on an error.
+        profiles: the batch sizes of each optimisation profile, in ascending order.
         configure: called with the builder's configuration before the build.
         after: called with it once the engine is written.
 
@@ -93,7 +95,7 @@ def build_engine(
     """
     cancelled = Event()
     tracker = PhaseTracker(on_progress, cancelled)
-    job = _Job(library, source, target, precision, batch, configure, after, tracker)
+    job = _Job(library, source, target, precision, profiles, configure, after, tracker)
     with interruptible(cancelled), no_collection():
         try:
             return job.run()
@@ -113,7 +115,7 @@ class _Job:
     source: Path
     target: Path
     precision: Precision
-    batch: BatchRange
+    profiles: Sequence[BatchRange]
     configure: Configure | None
     after: Configure | None
     tracker: PhaseTracker
@@ -142,7 +144,8 @@ class _Job:
         set_or_clear = config.set_flag if self.precision is Precision.TF32 else config.clear_flag
         set_or_clear(self.library.BuilderFlag.TF32)
         config.profiling_verbosity = self.library.ProfilingVerbosity.DETAILED  # or the inspector names no types
-        self._add_profile(builder, config, inputs)
+        for batch in self.profiles:
+            self._add_profile(builder, config, inputs, batch)
         if self.configure is not None:
             self.log.begin()
             self.configure(config)
@@ -180,21 +183,21 @@ class _Job:
             counts = f"{network.num_layers} layers, {network.num_inputs} inputs and {network.num_outputs} outputs"
             raise self._refused("cannot use", f"the graph has {counts}")
 
-    def _add_profile(self, builder: Any, config: Any, inputs: tuple[TensorSpec, ...]) -> None:
+    def _add_profile(self, builder: Any, config: Any, inputs: tuple[TensorSpec, ...], batch: BatchRange) -> None:
         profile = builder.create_optimization_profile()
         for spec in inputs:
             if not spec.shape or "N" in spec.shape[1:]:
                 raise self._refused("cannot use", f"input {spec} needs a batch axis first, and no other dynamic axis")
-            sizes = (self.batch.min, self.batch.opt, self.batch.max)
+            sizes = (batch.min, batch.opt, batch.max)
             if spec.shape[0] != "N" and set(sizes) != {spec.shape[0]}:
                 raise UsageError(
-                    f"{shown(self.source)} has a fixed batch of {spec.shape[0]}, and {self.batch} was asked for",
+                    f"{shown(self.source)} has a fixed batch of {spec.shape[0]}, and {batch} was asked for",
                     f"give --batch {spec.shape[0]}, or export with a dynamic batch",
                 )
             profile.set_shape(spec.name, *((size, *spec.item_shape) for size in sizes))
         self.log.begin()
         if config.add_optimization_profile(profile) < 0:
-            raise self._refused(f"refuses the batch range {self.batch} for", self.log.cause(), "try another --batch")
+            raise self._refused(f"refuses the batch range {batch} for", self.log.cause(), "try another --batch")
 
 
 def network_flags(library: Any) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Any
 
 import msgspec
@@ -261,15 +262,22 @@ def _check_sense(manifest: Manifest, data: bytes, what: str) -> None:
     )
     for variant in manifest.variants:
         check(variant.precision in manifest.thresholds, f"has no thresholds for {variant.precision}")
-        tf32 = (
-            variant.precision is Precision.TF32
-        )  # which nothing in a graph says, so a file could hide behind its limits
+        # Nothing in a graph says TF32, so a file could hide behind its limits.
+        tf32 = variant.precision is Precision.TF32
         check(not tf32 or variant.build is not None, f"says of {variant.name} what only engines are: tf32")
+        check(_is_one_range(variant), f"lists profiles of {variant.name} that are not its batch range")
     classes = manifest.spec.classes
     check(len(manifest.labels) in (0, classes), f"has {len(manifest.labels)} labels for {classes} classes")
     side, channels = manifest.preprocess.crop, manifest.preprocess.channels
     wanted = {"uint8": (side, side, channels), "float32": (channels, side, side)}.get(manifest.input.dtype)
     check(wanted == manifest.input.item_shape, f"has the input {manifest.input}, which its preprocessing does not make")
+
+
+def _is_one_range(variant: Variant) -> bool:
+    """Whether its profiles follow each other, and are all of its batch sizes."""
+    profiles = variant.profiles
+    follow = all(after.min == before.max + 1 for before, after in pairwise(profiles))
+    return follow and (profiles[0].min, profiles[-1].max) == (variant.batch.min, variant.batch.max)
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

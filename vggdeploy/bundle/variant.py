@@ -51,7 +51,10 @@ class BuildRecord(Record, frozen=True, kw_only=True):
 
     ``gpu`` and ``driver`` (the CUDA version that it supports) are those the library tuned the engine on; empty for an
     engine that was built for its ``targets`` without one. ``options`` hold the batch range and what was asked for beside
-    the defaults. ``graph_batches`` are the batch sizes that a session captures as CUDA graphs.
+    the defaults. ``graph_batches`` are the batch sizes that a session captures as CUDA graphs. ``profiles`` are the ranges of
+    batch sizes with kernels of their own, ascending; empty in bundles from before an engine could have several. ``scratch``
+    has for each of them the bytes of GPU memory that a context computes in, as the engine says; empty where no GPU was there
+    to ask it.
     """
 
     library: str
@@ -64,6 +67,8 @@ class BuildRecord(Record, frozen=True, kw_only=True):
     gpu: str = ""
     driver: str = ""
     graph_batches: tuple[int, ...] = ()
+    profiles: tuple[BatchRange, ...] = ()
+    scratch: tuple[int, ...] = ()
     rebuilds: RebuildSpread | None = None
     sparse: SparseKernels | None = None
 
@@ -142,6 +147,11 @@ class Variant(Record, frozen=True, kw_only=True):
     parity: ParityRecord | None = None
     distances: tuple[Distance, ...] = ()
     measured: tuple[Measurement, ...] = ()
+
+    @property
+    def profiles(self) -> tuple[BatchRange, ...]:
+        """The ranges of batch sizes with kernels of their own, in the engine's order; of other variants the one range."""
+        return (self.build.profiles if self.build else ()) or (self.batch,)
 
     @property
     def verdict(self) -> Verdict:

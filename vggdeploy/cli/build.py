@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vggdeploy.build.engines import BuildReport
     from vggdeploy.build.request import BuildPlan
     from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, SparseKernels, Variant
+    from vggdeploy.types import BatchRange
 
 
 def build(
@@ -34,7 +35,12 @@ def build(
         ),
     ] = "fp16",
     batch: Annotated[
-        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine. Default: the ONNX variant's.")
+        str | None,
+        typer.Option(
+            metavar="N,N…|MIN:OPT:MAX",
+            help="Batch sizes that the engine is tuned for, each with a profile of its own, or one profile for a range. "
+            "Default: 1, 8, 64 and the largest of the ONNX variant.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
@@ -80,6 +86,12 @@ def build(
             "those of another checkpoint.",
         ),
     ] = None,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--weight-streaming", help="Let sessions keep a part of the weights in the host's memory (weight_budget)."
+        ),
+    ] = False,
     cuda_graph_batches: Annotated[
         str | None, typer.Option(metavar="N,N…", help="Batch sizes that a session captures as CUDA graphs.")
     ] = None,
@@ -94,13 +106,14 @@ def build(
     """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
     from vggdeploy.build.choice import choose_engine
     from vggdeploy.build.options import BuildOptions, parse_size
+    from vggdeploy.build.profiles import parse_profiles
     from vggdeploy.build.request import BuildPlan, make_request
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.options import split_numbers
     from vggdeploy.errors import unknown_name
     from vggdeploy.runtime.registry import get_engine
     from vggdeploy.system.machine import memory_kept
-    from vggdeploy.types import BatchRange, Device, Precision
+    from vggdeploy.types import Device, Precision
 
     options = BuildOptions(
         workspace=parse_size(workspace) if workspace is not None else None,
@@ -110,6 +123,7 @@ def build(
         version_compatible=version_compatible,
         sparse=sparse,
         strip=strip.strip().lower() if strip else None,
+        weight_streaming=weight_streaming,
         graph_batches=tuple(split_numbers(cuda_graph_batches)) if cuda_graph_batches is not None else (),
     )
     opened = Bundle.open(bundle, only=())  # what the build reads is checked when it reads it
@@ -122,7 +136,7 @@ def build(
     plan = BuildPlan(
         engine=choice.backend.name if choice else get_engine(engine or "").name,
         precision=Precision(wanted),
-        batch=BatchRange.parse(batch) if batch is not None else None,
+        profiles=parse_profiles(batch) if batch is not None else None,
         targets=gpus,
         options=options,
         device=choice.device if choice else where,
@@ -170,9 +184,14 @@ def _show(variant: Variant, record: BuildRecord, made: str = "") -> None:
     from vggdeploy.runtime.registry import library_title
 
     library = escape(f"{library_title(record.library)} {record.version}")  # TensorRT for RTX 1.7.1.116
-    render.out.print(f"[bold]{escape(variant.name)}[/]: {made}{library}, batch {variant.batch}")
+    batches = ", ".join(map(_sizes, variant.profiles)) if len(variant.profiles) > 1 else str(variant.batch)
+    render.out.print(f"[bold]{escape(variant.name)}[/]: {made}{library}, batch {batches}")
     for name, text in facts(variant, record):
         render.out.print(f"  {name:<10} {escape(text)}")
+
+
+def _sizes(profile: BatchRange) -> str:
+    return str(profile.max) if profile.min == profile.max else f"{profile.min}–{profile.max}"
 
 
 def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:
@@ -188,6 +207,8 @@ def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:
         yield "precision", precision_text(variant.proof)
     if record.sparse is not None:
         yield "sparse", sparse_text(record.sparse)
+    if record.scratch:
+        yield "memory", memory_text(variant, record.scratch)
     if record.rebuilds is not None:
         yield "rebuilds", spread_text(record.rebuilds)
 
@@ -199,6 +220,15 @@ def sparse_text(sparse: SparseKernels) -> str:
     else:
         said = f"by the library's log {sparse.eligible} eligible (fused layers count once), {sparse.chosen} with sparse kernels"
     return f"{len(sparse.layers)} layers are 2:4; {said}"
+
+
+def memory_text(variant: Variant, scratch: Sequence[int]) -> str:
+    """What a context computes in on the GPU, by the largest batch that it is to take."""
+    parts = [
+        f"{render.size_text(size)} up to {profile.max}"
+        for size, profile in zip(scratch, variant.profiles, strict=False)
+    ]
+    return f"each context, beside the weights and its buffers, for batches: {', '.join(parts)}"
 
 
 def precision_text(proof: PrecisionProof) -> str:

@@ -238,7 +238,7 @@ def _build_to(engine: Backend, path: Path, home: Path, *, here: Device | None) -
         names = DEFAULT_TARGETS if here is None else [cuda.find_gpu(here).capability]
         targets = resolve_targets(library, names)
         configure = partial(set_targets, library, targets=targets)
-    return build_engine(library, onnx, path, precision=Precision.FP32, batch=_BATCH, configure=configure)
+    return build_engine(library, onnx, path, precision=Precision.FP32, profiles=[_BATCH], configure=configure)
 
 
 def _build(engine: Backend, home: Path) -> str:

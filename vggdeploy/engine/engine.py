@@ -226,7 +226,7 @@ class Engine:
             need_scores(manifest)
             answers = [
                 predictions(manifest, row, top)
-                for outputs in _batches(held.opened, images)
+                for outputs in _batches(held.opened, images, self._options.batch)
                 for row in probabilities(outputs)
             ]
         return answers[0] if _is_one(images) else answers
@@ -258,14 +258,14 @@ class Engine:
         """
         with self._holder.use() as held:
             vectors = embedding(held.opened.bundle.manifest.outputs, output, pool=pool, normalise=normalise)
-            parts = [vectors(outputs) for outputs in _batches(held.opened, images)]
+            parts = [vectors(outputs) for outputs in _batches(held.opened, images, self._options.batch)]
         return np.concatenate([vectors.empty(), *parts])
 
 
-def _batches(opened: OpenVariant, images: Any) -> Iterator[dict[str, Array]]:
-    manifest = opened.bundle.manifest
+def _batches(opened: OpenVariant, images: Any, wanted: int | None) -> Iterator[dict[str, Array]]:
+    manifest, sizes = opened.bundle.manifest, opened.variant.batch
     rest = iter([images] if _is_one(images) else images)
-    while batch := list(islice(rest, opened.variant.batch.opt)):
+    while batch := list(islice(rest, min(wanted or sizes.opt, sizes.max))):
         yield run_batch(opened.session, graph_input(manifest, prepare_batch(batch, manifest.preprocess)))
 
 
@@ -303,6 +303,7 @@ def load(
     verify: str = "first-load",
     rebuild: bool | OnProgress = False,
     trust: Trust | None = None,
+    batch: int | None = None,
 ) -> Engine:
     """Open a bundle and the fastest variant of it that is proven and runs here.
 
@@ -323,11 +324,13 @@ def load(
             called meanwhile with the share that is done, 0 to 1, and the name of the phase.
         trust: whose signature the bundle must have; it is checked before anything else is read. The policy that
             ``VGGDEPLOY_POLICY`` names is heeded in any case, and what is given here comes on top of it.
+        batch: how many images you will mostly give at a time: of several engines the one that is tuned for it is taken,
+            and longer lists of images are cut into batches of that size. Any number of images can be given.
 
     Raises:
         BundleError: no bundle, or a damaged one; SignatureError, when no trusted key signed it.
         IncompatibleError: nothing in it runs here; the cause names what does not fit or is missing.
         ParityError: what was asked for does not compute what was trained.
     """
-    options = LoadOptions(backend, variant, device, threads, verify, rebuild, trust)
+    options = LoadOptions(backend, variant, device, threads, verify, rebuild, trust, batch)
     return Engine(open_best(path, options), options)

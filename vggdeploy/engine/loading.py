@@ -54,6 +54,11 @@ class LoadOptions:
     verify: str = "first-load"
     rebuild: bool | OnProgress = False
     trust: Trust | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"the batch cannot be {self.batch}", "give how many images come at a time, for example 8")
 
     @property
     def where(self) -> Device | None:
@@ -76,7 +81,8 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
         if opened is not None:
             return opened
     refused: list[str] = []
-    for candidate in select(bundle, backend=options.backend, variant=options.variant, device=where):
+    candidates = select(bundle, backend=options.backend, variant=options.variant, device=where, batch=options.batch)
+    for candidate in candidates:
         on = where or default_device(backend_for(candidate))
         try:
             count = options.threads if options.threads is not None else measured_threads(candidate)
@@ -203,7 +209,7 @@ def rebuild_engine(
     plan = BuildPlan(
         engine=variant.format,
         precision=variant.precision,
-        batch=variant.batch,
+        profiles=variant.profiles,
         options=BuildOptions.from_record(old.options, old.graph_batches),
         device=device,
     )

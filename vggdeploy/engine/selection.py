@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from math import ceil
 
 from vggdeploy.bundle import REFERENCE, Bundle, Measurement, Variant
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError
@@ -44,8 +45,14 @@ class Choice:
         return self.standing is Standing.USABLE
 
 
-def choices(bundle: Bundle, *, backend: str = "auto", device: Device | None = None) -> list[Choice]:
-    """Every variant of the bundle with its standing here: usable ones first, fastest first."""
+def choices(
+    bundle: Bundle, *, backend: str = "auto", device: Device | None = None, batch: int | None = None
+) -> list[Choice]:
+    """Every variant of the bundle with its standing here: usable ones first, fastest first.
+
+    Args:
+        batch: how many images come at a time. Default: one, or any number.
+    """
     wanted = None if backend == "auto" else get_backend(backend)
     here = fingerprint()
     found = []
@@ -60,7 +67,7 @@ def choices(bundle: Bundle, *, backend: str = "auto", device: Device | None = No
         elif variant.verdict is Verdict.FAIL:
             found.append(Choice(variant, Standing.FAILED_PARITY, "it failed parity", "run: vggdeploy verify"))
         else:
-            found.append(Choice(variant, Standing.USABLE, *_grounds(variant, here, where.device)))
+            found.append(Choice(variant, Standing.USABLE, *_grounds(variant, here, where.device, batch)))
     return sorted(found, key=lambda c: (not c.usable, c.rank))
 
 
@@ -72,7 +79,7 @@ def _refusal(variant: Variant, reason: str, device: Device | None) -> str:
     return reason if wrong is None or wrong.cause == reason else f"{reason}; {wrong.cause}"
 
 
-def _grounds(variant: Variant, machine: str, device: str) -> tuple[str, str, tuple[float, ...]]:
+def _grounds(variant: Variant, machine: str, device: str, batch: int | None) -> tuple[str, str, tuple[float, ...]]:
     """Reason, fix and rank of a usable variant: measured here before assumed.
 
     Every verdict that gets here is as good: a variant that is not decided keeps its distances, and one that never ran
@@ -87,14 +94,15 @@ def _grounds(variant: Variant, machine: str, device: str) -> tuple[str, str, tup
     # Of engines that fit alike the one for the fewest GPUs: code that serves more of them is slower on some.
     targets = len(variant.build.targets) if variant.build else 0
     # On a CPU INT8 is faster than FP32 in whatever library; on a GPU an engine is faster than a graph in whatever precision.
-    assumed = (precision, kind, float(targets)) if on_cpu else (kind, precision, float(targets))
+    fits = _fitness(variant, batch)
+    assumed = (precision, kind, *fits, float(targets)) if on_cpu else (kind, precision, *fits, float(targets))
     if variant.build:
         proof = f"{proof}, built by {variant.build.version} for {', '.join(variant.build.targets)}"
     if variant.name == REFERENCE:
         proof = "the reference"
-    best = _best(variant, machine)
+    best = _best(variant, machine, batch)
     if best:
-        return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (0.0, best.p50_ms)
+        return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (0.0, _duration(best, batch))
     return f"{proof}, not measured here", "", (1.0, *assumed)
 
 
@@ -104,9 +112,32 @@ def measured_threads(variant: Variant) -> int | None:
     return best.threads if best and best.threads < usable_cores() else None
 
 
-def _best(variant: Variant, machine: str) -> Measurement | None:
+def _best(variant: Variant, machine: str, batch: int | None = None) -> Measurement | None:
     times = [m for m in variant.measured if m.machine == machine]
-    return min(times, key=lambda m: (m.batch, m.p50_ms), default=None)
+    if batch is None:
+        return min(times, key=lambda m: (m.batch, m.p50_ms), default=None)
+    return min(times, key=lambda m: _duration(m, batch), default=None)
+
+
+def _duration(measured: Measurement, batch: int | None) -> float:
+    """Milliseconds that ``batch`` images take in batches of the size that was measured, the last one filled up."""
+    return measured.p50_ms * ceil((batch or 1) / measured.batch)
+
+
+def _fitness(variant: Variant, batch: int | None) -> tuple[float, ...]:
+    """How well an engine's batch sizes serve what is wanted, less being better; all other variants are alike.
+
+    Of engines that take a batch the one that is tuned closest to it, then the one that is tuned for it alone. Without a
+    batch: one that takes single images, then the one that is tuned for more sizes, then the one that takes larger batches.
+    """
+    profiles = variant.profiles
+    if variant.build is None:
+        return (0.0, 0.0, 0.0)
+    if batch is None:
+        return (float(profiles[0].min > 1), -float(len(profiles)), -float(profiles[-1].max))
+    outside = max(0, profiles[0].min - batch, batch - profiles[-1].max)
+    closest = min(profiles, key=lambda p: (not p.min <= batch <= p.max, abs(p.opt - batch)))
+    return (float(outside), float(abs(closest.opt - batch)), float(closest.max - closest.min))
 
 
 def unfit(
@@ -131,9 +162,17 @@ def unfit(
 
 
 def select(
-    bundle: Bundle, *, backend: str = "auto", variant: str | None = None, device: Device | None = None
+    bundle: Bundle,
+    *,
+    backend: str = "auto",
+    variant: str | None = None,
+    device: Device | None = None,
+    batch: int | None = None,
 ) -> list[Variant]:
     """The usable variants, best first; never empty.
+
+    Args:
+        batch: how many images come at a time. Default: one, or any number.
 
     Raises:
         IncompatibleError: nothing asked for runs here.
@@ -153,7 +192,7 @@ def select(
         if not where.runs:
             raise IncompatibleError(f"{variant} cannot run here: {where.reason}", where.fix)
         return [chosen]
-    found = choices(bundle, backend=backend, device=device)
+    found = choices(bundle, backend=backend, device=device, batch=batch)
     usable = [c.variant for c in found if c.usable]
     if usable:
         return usable

@@ -117,13 +117,17 @@ def model_config(
         for index, spec in enumerate(manifest.outputs)
     ]
     config: Message = [("name", name), ("platform", platform), ("max_batch_size", max_batch), *inputs, *outputs]
-    config.append(("instance_group", [("count", instances), ("kind", Word(kind))]))
+    # Without a list an instance would stay on the first profile; of those that are named Triton takes the one that fits.
+    several = range(len(variant.profiles)) if len(variant.profiles) > 1 else ()
+    profiles: Message = [("profile", str(index)) for index in several]
+    config.append(("instance_group", [("count", instances), ("kind", Word(kind)), *profiles]))
     config.append(("default_model_filename", next(iter(files))))
     if variant.format == "tensorrt":
         config += map_field("cc_model_filenames", [(c, file) for file, v in files.items() for c in capabilities(v)])
     if max_batch > 1:
         # A preferred size is sent at once, so it pays only where a batch of that size is the fast one.
-        preferred = [variant.batch.opt] if variant.format == "tensorrt" and 1 < variant.batch.opt <= max_batch else []
+        tuned = [profile.opt for profile in variant.profiles] if variant.format == "tensorrt" else []
+        preferred = [size for size in tuned if 1 < size <= max_batch]
         batching: Message = [("preferred_batch_size", size) for size in preferred]
         config.append(("dynamic_batching", [*batching, ("max_queue_delay_microseconds", QUEUE_DELAY_US)]))
     config += [("model_warmup", _warmup(manifest, variant, size)) for size in sizes_to_warm(variant, max_batch)]
@@ -155,10 +159,8 @@ def _files(variants: Sequence[Variant]) -> dict[str, Variant]:
             "only TensorRT engines go together in one model of Triton", "name one variant, and package twice"
         )
     first = variants[0]
-    if any((v.precision, v.batch) != (first.precision, first.batch) for v in variants):
-        raise UsageError(
-            "engines of one model need the same precision and the same batch range", "name those that agree"
-        )
+    if any((v.precision, v.profiles) != (first.precision, first.profiles) for v in variants):
+        raise UsageError("engines of one model need the same precision and the same profiles", "name those that agree")
     if len({release(v.build.version) for v in variants if v.build}) > 1:
         raise UsageError(
             "engines of one model need the same release of TensorRT, since a server has one", "name those that agree"

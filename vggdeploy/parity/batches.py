@@ -27,11 +27,14 @@ REPEAT_SECONDS = 1.0  # of a variant so slow that they would take longer
 _THREADS, _CALLS_EACH = 2, 4
 
 
-def promised(batch: BatchRange) -> tuple[int, ...]:
-    """The smallest size, an odd one, the one that a variant is optimised for, the next, and the largest."""
-    odd = (batch.min + batch.opt) // 2 | 1
-    sizes = (batch.min, odd, batch.opt, batch.opt + 1, batch.max)
-    return tuple(sorted({size for size in sizes if batch.min <= size <= batch.max}))
+def promised(*profiles: BatchRange) -> tuple[int, ...]:
+    """Of each profile the smallest size, an odd one, the one that it is optimised for, the next, and the largest."""
+    found: set[int] = set()
+    for batch in profiles:
+        odd = (batch.min + batch.opt) // 2 | 1
+        sizes = (batch.min, odd, batch.opt, batch.opt + 1, batch.max)
+        found.update(size for size in sizes if batch.min <= size <= batch.max)
+    return tuple(sorted(found))
 
 
 def fitting(manifest: Manifest, sizes: tuple[int, ...], memory: int | None = None) -> tuple[tuple[int, ...], str]:

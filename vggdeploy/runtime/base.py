@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -34,15 +35,19 @@ class GpuOptions:
     ``contexts``: how many batches run at the same time, each with buffers and scratch memory of its own; they are made
     when they are needed. ``graphs``: capture CUDA graphs. ``graph_batches``: of these batch sizes only; empty: those
     that the engine was built with, else every size that comes a second time. ``cache``: the directory of what was
-    compiled on this machine; default: in the user's cache.
+    compiled on this machine; default: in the user's cache. ``weight_budget``: bytes of the weights that stay on the GPU,
+    of an engine that was built for weight streaming; the others come from the host's memory with every batch. Default: all.
     """
 
     contexts: int = 4
     graphs: bool = True
     graph_batches: tuple[int, ...] = ()
     cache: Path | None = None
+    weight_budget: int | None = None
 
     def __post_init__(self) -> None:
+        if self.weight_budget is not None and self.weight_budget < 0:
+            raise UsageError(f"the weight budget cannot be {self.weight_budget} bytes", "give 0 or more")
         if not 1 <= self.contexts <= MAX_CONTEXTS:
             raise UsageError(f"the number of contexts cannot be {self.contexts}", f"give 1 to {MAX_CONTEXTS}")
         if any(size < 1 for size in self.graph_batches):
@@ -138,6 +143,15 @@ class Source:
     @property
     def sha256(self) -> str:
         return self.file.sha256
+
+    @property
+    def profiles(self) -> tuple[BatchRange, ...]:
+        """The ranges of batch sizes with kernels of their own, in the engine's order; the one range of any other file."""
+        return (self.build.profiles if self.build else ()) or (self.batch,)
+
+    def profile_of(self, batch: int) -> int:
+        """The number of the profile that takes a batch."""
+        return bisect_left(self.profiles, batch, key=lambda profile: profile.max)
 
     @property
     def name(self) -> str:

@@ -68,7 +68,7 @@ def prove(
     if fitness.runs:
         criteria = (limits or Limits()).over(criteria_of(bundle, variant))
         sizes, note = (
-            fitting(bundle.manifest, promised(variant.batch), memory) if variant.name != REFERENCE else ((), "")
+            fitting(bundle.manifest, promised(*variant.profiles), memory) if variant.name != REFERENCE else ((), "")
         )
         hint: Hint = "memory" if "memory" in backend_for(variant).hints else "latency"
         with open_session(bundle, variant, device=where, threads=threads, hint=hint) as session:

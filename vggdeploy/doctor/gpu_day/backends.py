@@ -100,7 +100,7 @@ def engines(arch: str) -> Iterator[NetworkRate]:
             if "cpu" in engine.builds_on:
                 targets = resolve_targets(library, [cuda.find_gpu(_CUDA).capability])
                 configure = partial(set_targets, library, targets=targets)
-            build_engine(library, onnx, path, precision=Precision.FP16, batch=_RANGE, configure=configure)
+            build_engine(library, onnx, path, precision=Precision.FP16, profiles=[_RANGE], configure=configure)
             with engine.load().SESSION(_source(network, path, Precision.FP16)) as session:
                 for batch in _BATCHES:
                     yield _rate(network, session, engine.title, Precision.FP16, batch)

@@ -141,6 +141,16 @@ def memory() -> tuple[int, int]:
     return int(free), int(total)
 
 
+def room(device: Device) -> int:
+    """Bytes that can still be taken on ``device``, which is the calling thread's GPU.
+
+    An integrated GPU shares the machine's memory, where what is not free may be a cache that gives way: all of it counts.
+    """
+    integrated = call("cudaDeviceGetAttribute", bindings().cudaDeviceAttr.cudaDevAttrIntegrated, device.index)
+    free, total = memory()
+    return total if integrated else free
+
+
 def open_stream(stack: ExitStack) -> int:
     """A stream of its own; it is destroyed when ``stack`` is closed."""
     # Non-blocking: the legacy default stream would make this one wait for every other library in the process.

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime.gpu import cuda
+from vggdeploy.runtime.gpu.context import Context
 
 MAX_GRAPHS = 8  # a lane: each one keeps a context, and memory of the driver's
-
-# One object of the library, in a list that is emptied to let go of it. A plain local variable would live on in the
-# traceback of an error, and an engine's memory on the GPU with it, for as long as somebody handles that error.
-Held = list[Any]
 
 
 class Graphs:
@@ -61,11 +57,11 @@ class Graphs:
         self._seen.add(batch)
         return again
 
-    def capture(self, batch: int, prepare: Callable[[Held], None], enqueue: Callable[[Held], None]) -> bool:
+    def capture(self, batch: int, prepare: Callable[[ExitStack], Context], enqueue: Callable[[Context], None]) -> bool:
         """Run a batch of a size that is `wanted`, and capture the same work.
 
         Args:
-            prepare: puts a context that is set to this size into the list. It lives as long as the graph.
+            prepare: makes a context that is set to this size; the stack closes it. It lives as long as the graph.
             enqueue: puts the work into the stream, with that context.
 
         Returns:
@@ -73,21 +69,19 @@ class Graphs:
             reason, and the size goes on without a graph. A failed capture is no error either.
         """
         kept = ExitStack()
-        held: Held = []
-        kept.callback(held.clear)
         try:
-            prepare(held)
+            context = prepare(kept)
         except VggdeployError as error:  # no memory for it, usually; the context that is there serves this size too
             kept.close()
             self.refused[batch] = error.cause
             return False
         try:
-            enqueue(held)  # TensorRT settles its state for new shapes here, which a capture must not contain
+            enqueue(context)  # TensorRT settles its state for new shapes here, which a capture must not contain
         except BaseException as error:  # the batch's own: the size is tried again with the next one
             cuda.release(lambda: self._discard(kept), error)
             raise
         try:
-            self._ready[batch] = self._captured(kept, lambda: enqueue(held))
+            self._ready[batch] = self._captured(kept, lambda: enqueue(context))
         except VggdeployError as error:
             self.refused[batch] = error.cause
             self._discard(kept)

@@ -6,14 +6,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from threading import Lock
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vggdeploy.errors import VggdeployError
 from vggdeploy.runtime.base import Array, Source
 from vggdeploy.runtime.gpu import cuda
-from vggdeploy.runtime.gpu.graphs import Graphs, Held
+from vggdeploy.runtime.gpu.context import Context, Contexts, Scratch
+from vggdeploy.runtime.gpu.graphs import Graphs
 from vggdeploy.system.ranges import ranged
 
 T = TypeVar("T")
@@ -22,19 +23,11 @@ _MAX_BORROWED = 8  # batches between arrays on the GPU that are under way: more 
 CLOSED = ("the session is closed", "use it inside its 'with' block")
 
 
-class Contexts(Protocol):
-    """Makes the execution contexts of an engine. All contexts of a lane work in the same ``scratch`` memory."""
-
-    captures: bool
-
-    def scratch_size(self) -> int: ...
-    def new_context(self, scratch: int) -> Any: ...
-    def mark(self) -> int: ...
-    def failed(self, what: str, since: int) -> VggdeployError: ...
-
-
 class Lane:
     """Stream, contexts, pinned host buffers and device buffers for the largest batch. One thread at a time.
+
+    It has a context for each profile that was used, and one for each captured graph. Their work comes one after the other in
+    the lane's stream, so all of them compute in the same scratch memory, which grows with the batches that come.
 
     Whoever uses it holds ``lock``. `close` frees all of it, and may be called twice.
     """
@@ -45,10 +38,7 @@ class Lane:
         self._source = source
         self._specs = (*source.inputs, *source.outputs)
         self._stack = ExitStack()
-        self._held: Held = []
-        self._mark = 0
-        self._batch = 0  # what the context is set to; 0 while it may be half set
-        self._own_buffers = False  # whether the context works on the lane's buffers
+        self._own: dict[int, Context] = {}  # by profile
         self._busy = False
         self._borrowed: deque[tuple[cuda.Event, Any]] = deque()
         self._host: dict[str, Array] = {}
@@ -63,10 +53,9 @@ class Lane:
     def _open(self, stack: ExitStack) -> None:
         source, contexts = self._source, self._contexts
         self.stream = cuda.open_stream(stack)
-        size = contexts.scratch_size()
-        self._scratch = cuda.device_memory(stack, size) if size else 0
+        self._scratch = Scratch(stack.enter_context(ExitStack()), source)
         stack.callback(self._drop)
-        self._held.append(contexts.new_context(self._scratch))
+        self._context(source.batch.min)
         for spec in self._specs:
             self._host[spec.name] = cuda.pinned_array(stack, (source.batch.max, *spec.item_shape), spec.dtype)
             self._device[spec.name] = cuda.device_memory(stack, self._host[spec.name].nbytes)
@@ -76,13 +65,22 @@ class Lane:
             enabled=source.gpu.graphs and contexts.captures,
             batches=source.gpu.graph_batches or (source.build.graph_batches if source.build else ()),
         )
-        self._bind(self._held, self._device)
-        self._own_buffers = True
         stack.callback(cuda.wait, self.stream)  # comes first: nothing is freed under work that is still under way
 
     def _drop(self) -> None:
-        self._held.clear()
+        while self._own:
+            self._own.popitem()[1].close()
         self._borrowed.clear()
+
+    def _context(self, batch: int) -> Context:
+        """The lane's own context for batches of that size, made when it is first asked for."""
+        profile = self._source.profile_of(batch)
+        if profile not in self._own:
+            self._own[profile] = self._new_context(profile)
+        return self._own[profile]
+
+    def _new_context(self, profile: int) -> Context:
+        return Context(self._contexts, self._source, profile, self._scratch, self.stream)
 
     @property
     def captures(self) -> bool:
@@ -91,30 +89,13 @@ class Lane:
 
     @property
     def closed(self) -> bool:
-        return not self._held
+        return not self._own
 
     def close(self) -> None:
         with self.lock:
             self._host.clear()
             self._device.clear()
             self._stack.close()
-
-    def _bind(self, held: Held, addresses: Mapping[str, int]) -> None:
-        for spec in self._specs:
-            if not held[0].set_tensor_address(spec.name, addresses[spec.name]):
-                raise self._failed(f"TensorRT refused the buffer of '{spec.name}'")
-
-    def _shape(self, held: Held, batch: int) -> None:
-        for spec in self._source.inputs:
-            if not held[0].set_input_shape(spec.name, (batch, *spec.item_shape)):
-                raise self._failed(f"TensorRT refused a batch of {batch}")
-
-    def _set(self, batch: int) -> None:
-        """Set the lane's own context to a batch size, where it is not yet."""
-        if batch != self._batch:
-            self._batch = 0
-            self._shape(self._held, batch)
-            self._batch = batch
 
     def settle(self) -> None:
         """Wait until nothing is under way, so that the host's buffers may be touched."""
@@ -131,7 +112,6 @@ class Lane:
         """
         if self.closed:
             raise VggdeployError(*CLOSED)
-        self._mark = self._contexts.mark()
         cuda.use(self._source.device)
 
     @ranged("stage")
@@ -150,30 +130,25 @@ class Lane:
         if self.graphs.replay(batch):
             return
         if self.graphs.wanted(batch) and self.graphs.capture(
-            batch, lambda held: self._prepare(held, batch), lambda held: self._enqueue(held, batch)
+            batch, lambda stack: self._prepare(stack, batch), lambda context: self._enqueue(context, batch)
         ):
             return
-        self.use_own_buffers()
-        self._set(batch)
-        self._enqueue(self._held, batch)
+        self._enqueue(self._set(batch, self._device), batch)
 
-    def _prepare(self, held: Held, batch: int) -> None:
-        held.append(self._contexts.new_context(self._scratch))
-        self._bind(held, self._device)
-        self._shape(held, batch)
+    def _prepare(self, stack: ExitStack, batch: int) -> Context:
+        context = self._new_context(self._source.profile_of(batch))
+        stack.callback(context.close)
+        context.set(batch, self._device)
+        return context
 
-    def _failed(self, what: str) -> VggdeployError:
-        return self._contexts.failed(what, self._mark)
+    def _set(self, batch: int, addresses: Mapping[str, int]) -> Context:
+        context = self._context(batch)
+        context.set(batch, addresses)
+        return context
 
-    def use_own_buffers(self) -> None:
-        """Point the context at the lane's buffers again, after a batch between arrays that others own."""
-        if not self._own_buffers:
-            self._bind(self._held, self._device)
-            self._own_buffers = True
-
-    def _enqueue(self, held: Held, batch: int) -> None:
+    def _enqueue(self, context: Context, batch: int) -> None:
         self.copy_in(batch)
-        self._execute(held)
+        context.execute()
         self.copy_out(batch)
 
     def copy_in(self, batch: int) -> None:
@@ -183,14 +158,7 @@ class Lane:
     def execute(self, batch: int) -> None:
         """Put the computation alone into the stream, on what is in the device's buffers."""
         self._busy = True
-        self.use_own_buffers()
-        self._set(batch)
-        self._execute(self._held)
-
-    def _execute(self, held: Held) -> None:
-        if not held[0].execute_async_v3(self.stream):
-            self._batch = 0
-            raise self._failed("TensorRT did not run the batch")
+        self._set(batch, self._device).execute()
 
     def copy_out(self, batch: int) -> None:
         for spec in self._source.outputs:
@@ -203,18 +171,16 @@ class Lane:
         return {spec.name: self._host[spec.name][:batch].copy() for spec in self._source.outputs}
 
     def look(self, batch: int, describe: Callable[[Any], T]) -> T:
-        """What ``describe`` says of the lane's context, which is set to this batch size: nothing is run."""
-        self._set(batch)
-        return describe(self._held[0])
+        """What ``describe`` says of the library's context for this batch size, set to it: nothing is run."""
+        return describe(self._set(batch, self._device).held[0])
 
-    def report(self) -> None:
-        """Have the layers of the batch that is done reported to the context's profiler.
+    def report(self, batch: int) -> None:
+        """Have the layers of the batch that is done reported to its context's profiler.
 
         Raises:
             VggdeployError: the library cannot tell them.
         """
-        if not self._held[0].report_to_profiler():
-            raise self._failed("TensorRT did not report the times of its layers")
+        self._context(batch).report()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """One batch from host arrays to host arrays."""
@@ -232,11 +198,9 @@ class Lane:
         while self._borrowed and (len(self._borrowed) >= _MAX_BORROWED or self._borrowed[0][0].happened()):
             self._borrowed[0][0].wait()
             self._borrowed.popleft()
-        self._own_buffers = False
-        self._bind(self._held, addresses)
-        self._set(batch)
+        context = self._set(batch, addresses)
         self._busy = True
-        self._execute(self._held)
+        context.execute()
         done = cuda.Event()
         done.record(self.stream)
         self._borrowed.append((done, keep))

@@ -22,12 +22,12 @@ class Pool:
     """Lanes, made by ``make`` when all others are at work, up to ``limit``.
 
     A further lane for which the GPU has no memory, or the library no context, is no error: the pool stays at the size it
-    has, and `refused` says so. That there is not even room for the first is one.
+    has, and `refused` says so, from the start where that was foreseen. That there is not even room for the first is one.
     """
 
-    def __init__(self, make: Callable[[], Lane], limit: int) -> None:
+    def __init__(self, make: Callable[[], Lane], limit: int, *, refused: str = "") -> None:
         self.limit = limit
-        self.refused = ""
+        self.refused = refused
         self._make = make
         self._lock = Lock()
         self._lanes: list[Lane] = []

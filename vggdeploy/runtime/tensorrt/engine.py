@@ -25,11 +25,11 @@ _AGAIN = "build it again: vggdeploy build BUNDLE"
 class LoadedEngine:
     """The library's logger, runtime and engine. The library's objects are reached only through here.
 
-    A subclass says how a context is made, and whether CUDA graphs are captured by us (``captures``).
+    A subclass says how a context is made, and whether CUDA graphs are captured by us (``may_capture``).
     """
 
     engine_name: ClassVar[str] = "tensorrt"
-    captures = True
+    may_capture: ClassVar[bool] = True
 
     def __init__(self, library: Any, source: Source) -> None:
         self.library = library
@@ -40,6 +40,12 @@ class LoadedEngine:
         self.runtime: Any = None
         self.loader_runtime: Any = None  # what loaded ``runtime``, where that is of another release than the library
         self.engine: Any = None
+        self.streams_weights = False
+
+    @property
+    def captures(self) -> bool:
+        """Whether we capture CUDA graphs. Of an engine that copies its weights from the host with every batch we do not."""
+        return self.may_capture and not self.streams_weights
 
     def load(self, file: SealedFile) -> None:
         """Deserialise the bytes, of which the library makes the only copy.
@@ -58,6 +64,7 @@ class LoadedEngine:
             with self.source.weights() as onnx:
                 refit(self.library, self.engine, self.logger, self.log, onnx)
         self._check_tensors()
+        self._set_weight_budget()
 
     def _load_lean(self) -> None:
         """For a version-compatible engine of an older release: that release's lean runtime, which runs it."""
@@ -84,37 +91,47 @@ class LoadedEngine:
         self.loader_runtime = None
         self.logger = None
 
-    def scratch_size(self) -> int:
-        """Bytes of GPU memory that a context computes in, for the largest batch; 0 when it brings its own."""
-        return int(self.engine.device_memory_size_v2)
+    def scratch_size(self, profile: int) -> int:
+        """Bytes of GPU memory that a context of that profile computes in, for its largest batch."""
+        return int(self.engine.get_device_memory_size_for_profile_v2(profile))
 
-    def new_context(self, scratch: int) -> Any:
-        """An execution context that computes in the memory at ``scratch``.
+    def new_context(self, profile: int, scratch: int, stream: int) -> Any:
+        """An execution context that computes batches of that profile in ``stream``, in the memory at ``scratch``.
 
         Raises:
             IncompatibleError: the library cannot make one.
+            VggdeployError: it refuses the profile.
         """
+        since = self.log.mark()
         with no_collection(collect=False):
-            context = self._made(lambda: self.create_context(scratch), "prepare the engine (GPU memory?)")
+            context = self._made(self.create_context, "prepare the engine (GPU memory?)")
+            try:
+                # What a profile needs on the GPU may be copied in that stream: the one that its batches run in. A new context
+                # is on the first profile.
+                if profile and not context.set_optimization_profile_async(profile, stream):
+                    raise self.failed(f"{title(self.library)} refused profile {profile} of {self.source.name}", since)
+                if scratch:
+                    context.set_device_memory(scratch, self.scratch_size(profile))
+                self._watch(context)
+                return context
+            finally:
+                del context  # it would live on in the traceback
+
+    def _watch(self, context: Any) -> None:
         if self.times is not None:
             self.times.attach(context)
         elif not asked():
             # Engines are built with all details. At run time they only name NVTX ranges, and make each launch longer
             # (so TensorRT's documentation of this property says).
             context.nvtx_verbosity = self.library.ProfilingVerbosity.NONE
-        return context
 
     def kernels(self) -> list[tuple[Kernel, ...]]:
         """See `vggdeploy.runtime.base.ProfiledSession`; of an engine that was loaded to be profiled."""
         return self.times.kernels(inspected(self.library, self.engine)) if self.times is not None else []
 
-    def create_context(self, scratch: int) -> Any:
-        """None when the library cannot make one."""
-        strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self.engine.create_execution_context(strategy)
-        if context is not None and scratch:
-            context.set_device_memory(scratch, self.scratch_size())
-        return context
+    def create_context(self) -> Any:
+        """A context without memory of its own; None when the library cannot make one."""
+        return self.engine.create_execution_context(self.library.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def mark(self) -> int:
         """Where a step starts, for `failed`."""
@@ -135,8 +152,25 @@ class LoadedEngine:
             )
         return created
 
+    def _set_weight_budget(self) -> None:
+        """Leave a part of the weights in the host's memory, where that was asked for. No context may exist yet."""
+        asked, name = self.source.gpu.weight_budget, self.source.name
+        if asked is None:
+            return
+        streamable = int(self.engine.streamable_weights_size)
+        if not streamable:
+            raise IncompatibleError(
+                f"{name} was not built for weight streaming, and a weight budget was given",
+                "leave the budget out, or build it again: vggdeploy build BUNDLE --weight-streaming",
+            )
+        budget, since = min(asked, streamable), self.log.mark()
+        self.engine.weight_streaming_budget_v2 = budget
+        if int(self.engine.weight_streaming_budget_v2) != budget:  # the setter does not say whether it was heeded
+            raise self.failed(f"{title(self.library)} did not take a weight budget of {budget} bytes for {name}", since)
+        self.streams_weights = budget < streamable
+
     def _check_tensors(self) -> None:
-        """The engine has to have the inputs, outputs and batch range of the manifest: buffers are sized by them."""
+        """The engine has to have the inputs, outputs and profiles of the manifest: buffers and contexts are made by them."""
         source, engine = self.source, self.engine
         tensors: dict[bool, set[TensorSpec]] = {True: set(), False: set()}
         try:
@@ -147,12 +181,20 @@ class LoadedEngine:
                 tensors[is_input].add(_any_batch(spec))
                 if not is_input:
                     continue
-                smallest, _, largest = (shape[0] for shape in engine.get_tensor_profile_shape(name, 0))
-                if smallest > source.batch.min or largest < source.batch.max:
+                if engine.num_optimization_profiles != len(source.profiles):
                     raise BundleError(
-                        f"{source.name} takes batches of {smallest}…{largest}; the manifest says {source.batch}",
+                        f"{source.name} has {engine.num_optimization_profiles} optimisation profiles; the manifest says "
+                        f"{len(source.profiles)}",
                         _AGAIN,
                     )
+                for number, batch in enumerate(source.profiles):
+                    smallest, _, largest = (shape[0] for shape in engine.get_tensor_profile_shape(name, number))
+                    if smallest > batch.min or largest < batch.max:
+                        raise BundleError(
+                            f"profile {number} of {source.name} takes batches of {smallest}…{largest}; the manifest says "
+                            f"{batch}",
+                            _AGAIN,
+                        )
         finally:
             del engine  # it would live on in the traceback
         wanted = {_any_batch(s) for s in source.inputs}, {_any_batch(s) for s in source.outputs}

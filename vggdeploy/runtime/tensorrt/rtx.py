@@ -38,7 +38,7 @@ class RtxEngine(LoadedEngine):
     """An engine of TensorRT for RTX: the library captures graphs itself, and keeps the kernels that it compiled."""
 
     engine_name: ClassVar[str] = "tensorrt-rtx"
-    captures = False
+    may_capture: ClassVar[bool] = False
 
     def __init__(self, library: Any, source: Source) -> None:
         super().__init__(library, source)
@@ -58,7 +58,10 @@ class RtxEngine(LoadedEngine):
         library, source = self.library, self.source
         self._config = self.engine.create_runtime_config()
         strategies = library.CudaGraphStrategy
-        self._config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if source.gpu.graphs else strategies.DISABLED
+        graphs = source.gpu.graphs and not self.streams_weights
+        self._config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
+        # Else each context would take what the largest profile needs.
+        self._config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
         # LAZY would start each new batch size on fallback kernels: the first answers slow, and every benchmark wrong.
         self._config.dynamic_shapes_kernel_specialization_strategy = (
             library.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -101,10 +104,7 @@ class RtxEngine(LoadedEngine):
         self._kernels = None
         super().drop()
 
-    def scratch_size(self) -> int:
-        return 0  # one context a lane: the library may bring its memory
-
-    def create_context(self, scratch: int) -> Any:
+    def create_context(self) -> Any:
         return self.engine.create_execution_context(self._config)
 
 

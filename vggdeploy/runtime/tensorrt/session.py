@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from vggdeploy.runtime.base import Array, Availability, Kernel, Source
 from vggdeploy.runtime.gpu import cuda
 from vggdeploy.runtime.gpu.device_arrays import Borrowed, DeviceArray, allocate, borrow, check_same_batch
 from vggdeploy.runtime.gpu.lane import CLOSED, Lane
+from vggdeploy.runtime.gpu.memory import check_weights, room_for
 from vggdeploy.runtime.gpu.pool import Pending, Pool
 from vggdeploy.runtime.tensorrt.api import backend_library, no_collection
 from vggdeploy.runtime.tensorrt.engine import LoadedEngine
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_KEPT = 8  # batch sizes after which a session keeps what was compiled; for others it does so at its end
+
+
+_log = logging.getLogger("vggdeploy")
 
 
 class EngineSession:
@@ -54,9 +59,13 @@ class EngineSession:
         try:
             cuda.use(source.device)
             stack.callback(loaded.drop)
+            check_weights(source, file.size)
             with unread, no_collection():  # once the library has the bytes, ours are gone
                 loaded.load(file)
-            pool = Pool(lambda: Lane(loaded, source), source.gpu.contexts)
+            room = room_for(source, [loaded.scratch_size(profile) for profile in range(len(source.profiles))])
+            if room.note:
+                _log.warning("%s", room.note)
+            pool = Pool(lambda: Lane(loaded, source), room.contexts, refused=room.note)
             stack.callback(pool.close)
             pool.give(pool.take())  # the first lane is made here: what does not fit is said at once
         except BaseException as error:
@@ -108,7 +117,7 @@ class EngineSession:
                 self._keep(lane, batch)
             times = self._loaded.times if self._loaded is not None else None
             if times is not None:
-                lane.report()
+                lane.report(batch)
                 times.end_call()
             return results
 
