@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorrt_rtx
-from fakes.cudart import ILLEGAL_ADDRESS as ILLEGAL_ADDRESS
-from fakes.cudart import OUT_OF_MEMORY as OUT_OF_MEMORY
-from fakes.cudart import Cudart
-from fakes.cudart import real_cudart as real_cudart
+from fakes.cudart import ILLEGAL_ADDRESS, OUT_OF_MEMORY, Cudart, real_cudart  # noqa: F401  # with the library, for the tests
 
 H, W, C, CLASSES = 2, 2, 3, 4
 ITEM = H * W * C
