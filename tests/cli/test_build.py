@@ -107,3 +107,16 @@ def test_an_fp32_onnx_that_calls_itself_fp16_is_exit_code_3(tmp_path, onnx_files
     root = write_bundle(tmp_path / "false", {Precision.FP16: onnx_files[Precision.FP32]}).root
     assert run(["build", str(root)]) == 3
     assert f"{LAYERS} in fp32" in capsys.readouterr().err
+
+
+def test_profiles_and_what_a_context_of_each_computes_in_are_shown(bundle, capsys):
+    import msgspec
+
+    from vggdeploy.cli.build import facts
+
+    assert run(["build", str(bundle), "--target", "ada", "--batch", "1,8,16"]) == 0
+    shown = capsys.readouterr().out
+    assert "batch 1, 2–8, 9–16" in shown and "memory" not in shown  # no GPU was there to ask
+    variant = Bundle.open(bundle).manifest.variant("tensorrt-rtx-fp16-sm89")
+    record = msgspec.structs.replace(variant.build, scratch=(10**6, 8 * 10**6, 16 * 10**6))
+    assert dict(facts(variant, record))["memory"].endswith("1.0 MB up to 1, 8.0 MB up to 8, 16.0 MB up to 16")

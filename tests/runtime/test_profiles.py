@@ -149,7 +149,8 @@ def test_every_profile_is_compared_with_the_manifest(engine, source, profiles, c
 
 def test_what_does_not_fit_at_all_is_said_before_anything_is_taken(engine, source):
     cudart, library = engine(free=BUFFERS + SUM_BYTES - 1)
-    wanted = r"a context of model\.engine for batches up to 1 needs 512 bytes of GPU memory, and 511 bytes is free"
+    needed = BUFFERS + SUM_BYTES
+    wanted = rf"a context of model\.engine for batches up to 1 needs {needed} bytes of GPU memory, and {needed - 1} bytes is free"
     with pytest.raises(GpuMemoryError, match=wanted) as caught:
         EngineSession(several(source)).__enter__()
     assert "--batch" in caught.value.hint
@@ -184,13 +185,13 @@ def test_only_as_many_contexts_are_made_as_can_all_take_the_largest_batch(engine
 
 
 def test_a_largest_batch_that_does_not_fit_is_named_and_the_others_run(engine, source, caplog):
-    cudart, _ = engine(free=BUFFERS + SUM_BYTES * (1 + 4) + 100)
+    cudart, _ = engine(free=BUFFERS + SUM_BYTES * (1 + 4) + 10)
     with EngineSession(several(source, contexts=1)) as session:
         [record] = caplog.records
         assert "batches above 4 do not fit" in record.getMessage() and "--batch" in record.getMessage()
         run(session, 1, 4, 1, 3)
         with pytest.raises(
-            GpuMemoryError, match=r"a context for batches up to 16 needs 1,024 bytes .*100 bytes is free"
+            GpuMemoryError, match=rf"a context for batches up to 16 needs {16 * SUM_BYTES} bytes .*10 bytes is free"
         ):
             session.run({"image": pixels(16)})
         run(session, 4, 2)
