@@ -13,7 +13,7 @@ from vggdeploy.build.engines import build_into
 from vggdeploy.build.options import BuildOptions
 from vggdeploy.build.profiles import MAX_PROFILES, as_text, default_profiles, parse_profiles, short_name, up_to, whole
 from vggdeploy.build.request import BuildPlan, identity, make_request
-from vggdeploy.bundle import Bundle, update_bundle
+from vggdeploy.bundle import BuildRecord, Bundle, update_bundle
 from vggdeploy.bundle.manifest import parse_manifest, seal
 from vggdeploy.errors import BundleError, UsageError
 from vggdeploy.model.layers import summarise
@@ -167,3 +167,20 @@ def test_profiles_that_are_not_the_batch_range_are_refused(bundle, profiles):
     built = build_into(bundle, plan())
     with pytest.raises(BundleError, match=f"lists profiles of {ADA} that are not its batch range"):
         parse_manifest(as_it_was(built.bundle, ADA, profiles=profiles), where="bundle")
+
+
+def test_an_engine_without_weights_has_one_profile(library, bundle):
+    """`IBuilderConfig::addOptimizationProfile`: a refittable engine supports at most one."""
+    stripped = BuildOptions(strip="any")
+    stripped.check(library, BatchRange(1, 8, 64), 1)
+    with pytest.raises(UsageError, match="takes one profile, and 3 were asked for") as caught:
+        stripped.check(library, BatchRange(1, 8, 64), 3)
+    assert "--batch" in caught.value.hint
+
+
+def test_an_engine_without_weights_does_not_replace_the_one_that_has_them():
+    whole = BuildRecord(
+        library="tensorrt", version="11.4.0", source="onnx-fp16", source_sha256="0" * 64, targets=("sm89",), options={}, seconds=1.0
+    )  # fmt: skip
+    stripped = msgspec.structs.replace(whole, options={"strip": "any"})
+    assert identity(whole, Precision.FP16) != identity(stripped, Precision.FP16)

@@ -1,4 +1,4 @@
-"""A CUDA runtime (`fakes.cudart`) and a TensorRT in memory, for fault injection only: they count what is alive, and fail on demand.
+"""A CUDA runtime (`fakes.cudart`) and a TensorRT in memory, to inject faults: they count what is alive, and fail on demand.
 
 Enumerations, classes and constants are the real modules'; "GPU memory" is host memory, and the "engine" adds up pixels.
 Work in a stream is done late, when somebody waits for it: code that forgets to wait, or touches a buffer too early, gets
@@ -18,8 +18,8 @@ from fakes.cudart import ILLEGAL_ADDRESS, OUT_OF_MEMORY, Cudart, Work
 from fakes.network import CLASSES, ITEM, C, H, W, expected, pixels, view
 
 __all__ = [
-    "CLASSES", "ILLEGAL_ADDRESS", "ITEM", "OUT_OF_MEMORY", "C", "Cudart", "H", "Library", "W", "expected", "pixels", "real_cudart",
-    "view",
+    "CLASSES", "ILLEGAL_ADDRESS", "ITEM", "OUT_OF_MEMORY", "C", "Cudart", "H", "Library", "W", "expected", "pixels",
+    "real_cudart", "view",
 ]  # fmt: skip
 
 

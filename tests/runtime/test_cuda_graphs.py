@@ -60,7 +60,7 @@ def test_the_sizes_that_were_asked_for_are_captured_at_once_and_no_others(gpu, s
 
 def test_an_engine_that_was_built_for_graphs_of_some_sizes_captures_those(gpu, source):
     gpu()
-    build: Any = type("Record", (), {"graph_batches": (3,), "profiles": ()})()
+    build: Any = type("Record", (), {"graph_batches": (3,), "profiles": (), "options": {}})()
     with EngineSession(replace(source, build=build)) as session:
         run(session, 2, 2, 3, 3)
         assert session.pool.lanes[0].graphs.sizes == (3,)

@@ -150,7 +150,7 @@ def test_every_profile_is_compared_with_the_manifest(engine, source, profiles, c
 def test_what_does_not_fit_at_all_is_said_before_anything_is_taken(engine, source):
     cudart, library = engine(free=BUFFERS + SUM_BYTES - 1)
     needed = BUFFERS + SUM_BYTES
-    wanted = rf"a context of model\.engine for batches up to 1 needs {needed} bytes of GPU memory, and {needed - 1} bytes is free"
+    wanted = rf"model\.engine for batches up to 1 needs {needed} bytes of GPU memory, and {needed - 1} bytes is free"
     with pytest.raises(GpuMemoryError, match=wanted) as caught:
         EngineSession(several(source)).__enter__()
     assert "--batch" in caught.value.hint

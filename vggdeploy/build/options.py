@@ -95,12 +95,12 @@ class BuildOptions:
         }
         return {name: text for name, text in texts.items() if text is not None}
 
-    def check(self, library: Any, batch: BatchRange) -> None:
+    def check(self, library: Any, batch: BatchRange, profiles: int = 1) -> None:
         """Refuse, before anything is built, what the library lacks and what the batch range makes senseless.
 
         Raises:
             IncompatibleError: the library, or this version of it, lacks an option that was asked for.
-            UsageError: a CUDA graph for a batch size that the engine does not take.
+            UsageError: a CUDA graph for a batch size that the engine does not take; more profiles than it may have.
         """
         flags = library.BuilderFlag
         has = {
@@ -120,6 +120,12 @@ class BuildOptions:
             if missing or not there:
                 option = f"--{name.replace('_', '-')}"
                 raise IncompatibleError(f"{title(library)} has no {option}", missing or f"leave {option} out")
+        if self.strip is not None and profiles > 1:
+            # "A refittable engine supports at most one": IBuilderConfig::addOptimizationProfile, NvInfer.h of 10 and 11.
+            raise UsageError(
+                f"an engine without weights takes one profile, and {profiles} were asked for",
+                "give a range: --batch 1:8:64",
+            )
         for size in self.graph_batches:
             if not batch.min <= size <= batch.max:
                 raise UsageError(

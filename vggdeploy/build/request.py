@@ -144,7 +144,7 @@ class BuildRequest:
                 and identity(variant.build, variant.precision) == mine
             ):
                 return variant.name
-        base = f"{self.backend.name}-{self.precision}"
+        base = f"{self.backend.name}-{self.precision}{'-stripped' if self.options.strip else ''}"
         if "cpu" not in self.backend.builds_on or self.targets != default_targets(self.library, self.precision):
             base = "-".join([base, *self.targets])
         if base in taken and taken[base].profiles != self.profiles:
@@ -162,7 +162,8 @@ def identity(record: BuildRecord, precision: Precision) -> tuple[object, ...]:
     targets = record.targets if compatible[0] != "ampere+" else ()
     # Bundles from before an engine could have several profiles name the one range among the options only.
     batches = as_text(record.profiles) or record.options.get("batch", "")
-    return record.library, release(record.version), targets, gpu, compatible, precision, batches
+    stripped = "strip" in record.options
+    return record.library, release(record.version), targets, gpu, compatible, precision, batches, stripped
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
         raise UsageError("--target and --device both say which GPUs the engine is for", "leave one of them out")
     source = source_variant(bundle, plan.precision)
     library = open_library(backend)
-    profiles = plan.profiles or default_profiles(source.batch)
+    profiles = plan.profiles or (default_profiles(source.batch) if options.strip is None else (source.batch,))
     if plan.device is not None:
         targets = [find_gpu(device).capability]
     gpu = find_gpu(device) if needs_gpu else None
@@ -209,7 +210,7 @@ def make_request(bundle: Bundle, plan: BuildPlan) -> BuildRequest:
     else:
         sms = default_targets(library, plan.precision) if targets is None else resolve_targets(library, targets)
     check_targets(sms, plan.precision)
-    options.check(library, whole(profiles, source.batch.opt))
+    options.check(library, whole(profiles, source.batch.opt), len(profiles))
     if options.strip is not None and gpu is None and not (found := backend.probe(Device("cuda"))).runs:
         raise IncompatibleError(
             f"{backend.title} leaves weights out only where it has a GPU to build on: {found.reason}",
