@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vggdeploy.doctor.gpu_day.plan import NETWORKS, plan
-from vggdeploy.doctor.gpu_day.verdict import NETWORK, failures, networks, speed
+from vggdeploy.report.gpu_days import NETWORK, failures, networks, speed
 from vggdeploy.records import from_json
 from vggdeploy.records.gpu_day import GpuDay, NetworkRate, StepOutcome
 

@@ -148,9 +148,9 @@ def bench(
     if json:
         render.emit_json(report)
     elif report.scenarios:
-        tables.scenario_table(report)
+        tables.scenario_table(report, *opened)
     else:
-        tables.bench_table(report)
+        tables.bench_table(report, *opened)
         if report.gate is not None:
             show(report.gate)
     code = _exit_code(report, require_valid=require_valid)

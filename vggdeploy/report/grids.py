@@ -9,6 +9,7 @@ from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, ParityRecord, ParityReport, SearchReport
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
+from vggdeploy.records.gpu_day import GpuDay
 from vggdeploy.report import tables
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import smallest_batch
@@ -183,9 +184,9 @@ def machines(results: Results) -> Grid:
                 machine += "".join(f"; {name} {text}" for name, text in told.items() if text)
         elif isinstance(result, SearchReport):
             machine = f"{result.machine.cpu}, {result.machine.cores} cores"
-        elif isinstance(result, GpuReport):
+        elif isinstance(result, (GpuReport, GpuDay)):
             machine = result.gpu
-        tools = getattr(result, "tools", {}) or _tools(result)
+        tools = getattr(result, "tools", {}) or getattr(result, "packages", {}) or _tools(result)
         versions = ", ".join(f"{name} {version}" for name, version in sorted(tools.items()))
         about = Facts(path=str(document.path), machine=machine, threads=threads, versions=versions)
         rows.append((about, result))
