@@ -4,11 +4,12 @@ and the terminal's first lines."""
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vggdeploy.bundle import REFERENCE
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, BenchRow, Candidate, ParityReport, ScenarioRow, SearchReport
+from vggdeploy.records import BenchReport, BenchRow, Candidate, ParityRecord, ParityReport, ScenarioRow, SearchReport
 from vggdeploy.records.gpu_day import GpuDay
 from vggdeploy.report import findings, gpu_days
 from vggdeploy.report.digits import figures
@@ -108,9 +109,8 @@ def _mend(row: BenchRow, bench: BenchReport, cast: Cast) -> str:
     if not findings.is_proven(row, bench, cast):
         lacks.append(f"prove it: {_verify(bench.bundle)}")
     if not row.valid:
-        lacks.append(
-            f"measure it again without this: {'; '.join(row.reasons)}; {bench.command or _line('bench', bench.bundle)}"
-        )
+        again = bench.command or _line("bench", bench.bundle)
+        lacks.append(f"measure it again ({again}) without this: {'; '.join(row.reasons)}")
     base = next((r for r in findings.smallest_batch(bench) if r.variant == bench.baseline), row)
     if not lacks and not base.valid:
         lacks.append(
@@ -206,7 +206,7 @@ def of_search(report: SearchReport) -> Answer:
     second = f"{findings.candidate_name(rival)}: {_candidate_why(rival, won)}" if rival else ""
     if won is None:
         return Answer(
-            "The search's winner", "None", findings.search_words(report), settled=False, runner_up=one_line(second),
+            "The search's winner", "None", _clause(findings.search_words(report)), settled=False, runner_up=one_line(second),
             mend="allow more with --max-accuracy-drop, or give it more time with --budget and --resume",
         )  # fmt: skip
     drop = won.test_drop or won.drop
@@ -215,7 +215,7 @@ def of_search(report: SearchReport) -> Answer:
     return Answer(
         heading="The search's winner",
         name=findings.candidate_name(won),
-        why=one_line(f"{speed}. {findings.search_words(report)}"),
+        why=_clause(f"{speed}. {findings.asked_words(report)}"),
         backend=won.backend,
         facts=(
             Fact("p50", _ms(won.latency_ms)),
@@ -226,6 +226,11 @@ def of_search(report: SearchReport) -> Answer:
         command=_line("predict", report.bundle, "IMAGE", "--variant", won.variant),
         runner_up=one_line(second),
     )
+
+
+def _clause(text: str) -> str:
+    """Sentences without their last full stop, as a reason stands in an answer."""
+    return one_line(text).rstrip(".")
 
 
 def _candidate_why(one: Candidate, won: Candidate | None) -> str:
@@ -287,26 +292,37 @@ def _compiled(day: GpuDay) -> str:
 
 
 def of_parity(report: ParityReport) -> Answer:
-    """What proofs alone tell: how many variants passed, here and on other machines."""
+    """What proofs alone tell: how many comparisons passed, here and on other machines."""
     records = [*report.variants, *(r for target in report.fleet for r in target.variants)]
-    counts = {v: sum(r.verdict is v for r in records) for v in Verdict}
-    names = list(dict.fromkeys(r.variant for r in report.variants))
+    counts = {verdict: sum(r.verdict is verdict for r in records) for verdict in Verdict}
+    ran = len(records) - counts[Verdict.UNPROVEN]
+    names = dict.fromkeys(r.variant for r in report.variants)
     others = f" and {len(report.fleet)} other machines" if report.fleet else ""
-    wrong = [f"{r.variant} on {one_line(r.device)}" for r in records if r.verdict is Verdict.FAIL]
+    settled = report.verdict is Verdict.PASS
     return Answer(
-        heading="Proven",
-        name=str(report.verdict),
-        why=f"{len(names)} variants were compared with the FP32 reference on this machine{others}; nothing was timed",
-        settled=report.verdict is Verdict.PASS,
-        facts=tuple(Fact(str(v), str(count)) for v, count in counts.items() if count),
+        heading="Proof",
+        name=f"{counts[Verdict.PASS]} of {ran} comparisons pass" if ran else "nothing ran here",
+        why=f"{len(names)} variants on this machine{others}; what could not run is unproven, and nothing was timed",
+        settled=settled,
+        facts=tuple(Fact(str(verdict), str(count)) for verdict, count in counts.items() if count),
         command=_line("bench", report.bundle),
-        mend=one_line(f"these fail: {', '.join(wrong)}") if wrong else _undecided(report),
+        mend="" if settled else _undecided(report, records),
     )
 
 
-def _undecided(report: ParityReport) -> str:
-    reasons = [reason for r in report.variants if r.verdict is not Verdict.PASS for reason in r.reasons]
-    return one_line(next(iter(reasons), ""))
+def _undecided(report: ParityReport, records: Sequence[ParityRecord]) -> str:
+    """The first comparison of the worst verdict, with its reason; else the first check of the bundle that failed."""
+    found = [
+        f"{r.variant} on {r.device} says {r.verdict}{_because(r.reasons)}"
+        for r in records
+        if r.verdict is report.verdict
+    ]
+    found += [f"{c.what}{_because(c.reasons)}" for c in report.checks if c.verdict is report.verdict]
+    return one_line(next(iter(found), _verify(report.bundle)))
+
+
+def _because(reasons: Sequence[str]) -> str:
+    return f": {reasons[0]}" if reasons else ""
 
 
 def _ms(value: float | None) -> str:

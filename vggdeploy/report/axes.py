@@ -41,21 +41,22 @@ def log_scale(rows: Rows, *fields: str, least: float = 1.0, wider: float = 1.0) 
 _DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (12, 4))
 
 
-def _legend(names: Groups, rows: Rows, *, line: bool) -> alt.Legend:
-    """One legend for colour, shape and dash: of the variants that are in the picture, as what they are drawn as."""
+def _legend(names: Groups, rows: Rows) -> alt.Legend:
+    """One legend for colour and dash, of the variants that are in the picture, as lines."""
     there = {row["label"] for row in rows}
-    look: dict[str, Any] = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolSize": 500} if line else {}
     return alt.Legend(
         title=None,
         orient="bottom",
         labelLimit=260,
         columns=alt.ExprRef("width < 420 ? 1 : width < 640 ? 3 : 4"),
         values=[name for name in names if name in there],
-        **look,
+        symbolType="stroke",
+        symbolStrokeWidth=2,
+        symbolSize=500,
     )
 
 
-def colour_of(names: Groups, rows: Rows, *, line: bool = False, legend: bool = True) -> alt.Color:
+def colour_of(names: Groups, rows: Rows, *, legend: bool = True) -> alt.Color:
     """Every backend has its colour and mark in all reports; its variants are told apart by dashes and by their names.
 
     ``names``: all variants of the report, each with its backend.
@@ -63,16 +64,26 @@ def colour_of(names: Groups, rows: Rows, *, line: bool = False, legend: bool = T
     found = looks(names.values())
     colours = [alt.ExprRef(f"{DARK} ? '{found[g].dark}' : '{found[g].light}'") for g in names.values()]
     scale = alt.Scale(domain=list(names), range=colours)
-    return alt.Color("label:N", scale=scale, legend=_legend(names, rows, line=line) if legend else None)
+    return alt.Color("label:N", scale=scale, legend=_legend(names, rows) if legend else None)
 
 
-def shape_of(names: Groups, rows: Rows, *, legend: bool = True) -> alt.Shape:
+def shape_of(names: Groups) -> alt.Shape:
     found = looks(names.values())
     scale = alt.Scale(domain=list(names), range=[found[g].mark for g in names.values()])
-    return alt.Shape("label:N", scale=scale, legend=_legend(names, rows, line=False) if legend else None)
+    return alt.Shape("label:N", scale=scale, legend=None)
 
 
-def dash_of(names: Groups, rows: Rows, *, line: bool = False) -> alt.StrokeDash:
+# A mark by its row's field: an encoded shape would be drawn in the legend in place of a line's dash.
+MARK = alt.ExprRef("datum.mark")
+
+
+def with_marks(rows: Rows, names: Groups) -> list[dict[str, Any]]:
+    """The rows, each with its backend's mark for `MARK`."""
+    found = looks(names.values())
+    return [{**row, "mark": found[names[row["label"]]].mark} for row in rows]
+
+
+def dash_of(names: Groups, rows: Rows) -> alt.StrokeDash:
     """A dash for each variant of a backend."""
     seen: Counter[str] = Counter()
     dashes = []
@@ -80,4 +91,4 @@ def dash_of(names: Groups, rows: Rows, *, line: bool = False) -> alt.StrokeDash:
         dashes.append(list(_DASHES[seen[group] % len(_DASHES)]))
         seen[group] += 1
     scale = alt.Scale(domain=list(names), range=dashes)
-    return alt.StrokeDash("label:N", scale=scale, legend=_legend(names, rows, line=line))
+    return alt.StrokeDash("label:N", scale=scale, legend=_legend(names, rows))

@@ -7,7 +7,19 @@ from typing import Any
 
 import altair as alt
 
-from vggdeploy.report.axes import INK, RED, Groups, Rows, colour_of, dash_of, in_dark, log_scale, shape_of
+from vggdeploy.report.axes import (
+    INK,
+    MARK,
+    RED,
+    Groups,
+    Rows,
+    colour_of,
+    dash_of,
+    in_dark,
+    log_scale,
+    shape_of,
+    with_marks,
+)
 from vggdeploy.report.page import DARK
 from vggdeploy.report.plots import Chart
 
@@ -31,7 +43,7 @@ def front(rows: Rows, *, names: Groups, measured: bool, limit: float) -> Chart:
         x=x,
         y=y,
         color=colour,
-        shape=shape_of(names, rows, legend=False),
+        shape=shape_of(names),
         tooltip=[
             alt.Tooltip("label:N", title="candidate"),
             alt.Tooltip("speed:Q", title=title.partition(" (")[0], format=",.3~r"),
@@ -46,7 +58,7 @@ def front(rows: Rows, *, names: Groups, measured: bool, limit: float) -> Chart:
         base.transform_filter("datum.chosen").mark_text(align="right", dx=-10, dy=-8).encode(x=x, y=y, text="label:N")
     )
     layers = [
-        *_limits([{"points": limit, "text": f"limit: {limit:g} points, at worst"}], "points", above=False),
+        *_limits([{"points": limit, "text": f"limit: {limit:g} points, at worst"}], "points", above=True),
         interval,
         points.transform_filter(good).mark_point(size=120, filled=True, opacity=1),
         points.transform_filter(f"!({good})").mark_point(size=120, strokeWidth=2),
@@ -70,8 +82,8 @@ def tails(rows: Rows, *, names: Groups) -> Chart:
         scale=alt.Scale(domain=[0, max(2.1, last)], nice=False),
     )
     y = alt.Y("ms:Q", title="latency, ms (log scale)", scale=log_scale(rows, "ms"))
-    base = alt.Chart(alt.InlineData(values=list(rows))).encode(x=x, y=y, color=colour_of(names, rows, line=True))
-    line = base.mark_line(strokeWidth=2).encode(strokeDash=dash_of(names, rows, line=True))
+    base = alt.Chart(alt.InlineData(values=list(rows))).encode(x=x, y=y, color=colour_of(names, rows))
+    line = base.mark_line(strokeWidth=2).encode(strokeDash=dash_of(names, rows))
     tip = [
         alt.Tooltip("label:N", title="variant"),
         alt.Tooltip("told:N", title="of the calls"),
@@ -82,7 +94,7 @@ def tails(rows: Rows, *, names: Groups) -> Chart:
 
 
 def _percentile(nines: float) -> str:
-    return "fastest" if nines == 0 else f"p{100 * (1 - 10**-nines):.6g}"
+    return "min" if nines == 0 else f"p{100 * (1 - 10**-nines):.6g}"
 
 
 def throughput(rows: Rows, *, names: Groups) -> Chart:
@@ -122,16 +134,14 @@ def server(rows: Rows, *, names: Groups) -> Chart:
     ]
     bounds = sorted({row["bound_ms"] for row in rows if row["bound_ms"] is not None})
     limits = _limits([{"bound_ms": b, "text": f"bound {b:g} ms"} for b in bounds], "bound_ms", above=True)
-    base = alt.Chart(alt.InlineData(values=list(rows))).encode(x=x, y=y)
-    coloured = base.encode(color=colour_of(names, rows, line=True))
-    lines = coloured.mark_line(strokeWidth=2).encode(strokeDash=dash_of(names, rows, line=True), detail="batch:N")
-    points = coloured.encode(shape=shape_of(names, rows, legend=False), tooltip=tip)
+    base = alt.Chart(alt.InlineData(values=with_marks(rows, names))).encode(x=x, y=y)
+    lines, points = _lines(base, names, rows).encode(detail="batch:N"), _points(base, names, rows, tip)
     confirmed = base.transform_filter("datum.kind === 'confirmed'")
     layers = [
         *limits,
         lines,
-        points.transform_filter("datum.kind === 'invalid'").mark_point(size=90, strokeWidth=2),
-        points.transform_filter("datum.kind !== 'invalid'").mark_point(size=90, filled=True, opacity=1),
+        points.transform_filter("datum.kind === 'invalid'").mark_point(size=90, strokeWidth=2, shape=MARK),
+        points.transform_filter("datum.kind !== 'invalid'").mark_point(size=90, filled=True, opacity=1, shape=MARK),
         confirmed.mark_point(size=420, strokeWidth=2, shape="circle", color=alt.ExprRef(INK)),
         confirmed.mark_text(align="right", dx=-16, dy=-14, fontWeight="bold").encode(text="told:N"),
     ]
@@ -167,16 +177,27 @@ def _limits(rows: Rows, field: str, *, above: bool) -> tuple[alt.Chart, alt.Char
     return base.mark_rule(strokeDash=[6, 4], color=alt.ExprRef(RED)), words
 
 
+def _lines(base: alt.Chart, names: Groups, rows: Rows) -> alt.Chart:
+    """A line for each variant; the legend is of the lines alone, since a backend's variants share their mark."""
+    dash = dash_of(names, rows)
+    lines: alt.Chart = base.mark_line(strokeWidth=2).encode(color=colour_of(names, rows), strokeDash=dash)
+    return lines
+
+
+def _points(base: alt.Chart, names: Groups, rows: Rows, tip: list[alt.Tooltip]) -> alt.Chart:
+    points: alt.Chart = base.encode(color=colour_of(names, rows, legend=False), tooltip=tip)
+    return points
+
+
 def _joined(rows: Rows, names: Groups, x: alt.X, y: alt.Y, tip: list[alt.Tooltip], *below: alt.Chart) -> Chart:
     """The points of each variant, and a line that joins them; what is invalid is hollow."""
-    base = alt.Chart(alt.InlineData(values=list(rows))).encode(x=x, y=y, color=colour_of(names, rows, line=True))
-    lines = base.mark_line(strokeWidth=2).encode(strokeDash=dash_of(names, rows, line=True))
-    points = base.encode(shape=shape_of(names, rows, legend=False), tooltip=tip)
+    base = alt.Chart(alt.InlineData(values=with_marks(rows, names))).encode(x=x, y=y)
+    lines, points = _lines(base, names, rows), _points(base, names, rows, tip)
     layers = [
         *below,
         lines,
-        points.transform_filter("datum.run !== 'invalid'").mark_point(size=90, filled=True, opacity=1),
-        points.transform_filter("datum.run === 'invalid'").mark_point(size=90, strokeWidth=2),
+        points.transform_filter("datum.run !== 'invalid'").mark_point(size=90, filled=True, opacity=1, shape=MARK),
+        points.transform_filter("datum.run === 'invalid'").mark_point(size=90, strokeWidth=2, shape=MARK),
     ]
     return in_dark(alt.layer(*layers).properties(width="container", height=_HEIGHT))
 

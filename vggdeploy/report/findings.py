@@ -147,17 +147,21 @@ def tail(row: BenchRow, label: str) -> list[dict[str, Any]]:
 
 def search_words(report: SearchReport) -> str:
     """The verdict, then on what it rests."""
+    return one_line(f"{report.reason[:1].upper() + report.reason[1:]}. {asked_words(report)}")
+
+
+def asked_words(report: SearchReport) -> str:
+    """What a search was asked for, and how far it looked."""
     goal = report.goal
     limits = [f"at most {100 * goal.accuracy_drop:g} points of accuracy lost"]
     limits += [f"{goal.latency_ms:g} ms"] if goal.latency_ms is not None else []
     limits += [f"{goal.size_mb:g} MB"] if goal.size_mb is not None else []
     tried = sum(trial.drop is not None for trial in report.trials)
-    told = report.reason[:1].upper() + report.reason[1:]
     measured = (
         "" if report.measured else f" {goal.target} was not measured: candidates are ranked by what they compute."
     )
     return one_line(
-        f"{told}. Asked for: {', '.join(limits)}. {tried} of {len(report.trials)} networks were fine-tuned, seed "
+        f"Asked for: {', '.join(limits)}. {tried} of {len(report.trials)} networks were fine-tuned, seed "
         f"{report.seed}.{measured}"
     )
 

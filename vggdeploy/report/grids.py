@@ -98,15 +98,23 @@ def gpu_times(detail: GpuReport) -> Grid:
     return grid(tables.GPU_TIMES, [(t,) for t in detail.times], f"{detail.variant} on {detail.gpu}")
 
 
-def parity(results: Results, cast: Cast) -> Grid:
-    """A row for each variant, data set and output."""
-    rows: list[Row] = [
-        (Facts(variant=cast.label(r.variant, r.sha256, report.bundle)), r, output)
+# A page's width holds no more: what is of an output, and what is of all of them.
+_OF_AN_OUTPUT = ("output", "max_abs", "mean_abs", "relative_l2", "cosine_min", "snr_db", "tolerance")
+_OF_ALL = ("flips.upper", "drop.drop", "candidate_accuracy", "batches", "stress", "repeats.calls", "backend")
+
+
+def parity(results: Results, cast: Cast) -> tuple[Grid, Grid]:
+    """A row for each variant, data set and output with its distances; then one for each variant and data set."""
+    records = [
+        (Facts(variant=cast.label(r.variant, r.sha256, report.bundle)), r)
         for report in results.parity
         for r in report.variants
-        for output in r.outputs or (None,)
     ]
-    return grid(tables.PARITY, rows, "Parity of every output")
+    outputs = [(about, r, output) for about, r in records for output in r.outputs or (None,)]
+    return (
+        grid([c for c in tables.PARITY if c.key not in _OF_ALL], outputs, "Parity of every output"),
+        grid([c for c in tables.PARITY if c.key not in _OF_AN_OUTPUT], records, "What else was asked of each variant"),
+    )
 
 
 def checks(results: Results) -> Grid:

@@ -13,7 +13,9 @@ from vggdeploy.report.documents import Results
 from vggdeploy.report.parts import Figure, Section, drawn, groups
 from vggdeploy.report.subjects import Cast
 
-_ASK = "vggdeploy bench BUNDLE --scenario server --target-qps Q --latency-bound MS --json"
+_ASK = (
+    "The server scenario was not run: vggdeploy bench BUNDLE --scenario server --target-qps Q --latency-bound MS --json"
+)
 
 
 def load_section(results: Results, cast: Cast) -> Section:
@@ -35,7 +37,7 @@ def load_section(results: Results, cast: Cast) -> Section:
     notes = grids.reasons(
         (f"{cast.row(r, b).label}, {r.scenario} at {r.batch}", r.reasons) for b in results.bench for r in b.scenarios
     )
-    return Section("load", "Latency under load", "", tuple(shown), tables, missing="" if rows else _ASK, notes=notes)
+    return Section("load", "Latency under load", "", tuple(shown), tables, missing="" if servers else _ASK, notes=notes)
 
 
 def _best(bench: BenchReport) -> list[ScenarioRow]:

@@ -26,33 +26,38 @@ def main_figures(results: Results, cast: Cast) -> list[Figure]:
     benches = sorted((b for b in results.bench if b.rows), key=lambda b: b.created)
     if benches:
         rows, at = _of_bench(benches[-1], cast), f"one batch of {smallest_batch(benches[-1])[0].batch}"
+        filled = "proven, and its run is valid"
     elif results.searches:
-        rows, at = _of_search(results.searches[-1]), "one image"
+        rows, at, filled = _of_search(results.searches[-1]), "one image", "it holds the goal"
     else:
-        rows, at = _of_proofs(cast), ""
-    return [*_latency(rows, at), *_loss(rows)]
+        rows, at, filled = _of_proofs(cast), "", "proven"
+    return [*_latency(rows, at, filled), *_loss(rows, filled)]
 
 
-def _latency(rows: Sequence[_Row], at: str) -> list[Figure]:
+def _latency(rows: Sequence[_Row], at: str, filled: str) -> list[Figure]:
     timed = [row for row in rows if row["p50_ms"] is not None]
     if not timed:
         return []
+    tail = ", the line reaches to p99" if any(row["p99_ms"] is not None for row in timed) else ""
     text = (
-        f"Time for {at}, the fastest first: the mark is p50, the bar its 95% interval beside the baseline, the line reaches to "
-        "p99. Filled: proven, and its run is valid; hollow: not."
+        f"Time for {at}, the fastest first: the mark is p50, the bar its 95% interval beside the baseline{tail}. Filled: "
+        f"{filled}; hollow: not."
     )
     named = [{**row, "told": row["time"]} for row in timed]
     draw = drawn("latencies", named, names=_names(rows), title=f"time for {at}, ms (log scale)")
     return [Figure(text, draw, "Latency")]
 
 
-def _loss(rows: Sequence[_Row]) -> list[Figure]:
+def _loss(rows: Sequence[_Row], filled: str) -> list[Figure]:
     if not any(row["upper"] is not None for row in rows):
         return []
     data = ", ".join(dict.fromkeys(row["data"] for row in rows if row["data"]))
+    bounds = [row for row in rows if row["upper"] is not None]
+    limit = " Red: the limit." if any(row["limit"] is not None for row in bounds) else ""
+    without = " A line without a mark is the bound of changed classes, which no loss exceeds."
     text = (
-        f"Accuracy lost against the reference, with its one-sided 95% bound, on {data}. Red: the limit. A line without a mark "
-        "is the bound of changed classes, which no loss exceeds."
+        f"Accuracy lost, with its one-sided 95% bound, on {data}.{limit} Filled: {filled}; hollow: not."
+        f"{without if any(row['points'] is None for row in bounds) else ''}"
     )
     named = [{**row, "told": row["lost"]} for row in rows]
     return [Figure(text, drawn("losses", named, names=_names(rows)), "Accuracy lost")]

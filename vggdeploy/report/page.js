@@ -13,7 +13,13 @@ async function draw(place, spec, index) {
     mode: "vega-lite", renderer: "svg", ast: true, config: themes[theme], tooltip: { theme },
     actions: { export: true, source: false, compiled: false, editor: false },
   });
+  accessible(place);
   place.dataset.drawn = theme;
+}
+// What Vega leaves without a name: the button of its menu, and the groups around marks, which are no images themselves.
+function accessible(place) {
+  for (const menu of place.querySelectorAll("summary")) menu.setAttribute("aria-label", "Save this picture");
+  for (const group of place.querySelectorAll('[role="graphics-symbol"]:not([aria-label])')) group.removeAttribute("role");
 }
 function drawAll() {
   document.querySelectorAll(".chart").forEach((place) => {

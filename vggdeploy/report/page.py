@@ -144,7 +144,9 @@ def grid_html(grid: Grid, *, folded: bool = False) -> str:
 def _cell(cell: Cell, column: Column, kind: str, decimals: int) -> str:
     light = light_html(cell.light, small=True) if cell.light else ""
     value = f' data-value="{"" if cell.value is None else cell.value!r}"' if kind == "number" else ""
-    return f"<td{_class(column)}{value}>{light}{escape(cell.text)}{_pad(cell.text, decimals)}</td>"
+    return (
+        f"<td{_class(column, wraps=' ' in cell.text)}{value}>{light}{escape(cell.text)}{_pad(cell.text, decimals)}</td>"
+    )
 
 
 def _decimals(text: str) -> int | None:
@@ -162,8 +164,10 @@ def _pad(text: str, decimals: int) -> str:
     return f'<span class="pad" aria-hidden="true">{zeros if own else "." + zeros}</span>'
 
 
-def _class(column: Column, *, head: bool = False) -> str:
-    names = [name for name, there in (("text", column.left), ("long", column.long and not head)) if there]
+def _class(column: Column, *, wraps: bool = False, head: bool = False) -> str:
+    """A cell of several numbers ``wraps``: it may break its line."""
+    names = ["text"] if column.left else ["wrap"] if wraps else []
+    names += ["long"] if column.long and not head else []
     return f' class="{" ".join(names)}"' if names else ""
 
 

@@ -93,9 +93,7 @@ def _lines(rows: Rows) -> alt.Chart:
 
 def _marks(base: alt.Chart, x: alt.X, names: Groups, rows: Rows, tip: list[alt.Tooltip]) -> tuple[alt.Chart, alt.Chart]:
     """Filled where it counts, hollow where it does not."""
-    points = base.encode(
-        x=x, color=colour_of(names, rows, legend=False), shape=shape_of(names, rows, legend=False), tooltip=tip
-    )
+    points = base.encode(x=x, color=colour_of(names, rows, legend=False), shape=shape_of(names), tooltip=tip)
     return (
         points.transform_filter("datum.counts").mark_point(size=130, filled=True, opacity=1),
         points.transform_filter("!datum.counts").mark_point(size=130, strokeWidth=2, fill="transparent"),
@@ -137,7 +135,7 @@ def distances(rows: Rows, *, names: Groups) -> Chart:
         alt.Tooltip("verdict:N"),
     ]
     points = base.mark_point(size=110, filled=True, opacity=1).encode(
-        color=colour_of(names, rows, legend=False), shape=shape_of(names, rows, legend=False), tooltip=tip
+        color=colour_of(names, rows, legend=False), shape=shape_of(names), tooltip=tip
     )
     words = base.mark_text(align="left", dx=10).encode(text="told:N")
     return in_dark(alt.layer(points, words).properties(width="container", height=36 * len(rows)))

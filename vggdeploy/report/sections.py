@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vggdeploy.errors import one_line
@@ -13,7 +14,7 @@ from vggdeploy.report.gpu_day_sections import gpu_day_sections
 from vggdeploy.report.load_section import load_section
 from vggdeploy.report.parts import Figure, Section, drawn, groups, heading
 from vggdeploy.report.subjects import Cast
-from vggdeploy.report.tables import Grid
+from vggdeploy.report.tables import Grid, without_empty_columns
 from vggdeploy.types import Verdict
 
 
@@ -35,7 +36,9 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         Section("machine", "Machine and versions", grids=(grids.machines(results),)),
         _commands(results),
     ]
-    whole = [part for part in parts if part.holds_anything]
+    whole = [
+        replace(part, grids=tuple(map(without_empty_columns, part.grids))) for part in parts if part.holds_anything
+    ]
     return [*whole, *_absent([part for part in parts if not part.holds_anything])] if cast.subjects else whole
 
 
@@ -195,7 +198,7 @@ def _parity(results: Results, cast: Cast) -> Section:
         row["relative_l2"] = row["relative_l2"] or floor
     text = "Relative L2 distance of every output to the FP32 reference. What does not differ at all stands at the left end."
     figures = [Figure(text, drawn("distances", rows, names=groups(cast)))] if rows else []
-    tables: tuple[Grid, ...] = (grids.parity(results, cast),) if results.parity else ()
+    tables: tuple[Grid, ...] = grids.parity(results, cast) if results.parity else ()
     if any(report.checks for report in results.parity):
         tables += (grids.checks(results),)
     missing = "" if results.parity else "vggdeploy verify BUNDLE --json"

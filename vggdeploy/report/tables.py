@@ -85,6 +85,12 @@ def grid(columns: Iterable[Column], rows: Iterable[Row], caption: str = "") -> G
     return Grid(one_line(caption), shown, [[column.cell(row) for column in shown] for row in rows])
 
 
+def without_empty_columns(found: Grid) -> Grid:
+    """The same without the columns in which no row says anything; the first one names the rows, and stays."""
+    kept = [i for i in range(len(found.columns)) if i == 0 or any(row[i] != NONE for row in found.rows)]
+    return Grid(found.caption, tuple(found.columns[i] for i in kept), [[row[i] for i in kept] for row in found.rows])
+
+
 def numbers(columns: Iterable[Column], row: Row) -> dict[str, float | str]:
     """Every number behind a row by its name in the CSV, and its verdict. Lists have an index in their names."""
     named: dict[str, float | str] = {}

@@ -120,7 +120,7 @@ def _answer(answer: Answer) -> Iterator[str]:
         if text:
             yield f"- {word}: {_text(text)}"
     if answer.command:
-        yield from ("", "```sh", answer.command, "```")
+        yield f"- use it: {_text(answer.command)}"
     yield ""
 
 
