@@ -185,7 +185,7 @@ def _lines(base: alt.Chart, names: Groups, rows: Rows) -> alt.Chart:
 
 
 def _points(base: alt.Chart, names: Groups, rows: Rows, tip: list[alt.Tooltip]) -> alt.Chart:
-    points: alt.Chart = base.encode(color=colour_of(names, rows, legend=False), tooltip=tip)
+    points: alt.Chart = base.encode(color=colour_of(names, rows), tooltip=tip)
     return points
 
 
