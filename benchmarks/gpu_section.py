@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 
 from vggdeploy.doctor.gpu_day.plan import NETWORKS, plan
-from vggdeploy.doctor.gpu_day.verdict import NETWORK, failures, networks, speed
 from vggdeploy.records import from_json
 from vggdeploy.records.gpu_day import GpuDay, NetworkRate, StepOutcome
+from vggdeploy.report.gpu_days import NETWORK, failures, networks, speed
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/gpu_day.json"

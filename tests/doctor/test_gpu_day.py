@@ -16,10 +16,10 @@ import pytest
 from vggdeploy.cli.app import run
 from vggdeploy.doctor.gpu_day import day as days
 from vggdeploy.doctor.gpu_day.plan import Step, plan
-from vggdeploy.doctor.gpu_day.verdict import failures, lines
 from vggdeploy.errors import UsageError
 from vggdeploy.records import from_json, to_json
 from vggdeploy.records.gpu_day import Check, GpuDay, NetworkRate, OperationRate, StepOutcome, StepResult
+from vggdeploy.report.gpu_days import failures, lines
 from vggdeploy.system.machine import machine
 
 ROOT = Path(__file__).parents[2]

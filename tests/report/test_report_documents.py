@@ -77,7 +77,7 @@ def test_a_newer_document_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
         (b"[" * 100_000, "is not JSON"),
         (b"[]", "is not a result"),
         (b"{}", "is not a result"),
-        (b'{"schema_version": 1, "files": []}', "is not a result of verify, bench, evaluate or a search"),
+        (b'{"schema_version": 1, "files": []}', "is not a result of verify, bench, evaluate, search or a GPU day"),
         (b'{"schema_version": "1", "bundle": "b", "variants": []}', "is not a result of verify"),
         (b'{"schema_version": 1, "bundle": "b", "variants": [{}]}', "missing required field"),
         (b'{"schema_version": 1, "bundle": "b", "variants": [], "created": "c", "x": 1}', "unknown field `x`"),

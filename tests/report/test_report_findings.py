@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from report_samples import BUNDLE, bench, parity, proof, row, whole, write
+from report_samples import BUNDLE, bench, parity, proof, row, write
 
 from vggdeploy.records import FleetTarget
 from vggdeploy.report.documents import read_results
-from vggdeploy.report.findings import pareto, recommend
+from vggdeploy.report.findings import recommend
 from vggdeploy.report.subjects import Cast, gather
 from vggdeploy.types import Verdict
 
@@ -125,24 +125,3 @@ def test_a_bench_of_several_bundles_meets_their_proofs(tmp_path: Path) -> None:
         "onnx-fp32 (demo/bundle)": Verdict.INCONCLUSIVE,
         "onnx-fp32 (artifacts/thin)": Verdict.PASS,
     }
-
-
-def test_the_front_holds_what_nothing_beats_and_only_what_counts(tmp_path: Path) -> None:
-    measured, proven = whole()
-    points, data = pareto(measured, cast_of(tmp_path, measured, proven))
-    assert data == "digits test (359 images)"
-    assert {p.label: (p.accuracy.rate, p.counts, p.front) for p in points} == {
-        "torch-fp32": (0.98, True, True),  # slower, and more accurate
-        "onnx-fp32": (0.97, True, True),
-        "onnx-fp16": (0.97, False, False),
-        "onnx-int8": (0.5, False, False),
-    }
-
-
-def test_accuracies_on_other_images_are_not_compared(tmp_path: Path) -> None:
-    fast, slow = row("a", 0.5, (4, 3, 5)), row("b", 1.0, (2, 1, 3))
-    measured = bench(BASE, fast, slow)
-    on_others = parity(proof(fast, data="other (10 images)", reference_accuracy=None), proof(slow), proof(BASE))
-    points, data = pareto(measured, cast_of(tmp_path, measured, on_others))
-    assert data == "digits test (359 images)"
-    assert {p.label for p in points} == {"torch-fp32", "b"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,19 +182,19 @@ def bench(
     if json:
         render.emit_json(report)
     else:
-        _show(report)
+        _show(report, opened)
     code = _exit_code(report, require_valid=require_valid)
     return code if code == 3 or report.gate is None else max(code, exit_code(report.gate))
 
 
-def _show(report: BenchReport) -> None:
+def _show(report: BenchReport, bundles: Sequence[Bundle]) -> None:
     from vggdeploy.cli import tables
     from vggdeploy.cli.compare import show
 
     if report.scenarios:
-        tables.scenario_table(report)
+        tables.scenario_table(report, *bundles)
         return
-    tables.bench_table(report)
+    tables.bench_table(report, *bundles)
     if report.gate is not None:
         show(report.gate)
 

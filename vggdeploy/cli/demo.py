@@ -130,7 +130,7 @@ def _bench(bundle: Bundle, *, seconds: float, threads: int | None) -> Bundle:
     with render.progress("measuring") as tell:
         plan = BenchPlan(seconds=seconds)
         report = bench_bundle(bundle, plan=plan, threads=threads, record=True, on_progress=tell)
-    tables.bench_table(report)
+    tables.bench_table(report, bundle)
     return Bundle.open(bundle.root)
 
 

@@ -68,7 +68,7 @@ def _spend_day(output: Path, minutes: float, json: bool) -> int:
     from vggdeploy.cli import render
     from vggdeploy.cli.options import command_line
     from vggdeploy.doctor.gpu_day.day import gpu_day
-    from vggdeploy.doctor.gpu_day.verdict import failures, lines
+    from vggdeploy.report.gpu_days import failures, lines
 
     with render.progress("GPU day") as tell:
         day = gpu_day(output, minutes=minutes, command=command_line(), on_progress=tell)

@@ -13,7 +13,9 @@ from vggdeploy.cli.options import Json
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULT.json...", help="What 'verify', 'bench' and 'evaluate' print with --json."),
+        typer.Argument(
+            metavar="RESULT.json...", help="What verify, bench, evaluate and search print with --json; a GPU day."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The report: .html (self-contained, opens offline), .md or .csv.")

@@ -109,13 +109,13 @@ def _told(trial: Trial) -> str:
 
 
 def search_table(report: SearchReport) -> None:
-    """The verdict, then the front, the fastest first."""
-    from vggdeploy.cli import render
+    """What to take, then the front, the fastest first."""
+    from vggdeploy.cli import render, tables
     from vggdeploy.cli.render import escape
     from vggdeploy.report.tables import CANDIDATES, Facts, grid
     from vggdeploy.search.goals import MEGABYTE
 
-    render.out.print(f"[bold green]{escape(report.reason)}[/]")
+    tables.answer(report)
     won = next((one for one in report.front if report.chose(one)), None)
     if won is not None and won.test_drop is not None:
         test = won.test_drop

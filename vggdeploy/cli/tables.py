@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.bundle.checkpoint import Checkpoint
@@ -12,9 +13,22 @@ from vggdeploy.doctor.doctor import Diagnosis
 from vggdeploy.engine.engine import Prediction
 from vggdeploy.engine.selection import Choice
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, BenchRow, Check, ParityRecord, ParityReport, ScenarioRow, Thresholds
+from vggdeploy.records import (
+    BenchReport,
+    BenchRow,
+    Check,
+    ParityRecord,
+    ParityReport,
+    ScenarioRow,
+    SearchReport,
+    Thresholds,
+)
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.report import grids, tables
+from vggdeploy.report.answers import answers
+from vggdeploy.report.answers import lines as answer_lines
+from vggdeploy.report.documents import Document, Results
+from vggdeploy.report.subjects import gather
 from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
 from vggdeploy.system.machine import fingerprint
 from vggdeploy.types import Verdict
@@ -130,10 +144,26 @@ def _print_checks(checks: Sequence[Check]) -> None:
                 print_wrong(check.what, reason)
 
 
-def bench_table(report: BenchReport) -> None:
-    """The verdict in words, latency and throughput, what a fresh process costs, and why rows are not valid."""
+def answer(report: BenchReport | SearchReport, *bundles: Bundle) -> None:
+    """Three lines for each thing that a result answers, before its tables; accuracies are those that ``bundles`` recorded."""
+    proofs = [ParityReport(bundle=str(b.root), created="", variants=_proofs(b)) for b in bundles]
+    results = Results(tuple(Document(Path(), result) for result in (report, *proofs)))
+    for found in answers(results, gather(results)):
+        first, *others = answer_lines(found)
+        out.print(f"[bold]{'[green]' if found.settled else '[yellow]'}{escape(first)}[/][/]")
+        for line in others:
+            out.print(escape(line))
+
+
+def _proofs(bundle: Bundle) -> tuple[ParityRecord, ...]:
+    return tuple(v.parity for v in bundle.manifest.variants if v.parity is not None)
+
+
+def bench_table(report: BenchReport, *bundles: Bundle) -> None:
+    """What to take, the verdict in words, latency and throughput, what a fresh process costs, and why rows are not valid."""
+    answer(report, *bundles)
     for sentence in report.summary:
-        out.print(f"[bold]{escape(sentence)}[/]")
+        out.print(f"[dim]{escape(sentence)}[/]")
     out.print(_where(report, f"speed is × {escape(report.baseline)}, with its 95% interval"))
     table(grid(tables.BENCH, _rows(report.rows)))
     if report.roofs:
@@ -149,8 +179,9 @@ def bench_table(report: BenchReport) -> None:
         out.print(f"  [dim]not checked here: {escape('; '.join(unchecked))}[/]")
 
 
-def scenario_table(report: BenchReport) -> None:
-    """What LoadGen measured, whether it counts, and each rate that was tried, from the lowest to the highest."""
+def scenario_table(report: BenchReport, *bundles: Bundle) -> None:
+    """What to take, what LoadGen measured, whether it counts, and each rate that was tried, from the lowest to the highest."""
+    answer(report, *bundles)
     out.print(_where(report, "load by MLPerf LoadGen"))
     table(grid(tables.SCENARIOS, _rows(report.scenarios)))
     _reasons(report.scenarios)

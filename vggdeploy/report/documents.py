@@ -13,6 +13,7 @@ from vggdeploy.errors import InputError, UsageError, first_line
 from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, check_numbers, from_json
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
+from vggdeploy.records.gpu_day import GpuDay
 from vggdeploy.records.profile import ProfileReport
 from vggdeploy.system.files import read_regular
 
@@ -20,10 +21,11 @@ _MAX_BYTES = 256 * 2**20
 _MAKE = "give what these print: vggdeploy verify --json, vggdeploy bench --json, vggdeploy evaluate --json"
 
 
-Result = ParityReport | BenchReport | EvaluationReport | GpuReport | SearchReport | ProfileReport
+Result = ParityReport | BenchReport | EvaluationReport | GpuReport | GpuDay | SearchReport | ProfileReport
 # A document is of the first kind whose fields it has; none of them is in a document of another kind.
 _KINDS: tuple[tuple[frozenset[str], type[Any]], ...] = (
     (frozenset({"roof", "times", "macs"}), GpuReport),
+    (frozenset({"steps", "gpu", "packages"}), GpuDay),
     (frozenset({"rows", "baseline"}), BenchReport),
     (frozenset({"profiles", "threads"}), ProfileReport),
     (frozenset({"confused", "accuracy"}), EvaluationReport),
@@ -65,6 +67,10 @@ class Results:
     @property
     def profiles(self) -> list[ProfileReport]:
         return [d.result for d in self.documents if isinstance(d.result, ProfileReport)]
+
+    @property
+    def gpu_days(self) -> list[GpuDay]:
+        return [d.result for d in self.documents if isinstance(d.result, GpuDay)]
 
     @property
     def searches(self) -> list[SearchReport]:
@@ -128,7 +134,7 @@ def parse_document(data: bytes, path: Path) -> Result:
     version = found.get("schema_version")
     kind = next((kind for fields, kind in _KINDS if fields <= found.keys()), None)
     if kind is None or not isinstance(version, int):
-        raise InputError(f"{path} is not a result of verify, bench, evaluate or a search", _MAKE)
+        raise InputError(f"{path} is not a result of verify, bench, evaluate, search or a GPU day", _MAKE)
     if version > RESULT_VERSION:
         raise InputError(
             f"{path} has schema version {version}; this vggdeploy reads up to version {RESULT_VERSION}",

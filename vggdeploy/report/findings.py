@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, BenchRow, Candidate, SearchReport
-from vggdeploy.report.subjects import Accuracy, Cast
+from vggdeploy.report.digits import figures
+from vggdeploy.report.subjects import Cast
 from vggdeploy.types import Verdict
 
 MEGABYTE = 10**6
@@ -21,24 +23,28 @@ RULE = (
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What one bench says to take: ``row`` is None where it says nothing. ``reason`` is one sentence."""
+    """What one bench says to take: ``row`` is None where it says nothing. ``reason`` is one sentence.
+
+    ``leader`` is then the fastest row that nothing was found against, though it does not count yet; None where every
+    variant failed. ``rivals``: the rows that ``row``, or else the leader, was chosen from, the fastest first, each with why
+    it was not taken.
+    """
 
     bench: BenchReport
     row: BenchRow | None
     label: str
     reason: str
+    leader: BenchRow | None = None
+    rivals: tuple[Rival, ...] = ()
 
 
 @dataclass(frozen=True)
-class Point:
-    """A variant in the picture of accuracy against latency. ``counts``: proven, and its run is valid."""
+class Rival:
+    """A row that was not taken."""
 
-    label: str
-    accuracy: Accuracy
     row: BenchRow
-    verdict: Verdict
-    counts: bool
-    front: bool = False
+    label: str
+    why_not: str
 
 
 def smallest_batch(bench: BenchReport) -> list[BenchRow]:
@@ -52,24 +58,25 @@ def recommend(bench: BenchReport, cast: Cast) -> Recommendation:
     rows = smallest_batch(bench)
     if not rows:
         return Recommendation(bench, None, "", "this bench holds LoadGen's scenarios only, without a baseline")
-    proven = [r for r in rows if cast.row(r, bench).verdict is Verdict.PASS and r.verdict is Verdict.PASS]
+    proven = [r for r in rows if is_proven(r, bench, cast)]
     valid = [r for r in proven if r.valid]
     at = f"at batch {rows[0].batch}"
     base = next((r for r in rows if r.variant == bench.baseline), rows[0])
     base_label = cast.row(base, bench).label
     if not valid:
-        return Recommendation(bench, None, "", _why_none(rows, proven, at))
+        return _none(bench, cast, proven, _why_none(rows, proven, at))
     faster = sorted((r for r in valid if r is not base and r.ratio_low > 1), key=lambda r: r.p50_ms)
     if faster:
         best = faster[0]
         text = (
-            f"{best.ratio:.2f} × as fast as {base_label} {at} (95% interval {best.ratio_low:.2f}–{best.ratio_high:.2f}), "
-            f"p50 {best.p50_ms:.3f} ms on {best.device}, proven, and its run is valid"
+            f"{figures(best.ratio)} × as fast as {base_label} {at} (95% interval {figures(best.ratio_low)}–"
+            f"{figures(best.ratio_high)}), proven, and its run is valid"
         )
-        return Recommendation(bench, best, cast.row(best, bench).label, text + _rivals(best, faster[1:], bench, cast))
+        text += _equals(best, faster[1:], bench, cast)
+        return Recommendation(bench, best, cast.row(best, bench).label, text, rivals=_rivals(best, rows, bench, cast))
     if base not in valid:
         text = f"no proven variant with a valid run is shown to be faster than {base_label} {at}, which does not count itself"
-        return Recommendation(bench, None, "", text)
+        return _none(bench, cast, valid, text)
     others = [r for r in valid if r is not base]
     if not others:
         text = f"nothing else is both proven and validly measured {at}"
@@ -78,10 +85,44 @@ def recommend(bench: BenchReport, cast: Cast) -> Recommendation:
         text = f"no variant is shown to be faster {at}: no difference shown for {covering}, whose interval covers 1"
     else:
         text = f"every other proven variant is slower {at}"
-    return Recommendation(bench, base, base_label, f"the baseline; {text}")
+    return Recommendation(bench, base, base_label, f"the baseline; {text}", rivals=_rivals(base, rows, bench, cast))
 
 
-def _rivals(best: BenchRow, rest: Sequence[BenchRow], bench: BenchReport, cast: Cast) -> str:
+def is_proven(row: BenchRow, bench: BenchReport, cast: Cast) -> bool:
+    """Whether every comparison that ran passed, and the outputs of this run were right."""
+    return cast.row(row, bench).verdict is Verdict.PASS and row.verdict is Verdict.PASS
+
+
+def _none(bench: BenchReport, cast: Cast, fit: Sequence[BenchRow], reason: str) -> Recommendation:
+    """Nothing to take: the fastest of those that are ``fit``, or else that did not fail, leads until more is known."""
+    rows = smallest_batch(bench)
+    open_ones = fit or [r for r in rows if Verdict.FAIL not in (cast.row(r, bench).verdict, r.verdict)]
+    leader = min(open_ones, key=lambda r: r.p50_ms, default=None)
+    rivals = _rivals(leader, rows, bench, cast) if leader is not None else ()
+    return Recommendation(bench, None, "", reason, leader, rivals)
+
+
+def _rivals(best: BenchRow, rows: Sequence[BenchRow], bench: BenchReport, cast: Cast) -> tuple[Rival, ...]:
+    others = sorted((r for r in rows if r is not best), key=lambda r: r.p50_ms)
+    return tuple(Rival(r, cast.row(r, bench).label, _why_not(r, best, bench, cast)) for r in others)
+
+
+def _why_not(row: BenchRow, best: BenchRow, bench: BenchReport, cast: Cast) -> str:
+    subject = cast.row(row, bench)
+    wrong = next((v for v in (row.verdict, subject.verdict) if v is not Verdict.PASS), None)
+    if wrong is not None:
+        why = next(iter(row.reasons), "") if row.verdict is wrong else subject.why
+        return f"its proof says {wrong}" + (f": {why}" if why else "")
+    if not row.valid:
+        return f"its run is not valid: {next(iter(row.reasons), 'no reason was recorded')}"
+    if row.p50_ms < best.p50_ms:
+        return f"not shown to be faster than {bench.baseline}"
+    slower = f"{figures(row.p50_ms / best.p50_ms)} × the time"
+    equal = best.ratio_low <= row.ratio_high and row.variant != bench.baseline
+    return f"{slower}; the intervals overlap, so no difference is shown" if equal else slower
+
+
+def _equals(best: BenchRow, rest: Sequence[BenchRow], bench: BenchReport, cast: Cast) -> str:
     """Those whose interval overlaps with the best one's: the order among them may be chance."""
     close = [cast.row(r, bench).label for r in rest if r.ratio_high >= best.ratio_low]
     return f"; no difference to {', '.join(close)} is shown: the intervals overlap" if close else ""
@@ -95,46 +136,32 @@ def _why_none(rows: Sequence[BenchRow], proven: Sequence[BenchRow], at: str) -> 
     return f"no run {at} is valid{first}"
 
 
-def pareto(bench: BenchReport, cast: Cast) -> tuple[list[Point], str]:
-    """The variants whose accuracy is known, at the smallest batch, on the data that most of them share; and that data.
-
-    A point is on the front when no other one that counts is both at least as fast and at least as accurate.
-    """
-    rows = [(r, cast.row(r, bench)) for r in smallest_batch(bench)]
-    known = [a.data for _, subject in rows for a in {a.data: a for a in subject.accuracies}.values()]
-    data = max(dict.fromkeys(known), key=known.count, default="")
-    points = []
-    for row, subject in rows:
-        accuracy = next((a for a in subject.accuracies if a.data == data), None)
-        if accuracy is not None:
-            good = subject.verdict is Verdict.PASS and row.verdict is Verdict.PASS and row.valid
-            points.append(Point(subject.label, accuracy, row, subject.verdict, good))
-    return [Point(**{**vars(p), "front": p.counts and not _beaten(p, points)}) for p in points], data
-
-
-def _beaten(point: Point, points: Sequence[Point]) -> bool:
-    def place(p: Point) -> tuple[float, float]:
-        return -p.row.p50_ms, p.accuracy.rate
-
-    mine = place(point)
-    return any(
-        p.counts and place(p) != mine and all(a >= b for a, b in zip(place(p), mine, strict=True)) for p in points
-    )
+def tail(row: BenchRow, label: str) -> list[dict[str, Any]]:
+    """Rows of the picture of tails: the percentiles that so many calls can tell, then the slowest call at its own rank."""
+    most = math.log10(max(row.calls, 1))
+    nines = [-math.log10(1 - percent / 100) for percent in range(len(row.quantiles_ms) - 1)]
+    points = [(f"p{i}", n, ms) for i, (n, ms) in enumerate(zip(nines, row.quantiles_ms, strict=False)) if n <= most]
+    points += [(f"the slowest of {row.calls:,} calls", most, ms) for ms in row.quantiles_ms[-1:]]
+    return [{"label": label, "nines": n, "ms": ms, "told": told} for told, n, ms in points if ms > 0]
 
 
 def search_words(report: SearchReport) -> str:
     """The verdict, then on what it rests."""
+    return one_line(f"{report.reason[:1].upper() + report.reason[1:]}. {asked_words(report)}")
+
+
+def asked_words(report: SearchReport) -> str:
+    """What a search was asked for, and how far it looked."""
     goal = report.goal
     limits = [f"at most {100 * goal.accuracy_drop:g} points of accuracy lost"]
     limits += [f"{goal.latency_ms:g} ms"] if goal.latency_ms is not None else []
     limits += [f"{goal.size_mb:g} MB"] if goal.size_mb is not None else []
     tried = sum(trial.drop is not None for trial in report.trials)
-    told = report.reason[:1].upper() + report.reason[1:]
     measured = (
         "" if report.measured else f" {goal.target} was not measured: candidates are ranked by what they compute."
     )
     return one_line(
-        f"{told}. Asked for: {', '.join(limits)}. {tried} of {len(report.trials)} networks were fine-tuned, seed "
+        f"Asked for: {', '.join(limits)}. {tried} of {len(report.trials)} networks were fine-tuned, seed "
         f"{report.seed}.{measured}"
     )
 
@@ -143,7 +170,8 @@ def search_points(report: SearchReport) -> list[dict[str, Any]]:
     """Rows of the picture: the candidates that nothing beats, by speed where it was measured, else by cost."""
     return [
         {
-            "label": _candidate_name(c),
+            "label": candidate_name(c),
+            "backend": c.backend,
             "speed": c.ratio if report.measured else c.cost / 1e6,
             "points": -100 * c.drop.drop,
             "worst": -100 * c.drop.upper,
@@ -157,5 +185,5 @@ def search_points(report: SearchReport) -> list[dict[str, Any]]:
     ]
 
 
-def _candidate_name(candidate: Candidate) -> str:
+def candidate_name(candidate: Candidate) -> str:
     return one_line(f"{candidate.variant}, trial {candidate.trial + 1}")

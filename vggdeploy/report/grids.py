@@ -9,6 +9,7 @@ from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, LayerReport, ParityRecord, ParityReport, SearchReport
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
+from vggdeploy.records.gpu_day import GpuDay
 from vggdeploy.report import tables
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import smallest_batch
@@ -97,15 +98,23 @@ def gpu_times(detail: GpuReport) -> Grid:
     return grid(tables.GPU_TIMES, [(t,) for t in detail.times], f"{detail.variant} on {detail.gpu}")
 
 
-def parity(results: Results, cast: Cast) -> Grid:
-    """A row for each variant, data set and output."""
-    rows: list[Row] = [
-        (Facts(variant=cast.label(r.variant, r.sha256, report.bundle)), r, output)
+# A page's width holds no more: what is of an output, and what is of all of them.
+_OF_AN_OUTPUT = ("output", "max_abs", "mean_abs", "relative_l2", "cosine_min", "snr_db", "tolerance")
+_OF_ALL = ("flips.upper", "drop.drop", "candidate_accuracy", "batches", "stress", "repeats.calls", "backend")
+
+
+def parity(results: Results, cast: Cast) -> tuple[Grid, Grid]:
+    """A row for each variant, data set and output with its distances; then one for each variant and data set."""
+    records = [
+        (Facts(variant=cast.label(r.variant, r.sha256, report.bundle)), r)
         for report in results.parity
         for r in report.variants
-        for output in r.outputs or (None,)
     ]
-    return grid(tables.PARITY, rows, "Parity of every output")
+    outputs = [(about, r, output) for about, r in records for output in r.outputs or (None,)]
+    return (
+        grid([c for c in tables.PARITY if c.key not in _OF_ALL], outputs, "Parity of every output"),
+        grid([c for c in tables.PARITY if c.key not in _OF_AN_OUTPUT], records, "What else was asked of each variant"),
+    )
 
 
 def checks(results: Results) -> Grid:
@@ -183,9 +192,9 @@ def machines(results: Results) -> Grid:
                 machine += "".join(f"; {name} {text}" for name, text in told.items() if text)
         elif isinstance(result, SearchReport):
             machine = f"{result.machine.cpu}, {result.machine.cores} cores"
-        elif isinstance(result, GpuReport):
+        elif isinstance(result, (GpuReport, GpuDay)):
             machine = result.gpu
-        tools = getattr(result, "tools", {}) or _tools(result)
+        tools = getattr(result, "tools", {}) or getattr(result, "packages", {}) or _tools(result)
         versions = ", ".join(f"{name} {version}" for name, version in sorted(tools.items()))
         about = Facts(path=str(document.path), machine=machine, threads=threads, versions=versions)
         rows.append((about, result))

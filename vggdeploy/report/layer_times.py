@@ -34,7 +34,7 @@ def table(profile: VariantProfile, name: str) -> Grid:
 def bars(profile: VariantProfile) -> list[dict[str, Any]]:
     """The rows of `vggdeploy.report.charts.bars`; numbered, since layers come more than once."""
     return [
-        {"label": f"{number} {one_line(_name(kernel))}", "value": kernel.ms}
+        {"label": f"{number} {one_line(_name(kernel))}", "value": kernel.ms, "told": f"{kernel.ms:.3f}"}
         for number, kernel in enumerate(profile.kernels, 1)
     ]
 

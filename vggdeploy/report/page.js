@@ -2,7 +2,8 @@
 // Charts: drawn in the reader's light or dark, and again when that changes.
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const specs = read("specs"), themes = read("themes"), shown = [];
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
+// On paper all is light: the style's dark is for screens only.
+const dark = window.matchMedia("screen and (prefers-color-scheme: dark)");
 async function draw(place, spec, index) {
   if (shown[index]) shown[index].finalize();
   for (const param of spec.params || []) if (param.name === "dark") param.value = dark.matches;
@@ -12,7 +13,13 @@ async function draw(place, spec, index) {
     mode: "vega-lite", renderer: "svg", ast: true, config: themes[theme], tooltip: { theme },
     actions: { export: true, source: false, compiled: false, editor: false },
   });
+  accessible(place);
   place.dataset.drawn = theme;
+}
+// What Vega leaves without a name: the button of its menu, and the groups around marks, which are no images themselves.
+function accessible(place) {
+  for (const menu of place.querySelectorAll("summary")) menu.setAttribute("aria-label", "Save this picture");
+  for (const group of place.querySelectorAll('[role="graphics-symbol"]:not([aria-label])')) group.removeAttribute("role");
 }
 function drawAll() {
   document.querySelectorAll(".chart").forEach((place) => {
@@ -24,6 +31,19 @@ function drawAll() {
 }
 dark.addEventListener("change", drawAll);
 drawAll();
+
+// What is folded is printed too.
+window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+
+// Tables: where one is wider than the page, a line says so.
+function hint() {
+  for (const place of document.querySelectorAll(".scroll")) {
+    place.parentElement.classList.toggle("cut", place.scrollWidth > place.clientWidth + 1);
+  }
+}
+window.addEventListener("resize", hint);
+document.addEventListener("toggle", hint, true);
+hint();
 
 // Tables: a column's button sorts by it, and a second press turns the order around. What has no number comes last.
 function sort(button) {

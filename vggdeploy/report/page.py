@@ -11,20 +11,19 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
+from vggdeploy.report.looks import PALETTE, mark_css
 from vggdeploy.report.tables import Cell, Column, Grid
 
-# Okabe & Ito 2008, "Color Universal Design", and four more: three to one or more on their ground. The first are told
-# apart with any colour vision; a chart with more has shapes and dashes too.
-_LIGHT = ("#0072b2", "#d55e00", "#007f5c", "#a6558a", "#7a6000", "#5b4bb7", "#b3261e", "#4d5761")
-_DARK = ("#56b4e9", "#e69f00", "#2fc49a", "#cc79a7", "#f0e442", "#a79bf2", "#ff8a80", "#b8c0c8")
 # ColorBrewer's Blues: one hue from light to dark reads the same with any colour vision, and in grey.
 _BLUES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 _BLUES_ON_DARK = ("#1d2430", "#0b3360", "#08519c", "#2171b5", "#4292c6", "#6baed6", "#9ecae1", "#c6dbef", "#f7fbff")
+_PLAIN = re.compile(r"[-+−]?[\d,]+(?:\.(\d+))?")
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', 'DejaVu Sans', sans-serif"
 DARK = "dark"  # the chart's parameter that says so, where a chart has to know
 
@@ -64,7 +63,10 @@ def theme(*, dark: bool) -> dict[str, Any]:
         "legend": {**text, "symbolSize": 120, "symbolStrokeWidth": 0},
         "title": {"color": ink, "subtitleColor": ink, "fontSize": 15, "anchor": "start", "offset": 14},
         "text": {"color": ink},
-        "range": {"category": list(_DARK if dark else _LIGHT), "heatmap": list(_BLUES_ON_DARK if dark else _BLUES)},
+        "range": {
+            "category": [look.dark if dark else look.light for look in PALETTE],
+            "heatmap": list(_BLUES_ON_DARK if dark else _BLUES),
+        },
     }
 
 
@@ -90,7 +92,8 @@ def chart_page(spec: dict[str, Any], *, title: str, text: str, grid: Grid, libra
 def whole_page(body: str, specs: Sequence[dict[str, Any]], *, title: str, library: str) -> str:
     """The document around ``body``, which is HTML with a `chart_html` for each of ``specs``; the rest is plain text."""
     library = library.replace("</script", "<\\/script")
-    style, draw = asset("page.css"), asset("page.js")
+    marks = f"{mark_css(dark=False)} @media screen and (prefers-color-scheme: dark) {{ {mark_css(dark=True)} }}"
+    style, draw = f"{asset('page.css')}\n{marks}", asset("page.js")
     scripts = " ".join(f"'sha256-{_sha256(script)}'" for script in (library, draw))
     policy = f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:"
     return f"""<!DOCTYPE html>
@@ -128,22 +131,43 @@ def grid_html(grid: Grid, *, folded: bool = False) -> str:
         f'<button type="button">{escape(column.title)}</button></th>'
         for column, kind in zip(grid.columns, kinds, strict=True)
     )
-    body = "\n".join(f"<tr>{''.join(map(_cell, row, grid.columns, kinds))}</tr>" for row in grid.rows)
+    decimals = [max((_decimals(row[i].text) or 0 for row in grid.rows), default=0) for i in range(len(grid.columns))]
+    body = "\n".join(f"<tr>{''.join(map(_cell, row, grid.columns, kinds, decimals))}</tr>" for row in grid.rows)
     table = (
+        '<div class="table"><p class="hint" aria-hidden="true">more columns to the right: scroll →</p>\n'
         f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(grid.caption)}">\n'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div></div>"
     )
     return f"<details>\n<summary>{escape(grid.caption)}</summary>\n{table}\n</details>" if folded else table
 
 
-def _cell(cell: Cell, column: Column, kind: str) -> str:
+def _cell(cell: Cell, column: Column, kind: str, decimals: int) -> str:
     light = light_html(cell.light, small=True) if cell.light else ""
     value = f' data-value="{"" if cell.value is None else cell.value!r}"' if kind == "number" else ""
-    return f"<td{_class(column)}{value}>{light}{escape(cell.text)}</td>"
+    return (
+        f"<td{_class(column, wraps=' ' in cell.text)}{value}>{light}{escape(cell.text)}{_pad(cell.text, decimals)}</td>"
+    )
 
 
-def _class(column: Column, *, head: bool = False) -> str:
-    names = [name for name, there in (("text", column.left), ("long", column.long and not head)) if there]
+def _decimals(text: str) -> int | None:
+    """Digits behind the point of a plain number; None for anything else."""
+    found = _PLAIN.fullmatch(text)
+    return len(found[1] or "") if found else None
+
+
+def _pad(text: str, decimals: int) -> str:
+    """What a plain number lacks beside the longest one of its column, unseen, so that their points stand in one line."""
+    own = _decimals(text)
+    if own is None or own >= decimals:
+        return ""
+    zeros = "0" * (decimals - own)
+    return f'<span class="pad" aria-hidden="true">{zeros if own else "." + zeros}</span>'
+
+
+def _class(column: Column, *, wraps: bool = False, head: bool = False) -> str:
+    """A cell of several numbers ``wraps``: it may break its line."""
+    names = ["text"] if column.left else ["wrap"] if wraps else []
+    names += ["long"] if column.long and not head else []
     return f' class="{" ".join(names)}"' if names else ""
 
 

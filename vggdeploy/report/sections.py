@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from vggdeploy.errors import one_line
-from vggdeploy.records import BenchReport, LayerReport, ScenarioRow
+from vggdeploy.records import LayerReport
 from vggdeploy.report import findings, grids, layer_times
+from vggdeploy.report.digits import figures as told_figures
 from vggdeploy.report.documents import Results
-from vggdeploy.report.findings import pareto
+from vggdeploy.report.gpu_day_sections import gpu_day_sections
+from vggdeploy.report.load_section import load_section
+from vggdeploy.report.parts import Figure, Section, drawn, groups, heading
 from vggdeploy.report.subjects import Cast
-from vggdeploy.report.tables import Grid, row_notes
+from vggdeploy.report.tables import Grid, row_notes, without_empty_columns
 from vggdeploy.types import Verdict
-
-if TYPE_CHECKING:
-    from vggdeploy.report.plots import Chart
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture: ``text`` says what is in it to who cannot see it; ``draw`` makes it, and imports Altair."""
-
-    text: str
-    draw: Callable[[], Chart]
-    heading: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """``missing`` says what was not measured, and the command that measures it; ``notes`` why something does not count."""
-
-    anchor: str
-    title: str
-    text: str = ""
-    figures: tuple[Figure, ...] = ()
-    grids: tuple[Grid, ...] = ()
-    commands: tuple[str, ...] = ()
-    missing: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def holds_anything(self) -> bool:
-        """More than a sentence on what is missing."""
-        return bool(self.figures or self.commands or any(grid.rows for grid in self.grids))
 
 
 def sections(results: Results, cast: Cast) -> list[Section]:
     """All of them, in the order in which they are read. Of a search alone, no more than it can tell."""
     parts = [
-        Section("summary", "Every variant", grids=(grids.summary(results, cast),)),
+        _summary(results, cast),
         _distributions(results, cast),
         _throughput(results, cast),
-        _load(results, cast),
+        load_section(results, cast),
         _cost(results, cast),
         _roofline(results, cast),
         *_layer_times(results, cast),
@@ -62,39 +33,26 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         _layers(results),
         _accuracy(results, cast),
         *_searches(results),
+        *(part for day in results.gpu_days for part in gpu_day_sections(day)),
         Section("machine", "Machine and versions", grids=(grids.machines(results),)),
         _commands(results),
     ]
-    return [part for part in parts if cast.subjects or part.holds_anything]
-
-
-def pareto_figure(bench: BenchReport, cast: Cast) -> Figure | None:
-    """Accuracy against latency; None where no accuracy is known."""
-    points, data = pareto(bench, cast)
-    if not points:
-        return None
-    rows: list[dict[str, Any]] = [
-        {
-            "label": p.label,
-            "p50_ms": p.row.p50_ms,
-            "accuracy": p.accuracy.rate,
-            "lower": p.accuracy.lower,
-            "upper": p.accuracy.upper,
-            "data": one_line(p.accuracy.data),
-            "verdict": str(p.verdict),
-            "run": "valid" if p.row.valid else "invalid",
-            "counts": p.counts,
-            "front": p.front,
-            "throughput": p.row.images_per_second,
-        }
-        for p in points
+    whole = [
+        replace(part, grids=tuple(map(without_empty_columns, part.grids))) for part in parts if part.holds_anything
     ]
-    best = ", ".join(p.label for p in points if p.front) or "none, since no run counts"
-    text = (
-        f"Accuracy on {one_line(data)} against p50 latency at batch {points[0].row.batch}. Not beaten in both: {best}. "
-        "Filled: proven, and its run is valid; hollow: not."
-    )
-    return Figure(text, _drawn("pareto", rows, names=_labels(cast)))
+    return [*whole, *_absent([part for part in parts if not part.holds_anything])] if cast.subjects else whole
+
+
+def _summary(results: Results, cast: Cast) -> Section:
+    """A line for each variant, where anything was timed or compared on labelled images."""
+    known = any(bench.rows for bench in results.bench) or any(s.accuracies for s in cast.subjects)
+    return Section("summary", "Every variant", grids=(grids.summary(results, cast),) if known else ())
+
+
+def _absent(parts: list[Section]) -> list[Section]:
+    """What was not measured, in one place at the end: no part of a report is empty."""
+    notes = tuple(f"{part.title}: {part.missing}" for part in parts if part.missing)
+    return [Section("absent", "Not in these results", notes=notes)] if notes else []
 
 
 def _distributions(results: Results, cast: Cast) -> Section:
@@ -102,23 +60,20 @@ def _distributions(results: Results, cast: Cast) -> Section:
     for bench in results.bench:
         for batch in sorted({r.batch for r in bench.rows if r.quantiles_ms}):
             chosen = [r for r in bench.rows if r.batch == batch and r.quantiles_ms]
-            names = [cast.row(r, bench).label for r in chosen]
-            rows = [
-                {"label": name, "ms": ms, "share": index / max(1, len(r.quantiles_ms) - 1)}
-                for name, r in zip(names, chosen, strict=True)
-                for index, ms in enumerate(r.quantiles_ms)
-                if ms > 0
-            ]
-            medians = ", ".join(f"{name} {r.p50_ms:.3f}" for name, r in zip(names, chosen, strict=True))
-            text = f"The share of calls that took at most so long, at batch {batch}. Medians in ms: {medians}."
+            rows = [point for r in chosen for point in findings.tail(r, cast.row(r, bench).label)]
+            medians = ", ".join(f"{cast.row(r, bench).label} {told_figures(r.p50_ms)}" for r in chosen)
+            text = (
+                f"Latency at each percentile, at batch {batch}: every step to the right is ten times as rare, and a line ends "
+                f"at its slowest call. Medians in ms: {medians}."
+            )
             figures.append(
-                Figure(text, _drawn("ecdf", rows, names=_labels(cast)), _heading(results, bench, f"Batch {batch}"))
+                Figure(text, drawn("tails", rows, names=groups(cast)), heading(results, bench, f"Batch {batch}"))
             )
     tables = tuple(grids.latency(bench, cast) for bench in results.bench if bench.rows)
-    missing = "" if tables else "No latency was measured: vggdeploy bench BUNDLE --json"
+    missing = "" if tables else "vggdeploy bench BUNDLE --json"
     if tables and not figures:
         missing = "The distributions are not in these results, which an older vggdeploy made: measure again."
-    text = "A steep line is a steady variant; the upper end of a line is its tail."
+    text = "A flat line is a steady variant; its right end is its tail."
     notes = grids.reasons((f"{cast.row(r, b).label} at {r.batch}", row_notes(r)) for b in results.bench for r in b.rows)
     return Section("latency", "Latency", text if figures else "", tuple(figures), tables, missing=missing, notes=notes)
 
@@ -142,73 +97,41 @@ def _throughput(results: Results, cast: Cast) -> Section:
         best = max(good, key=lambda r: r.images_per_second, default=None)
         most = "no run of a proven variant is valid"
         if best is not None:
-            most = f"the most: {cast.row(best, bench).label}, {best.images_per_second:,.0f} at {best.batch}"
+            most = f"the most: {cast.row(best, bench).label}, {told_figures(best.images_per_second)} at {best.batch}"
         text = f"Images a second over the batch size; {most}."
-        figures.append(Figure(text, _drawn("throughput", rows, names=_labels(cast)), _heading(results, bench)))
-    missing = "" if figures else "Two batch sizes or more are needed: vggdeploy bench BUNDLE --batch 1,8,32 --json"
+        figures.append(Figure(text, drawn("throughput", rows, names=groups(cast)), heading(results, bench)))
+    missing = "" if figures else "two batch sizes or more are needed, vggdeploy bench BUNDLE --batch 1,8,32 --json"
     text = "The numbers are in the latency table." if figures else ""
     return Section("throughput", "Throughput against batch", text, tuple(figures), missing=missing)
-
-
-def _load(results: Results, cast: Cast) -> Section:
-    servers = [(r, bench) for bench in results.bench for r in bench.scenarios if r.scenario == "server"]
-    rows = [
-        {
-            "label": cast.row(r, bench).label,
-            "batch": r.batch,
-            "qps": qps,
-            "p99_ms": p99,
-            "bound_ms": r.latency_bound_ms,
-            "run": "valid" if valid else "invalid",
-        }
-        for r, bench in servers
-        for qps, p99, valid in sorted(_tries(r))
-    ]
-    text = "p99 latency of the server scenario over the rate of its queries, and the bound that was asked for."
-    figures = (Figure(text, _drawn("server", rows, names=_labels(cast))),) if rows else ()
-    tables = tuple(grids.scenarios(bench, cast) for bench in results.bench if bench.scenarios)
-    searched = [b for b in results.bench if any(r.search for r in b.scenarios)]
-    tables += tuple(grids.tries(bench, cast) for bench in searched)
-    ask = "vggdeploy bench BUNDLE --scenario server --target-qps Q --latency-bound MS --json"
-    missing = "" if rows else f"The server scenario was not run: {ask}"
-    notes = grids.reasons(
-        (f"{cast.row(r, b).label}, {r.scenario} at {r.batch}", row_notes(r)) for b in results.bench for r in b.scenarios
-    )
-    return Section("load", "Latency under load", "", figures, tables, missing=missing, notes=notes)
 
 
 def _cost(results: Results, cast: Cast) -> Section:
     figures = []
     for bench in results.bench:
-        for field, title, unit, form in (
-            ("peak_rss_bytes", "peak memory of a fresh process (MB)", 1e6, ",.1f"),
-            ("cold_start_ms", "cold start: process start to first answer (ms)", 1.0, ",.0f"),
+        for field, title, unit in (
+            ("peak_rss_bytes", "peak memory of a fresh process, MB", 1e6),
+            ("cold_start_ms", "cold start: process start to first answer, ms", 1.0),
         ):
             rows = [
-                {"label": cast.row(start, bench).label, "value": value / unit}
+                {"label": cast.row(start, bench).label, "value": value / unit, "told": told_figures(value / unit)}
                 for start in bench.fresh
                 if (value := getattr(start, field)) is not None
             ]
             if rows:
                 least = min(rows, key=lambda row: float(row["value"]))
-                text = f"{title[0].upper()}{title[1:]}; the least: {least['label']}, {format(least['value'], form)}."
-                figures.append(Figure(text, _drawn("bars", rows, title=title, unit=form), _heading(results, bench)))
+                text = f"{title[0].upper()}{title[1:]}; the least: {least['label']}, {least['told']}."
+                draw = drawn("bars", rows, names=groups(cast), title=title)
+                figures.append(Figure(text, draw, heading(results, bench)))
     tables = grids.costs(results, cast)
-    missing = "" if figures else "Memory and cold start come from a bench: vggdeploy bench BUNDLE --json"
+    missing = "" if figures else "vggdeploy bench BUNDLE --json"
     return Section("cost", "Size, memory and start", "", tuple(figures), tables, missing=missing)
-
-
-def _tries(row: ScenarioRow) -> set[tuple[float, float, bool]]:
-    """(rate, p99, valid) of a server's row, and of every run of the search that led to it."""
-    tries = [(row.target_qps, row.p99_ms, row.valid)]
-    tries += [(t.qps, t.p99_ms, t.valid) for t in (row.search.tries if row.search else ())]
-    return {(qps, p99, valid) for qps, p99, valid in tries if qps and p99}
 
 
 def _roofline(results: Results, cast: Cast) -> Section:
     rows = [
         {
             "label": f"{cast.label(g.variant, g.sha256, g.bundle)} on {one_line(g.gpu)}",
+            "backend": g.backend,
             "batch": t.batch,
             "tera_ops": t.tera_ops,
             "share": t.roof_share,
@@ -218,7 +141,13 @@ def _roofline(results: Results, cast: Cast) -> Section:
     ]
     under = [b for b in results.bench if b.roofs]
     rows += [
-        {"label": cast.row(r, b).label, "batch": r.batch, "tera_ops": r.tera_ops, "share": r.roof_share}
+        {
+            "label": cast.row(r, b).label,
+            "backend": r.backend,
+            "batch": r.batch,
+            "tera_ops": r.tera_ops,
+            "share": r.roof_share,
+        }
         for b in under
         for r in b.rows
         if r.tera_ops is not None
@@ -236,12 +165,12 @@ def _roofline(results: Results, cast: Cast) -> Section:
         for b in under
         for r in b.roofs
     ]
-    names = list(dict.fromkeys(row["label"] for row in rows))
+    names = {row["label"]: row["backend"] for row in rows}
     text = "How much of the fastest matrix product measured on that device a variant reaches."
-    figures = [Figure(text, _drawn("roof", rows, names=names, roofs=roofs))] if rows and roofs else []
+    figures = [Figure(text, drawn("roof", rows, names=names, roofs=roofs))] if rows and roofs else []
     missing = "; ".join(one_line(g.roof_missing) for g in results.gpu if not g.roof)
     if not results.gpu and not under:
-        missing = "A measured roof comes from: vggdeploy bench BUNDLE --roof --json (CPUs), or --gpu-detail (an engine)"
+        missing = "vggdeploy bench BUNDLE --roof --json (CPUs), or --gpu-detail (an engine)"
     tables = (
         *map(grids.gpu_times, results.gpu),
         *(grids.under_roof(bench, cast) for bench in under),
@@ -258,10 +187,10 @@ def _layer_times(results: Results, cast: Cast) -> list[Section]:
     figures = tuple(
         Figure(
             layer_times.sentence(p),
-            _drawn("bars", layer_times.bars(p), title="ms a batch", unit=",.3f"),
+            drawn("bars", bars, names={row["label"]: p.backend for row in bars}, title="ms a batch"),
             f"{name}, batch {p.batch}",
         )
-        for name, p in found
+        for (name, p), bars in ((each, layer_times.bars(each[1])) for each in found)
     )
     text = "The library timed its own kernels, which slows it down: compare these with each other, and with no latency."
     notes = tuple(f"{name}, batch {p.batch}: {note}" for name, p in found for note in layer_times.notes(p))
@@ -274,11 +203,11 @@ def _parity(results: Results, cast: Cast) -> Section:
     for report in results.parity:
         for r in report.variants:
             for o in r.outputs:
-                told = f"{o.relative_l2:.1e}" if o.relative_l2 else "0: not one bit differs"
+                told = f"{o.relative_l2:.1e}" if o.relative_l2 else "0"
                 rows.append(
                     {
                         "label": cast.label(r.variant, r.sha256, report.bundle),
-                        "output": one_line(f"{o.output} | {r.data}"),
+                        "line": one_line(f"{cast.label(r.variant, r.sha256, report.bundle)} | {o.output}, {r.data}"),
                         "relative_l2": o.relative_l2,
                         "told": told,
                         "verdict": str(r.verdict),
@@ -288,11 +217,11 @@ def _parity(results: Results, cast: Cast) -> Section:
     for row in rows:
         row["relative_l2"] = row["relative_l2"] or floor
     text = "Relative L2 distance of every output to the FP32 reference. What does not differ at all stands at the left end."
-    figures = [Figure(text, _drawn("distances", rows, names=_labels(cast)))] if rows else []
-    tables: tuple[Grid, ...] = (grids.parity(results, cast),) if results.parity else ()
+    figures = [Figure(text, drawn("distances", rows, names=groups(cast)))] if rows else []
+    tables: tuple[Grid, ...] = grids.parity(results, cast) if results.parity else ()
     if any(report.checks for report in results.parity):
         tables += (grids.checks(results),)
-    missing = "" if results.parity else "No comparison with the reference: vggdeploy verify BUNDLE --json"
+    missing = "" if results.parity else "vggdeploy verify BUNDLE --json"
     notes = grids.reasons(
         (cast.label(r.variant, r.sha256, p.bundle), r.reasons) for p in results.parity for r in p.variants
     )
@@ -302,18 +231,14 @@ def _parity(results: Results, cast: Cast) -> Section:
 def _fleet(results: Results) -> Section:
     found = [report for report in results.parity if report.fleet]
     notes = tuple(reason for report in found for reason in grids.fleet_reasons(report))
-    missing = "" if found else "No other machine was asked: vggdeploy verify BUNDLE --fleet --json"
+    missing = "" if found else "vggdeploy verify BUNDLE --fleet --json"
     return Section("fleet", "On other machines", grids=tuple(map(grids.fleet, found)), missing=missing, notes=notes)
 
 
 def _layers(results: Results) -> Section:
     reports = [report for parity in results.parity for report in parity.layers]
     figures = tuple(layer_figure(report) for report in reports)
-    missing = (
-        ""
-        if reports
-        else "No layers were compared: vggdeploy verify BUNDLE --layers --json, for an ONNX variant that fails"
-    )
+    missing = "" if reports else "vggdeploy verify BUNDLE --layers --json, for an ONNX variant that fails"
     return Section("layers", "Error layer by layer", "", figures, tuple(map(grids.layers, reports)), missing=missing)
 
 
@@ -339,7 +264,7 @@ def layer_figure(report: LayerReport) -> Figure:
     ]
     heading = one_line(f"{report.variant} ({report.precision})")
     return Figure(
-        f"{heading}: {one_line(report.reason)}.", _drawn("layer_errors", rows, culprit=report.culprit), heading
+        f"{heading}: {one_line(report.reason)}.", drawn("layer_errors", rows, culprit=report.culprit), heading
     )
 
 
@@ -348,7 +273,7 @@ def _accuracy(results: Results, cast: Cast) -> Section:
         return Section("accuracy", "Accuracy", grids=(grids.evaluations(results.evaluations, cast),))
     known = any(s.accuracies for s in cast.subjects)
     text = "From the images that parity ran on; see the summary." if known else ""
-    return Section("accuracy", "Accuracy", text, missing="With intervals and classes: vggdeploy evaluate BUNDLE --json")
+    return Section("accuracy", "Accuracy", text, missing="with intervals and classes, vggdeploy evaluate BUNDLE --json")
 
 
 def _searches(results: Results) -> list[Section]:
@@ -359,7 +284,8 @@ def _searches(results: Results) -> list[Section]:
     for report in results.searches:
         rows = findings.search_points(report)
         if rows:
-            draw = _drawn("front", rows, measured=report.measured)
+            names = {str(row["label"]): str(row["backend"]) for row in rows}
+            draw = drawn("front", rows, names=names, measured=report.measured, limit=-100 * report.goal.accuracy_drop)
             figures.append(Figure(findings.search_words(report), draw, one_line(report.bundle)))
         tables.append(grids.candidates(report))
     return [Section("search", "The search for the fastest", "", tuple(figures), tuple(tables))]
@@ -372,26 +298,3 @@ def _commands(results: Results) -> Section:
     missing = f"Made before commands were recorded: {', '.join(without)}." if without else ""
     text = "From the directory that they were run in, these make the results again." if commands else ""
     return Section("repeat", "Repeat it", text, commands=commands, missing=missing)
-
-
-def _labels(cast: Cast) -> list[str]:
-    """All variants of the report: each has one colour in all of its pictures."""
-    return [subject.label for subject in cast.subjects]
-
-
-def _heading(results: Results, bench: BenchReport, text: str = "") -> str:
-    """What a picture of one bench is called: the bench is named where there are several."""
-    run = grids.run_name(bench) if len([b for b in results.bench if b.rows]) > 1 else ""
-    return ": ".join(part for part in (text, run) if part)
-
-
-def _drawn(chart: str, rows: list[dict[str, Any]], **more: Any) -> Callable[[], Chart]:
-    """What draws one of `vggdeploy.report.charts`."""
-
-    def draw() -> Chart:
-        from vggdeploy.report import charts  # only now: it imports Altair
-
-        drawn: Chart = getattr(charts, chart)(rows, **more)
-        return drawn
-
-    return draw

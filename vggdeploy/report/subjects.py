@@ -8,9 +8,9 @@ from pathlib import PurePath
 
 from vggdeploy.bundle import REFERENCE
 from vggdeploy.errors import InputError, one_line
-from vggdeploy.records import BenchReport, BenchRow, FreshStart, ParityReport, ScenarioRow
+from vggdeploy.records import BenchReport, BenchRow, FreshStart, ParityRecord, ParityReport, ScenarioRow
 from vggdeploy.report.documents import Results
-from vggdeploy.types import Verdict
+from vggdeploy.types import ImageSource, Verdict
 
 _WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.UNPROVEN)
 
@@ -28,6 +28,22 @@ class Accuracy:
     upper: float | None = None
 
 
+@dataclass(frozen=True)
+class Loss:
+    """How much accuracy a variant lost against the reference, on the same images; fractions.
+
+    ``drop`` is None where the images have no labels: then ``upper`` is the bound of changed top-1 classes, which the loss
+    of accuracy cannot exceed, as an image that is lost has changed its class. ``upper`` is a one-sided 95% bound, and
+    ``limit`` what it was judged by.
+    """
+
+    drop: float | None
+    upper: float
+    limit: float | None
+    data: str
+    samples: int
+
+
 @dataclass
 class Subject:
     """One variant's bytes, and what the results say of them.
@@ -39,10 +55,17 @@ class Subject:
     variant: str
     sha256: str
     bundle: str
+    backend: str = ""
     label: str = ""
     proofs: list[tuple[Verdict, tuple[str, str], tuple[str, ...]]] = field(default_factory=list)
     recorded: list[Verdict] = field(default_factory=list)
     accuracies: list[Accuracy] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+
+    @property
+    def loss(self) -> Loss | None:
+        """The one of the most images."""
+        return max(self.losses, key=lambda loss: loss.samples, default=None)
 
     @property
     def verdict(self) -> Verdict:
@@ -116,26 +139,27 @@ def gather(results: Results) -> Cast:
     """The subjects of all results, in the order in which they are first spoken of, each with a label of its own."""
     seen: dict[tuple[str, str], Subject] = {}
     unhashed = []
-    for variant, sha256, bundle in _mentioned(results):
+    for (variant, sha256, bundle), backend in _mentioned(results):
         if sha256:
-            seen.setdefault((variant, sha256), Subject(variant, sha256, bundle))
+            seen.setdefault((variant, sha256), Subject(variant, sha256, bundle, backend))
         else:
-            unhashed.append((variant, bundle))
-    for variant, bundle in unhashed:
+            unhashed.append((variant, bundle, backend))
+    for variant, bundle, backend in unhashed:
         if not any(s.variant == variant and s.bundle == bundle for s in seen.values()):
-            seen[variant, bundle] = Subject(variant, "", bundle)
+            seen[variant, bundle] = Subject(variant, "", bundle, backend)
     cast = Cast(tuple(seen.values()))
     _name(cast)
     _testify(cast, results)
     return cast
 
 
-def _mentioned(results: Results) -> list[tuple[str, str, str]]:
-    mentions = [(r.variant, r.sha256, p.bundle) for p in results.parity for r in p.variants]
-    mentions += [origin(r, b) for b in results.bench for r in [*measured(b), *b.fresh]]
-    mentions += [(e.variant, e.sha256, e.target) for e in results.evaluations]
-    mentions += [(g.variant, g.sha256, g.bundle) for g in results.gpu]
-    mentions += [(p.variant, p.sha256, r.bundle) for r in results.profiles for p in r.profiles]
+def _mentioned(results: Results) -> list[tuple[tuple[str, str, str], str]]:
+    """(variant, hash, bundle) of every record, and its backend."""
+    mentions = [((r.variant, r.sha256, p.bundle), r.backend) for p in results.parity for r in p.variants]
+    mentions += [(origin(r, b), r.backend) for b in results.bench for r in [*measured(b), *b.fresh]]
+    mentions += [((e.variant, e.sha256, e.target), e.backend) for e in results.evaluations]
+    mentions += [((g.variant, g.sha256, g.bundle), g.backend) for g in results.gpu]
+    mentions += [((p.variant, p.sha256, r.bundle), p.backend) for r in results.profiles for p in r.profiles]
     return mentions
 
 
@@ -170,21 +194,22 @@ def _wrong_manifest(parity: ParityReport) -> list[Proof]:
     ]
 
 
+def _loss(r: ParityRecord) -> Loss | None:
+    """What a comparison says of the accuracy lost: the paired drop, else the bound of changed classes. Without a limit of
+    its own, a loss was judged by the limit of changed classes; a golden pair was judged by neither."""
+    limit = None
+    if r.limits is not None and r.source is not ImageSource.GOLDEN:
+        limit = r.limits.flip_rate if r.limits.accuracy_drop is None else r.limits.accuracy_drop
+    if r.drop is not None:
+        return Loss(r.drop.drop, r.drop.upper, limit, r.data, r.drop.samples)
+    return Loss(None, r.flips.upper, limit, r.data, r.flips.samples) if r.flips is not None else None
+
+
 def _testify(cast: Cast, results: Results) -> None:
     for parity in results.parity:
         wrong = _wrong_manifest(parity)
         for r in parity.variants:
-            subject = cast.find(r.variant, r.sha256, parity.bundle)
-            subject.proofs.append((r.verdict, (r.data, r.device), r.reasons))
-            subject.proofs += wrong
-            samples = r.flips.samples if r.flips else None
-            if r.candidate_accuracy is not None:
-                subject.accuracies.append(Accuracy(r.candidate_accuracy, r.data, samples))
-            if r.reference_accuracy is not None:
-                for other in cast.subjects:
-                    known = any(a.data == r.data for a in other.accuracies)
-                    if other.variant == REFERENCE and other.bundle == parity.bundle and not known:
-                        other.accuracies.append(Accuracy(r.reference_accuracy, r.data, samples))
+            _compared(cast, parity, r, wrong)
         for target in parity.fleet:
             for r in target.variants:  # what passes there adds nothing; its section has it
                 if r.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
@@ -199,3 +224,20 @@ def _testify(cast: Cast, results: Results) -> None:
         a = e.accuracy
         accuracy = Accuracy(a.rate, e.data, a.samples, a.lower, a.upper)
         cast.find(e.variant, e.sha256, e.target).accuracies.insert(0, accuracy)
+
+
+def _compared(cast: Cast, parity: ParityReport, r: ParityRecord, wrong: list[Proof]) -> None:
+    """What one comparison says of its variant, and of the reference's own accuracy."""
+    subject = cast.find(r.variant, r.sha256, parity.bundle)
+    subject.proofs.append((r.verdict, (r.data, r.device), r.reasons))
+    subject.proofs += wrong
+    if (loss := _loss(r)) is not None:
+        subject.losses.append(loss)
+    samples = r.flips.samples if r.flips else None
+    if r.candidate_accuracy is not None:
+        subject.accuracies.append(Accuracy(r.candidate_accuracy, r.data, samples))
+    if r.reference_accuracy is not None:
+        for other in cast.subjects:
+            known = any(a.data == r.data for a in other.accuracies)
+            if other.variant == REFERENCE and other.bundle == parity.bundle and not known:
+                other.accuracies.append(Accuracy(r.reference_accuracy, r.data, samples))

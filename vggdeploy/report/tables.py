@@ -13,8 +13,10 @@ from typing import Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BatchParity, BenchReport, BenchRow, LayerReport, OutputParity, ScenarioRow
+from vggdeploy.report.digits import figures
 from vggdeploy.types import Verdict
 
+FIGURES = "figures"  # a column's ``write``: three significant digits
 MARKS = {Verdict.PASS: "✔", Verdict.FAIL: "✘", Verdict.INCONCLUSIVE: "?", Verdict.UNPROVEN: "–"}
 Row = tuple[object, ...]
 Facts = SimpleNamespace  # the part of a row that stands in no record: a label, a share, a choice
@@ -37,9 +39,9 @@ class Column:
     """One column of one kind of result.
 
     ``key`` is the field's name in JSON and in the CSV, with dots into records inside records; the cell is sorted by it.
-    ``write`` is a format for that value times ``scale``, or a function of it and the fields in ``also``. A column that
-    is ``left`` holds text, a ``long`` one sentences, and a ``wide`` one has no room in a terminal. Without a title it
-    holds numbers that only the CSV has.
+    ``write`` is a format for that value times ``scale``, `FIGURES`, or a function of it and the fields in ``also``. A
+    column that is ``left`` holds text, a ``long`` one sentences, and a ``wide`` one has no room in a terminal. Without a
+    title it holds numbers that only the CSV has.
     """
 
     key: str
@@ -61,6 +63,8 @@ class Column:
             told = self.write(value, *(value_of(row, key) for key in self.also))
         elif isinstance(value, tuple):
             told = "; ".join(value)
+        elif self.write == FIGURES:
+            told = figures(value * self.scale)
         else:
             told = format(value if self.scale == 1 else value * self.scale, self.write)
         return told if isinstance(told, Cell) else Cell(one_line(told), value * self.scale if number else None)
@@ -79,6 +83,12 @@ def grid(columns: Iterable[Column], rows: Iterable[Row], caption: str = "") -> G
     """The cells of ``rows`` in all columns that have a title."""
     shown = tuple(column for column in columns if column.title)
     return Grid(one_line(caption), shown, [[column.cell(row) for column in shown] for row in rows])
+
+
+def without_empty_columns(found: Grid) -> Grid:
+    """The same without the columns in which no row says anything; the first one names the rows, and stays."""
+    kept = [i for i in range(len(found.columns)) if i == 0 or any(row[i] != NONE for row in found.rows)]
+    return Grid(found.caption, tuple(found.columns[i] for i in kept), [[row[i] for i in kept] for row in found.rows])
 
 
 def numbers(columns: Iterable[Column], row: Row) -> dict[str, float | str]:
@@ -164,8 +174,10 @@ _run = _mood({True: "valid", False: "invalid"}, {True: Verdict.PASS, False: Verd
 
 
 def _interval(form: str) -> Callable[..., str]:
+    tell = figures if form == FIGURES else lambda value: format(value, form)
+
     def write(middle: float, low: float | None, high: float | None) -> str:
-        return format(middle, form) + ("" if low is None or high is None else f" ({low:{form}}–{high:{form}})")
+        return tell(middle) + ("" if low is None or high is None else f" ({tell(low)}–{tell(high)})")
 
     return write
 
@@ -232,10 +244,10 @@ VERDICT = _light("verdict", "parity", verdict_cell)
 RUN = _light("valid", "run", _run)
 BATCH = Column("batch", "batch", "d")
 QUERIES = Column("queries", "queries", ",d")
-P50, P90, P99 = (Column(f"p{p}_ms", f"p{p} ms", ".3f") for p in (50, 90, 99))
-IMAGES = Column("images_per_second", "images/s", ",.0f")
-SPEED = Column("ratio", "speed × (95%)", _interval(".2f"), ("ratio_low", "ratio_high"))
-JOULES = Column("joules_per_image", "J/image", ".4f")
+P50, P90, P99 = (Column(f"p{p}_ms", f"p{p} ms", FIGURES) for p in (50, 90, 99))
+IMAGES = Column("images_per_second", "images/s", FIGURES)
+SPEED = Column("ratio", "speed × (95%)", _interval(FIGURES), ("ratio_low", "ratio_high"))
+JOULES = Column("joules_per_image", "J/image", FIGURES)
 OF_THE_ROOF = Column("roof_share", "of the roof", ".0%")
 ON = _text("data", "on")
 RAN_ON = Column("backend", "ran on", lambda backend, device: f"{backend}, {device}", ("device",), left=True, wide=True)
@@ -244,57 +256,57 @@ RELATIVE_L2 = Column("relative_l2", "relative L2", _relative_l2, ("finite",))
 COSINE = Column("cosine_min", "min cosine", ".6f")
 
 BENCH = (
-    VARIANT, VERDICT, RUN, _text("comparison", "shown"), BATCH,
-    Column("quantiles_ms.0", "fastest ms", ".3f", wide=True), P50, P90, P99,
-    Column("quantiles_ms.100", "slowest ms", ".3f", wide=True), IMAGES, SPEED,
-    Column("calls", "calls", ",d", wide=True), Column("load_ms", "load ms", ",.0f", wide=True),
+    VARIANT, BATCH, P50, P90, P99, IMAGES, SPEED, VERDICT, RUN, _text("comparison", "shown"),
+    Column("quantiles_ms.0", "fastest ms", FIGURES, wide=True),
+    Column("quantiles_ms.100", "slowest ms", FIGURES, wide=True),
+    Column("calls", "calls", ",d", wide=True), Column("load_ms", "load ms", FIGURES, wide=True),
     *_data("rounds", "round_medians_ms", "quantiles_ms", "others_share", "mhz_low", "mhz_high"),
 )  # fmt: skip
 SHARES = (
     VARIANT, BATCH,
-    Column("host.preprocess_ms", "preprocess ms", ".3f"), Column("host.queue_ms", "queue ms", ".3f", wide=True),
-    Column("host.run_ms", "run ms", ".3f"), Column("host.postprocess_ms", "postprocess ms", ".3f"),
-    Column("cpu_seconds_per_image", "CPU ms/image", ".3f", scale=1e3), JOULES,
+    Column("host.preprocess_ms", "preprocess ms", FIGURES), Column("host.queue_ms", "queue ms", FIGURES, wide=True),
+    Column("host.run_ms", "run ms", FIGURES), Column("host.postprocess_ms", "postprocess ms", FIGURES),
+    Column("cpu_seconds_per_image", "CPU ms/image", FIGURES, scale=1e3), JOULES,
     _text("joules_from", "counter", wide=True), *_data("host"),
 )  # fmt: skip
-UNDER_ROOF = (VARIANT, RUN, BATCH, Column("tera_ops", "TOP/s", ",.3f"), OF_THE_ROOF)
+UNDER_ROOF = (VARIANT, RUN, BATCH, Column("tera_ops", "TOP/s", FIGURES), OF_THE_ROOF)
 ROOFS = (
     _text("precision", "precision"), _text("library", "library"), Column("threads", "threads", "d"),
-    Column("side", "side", ",d"), Column("tera_ops", "TOP/s", ",.3f"),
+    Column("side", "side", ",d"), Column("tera_ops", "TOP/s", FIGURES),
 )  # fmt: skip
 STARTS = (
     VARIANT, _text("backend", "backend", wide=True),
-    Column("size_bytes", "size MB", ",.2f", scale=1e-6, wide=True),
-    Column("peak_rss_bytes", "peak memory MB", ",.1f", scale=1e-6), Column("cold_start_ms", "cold start ms", ",.0f"),
-    Column("load_ms", "of that: load ms", ",.0f"), Column("first_ms", "first call ms", ",.2f"),
-    Column("proof_ms", "proof on a new machine ms", ",.1f"),
+    Column("size_bytes", "size MB", FIGURES, scale=1e-6, wide=True),
+    Column("peak_rss_bytes", "peak memory MB", FIGURES, scale=1e-6), Column("cold_start_ms", "cold start ms", FIGURES),
+    Column("load_ms", "of that: load ms", FIGURES), Column("first_ms", "first call ms", FIGURES),
+    Column("proof_ms", "proof on a new machine ms", FIGURES),
 )  # fmt: skip
 SCENARIOS = (
-    VARIANT, VERDICT, RUN, _text("scenario", "scenario"), BATCH, QUERIES,
-    Column("target_qps", "target queries/s", ",.1f", wide=True),
-    Column("latency_bound_ms", "bound ms", "g", wide=True), P50, P90, P99, Column("estimate_ms", "estimate ms", ".3f"),
-    Column("queue_p50_ms", "queue p50 ms", ".3f"), Column("queue_p99_ms", "queue p99 ms", ".3f", wide=True),
-    Column("run_p50_ms", "run p50 ms", ".3f"), Column("samples_per_second", "samples/s", ",.0f"),
+    VARIANT, _text("scenario", "scenario"), BATCH, P50, P90, P99,
+    Column("latency_bound_ms", "bound ms", "g", wide=True), Column("samples_per_second", "samples/s", FIGURES),
+    Column("target_qps", "target queries/s", FIGURES, wide=True), VERDICT, RUN, QUERIES,
+    Column("estimate_ms", "estimate ms", FIGURES), Column("queue_p50_ms", "queue p50 ms", FIGURES),
+    Column("queue_p99_ms", "queue p99 ms", FIGURES, wide=True), Column("run_p50_ms", "run p50 ms", FIGURES),
     *_data("run_p99_ms", "unique_over_same", "answers", "search", "seeds"),
 )  # fmt: skip
 TRIES = (
-    VARIANT, RUN, _light("confirms", "to", _mood({True: "confirm", False: "search"}, {})),
-    Column("batch", "batches up to", "d"), Column("qps", "queries/s", ",.1f"), P99, Column("bound_ms", "bound ms", "g"),
-    P50, QUERIES,
+    VARIANT, Column("qps", "queries/s", FIGURES), P50, P99, Column("bound_ms", "bound ms", "g"), RUN,
+    _light("confirms", "to", _mood({True: "confirm", False: "search"}, {})),
+    Column("batch", "batches up to", "d"), QUERIES,
 )  # fmt: skip
 _ON_DEVICE = (
-    Column("h2d_ms", "H2D ms", ".3f"), Column("compute_ms", "compute ms", ".3f"), Column("d2h_ms", "D2H ms", ".3f"),
-    Column("device_ms", "device ms", ".3f"),
+    Column("h2d_ms", "H2D ms", FIGURES), Column("compute_ms", "compute ms", FIGURES), Column("d2h_ms", "D2H ms", FIGURES),
+    Column("device_ms", "device ms", FIGURES),
 )  # fmt: skip
 GPU_TIMES = (
     BATCH, _text("graph", "graph"), *_ON_DEVICE,
-    Column("host_compute_ms", "host ms, no copies", ".3f"), Column("host_ms", "host ms", ".3f"),
-    Column("tera_ops", "TOP/s", ",.1f"), OF_THE_ROOF,
+    Column("host_compute_ms", "host ms, no copies", FIGURES), Column("host_ms", "host ms", FIGURES),
+    Column("tera_ops", "TOP/s", FIGURES), OF_THE_ROOF,
 )  # fmt: skip
 GPU_TRTEXEC = (BATCH, *_ON_DEVICE, IMAGES)
 GPU_LOADS = (
     BATCH, Column("streams", "streams", "d"), _light("graph", "graph", _mood({True: "yes", False: "no"}, {})), RUN,
-    IMAGES, JOULES, Column("seen.power_watts_mean", "W", ".0f"),
+    IMAGES, JOULES, Column("seen.power_watts_mean", "W", FIGURES),
     Column("seen.sm_clock_mhz_min", "SM MHz", lambda low, high: f"{low}–{high}", ("seen.sm_clock_mhz_max",)),
     Column("seen.temperature_c_max", "°C"),
 )  # fmt: skip
@@ -336,26 +348,26 @@ CONFUSED = (_text("label", "true class"), _text("predicted", "taken for"), Colum
 CANDIDATES = (
     VARIANT, Column("trial", "trial", lambda trial: str(trial + 1)),
     _light("chosen", "choice", _mood({True: "chosen", False: ""}, {True: Verdict.PASS})),
-    Column("latency_ms", "p50 ms", ".3f"), SPEED, Column("macs", "million MACs", ",.1f", scale=1e-6, wide=True),
-    Column("bytes", "size MB", ",.2f", scale=1e-6), OF_THE_ROOF,
+    Column("latency_ms", "p50 ms", FIGURES), SPEED, Column("macs", "million MACs", FIGURES, scale=1e-6, wide=True),
+    Column("bytes", "size MB", FIGURES, scale=1e-6), OF_THE_ROOF,
     Column("drop.drop", "accuracy, points", "+z.2f", scale=-100), Column("drop.upper", "at worst", "+z.2f", scale=-100),
     Column("test_drop.drop", "on the test split", _points, ("test_drop.upper",), wide=True),
     _text("misses", "misses", long=True), *_data("threads", "cost", "tera_ops", "drop", "test_drop"),
 )  # fmt: skip
 COMPARISON = (
     VARIANT, _text("scenario", "scenario"), BATCH, _light("outcome", "verdict", _outcome, "too_slow"),
-    Column("old_ms", "old p50 ms", ".3f"), Column("new_ms", "new p50 ms", ".3f"),
-    Column("ratio", "speed × old (95%)", _interval(".2f"), ("ratio_low", "ratio_high")),
+    Column("old_ms", "old p50 ms", FIGURES), Column("new_ms", "new p50 ms", FIGURES),
+    Column("ratio", "speed × old (95%)", _interval(FIGURES), ("ratio_low", "ratio_high")),
     _light("same_bytes", "bytes", _mood({True: "same", False: "others"}, {})),
 )  # fmt: skip
 SUMMARY = (
-    VARIANT, VERDICT, Column("accuracy", "accuracy", ".2%"), RUN, BATCH, P50, P99, IMAGES, SPEED,
+    VARIANT, BATCH, P50, P99, IMAGES, SPEED, Column("accuracy", "accuracy", ".2%"), VERDICT, RUN,
     _text("measured_in", "measured in"),
 )  # fmt: skip
 VARIANTS = (
     _text("name", "variant"), _light("verdict", "parity", verdict_cell),
-    Column("proof.layers", "layers by type", _layers, left=True), Column("size", "size MB", ",.2f", scale=1e-6),
-    Column("batch", "batch"), Column("relative_l2", "relative L2", ".1e"), Column("p50_ms", "p50 ms here", ".3f"),
+    Column("proof.layers", "layers by type", _layers, left=True), Column("size", "size MB", FIGURES, scale=1e-6),
+    Column("batch", "batch"), Column("relative_l2", "relative L2", ".1e"), Column("p50_ms", "p50 ms here", FIGURES),
 )  # fmt: skip
 STEPS = (
     _text("step", "step"), Column("accuracy.validation", "validation", ".2%"), Column("accuracy.test", "test", ".2%"),
@@ -365,7 +377,7 @@ STEPS = (
     ),
     Column("after.macs", "MACs", _share, ("before.macs",)),
     Column("after.parameters", "parameters", _share, ("before.parameters",)),
-    Column("after.bytes", "size MB", ",.2f", scale=1e-6),
+    Column("after.bytes", "size MB", FIGURES, scale=1e-6),
 )  # fmt: skip
 MACHINES = (
     _text("path", "result"), _text("created", "taken"), _text("machine", "machine", long=True),

@@ -14,8 +14,10 @@ from vggdeploy.records import BenchReport, ParityRecord, ParityReport, SearchRep
 from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
+from vggdeploy.records.gpu_day import CopyRate, GpuDay, NetworkRate, OperationRate
 from vggdeploy.records.profile import ProfileReport
-from vggdeploy.report import findings, layer_times, tables
+from vggdeploy.report import gpu_day_sections, layer_times, tables
+from vggdeploy.report.answers import Answer, answers
 from vggdeploy.report.documents import Result, Results, read_results
 from vggdeploy.report.findings import RULE, recommend
 from vggdeploy.report.pictures import need_plots
@@ -65,7 +67,8 @@ def write_report(sources: Sequence[Path], target: Path, *, title: str = "") -> R
 
 def _title(results: Results) -> str:
     paths = [getattr(d.result, "bundle", "") or getattr(d.result, "target", "") for d in results.documents]
-    return one_line(f"Report: {', '.join(dict.fromkeys(map(short_path, paths)))}")
+    gpus = [day.gpu.partition(",")[0] for day in results.gpu_days]
+    return one_line(f"Report: {', '.join(dict.fromkeys([*map(short_path, filter(None, paths)), *gpus]))}")
 
 
 def _summary(results: Results, cast: Cast, target: Path) -> ReportSummary:
@@ -91,18 +94,15 @@ def _summary(results: Results, cast: Cast, target: Path) -> ReportSummary:
 def markdown(results: Results, cast: Cast, *, title: str) -> str:
     """The findings, then the tables of the HTML page."""
     lines = [f"# {_text(title)}", ""]
-    for bench in results.bench:
-        if bench.rows:
-            advice = recommend(bench, cast)
-            name = advice.label if advice.row is not None else "none"
-            lines += [f"**Recommended: {_text(name)}.** {_text(advice.reason[:1].upper() + advice.reason[1:])}.", ""]
-    for one in results.searches:
-        lines += [f"**The search's winner: {_text(one.chosen or 'none')}.** {_text(findings.search_words(one))}", ""]
+    for answer in answers(results, cast):
+        lines += _answer(answer)
     if cast.subjects:
         lines += [_text(RULE), "", "| variant | verdict | why |", "|---|---|---|"]
     for s in cast.subjects:
         lines.append(f"| {_text(s.label)} | {_cell(tables.verdict_cell(s.verdict))} | {_text(s.why)} |")
     for part in sections(results, cast):
+        if not (part.grids or part.commands or part.notes):
+            continue  # a picture, whose numbers are in another part's table
         lines += ["", f"## {part.title}", ""]
         for text in (part.text, part.missing, *(f"- {note}" for note in part.notes)):
             if text:
@@ -113,6 +113,18 @@ def markdown(results: Results, cast: Cast, *, title: str) -> str:
             fence = "`" * 3
             lines += [f"{fence}sh", *part.commands, fence, ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _answer(answer: Answer) -> Iterator[str]:
+    yield f"**{_text(answer.heading)}: {_text(answer.name)}.** {_text(answer.why[:1].upper() + answer.why[1:])}."
+    yield ""
+    yield from (f"- {_text(fact.name)}: {_text(fact.text)}" for fact in answer.facts)
+    for word, text in (("to settle it", answer.mend), ("runner-up", answer.runner_up)):
+        if text:
+            yield f"- {word}: {_text(text)}"
+    if answer.command:
+        yield f"- use it: {_text(answer.command)}"
+    yield ""
 
 
 def _table(grid: Grid) -> Iterator[str]:
@@ -167,6 +179,8 @@ def _records(result: Result) -> Iterator[_Line]:
             yield about, tables.CANDIDATES, (c,)
     elif isinstance(result, ProfileReport):
         yield from _profile_records(result)
+    elif isinstance(result, GpuDay):
+        yield from _day_records(result)
     elif isinstance(result, GpuReport):
         gpu = {"kind": "gpu", "variant": result.variant, "backend": result.backend}
         yield from (({**gpu, "batch": t.batch}, tables.GPU_TIMES, (t,)) for t in result.times)
@@ -177,6 +191,24 @@ def _profile_records(result: ProfileReport) -> Iterator[_Line]:
         about = {"kind": "layer times", **_who(profile), "batch": profile.batch, "on": result.data}
         for kernel, row in zip(profile.kernels, layer_times.rows(profile), strict=True):
             yield {**about, "output": " + ".join(kernel.layers)}, layer_times.COLUMNS, row
+
+
+def _day_records(day: GpuDay) -> Iterator[_Line]:
+    kinds = {NetworkRate: gpu_day_sections.NETWORKS, OperationRate: gpu_day_sections.OPERATIONS}
+    for step in day.steps:
+        for reading in step.readings:
+            if isinstance(reading, (NetworkRate, OperationRate)):
+                what = reading.network if isinstance(reading, NetworkRate) else f"{reading.operation} {reading.shape}"
+                about = {"kind": "gpu day", "variant": what, "backend": reading.by, "output": reading.precision}
+                yield about, kinds[type(reading)], (reading,)
+            elif isinstance(reading, CopyRate):
+                way = "to the GPU" if reading.to_gpu else "from the GPU"
+                about = {
+                    "kind": "gpu day",
+                    "variant": f"copy {way}",
+                    "output": "pinned" if reading.pinned else "pageable",
+                }
+                yield about, gpu_day_sections.COPIES, (reading,)
 
 
 def _parity_records(kind: str, records: Sequence[ParityRecord]) -> Iterator[_Line]:
