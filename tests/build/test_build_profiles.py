@@ -180,7 +180,8 @@ def test_an_engine_without_weights_has_one_profile(library, bundle):
 
 def test_an_engine_without_weights_does_not_replace_the_one_that_has_them():
     whole = BuildRecord(
-        library="tensorrt", version="11.4.0", source="onnx-fp16", source_sha256="0" * 64, targets=("sm89",), options={}, seconds=1.0
+        library="tensorrt", version="11.4.0", source="onnx-fp16", source_sha256="0" * 64, targets=("sm89",), options={},
+        seconds=1.0,
     )  # fmt: skip
     stripped = msgspec.structs.replace(whole, options={"strip": "any"})
     assert identity(whole, Precision.FP16) != identity(stripped, Precision.FP16)

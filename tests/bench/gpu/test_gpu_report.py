@@ -271,7 +271,7 @@ def test_a_row_by_trtexec_stands_beside_ours_and_one_that_failed_says_why(measur
     show_gpu(report)
     shown = capsys.readouterr().out
     for words in (
-        "the same engine by trtexec of TensorRT 10.13.3", "trtexec --loadEngine=[x]", "7.500", "it is unstable",
+        "the same engine by trtexec of TensorRT 10.13.3", "trtexec --loadEngine=[x]", "7.50", "it is unstable",
         "no trtexec row for batch 4: trtexec failed: no memory",
     ):  # fmt: skip
         assert words in shown
