@@ -58,7 +58,7 @@ source = Source(
 batch = prepare_batch([np.zeros((8, 8, 3), np.uint8)] * 2, PreprocessSpec(resize=H, crop=H))
 with backend.EngineSession(source) as session:
     with session.lane() as lane:
-        verbosity = lane._held[0].nvtx_verbosity.name
+        verbosity = lane.look(2, lambda context: context.nvtx_verbosity.name)
     session.run({"image": batch})
 import nvtx
 print(json.dumps({"seen": nvtx.seen, "verbosity": verbosity}))
