@@ -78,7 +78,10 @@ def test_a_missed_target_is_exit_4_and_nothing_is_written(
         ("--step low-rank --rank 8 --rank-keep 0.5", "give one of both"),
         ("--step low-rank --rank-keep 2", "is 2"),
         ("--step low-rank --rank 8 --keep 0.5", "--keep belongs to --step prune"),
-        ("--step openvino-fp32 --epochs 3", "--epochs belongs to --step prune, --step low-rank, --step sparse or --step qat"),
+        (
+            "--step openvino-fp32 --epochs 3",
+            "--epochs belongs to --step prune, --step low-rank, --step sparse or --step qat",
+        ),
         ("--step prune --keep half", "'half' is not a number"),
         ("--step prune --keep fc6=0.5,fc6=0.2", "fc6 is given twice"),
         ("--step prune --keep 1.5", "is 1.5"),
