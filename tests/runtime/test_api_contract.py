@@ -44,6 +44,8 @@ OWNERS = {
     "inspector": ("EngineInspector",),
     "layer": ("ILayer", "IConvolutionLayer", "IConstantLayer"),
     "tensor": ("ITensor",),
+    "refitter": ("Refitter",),
+    "parser_refitter": ("OnnxParserRefitter",),
 }
 # Names of the table that mean something else in a file: a class of ours.
 NOT_HERE = {("runtime/tensorrt/session.py", "loaded"), ("build/engines.py", "engine")}

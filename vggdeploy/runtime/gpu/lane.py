@@ -213,7 +213,8 @@ class Lane:
         Raises:
             VggdeployError: the library cannot tell them.
         """
-        if not self._held[0].report_to_profiler():
+        held = self._held
+        if not held[0].report_to_profiler():
             raise self._failed("TensorRT did not report the times of its layers")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -102,10 +102,10 @@ class LayerTimes:
 
     def kernels(self, layers: tuple[EngineLayer, ...]) -> list[tuple[Kernel, ...]]:
         """See `vggdeploy.runtime.base.ProfiledSession`."""
-        known = {layer.name: layer for layer in layers}
+        known = {told.name: told for told in layers}
 
         def kernel(name: str, ms: float) -> Kernel:
-            layer = known.get(name) or EngineLayer(name, "", {})
-            return Kernel(name, layer.kind, layer.nodes, ms)
+            told = known.get(name) or EngineLayer(name, "", {})
+            return Kernel(name, told.kind, told.nodes, ms)
 
         return [tuple(kernel(name, ms) for name, ms in call) for call in self._calls]

@@ -26,10 +26,14 @@ def refit(library: Any, engine: Any, logger: Any, log: Log, onnx: SealedFile) ->
         raise _refused(library, name, "the engine was not built to be given weights")
     log.begin()
     refitter = library.Refitter(engine, logger)
-    parser = library.OnnxParserRefitter(refitter, logger)
+    parser_refitter = library.OnnxParserRefitter(refitter, logger)
     data = onnx.map()  # the refitter may read from it until it is done
-    if not parser.refit_from_bytes(data) or parser.num_errors:
-        told = in_words(parser.get_error(parser.num_errors - 1).desc()) if parser.num_errors else log.cause()
+    if not parser_refitter.refit_from_bytes(data) or parser_refitter.num_errors:
+        told = (
+            in_words(parser_refitter.get_error(parser_refitter.num_errors - 1).desc())
+            if parser_refitter.num_errors
+            else log.cause()
+        )
         raise _refused(library, name, told)
     missing = list(refitter.get_missing_weights())
     if missing:
