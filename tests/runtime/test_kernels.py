@@ -21,6 +21,7 @@ from vggdeploy.runtime import open_session
 from vggdeploy.runtime.base import Kernel, Source
 from vggdeploy.runtime.kernels import LayerMap, layer_map
 from vggdeploy.runtime.onnxruntime.profile import read_calls
+from vggdeploy.runtime.sessions import open_profiled
 from vggdeploy.runtime.tensorrt.profile import inspected, onnx_nodes
 from vggdeploy.runtime.tensorrt.rtx import RtxSession
 from vggdeploy.runtime.tensorrt.session import EngineSession
@@ -40,7 +41,7 @@ def timed(bundle: Bundle, name: str, backend: str = "onnx", calls: int = 3) -> l
     from msgspec.structs import replace
 
     variant = replace(bundle.manifest.variant(name), format=backend)
-    with open_session(bundle, variant, threads=1, profile=True) as session:
+    with open_profiled(bundle, variant, threads=1) as session:
         for _ in range(calls):
             session.run({"image": np.zeros((1, 32, 32, 3), np.uint8)})
         return session.profiled.kernels()
@@ -76,7 +77,7 @@ def test_a_session_that_is_not_timed_has_the_same_answers_and_leaves_nothing(tin
         variant = replace(tiny.manifest.variant("onnx-fp32"), format=backend)
         with (
             open_session(tiny, variant, threads=1) as plain,
-            open_session(tiny, variant, threads=1, profile=True) as slow,
+            open_profiled(tiny, variant, threads=1) as slow,
         ):
             np.testing.assert_array_equal(plain.run({"image": image})["logits"], slow.run({"image": image})["logits"])
 
@@ -85,7 +86,7 @@ def test_onnx_runtime_s_file_is_gone_with_the_session(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with open_session(tiny, tiny.manifest.variant("onnx-fp32"), profile=True) as session:
+    with open_profiled(tiny, tiny.manifest.variant("onnx-fp32")) as session:
         session.run({"image": np.zeros((1, 32, 32, 3), np.uint8)})
         assert any(tmp_path.rglob("calls*.json"))
     assert not list(tmp_path.iterdir())
@@ -93,7 +94,7 @@ def test_onnx_runtime_s_file_is_gone_with_the_session(
 
 def test_a_backend_that_cannot_time_its_layers_names_those_that_can(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="torchscript does not time its layers on cpu") as caught:
-        open_session(bundle, bundle.manifest.variant("torchscript-fp32"), profile=True)
+        open_profiled(bundle, bundle.manifest.variant("torchscript-fp32"))
     assert "onnxruntime on cpu" in caught.value.hint
 
 

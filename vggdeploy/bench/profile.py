@@ -18,6 +18,7 @@ from vggdeploy.runtime import CheckedSession, backend_for, open_session, runnabl
 from vggdeploy.runtime.base import Kernel
 from vggdeploy.runtime.kernels import LayerMap, layer_map
 from vggdeploy.runtime.registry import default_device
+from vggdeploy.runtime.sessions import open_profiled
 from vggdeploy.system.machine import machine, usable_cores
 from vggdeploy.types import Device, OnProgress, silent
 from vggdeploy.verify.prove import tool_versions
@@ -90,7 +91,7 @@ def _profile(
     with open_session(bundle, variant, device=device, threads=threads) as plain:
         verdict, reasons = judge_golden(plain, bundle, variant, device, (batch,))
         undisturbed = _calls(plain, images, batch, plan.seconds / 2)
-    with open_session(bundle, variant, device=device, threads=threads, profile=True) as timed:
+    with open_profiled(bundle, variant, device=device, threads=threads) as timed:
         calls = _calls(timed, images, batch, plan.seconds / 2)
         kernels = timed.profiled.kernels()[-len(calls) :]
     names = layer_map(bundle, variant)

@@ -74,7 +74,7 @@ class GpuSession(Protocol):
 
 @runtime_checkable
 class ProfiledSession(Protocol):
-    """What a session that was opened with ``profile=True`` has beside `vggdeploy.runtime.base.Session`."""
+    """What a session that was opened to be profiled has beside `vggdeploy.runtime.base.Session`."""
 
     def kernels(self) -> list[tuple[Kernel, ...]]:
         """The kernels of each call since the session was opened, in order. Asked once, after the last call."""
@@ -280,7 +280,7 @@ class CheckedSession:
 
     @property
     def profiled(self) -> ProfiledSession:
-        """The backend's own session, of one that was opened with ``profile=True``."""
+        """The backend's own session, of one that `open_profiled` opened."""
         session = self._opened()
         assert isinstance(session, ProfiledSession)  # noqa: S101  # `open_session` saw to that
         return session

@@ -84,7 +84,6 @@ def open_session(
     outputs: tuple[TensorSpec, ...] = (),
     gpu: GpuOptions | None = None,
     hint: Hint = "latency",
-    profile: bool = False,
 ) -> CheckedSession:
     """A session of one variant, ready to be entered: then its file is read, and its hash compared.
 
@@ -93,11 +92,9 @@ def open_session(
         outputs: in place of the manifest's; only the reference, which is a model and no graph, can give others.
         gpu: contexts, CUDA graphs and caches of a session on a GPU.
         hint: what the session is set up for, on a backend that can be told.
-        profile: time every kernel, which slows it down: see `vggdeploy.runtime.kernels`.
 
     Raises:
-        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without; a
-            profile where the backend makes none.
+        UsageError: fewer than one thread; settings of a GPU for a session on the CPU; a hint for a backend without.
         IncompatibleError: this machine cannot run it; cause and remedy are the probe's or the preflight's.
         IntegrityError: the manifest has no hash for its file. On entering: as `Source.open`.
     """
@@ -114,9 +111,33 @@ def open_session(
         raise UsageError(
             f"{variant.name} cannot be set up for {hint}: {backend.name} has no such setting", "leave the hint out"
         )
-    if profile and where.kind not in backend.profiles_on:
+    source = replace(_source(bundle, variant, where, file), threads=threads, gpu=gpu or GpuOptions(), hint=hint)
+    return _checked(variant, replace(source, outputs=outputs) if outputs else source)
+
+
+def open_profiled(
+    bundle: Bundle, variant: Variant, *, device: Device | None = None, threads: int | None = None
+) -> CheckedSession:
+    """As `open_session`: a session that times every kernel, which slows it down. See `vggdeploy.runtime.kernels`.
+
+    Raises:
+        UsageError: the variant's backend times none on that device.
+    """
+    backend = backend_for(variant)
+    where = device or default_device(backend)
+    if where.kind not in backend.profiles_on:
         able = "; ".join(f"{b.name} on {' and '.join(b.profiles_on)}" for b in BACKENDS if b.profiles_on)
         raise UsageError(f"{backend.name} does not time its layers on {where.kind}", f"these do: {able}")
+    return _checked(variant, replace(_source(bundle, variant, where, None), threads=threads, profile=True))
+
+
+def _checked(variant: Variant, source: Source) -> CheckedSession:
+    session: Session = backend_for(variant).load().SESSION(source)
+    return CheckedSession(session, name=variant.name, batch=variant.batch)
+
+
+def _source(bundle: Bundle, variant: Variant, where: Device, file: HashedFile | None) -> Source:
+    """All that a backend needs to open a variant that may run here. Raises as `open_session`."""
     availability = runnable(variant, where)
     if not availability.runs:
         raise IncompatibleError(f"{variant.name} cannot run here: {availability.reason}", availability.fix)
@@ -124,26 +145,20 @@ def open_session(
     file = file or bundle.main_file(variant)
     if _may_saturate(variant, file.sha256):  # the record that `runnable` believed is of another file
         raise IncompatibleError(f"{variant.name} cannot run here: {_SATURATES}", _REQUANTISE)
-    source = Source(
+    return Source(
         file=file,
         spec=manifest.spec,
         preprocess=manifest.preprocess,
         inputs=(manifest.input,),
-        outputs=outputs or manifest.outputs,
+        outputs=manifest.outputs,
         batch=variant.batch,
         device=where,
-        threads=threads,
-        gpu=gpu or GpuOptions(),
         build=variant.build,
         precision=variant.precision,
-        hint=hint,
         cannot_saturate=variant.cannot_saturate(file.sha256),
-        weights=_weights(bundle, variant),
-        profile=profile,
         refuse=lambda sealed: _refuse(variant, manifest, sealed),
+        weights=_weights(bundle, variant),
     )
-    session: Session = backend.load().SESSION(source)
-    return CheckedSession(session, name=variant.name, batch=variant.batch)
 
 
 def _weights(bundle: Bundle, variant: Variant) -> Callable[[], AbstractContextManager[SealedFile]] | None:
