@@ -227,21 +227,22 @@ def run_gpu(bundle: Bundle, plan: BenchPlan, *, trtexec: bool, json: bool, requi
 
 def show_gpu(report: GpuReport) -> None:
     """Where the time of a batch goes, then what several streams reach, with the reasons of what does not count."""
-    from vggdeploy.report.tables import GPU_LOADS, GPU_TIMES, GPU_TRTEXEC, grid
+    from vggdeploy.report.gpu_tables import LOADS, TIMES, TRTEXEC
+    from vggdeploy.report.tables import grid
 
     out = render.out.print
     roof = f"roof {report.roof.tera_ops:,.0f} TOP/s" if report.roof else f"no roof: {report.roof_missing}"
     out(f"[bold]{escape(report.variant)}[/] on {escape(report.gpu)} ({report.capability}), {escape(roof)}")
     more = "" if report.context_bytes is None else f", {render.size_text(report.context_bytes)} a further context"
     out(f"[dim]GPU memory: {render.size_text(report.engine_bytes)}{more}[/]")
-    render.table(grid(GPU_TIMES, [(t,) for t in report.times]))
+    render.table(grid(TIMES, [(t,) for t in report.times]))
     measured = [t for t in report.trtexec if not t.missing]
     if measured:
         caption = f"the same engine by trtexec of TensorRT {measured[0].version}"
-        render.table(grid(GPU_TRTEXEC, [(t,) for t in measured], caption))
+        render.table(grid(TRTEXEC, [(t,) for t in measured], caption))
         for t in measured:
             out(f"  [dim]{escape(t.command)}[/]")
-    render.table(grid(GPU_LOADS, [(load,) for load in report.loads], "several streams"))
+    render.table(grid(LOADS, [(load,) for load in report.loads], "several streams"))
     for text in dict.fromkeys(
         [f"no graph for batch {t.batch}: {t.graph_refused}" for t in report.times if t.graph_refused]
         + [f"no trtexec row for batch {t.batch}: {t.missing}" for t in report.trtexec if t.missing]

@@ -10,7 +10,7 @@ from vggdeploy.records import BenchReport, LayerReport, ParityRecord, ParityRepo
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.records.gpu_day import GpuDay
-from vggdeploy.report import tables
+from vggdeploy.report import gpu_tables, tables
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import smallest_batch
 from vggdeploy.report.subjects import Cast, Named
@@ -95,7 +95,7 @@ def tries(bench: BenchReport, cast: Cast) -> Grid:
 
 
 def gpu_times(detail: GpuReport) -> Grid:
-    return grid(tables.GPU_TIMES, [(t,) for t in detail.times], f"{detail.variant} on {detail.gpu}")
+    return grid(gpu_tables.TIMES, [(t,) for t in detail.times], f"{detail.variant} on {detail.gpu}")
 
 
 # A page's width holds no more: what is of an output, and what is of all of them.

@@ -294,22 +294,6 @@ TRIES = (
     _light("confirms", "to", _mood({True: "confirm", False: "search"}, {})),
     Column("batch", "batches up to", "d"), QUERIES,
 )  # fmt: skip
-_ON_DEVICE = (
-    Column("h2d_ms", "H2D ms", FIGURES), Column("compute_ms", "compute ms", FIGURES), Column("d2h_ms", "D2H ms", FIGURES),
-    Column("device_ms", "device ms", FIGURES),
-)  # fmt: skip
-GPU_TIMES = (
-    BATCH, _text("graph", "graph"), *_ON_DEVICE,
-    Column("host_compute_ms", "host ms, no copies", FIGURES), Column("host_ms", "host ms", FIGURES),
-    Column("tera_ops", "TOP/s", FIGURES), OF_THE_ROOF,
-)  # fmt: skip
-GPU_TRTEXEC = (BATCH, *_ON_DEVICE, IMAGES)
-GPU_LOADS = (
-    BATCH, Column("streams", "streams", "d"), _light("graph", "graph", _mood({True: "yes", False: "no"}, {})), RUN,
-    IMAGES, JOULES, Column("seen.power_watts_mean", "W", FIGURES),
-    Column("seen.sm_clock_mhz_min", "SM MHz", lambda low, high: f"{low}–{high}", ("seen.sm_clock_mhz_max",)),
-    Column("seen.temperature_c_max", "°C"),
-)  # fmt: skip
 PARITY = (
     VARIANT, VERDICT, ON, _text("output", "output", wide=True), MAX_ABS,
     Column("mean_abs", "mean |Δ|", ".1e", wide=True), RELATIVE_L2, COSINE, Column("snr_db", "SNR dB", ".1f", wide=True),

@@ -16,7 +16,7 @@ from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.records.gpu_day import CopyRate, GpuDay, NetworkRate, OperationRate
 from vggdeploy.records.profile import ProfileReport
-from vggdeploy.report import gpu_day_sections, layer_times, tables
+from vggdeploy.report import gpu_day_sections, gpu_tables, layer_times, tables
 from vggdeploy.report.answers import Answer, answers
 from vggdeploy.report.documents import Result, Results, read_results
 from vggdeploy.report.findings import RULE, recommend
@@ -183,7 +183,7 @@ def _records(result: Result) -> Iterator[_Line]:
         yield from _day_records(result)
     elif isinstance(result, GpuReport):
         gpu = {"kind": "gpu", "variant": result.variant, "backend": result.backend}
-        yield from (({**gpu, "batch": t.batch}, tables.GPU_TIMES, (t,)) for t in result.times)
+        yield from (({**gpu, "batch": t.batch}, gpu_tables.TIMES, (t,)) for t in result.times)
 
 
 def _profile_records(result: ProfileReport) -> Iterator[_Line]:
