@@ -16,8 +16,9 @@ from vggdeploy.bench.candidates import Candidate, starts
 from vggdeploy.bench.run import BenchPlan, Rounds, bench_bundle
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, UsageError
+from vggdeploy.records.gpu import GpuSamples
 from vggdeploy.runtime import CheckedSession
-from vggdeploy.types import BatchRange, TensorSpec, Verdict
+from vggdeploy.types import BatchRange, Device, TensorSpec, Verdict
 
 
 class Recorder:
@@ -197,3 +198,33 @@ def test_tensorrt_without_a_gpu_is_exit_5_with_what_is_missing(bundle: Bundle) -
         bench_bundle(bundle, plan=BenchPlan(backends=["tensorrt"], batches=[1]))
     assert caught.value.exit_code == 5
     assert "vggdeploy build" in caught.value.hint
+
+
+def test_a_gpu_is_warm_before_its_watch_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The energy and the clocks of the warm-up are no part of what is measured."""
+    from vggdeploy.bench.gpu import nvml
+
+    recorder = Recorder()
+    candidate = candidate_of(recorder)
+    began: list[int] = []
+
+    class Watch:
+        def __init__(self, *about: object, **more: object) -> None:
+            pass
+
+        def __enter__(self) -> Watch:
+            began.append(len(recorder.seen))
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def result(self) -> GpuSamples:
+            return GpuSamples(missing="no GPU", seconds=0.0)
+
+    monkeypatch.setattr(nvml, "GpuWatch", Watch)
+    monkeypatch.setattr(nvml, "WARM_SECONDS", 0.02)
+    before = len(recorder.seen)
+    turned = nvml.gpu_turn(candidate, 0.0, Device("cuda"), ())
+    assert began[0] - before >= 2  # and as many as went into the time
+    assert len(recorder.seen) - began[0] == len(turned.nanoseconds) == 5

@@ -65,10 +65,18 @@ class Candidate:
         self._last = feeds, outputs
         return taken
 
-    def turn(self, seconds: float) -> TurnReply:
-        """Calls for ``seconds``, `MIN_CALLS` at least, after a warm-up. The energy is the CPU's."""
-        for _ in range(WARMUP_CALLS):
+    def warm_up(self, seconds: float = 0.0) -> None:
+        """`WARMUP_CALLS` that are not counted, and more for ``seconds``: a GPU at rest takes its time to raise its clocks."""
+        end = time.perf_counter() + seconds
+        calls = 0
+        while calls < WARMUP_CALLS or time.perf_counter() < end:
             self.call()
+            calls += 1
+
+    def turn(self, seconds: float, *, warm: bool = False) -> TurnReply:
+        """Calls for ``seconds``, `MIN_CALLS` at least, after a warm-up unless it is ``warm``. The energy is the CPU's."""
+        if not warm:
+            self.warm_up()
         times: list[int] = []
         rapl, watch = Rapl(), CpuWatch()
         joules, cpu = rapl.read(), time.process_time()

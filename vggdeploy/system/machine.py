@@ -8,6 +8,7 @@ import gc
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _gpu() -> str | None:
+    """All of them: which one was used stands in each record's ``device``."""
     if not installed("pynvml"):
         return None
     import pynvml
@@ -109,9 +111,9 @@ def _gpu() -> str | None:
     except pynvml.NVMLError:  # no driver, so no GPU that a record could name
         return None
     try:
-        if not pynvml.nvmlDeviceGetCount():
-            return None
-        return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        counts = Counter(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        return ", ".join(name if number == 1 else f"{number} × {name}" for name, number in counts.items()) or None
     finally:
         pynvml.nvmlShutdown()
 

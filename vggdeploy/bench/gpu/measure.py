@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
-from threading import Lock
+from itertools import cycle
 
 import msgspec
 import numpy as np
 
+from vggdeploy.bench.candidates import starts
 from vggdeploy.bench.gpu.nvml import GpuWatch
 from vggdeploy.bench.gpu.roof import measure_roof
 from vggdeploy.bench.gpu.trtexec import find_trtexec, trtexec_rows
@@ -34,6 +34,9 @@ from vggdeploy.types import Device, OnProgress, Precision, silent
 from vggdeploy.verify.samples import measuring_pool
 
 WARMUP_CALLS = 5  # a graph is captured at the second, and RTX's kernels are compiled at the first
+WARM_SECONDS = (
+    0.5  # of work before a clock runs, or the measuring time where that is less: a GPU at rest has lower clocks
+)
 MIN_CALLS = 10
 
 
@@ -52,11 +55,17 @@ class _Subject:
         options = GpuOptions(contexts=contexts, graphs=graphs)
         return stack.enter_context(open_session(self.bundle, self.variant, device=self.device, gpu=options))
 
-    def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Batches of distinct images, one after the other through the pool, for ever."""
+    def batches(self, size: int, first: int = 0) -> Iterator[dict[str, Array]]:
+        """Batches of distinct images from the ``first`` on, through the pool for ever. They are views: nothing is copied
+        between two calls."""
         name = self.bundle.manifest.input.name
-        for start in count(0, size):
-            yield {name: self.images[np.arange(start, start + size) % len(self.images)]}
+        parts = [{name: self.images[start : start + size]} for start in starts(len(self.images), size)]
+        first %= len(parts)
+        return cycle([*parts[first:], *parts[:first]])
+
+    @property
+    def warm_seconds(self) -> float:
+        return min(WARM_SECONDS, self.seconds)
 
 
 def measure_gpu(
@@ -184,8 +193,7 @@ def _times(subject: _Subject, session: CheckedSession, batch: int, *, graphs: bo
     whole: list[float] = []
     bare: list[float] = []
     with engine.lane() as lane:
-        for _ in range(WARMUP_CALLS):
-            lane.enqueue(lane.stage(next(feeds)))
+        _warm_up(lane, feeds, subject.warm_seconds)
         end = time.perf_counter() + subject.seconds
         while len(parts) < MIN_CALLS or time.perf_counter() < end:
             lane.stage(next(feeds))
@@ -216,6 +224,17 @@ def _times(subject: _Subject, session: CheckedSession, batch: int, *, graphs: bo
         tera_ops=tera_ops,
         roof_share=tera_ops / roof.tera_ops if roof else None,
     )
+
+
+def _warm_up(lane: Lane, feeds: Iterator[dict[str, Array]], seconds: float) -> None:
+    """Until its context and its graph are there, and the GPU's clocks are those of work."""
+    end = time.perf_counter() + seconds
+    calls = 0
+    while calls < WARMUP_CALLS or time.perf_counter() < end:
+        batch = lane.stage(next(feeds))
+        lane.enqueue(batch)
+        lane.settle()
+        calls += 1
 
 
 def _by_parts(lane: Lane, batch: int) -> tuple[float, float, float]:
@@ -259,23 +278,28 @@ def _graph(lane: Lane, batch: int, asked: bool) -> tuple[str, str]:
 
 
 def _load(subject: _Subject, session: CheckedSession, batch: int, streams: int, *, graphs: bool) -> GpuLoad:
-    """``streams`` threads that run batch after batch for the measuring time."""
+    """``streams`` threads that run batch after batch for the measuring time. What they need is made before: contexts, graphs,
+    and a GPU that is no longer at rest."""
     engine = _engine(session)
-    feeds, lock = subject.batches(batch), Lock()
-    stop = time.perf_counter() + subject.seconds
 
-    def work() -> int:
+    def warm_up(number: int) -> None:
+        with engine.lane() as lane:  # for as long as the others have theirs, so that each is another
+            _warm_up(lane, subject.batches(batch, number), subject.warm_seconds)
+
+    def work(number: int, stop: float) -> int:
+        feeds = subject.batches(batch, number * MIN_CALLS)
         done = 0
         while done < MIN_CALLS or time.perf_counter() < stop:
-            with lock:
-                feed = next(feeds)
-            engine.run(feed)
+            engine.run(next(feeds))
             done += 1
         return done
 
-    with GpuWatch(subject.device) as watch, ThreadPoolExecutor(streams) as threads:
+    with ThreadPoolExecutor(streams) as threads:
+        list(threads.map(warm_up, range(streams)))
+    with ThreadPoolExecutor(streams) as threads, GpuWatch(subject.device) as watch:
         start = time.perf_counter()
-        calls = sum(future.result() for future in [threads.submit(work) for _ in range(streams)])
+        running = [threads.submit(work, number, start + subject.seconds) for number in range(streams)]
+        calls = sum(future.result() for future in running)
         seconds = time.perf_counter() - start
     seen, images = watch.result(), calls * batch
     reasons = doubts(seen)

@@ -236,12 +236,14 @@ def _traits(nvml: Any, gpu: Any) -> list[tuple[str, Callable[[], Any], Callable[
 
 
 _LOOK_SECONDS = 0.5
+WARM_SECONDS = 0.1  # of work before a clock runs: from idle clocks to those of a GPU at work
 
 
 def gpu_turn(candidate: Candidate, seconds: float, device: Device, ours: Collection[int]) -> TurnReply:
     """`Candidate.turn`, with the energy of the GPU's own counter, what slowed it down, and who else used it."""
+    candidate.warm_up(WARM_SECONDS)  # before the watch: its energy and its clocks are no part of what is measured
     with GpuWatch(device, seconds=_LOOK_SECONDS, ours=ours) as watch:
-        turned = candidate.turn(seconds)
+        turned = candidate.turn(seconds, warm=True)
     seen = watch.result()
     unchecked = [f"GPU: {seen.missing}"] if seen.missing else []
     if not seen.missing and seen.others_use is None:
