@@ -1,8 +1,8 @@
 """Every figure of README and docs stands in the results file that it cites, and the index says when each file was taken.
 
 A figure is a number of two digits or more in a paragraph, list or table that cites a file of benchmarks/results, or one with a
-unit in a section that does. It may be rounded, and given in another unit (ms for s, MiB for bytes, % for a share, what is left
-of 100%). What was derived is declared on the page: <!-- derived: 235, 224: sums over the networks -->
+unit, or in a table, in a section that does. It may be rounded, and given in another unit (ms for s, MiB for bytes, % for a
+share, what is left of 100%). What was derived is declared on the page: <!-- derived: 235, 224: sums over the networks -->
 
     python .ci/figures.py            # exit 1 and a line for each that is not there
     python .ci/figures.py --write    # benchmarks/README.md says when each file was taken
@@ -55,8 +55,9 @@ def missing(text: str, results: Path) -> Iterator[str]:
             values += [value for declared in _DERIVED.findall(section) for value in numbers(declared)]
             plain = _DERIVED.sub("", _LINK.sub("]", _CODE.sub("", block)))
             for found in _FIGURE.finditer(plain):
-                # Away from the citation a number without a unit may be anything.
-                if (cited[index] or found[3]) and not _stands(found, values):
+                # Away from the citation a whole number without a unit may be anything, and in a sentence any number.
+                meant = cited[index] or found[3] or (found[2] and block.lstrip().startswith("|"))
+                if meant and not _stands(found, values):
                     around = " ".join(plain[max(0, found.start() - 50) : found.end() + 20].split())
                     yield f"{found[0].strip()} is not in {', '.join(file.name for file in files)}: …{around}…"
 

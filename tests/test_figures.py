@@ -72,16 +72,16 @@ def test_most_of_the_figures_that_stand_in_the_docs_cannot_be_changed_unseen(fig
     results = ROOT / figures.RESULTS
     tried = seen = 0
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for section in re.split(r"^(?=#+ )", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
-            if "<!--" in section or not figures._CITED.search(section):
-                continue
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for section in re.split(r"^(?=#+ )", text, flags=re.MULTILINE):
+            before = len(list(figures.missing(section, results)))
             for found in figures._FIGURE.finditer(section):
-                if not found[2]:
+                if not found[2] or not figures._CITED.search(section):
                     continue
                 value = float(found[1].replace(",", "") + found[2]) * 1.125
                 wrong = f"{section[: found.start(1)]}{value:.{len(found[2]) - 1}f}{section[found.end(2) :]}"
                 tried += 1
-                seen += bool(list(figures.missing(wrong, results)))
+                seen += len(list(figures.missing(wrong, results))) > before
     assert tried > 50
     assert seen / tried > 0.6
 

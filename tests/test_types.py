@@ -85,7 +85,7 @@ def test_a_tensor_prints_its_name_dtype_and_shape() -> None:
 
 def test_enumerations_are_their_json() -> None:
     assert msgspec.json.encode([Precision.FP16, Verdict.UNPROVEN]) == b'["fp16","unproven"]'
-    assert [p.value for p in Precision] == ["fp32", "fp16", "bf16", "int8"]
+    assert [p.value for p in Precision] == ["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
     assert [v.value for v in Verdict] == ["pass", "fail", "inconclusive", "unproven"]
 
 

@@ -217,7 +217,7 @@ def test_the_command_exits_with_4_and_the_interval(tmp_path: Path, capsys: pytes
     assert run(["compare", old, new, "--fail-if-slower", "5%"]) == 4
     shown = capsys.readouterr()
     assert "too slow" in shown.out
-    assert "onnx-fp32 at 1 is slower than allowed: 0.83 (0.79–0.88) × as fast as before" in shown.err
+    assert "onnx-fp32 at 1 is slower than allowed: 0.833 (0.788–0.881) × as fast as before" in shown.err
 
 
 def test_json_is_one_document_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import tensorrt_rtx
 from vggdeploy.build import choice, request
 from vggdeploy.build.choice import choose_engine
 from vggdeploy.build.engines import build_into
+from vggdeploy.build.readback import EngineFacts
 from vggdeploy.build.request import BuildPlan, make_request
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
@@ -38,7 +39,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Put:
         for module in (choice, request, cuda):
             monkeypatch.setattr(module, "find_gpu", find)
         monkeypatch.setattr(request, "use", lambda device: None)
-        monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
+        monkeypatch.setattr(request, "inspect_engine", lambda library, engine: EngineFacts({"fp16": 11}, ()))
         if tensorrt is not None:
             module = types.ModuleType("tensorrt")
             module.__spec__ = types.SimpleNamespace()  # what `installed` looks at

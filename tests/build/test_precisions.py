@@ -82,7 +82,7 @@ def test_wide_weights_behind_a_quantised_input_are_no_int8(onnx_files, tmp_path,
         model.graph.node.remove(node)
     onnx.save(model, tmp_path / "wide.onnx")
     with pytest.raises(ParityError, match=rf"int8 was asked.*{LAYERS} in fp32"):
-        build_engine(library, tmp_path / "wide.onnx", tmp_path / "e", precision=Precision.INT8, batch=BATCH)
+        build_engine(library, tmp_path / "wide.onnx", tmp_path / "e", precision=Precision.INT8, profiles=(BATCH,))
 
 
 @pytest.mark.parametrize(

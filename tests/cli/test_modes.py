@@ -33,6 +33,7 @@ FOREIGN = {
     "--disable-sync --enable-unsafe-webgpu --use-webgpu-adapter --user-data-dir",
     "docker": "--rm --read-only --gpus --interval --start-period --system --uid --no-create-home",
     "cmake, triton, ray, torchrun": "--build --model-repository --head --nproc-per-node",
+    "trtexec": "--load --shapes --warm --inf --expose --use --include",
     "the report's colours": "--ground",
     "bench, before compare": "--compare",
 }

@@ -10,6 +10,7 @@ import pytest
 import tensorrt_rtx
 
 from vggdeploy.build import choice, request
+from vggdeploy.build.readback import EngineFacts
 from vggdeploy.engine import selection
 from vggdeploy.errors import IncompatibleError
 from vggdeploy.runtime import preflight
@@ -70,7 +71,7 @@ def machine_with_gpu(monkeypatch: pytest.MonkeyPatch, onnx: Path) -> Machine:
     for module in (choice, request):
         monkeypatch.setattr(module, "find_gpu", lambda device: here.gpu)
     monkeypatch.setattr(request, "use", lambda device: None)
-    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: {"fp16": 11})
+    monkeypatch.setattr(request, "inspect_engine", lambda library, engine: EngineFacts({"fp16": 11}, ()))
     for module in (preflight, selection):
         monkeypatch.setattr(module, "host_of", host_of)
     return here

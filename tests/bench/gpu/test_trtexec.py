@@ -50,7 +50,16 @@ if unknown:
 (here / "engine").write_bytes(Path(given["--loadEngine"]).read_bytes())
 print(Path(here / "says").read_text(), end="")
 """
-COMMON = {"--loadEngine", "--shapes", "--device", "--duration", "--warmUp", "--infStreams", "--exposeDMA"}
+COMMON = {
+    "--loadEngine",
+    "--shapes",
+    "--device",
+    "--duration",
+    "--warmUp",
+    "--infStreams",
+    "--exposeDMA",
+    "--useProfile",
+}
 OF_10 = {"--useCudaGraph", "--useSpinWait", "--noDataTransfers"}
 OF_11 = {"--includeDataTransfers", "--noCudaGraph", "--noSpinWait"}
 
@@ -111,6 +120,7 @@ def test_each_release_gets_the_flags_that_make_it_measure_what_we_do(
     assert flags <= given.keys() and not_given not in given and "--noDataTransfers" not in given
     assert (given["--shapes"], given["--device"], given["--duration"]) == ("image:8x32x32x3", "1", "2")
     assert "--exposeDMA" in given and given["--infStreams"] == "1"
+    assert given["--useProfile"] == "0"  # of one that covers all batches
     assert (row.batch, row.h2d_ms, row.compute_ms, row.d2h_ms) == (8, 0.00814819, 7.14139, 0.00439453)
     assert row.device_ms == 7.16092
     assert row.images_per_second == pytest.approx(8 * 130.298)

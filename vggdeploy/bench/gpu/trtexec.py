@@ -66,6 +66,7 @@ def command_of(
         tool,
         f"--loadEngine={engine}",
         f"--shapes={bundle.manifest.input.name}:{shape}",
+        f"--useProfile={next(i for i, p in enumerate(variant.profiles) if p.min <= batch <= p.max)}",
         f"--device={device.index}",
         f"--duration={max(1, math.ceil(seconds))}",
         f"--warmUp={WARM_UP_MS}",
