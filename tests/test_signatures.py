@@ -1,5 +1,5 @@
-"""No function takes more than eight parameters. A command takes as many as it has options, and so does ``vggdeploy.load``: it is
-to an application what a command is to a shell."""
+"""No function takes more than eight parameters. A command takes as many as it has options, and so does ``vggdeploy.load``:
+it is to an application what a command is to a shell."""
 
 from __future__ import annotations
 
