@@ -95,7 +95,7 @@ def test_every_module_imports_or_misses_only_what_it_is_about(clean_python: Path
     code = """
 import importlib, pkgutil, vggdeploy
 allowed = {"torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "tensorrt", "tensorrt_rtx", "cuda"}
-allowed |= {"altair", "vl_convert", "mlperf_loadgen", "model_signing", "cryptography"}
+allowed |= {"ml_dtypes", "altair", "vl_convert", "mlperf_loadgen", "model_signing", "cryptography"}
 allowed |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
     if module.name.endswith("__main__"):
@@ -113,11 +113,12 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
         "vggdeploy.doctor.gpu_day.backends", "vggdeploy.doctor.gpu_day.networks", "vggdeploy.doctor.gpu_day.roofs",
         "vggdeploy.data.torch", "vggdeploy.data.torchvision_source", "vggdeploy.export.", "vggdeploy.model.",
         "vggdeploy.optimize.fine_tune", "vggdeploy.optimize.held_out", "vggdeploy.optimize.steps.activations",
-        "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.headroom", "vggdeploy.optimize.steps.low_rank",
-        "vggdeploy.optimize.steps.prune",
+        "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.fp8", "vggdeploy.optimize.steps.headroom",
+        "vggdeploy.optimize.steps.low_rank", "vggdeploy.optimize.steps.prune", "vggdeploy.optimize.steps.sparse",
         "vggdeploy.optimize.steps.quantiser", "vggdeploy.optimize.steps.structure", "vggdeploy.parity.integer",
-        "vggdeploy.parity.products", "vggdeploy.parity.saturation", "vggdeploy.report.charts", "vggdeploy.report.html",
-        "vggdeploy.report.plots", "vggdeploy.runtime.",
+        "vggdeploy.parity.products", "vggdeploy.parity.saturation", "vggdeploy.report.axes", "vggdeploy.report.charts",
+        "vggdeploy.report.first_screen", "vggdeploy.report.html",
+        "vggdeploy.report.plots", "vggdeploy.report.row_charts", "vggdeploy.runtime.",
         "vggdeploy.search.", "vggdeploy.serve.", "vggdeploy.train.", "vggdeploy.verify.evidence",
         "vggdeploy.verify.examination", "vggdeploy.verify.localise", "vggdeploy.verify.segments", "vggdeploy.verify.structure",
     )  # fmt: skip

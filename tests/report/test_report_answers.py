@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,13 @@ def test_a_backend_has_one_look_in_every_report() -> None:
 )
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     assert figures(value) == text
+
+
+def test_a_file_with_more_percentiles_than_there_are_has_a_tail_all_the_same() -> None:
+    """The fuzzer's find: the hundredth of a hundred and two was rarer than anything, and the report ended as a bug."""
+    long = msgspec.structs.replace(
+        row("onnx-fp32", 1.0, (1, 1, 1)), quantiles_ms=tuple(float(i + 1) for i in range(150))
+    )
+    points = tail(long, "onnx-fp32")
+    assert all(math.isfinite(point["nines"]) for point in points)
+    assert points[-1]["ms"] == 150.0

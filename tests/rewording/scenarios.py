@@ -267,7 +267,7 @@ def _reports(directory: Path) -> dict[str, Case]:
     from vggdeploy.cli.tables import bench_table, parity_table
     from vggdeploy.records import BenchReport, Check, ParityReport
     from vggdeploy.report.documents import read_results
-    from vggdeploy.report.findings import pareto, recommend
+    from vggdeploy.report.findings import recommend
     from vggdeploy.report.grids import summary
     from vggdeploy.report.subjects import gather
     from vggdeploy.types import Verdict
@@ -281,11 +281,10 @@ def _reports(directory: Path) -> dict[str, Case]:
         results = read_results(write(directory, measured, proven))
         cast = gather(results)
         found = recommend(measured, cast)
-        points, _ = pareto(measured, cast)
         lights = [[c.light if hasattr(c, "light") else "" for c in line] for line in summary(results, cast).rows]
         bench_table(measured)
         parity_table(proven)
-        return [found.label, [str(s.verdict) for s in cast.subjects], [(p.counts, p.front) for p in points], lights]
+        return [found.label, [str(s.verdict) for s in cast.subjects], [r.label for r in found.rivals], lights]
 
     bad = Check(what="labels", against="checkpoint", verdict=Verdict.FAIL, reasons=("class 3 is 'x' there",))
     fine = [proof(base), proof(fast), proof(close)]

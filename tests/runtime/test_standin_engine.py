@@ -160,8 +160,10 @@ def test_no_memory_is_a_typed_error_and_the_session_opens_once_there_is_some(
     large = BatchRange(1, 2, MAX_BATCH)  # buffers that do not fit into what is left: see `full`
     machine.library.profiles = [(1, 2, large.max)]
     with machine.full():
-        # By CUDA's name; by the library's None where its context brings its own memory.
-        with pytest.raises((GpuMemoryError, IncompatibleError), match=r"cudaErrorMemoryAllocation|GPU memory\?"):
+        # Predicted, by its size; by CUDA's name; by the library's None where its context brings its own memory.
+        with pytest.raises(
+            (GpuMemoryError, IncompatibleError), match=r"cudaErrorMemoryAllocation|of GPU memory|GPU memory\?"
+        ):
             kind(source_of(path, large)).__enter__()
         gc.collect()
         assert not machine.library.alive

@@ -139,7 +139,7 @@ def _why_none(rows: Sequence[BenchRow], proven: Sequence[BenchRow], at: str) -> 
 def tail(row: BenchRow, label: str) -> list[dict[str, Any]]:
     """Rows of the picture of tails: the percentiles that so many calls can tell, then the slowest call at its own rank."""
     most = math.log10(max(row.calls, 1))
-    nines = [-math.log10(1 - percent / 100) for percent in range(len(row.quantiles_ms) - 1)]
+    nines = [-math.log10(1 - percent / 100) for percent in range(min(len(row.quantiles_ms) - 1, 100))]
     points = [(f"p{i}", n, ms) for i, (n, ms) in enumerate(zip(nines, row.quantiles_ms, strict=False)) if n <= most]
     points += [(f"the slowest of {row.calls:,} calls", most, ms) for ms in row.quantiles_ms[-1:]]
     return [{"label": label, "nines": n, "ms": ms, "told": told} for told, n, ms in points if ms > 0]
