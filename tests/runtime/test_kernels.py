@@ -17,7 +17,7 @@ from vggdeploy.bundle import Bundle
 from vggdeploy.errors import UsageError, VggdeployError
 from vggdeploy.model.formats.chain import Step
 from vggdeploy.model.layers import layers_of
-from vggdeploy.runtime import open_session
+from vggdeploy.runtime import open_session, runnable
 from vggdeploy.runtime.base import Kernel, Source
 from vggdeploy.runtime.kernels import LayerMap, layer_map
 from vggdeploy.runtime.onnxruntime.profile import read_calls
@@ -41,6 +41,10 @@ def timed(bundle: Bundle, name: str, backend: str = "onnx", calls: int = 3) -> l
     from msgspec.structs import replace
 
     variant = replace(bundle.manifest.variant(name), format=backend)
+    if not (
+        here := runnable(variant)
+    ).runs:  # OpenVINO has FP16 and unproven INT8 only where the CPU has instructions for it
+        pytest.skip(here.reason)
     with open_profiled(bundle, variant, threads=1) as session:
         for _ in range(calls):
             session.run({"image": np.zeros((1, 32, 32, 3), np.uint8)})
