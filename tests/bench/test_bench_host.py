@@ -120,7 +120,11 @@ def test_what_libraries_listen_to_is_recorded_and_nothing_else(monkeypatch: pyte
 class Quick:
     """A candidate whose turn is over at once."""
 
-    def turn(self, seconds: float) -> TurnReply:
+    def warm_up(self, seconds: float) -> None:
+        pass
+
+    def turn(self, seconds: float, *, warm: bool) -> TurnReply:
+        assert warm  # outside the watch
         return TurnReply(nanoseconds=(1,), cpu_seconds=1.0, joules=123.0)  # the CPU's, which is not asked for
 
 
