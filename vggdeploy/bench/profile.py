@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
-from vggdeploy.bench.candidates import WARMUP_CALLS, Candidate, judge_golden
+from vggdeploy.bench.candidates import Candidate, judge_golden
 from vggdeploy.bench.run import POOL, BenchPlan
 from vggdeploy.bundle import Bundle, Variant
 from vggdeploy.bundle.store import now
@@ -117,8 +117,7 @@ def _profile(
 def _calls(session: CheckedSession, images: Array, batch: int, seconds: float) -> list[float]:
     """Milliseconds of each call on the next batch of distinct images, after a warm-up."""
     candidate = Candidate(session, images, batch)
-    for _ in range(WARMUP_CALLS):
-        candidate.call()
+    candidate.warm_up()
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < MIN_CALLS or time.perf_counter() < end:

@@ -34,9 +34,8 @@ from vggdeploy.types import Device, OnProgress, Precision, silent
 from vggdeploy.verify.samples import measuring_pool
 
 WARMUP_CALLS = 5  # a graph is captured at the second, and RTX's kernels are compiled at the first
-WARM_SECONDS = (
-    0.5  # of work before a clock runs, or the measuring time where that is less: a GPU at rest has lower clocks
-)
+# Of work before a clock runs, or the measuring time where that is less: a GPU at rest has lower clocks.
+WARM_SECONDS = 0.5
 MIN_CALLS = 10
 
 
