@@ -87,3 +87,9 @@ def write_result(name: str, measured: dict[str, Any], targets: list[dict[str, An
 def target(what: str, found: float, limit: float, unit: str) -> dict[str, Any]:
     """A target of the form "at most"."""
     return {"what": what, "found": f"{found:.3g} {unit}", "target": f"≤ {limit:g} {unit}", "met": found <= limit}
+
+
+def at_least(what: str, found: dict[str, float], limit: float, unit: str) -> dict[str, Any]:
+    """A target of the form "at least", which the lower end of the interval of ``found`` (median, low, high) has to hold."""
+    told = f"{found['median']:.3g} {unit} [{found['low']:.3g}, {found['high']:.3g}]"
+    return {"what": what, "found": told, "target": f"≥ {limit:g} {unit}", "met": found["low"] >= limit}

@@ -8,57 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from main_job import make_vgg16
-from measuring import run_process, target, write_result
+from measuring import target, write_result
+from serving import serving, two_bundles
 
 import vggdeploy
 from vggdeploy.engine.engine import Engine
 
 BATCH = 8  # images of a batch, offline and served
 SECONDS = 20.0  # of each measurement
-
-
-@contextmanager
-def server(bundle: Path, *options: object) -> Iterator[int]:
-    """``vggdeploy serve`` on a free port: its port."""
-    command = [
-        sys.executable,
-        "-m",
-        "vggdeploy",
-        "serve",
-        bundle,
-        "--variant",
-        "onnx-fp32",
-        "--port",
-        "0",
-        "--drain",
-        "0",
-    ]
-    with tempfile.TemporaryDirectory() as directory:
-        log = Path(directory) / "log"
-        with log.open("w") as stderr:
-            process = subprocess.Popen([str(part) for part in (*command, *options)], stderr=stderr)
-        try:
-            while '"ready"' not in (text := log.read_text()):
-                assert process.poll() is None, text
-                time.sleep(0.05)
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", text)
-            assert found is not None
-            yield int(found[1])
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 def request_bytes(image: np.ndarray) -> bytes:
@@ -225,8 +190,8 @@ async def measure(
     random = np.random.default_rng(0)
     with vggdeploy.load(digits, variant="onnx-fp32") as engine:
         print("light load …", flush=True)
-        with server(digits) as port:
-            light = await light_load(port, digit, engine, 300)
+        with serving(digits) as server:
+            light = await light_load(server.port, digit, engine, 300)
     engine = vggdeploy.load(vgg16, variant="onnx-fp32")
     images = random.integers(0, 256, (4 * BATCH, *engine.bundle.manifest.input.item_shape), dtype=np.uint8)
     name = engine.bundle.manifest.name.encode()
@@ -237,9 +202,9 @@ async def measure(
     for _ in range(3):  # in turns, so that a machine that gets slower does so for all
         rounds["offline"].append(offline(engine, images, seconds / 2))
         rounds["in_process"].append(await in_process(engine, images, seconds / 2))
-        with server(vgg16, "--max-batch", BATCH) as port:
-            await closed_loop(port, requests, 4 * BATCH, 2)
-            rounds["served"].append((await closed_loop(port, requests, 4 * BATCH, seconds / 2))[0])
+        with serving(vgg16, "--max-batch", BATCH) as server:
+            await closed_loop(server.port, requests, 4 * BATCH, 2)
+            rounds["served"].append((await closed_loop(server.port, requests, 4 * BATCH, seconds / 2))[0])
     engine.close()
     rate = {key: float(np.median(found)) for key, found in rounds.items()}
     ratios = {
@@ -247,9 +212,9 @@ async def measure(
     }
     print("overload …", flush=True)
     queue = 4 * BATCH
-    with server(vgg16, "--max-batch", BATCH, "--queue", queue) as port:
-        capacity, _ = await closed_loop(port, requests, queue, seconds)
-        over = await open_loop(port, requests, 2 * capacity, seconds)
+    with serving(vgg16, "--max-batch", BATCH, "--queue", queue) as server:
+        capacity, _ = await closed_loop(server.port, requests, queue, seconds)
+        over = await open_loop(server.port, requests, 2 * capacity, seconds)
     kept = over["goodput_per_s"] / capacity
     measured = {
         "light_load_digits": light,
@@ -276,12 +241,9 @@ def at_least(what: str, found: float, limit: float) -> dict[str, Any]:
 def main(seconds: float = SECONDS) -> int:
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        cli = [sys.executable, "-m", "vggdeploy"]
-        run_process([*cli, "demo", "-o", home / "demo"])
-        make_vgg16(home / "vgg16")
-        run_process([*cli, "export", home / "vgg16", "-o", home / "bundle"])
+        digits, vgg16 = two_bundles(home)
         digit = next((home / "demo" / "images").iterdir())
-        measured, targets = asyncio.run(measure(home / "demo" / "bundle", digit, home / "bundle", seconds))
+        measured, targets = asyncio.run(measure(digits, digit, vgg16, seconds))
     return write_result("serve", measured, targets)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it; before torch is imported
 
@@ -20,10 +21,20 @@ from PIL import Image
 from vggdeploy.bundle import Bundle
 from vggdeploy.data.loaders import ImageSet, load_split
 from vggdeploy.data.sources import default_preprocess
+from vggdeploy.system.optional import installed
 from vggdeploy.types import Precision
 
 # A shell gives what it runs in the background an ignored SIGINT, which every child inherits: tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure() -> None:
+    """How long a machine takes to make an example says nothing about the package, so no property test fails for it."""
+    if installed("hypothesis"):
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("any-machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,11 +56,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return not any("mark.gpu" in file.read_text(encoding="utf-8") for file in found) or None
 
 
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside other tests every row is unstable, and would be measured three times; a test of that says so itself."""
+    if (module := sys.modules.get("vggdeploy.bench.run")) is not None:
+        monkeypatch.setattr(module, "MORE", 0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests neither find nor leave engines and proofs in the cache of whoever runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VGGDEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_heartbeat() -> Iterator[None]:
+    """What a command says on stderr does not depend on how busy this machine is; the heartbeat has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vggdeploy.cli.heartbeat.SOON", 3600.0)
         yield
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import vggdeploy.errors as module
-from vggdeploy.errors import UsageError, VggdeployError, unknown_name
+from vggdeploy.errors import UntoldError, UsageError, VggdeployError, unknown_name
 
 CLASSES = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, VggdeployError)]
 CODES = {
     "VggdeployError": 1, "UsageError": 2, "InputError": 1, "DataError": 1, "CheckpointError": 1, "TrainingError": 1,
-    "BundleError": 1, "ForeignModelError": 1,
+    "BundleError": 1, "ForeignModelError": 1, "UntoldError": 1,
     "IntegrityError": 1, "BuildError": 1, "ParityError": 3, "TargetError": 4, "IncompatibleError": 5,
     "MissingDependencyError": 5, "CudaError": 1, "GpuMemoryError": 1, "Overloaded": 1, "DeadlineError": 1,
     "SignatureError": 1,
@@ -42,6 +42,11 @@ def test_an_error_prints_cause_and_remedy_on_one_line(kind: type[VggdeployError]
 def test_an_error_survives_the_way_between_processes(kind: type[VggdeployError]) -> None:
     error = pickle.loads(pickle.dumps(kind("it broke", "mend it")))  # noqa: S301  # ours
     assert (type(error), error.cause, error.hint) == (kind, "it broke", "mend it")
+
+
+def test_what_an_option_would_tell_survives_it_too() -> None:
+    error = pickle.loads(pickle.dumps(UntoldError("not told", "say it", "--blocks 1x8")))  # noqa: S301  # ours
+    assert (error.cause, error.hint, error.option) == ("not told", "say it", "--blocks 1x8")
 
 
 def test_a_typo_gets_the_closest_name_and_the_list() -> None:

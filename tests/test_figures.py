@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -90,3 +91,25 @@ def test_the_index_says_when_each_file_was_taken(figures: ModuleType) -> None:
     index = (ROOT / figures.INDEX).read_text(encoding="utf-8")
     assert figures.with_dates(index) == index
     assert figures.with_dates(index.replace("2026-", "2025-")) == index
+
+
+def test_a_result_of_a_commit_that_was_rebased_away_is_named(
+    figures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit is still in this clone, and in no other: CI's clone was where it was missed first."""
+
+    def git(*words: str) -> str:
+        named = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *words]
+        return subprocess.run(named, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q", "-b", "main")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    git("commit", "-q", "--allow-empty", "-m", "measured")
+    measured = git("rev-parse", "HEAD")
+    (results := tmp_path / figures.RESULTS).mkdir(parents=True)
+    (results / "x.json").write_text(json.dumps({"commit": measured}))
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    assert list(figures.unknown_commits()) == []
+    git("commit", "-q", "--amend", "--allow-empty", "-m", "rebased")
+    git("cat-file", "-e", measured)
+    assert [line.split()[0] for line in figures.unknown_commits()] == ["x.json"]

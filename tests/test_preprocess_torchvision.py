@@ -35,7 +35,7 @@ def by_torchvision(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     return np.asarray(geometry(Image.fromarray(pixels))).reshape(spec.crop, spec.crop, spec.channels)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     width=st.integers(1, 90),
     height=st.integers(1, 90),
@@ -59,7 +59,7 @@ def test_any_image_is_resized_and_cropped_as_torchvision_does(
     np.testing.assert_array_equal(prepare(pixels, spec), by_torchvision(pixels, spec))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(width=st.integers(1, 100_000), height=st.integers(1, 100_000), resize=st.integers(1, 2000))
 def test_the_size_after_resizing_is_torchvisions_even_where_it_would_be_huge(
     width: int, height: int, resize: int
@@ -77,7 +77,7 @@ def test_the_imagenet_recipe_at_the_sizes_of_photographs(width: int, height: int
     np.testing.assert_array_equal(prepare(pixels, spec), by_torchvision(pixels, spec))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(mode=st.sampled_from(["L", "RGB"]), seed=st.integers(0, 2**16))
 def test_normalising_on_the_host_is_totensor_and_normalize(mode: str, seed: int) -> None:
     spec = spec_of(mode, 9, 7)

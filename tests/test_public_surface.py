@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
 from test_circles import PACKAGE, imported, modules
 
 import vggdeploy
+from vggdeploy import UsageError
 
 SURFACE = Path(vggdeploy.__file__)
 
@@ -27,14 +31,30 @@ def named_for_types() -> dict[str, str]:
 
 def test_the_three_lists_of_public_names_agree() -> None:
     assert vggdeploy.__all__ == sorted(vggdeploy.__all__)
-    assert set(vggdeploy.__all__) == {*vggdeploy._HOMES, "__version__"}
-    assert set(named_for_types()) == set(vggdeploy._HOMES)
+    assert set(vggdeploy.__all__) == {*vggdeploy._HOMES, *vggdeploy._VERBS, "__version__"}
+    assert set(named_for_types()) == {*vggdeploy._HOMES, *vggdeploy._VERBS}
 
 
 @pytest.mark.parametrize("name", sorted(vggdeploy._HOMES))
 def test_a_public_name_is_found_late_where_type_checkers_find_it(name: str) -> None:
     module = __import__(f"vggdeploy.{named_for_types()[name]}", fromlist=[name])
     assert getattr(vggdeploy, name) is getattr(module, name)
+
+
+@pytest.mark.parametrize("name", vggdeploy._VERBS)
+def test_a_verb_is_a_function_and_a_room_and_neither_hides_the_other(name: str) -> None:
+    from vggdeploy import verbs
+
+    for _ in "before", "after":
+        verb, function = getattr(vggdeploy, name), getattr(verbs, name)
+        assert callable(verb)
+        assert inspect.signature(verb) == inspect.signature(function)
+        assert named_for_types()[name] == "verbs"
+        with pytest.raises(UsageError, match="the option 'ouverwrite' is unknown"):
+            verb("nothing", "nowhere", ouverwrite=True) if name == "export" else verb("nothing", ouverwrite=True)
+        rooms = [module.name for module in pkgutil.iter_modules(verb.__path__)]
+        assert len(rooms) > 3
+        importlib.import_module(f"vggdeploy.{name}.{rooms[0]}")  # binds the folder to its name in the package
 
 
 def test_dir_lists_the_public_names_and_an_unknown_one_is_refused() -> None:

@@ -46,13 +46,13 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 
 
 @given(specs())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_spec_survives_json(spec: ModelSpec) -> None:
     assert msgspec.json.decode(msgspec.json.encode(spec), type=ModelSpec) == spec
 
 
 @given(specs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_fc6_takes_what_the_last_pool_gives(spec: ModelSpec) -> None:
     side = spec.image_size
     for _ in spec.blocks:

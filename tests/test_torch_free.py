@@ -97,6 +97,7 @@ import importlib, pkgutil, vggdeploy
 allowed = {"torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "tensorrt", "tensorrt_rtx", "cuda"}
 allowed |= {"ml_dtypes", "altair", "vl_convert", "mlperf_loadgen", "model_signing", "cryptography"}
 allowed |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+allowed |= {"opentelemetry", "grpc", "grpc_health", "grpc_reflection", "google"}
 for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
     if module.name.endswith("__main__"):
         continue
@@ -109,9 +110,11 @@ for module in pkgutil.walk_packages(vggdeploy.__path__, "vggdeploy."):
     missing = run(clean_python, "-c", code).split()
     heavy = (
         "vggdeploy.bench.loadgen.answers", "vggdeploy.bench.loadgen.drive", "vggdeploy.bench.loadgen.run",
-        "vggdeploy.bench.loadgen.scenarios", "vggdeploy.bench.loadgen.sut", "vggdeploy.bundle.signature",
+        "vggdeploy.bench.loadgen.scenarios", "vggdeploy.bench.loadgen.sut", "vggdeploy.bench.remote.arrivals",
+        "vggdeploy.bundle.signature", "vggdeploy.protocol.messages",
         "vggdeploy.doctor.gpu_day.backends", "vggdeploy.doctor.gpu_day.networks", "vggdeploy.doctor.gpu_day.roofs",
-        "vggdeploy.data.torch", "vggdeploy.data.torchvision_source", "vggdeploy.export.", "vggdeploy.model.",
+        "vggdeploy.data.torch", "vggdeploy.data.torchvision_source", "vggdeploy.evaluate.grad_cam",
+        "vggdeploy.export.", "vggdeploy.fit.", "vggdeploy.model.",
         "vggdeploy.optimize.fine_tune", "vggdeploy.optimize.held_out", "vggdeploy.optimize.steps.activations",
         "vggdeploy.optimize.steps.bias", "vggdeploy.optimize.steps.fp8", "vggdeploy.optimize.steps.headroom",
         "vggdeploy.optimize.steps.low_rank", "vggdeploy.optimize.steps.prune", "vggdeploy.optimize.steps.sparse",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         VggdeployError,
     )
     from vggdeploy.spec import ModelSpec, PreprocessSpec
+    from vggdeploy.verbs import bench, export, train, verify
 
 _HOMES = {
     "AsyncEngine": "engine.async_engine",
@@ -75,6 +76,8 @@ _HOMES = {
     "UsageError": "errors",
     "VggdeployError": "errors",
 }
+# Folders of the package that can be called: see `vggdeploy.system.verbs`.
+_VERBS = ("bench", "export", "train", "verify")
 
 __all__ = [
     "AsyncEngine",
@@ -104,11 +107,21 @@ __all__ = [
     "UsageError",
     "VggdeployError",
     "__version__",
+    "bench",
+    "export",
     "load",
+    "train",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if _HOMES.get(name, "errors") not in ("errors", "spec"):
+        from vggdeploy.system.interpreter import check_interpreter
+
+        check_interpreter()
+    if name in _VERBS:
+        return import_module(f"vggdeploy.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'vggdeploy' has no attribute {name!r}")

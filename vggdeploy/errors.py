@@ -5,6 +5,7 @@
     ├── InputError                  1    an image or an array that cannot be used
     ├── DataError                   1    a data set that is missing, empty or damaged
     ├── CheckpointError             1    a checkpoint that is missing, damaged or from another spec
+    │   └── UntoldError             1    weights that do not tell what the network is; an option does
     ├── TrainingError               1    a training run that cannot go on
     ├── BundleError                 1    a bundle that cannot be opened or written
     │   ├── ForeignModelError       1    a model file that is not what vggdeploy writes of the bundle's network
@@ -25,8 +26,10 @@ An interrupted command (Ctrl-C) ends with 130, one that was sent SIGTERM with 14
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 EXIT_INTERRUPTED = 130
 
@@ -59,6 +62,14 @@ class DataError(VggdeployError):
 
 class CheckpointError(VggdeployError):
     pass
+
+
+class UntoldError(CheckpointError):
+    """``option`` tells what the weights do not, on the command lines that have it."""
+
+    def __init__(self, cause: str, hint: str = "", option: str = "") -> None:
+        super().__init__(cause, hint)
+        self.option = option
 
 
 class TrainingError(VggdeployError):
@@ -139,14 +150,30 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not in ``known``: it offers the closest match, then the whole list."""
+def unknown_name(kind: str, name: str, known: Iterable[str], *, meant: str = "") -> UsageError:
+    """The error for a name that is not in ``known``: it offers ``meant``, or the closest match, then the whole list."""
     names = sorted(known)
     letters = sorted(name.lower())
     swapped = [known for known in names if sorted(known) == letters]  # vgg61 is vgg16, not vgg19
-    close = swapped or get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    close = [meant] * (meant in names) or swapped or get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     offer = f"did you mean '{close[0]}'? " if close else ""
     return UsageError(f"the {kind} '{name}' is unknown", f"{offer}known: {', '.join(names) or 'none'}")
+
+
+def nearby(path: str | os.PathLike[str]) -> str:
+    """``"did you mean PATH? "`` of something that lies there and has almost the name of a path that does not exist, or ""."""
+    wanted = Path(path)
+    try:
+        names = [entry.name for entry in os.scandir(wanted.parent)]
+    except (OSError, ValueError):
+        return ""
+    close = get_close_matches(wanted.name, names, n=1, cutoff=0.7)
+    return f"did you mean {wanted.parent / close[0]}? " if close and close[0] != wanted.name else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``1,024 images``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,26 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-from vggdeploy.errors import InputError, first_line
+from vggdeploy.errors import InputError, first_line, nearby
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.files import read_regular
 from vggdeploy.system.ranges import ranged
+from vggdeploy.system.streams import BinaryFile, Upload, is_file, name_of, read_stream
 
-ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+OneImage = str | os.PathLike[str] | bytes | Image.Image | BinaryFile | Upload
+ImageLike = OneImage | NDArray[Any]
+_Finish = Callable[[Image.Image, PreprocessSpec], NDArray[np.uint8]]
 
 # Only decoders that people send pictures in: fewer parsers for a hostile file to reach, and never Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+# Pictures, too, and read by none of these decoders: by the bytes from the fifth on (ISO/IEC 14496-12; ISO/IEC 18181-2 and
+# 15444-1), and by suffix.
+_UNREAD = {
+    b"ftypavif": "AVIF", b"ftypavis": "AVIF", b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftypmif1": "HEIF",
+    b"JXL \r\n\x87\n": "JPEG XL", b"jP  \r\n\x87\n": "JPEG 2000",
+}  # fmt: skip
+UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2"})
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
 # Bytes of a file beside its pixels, of which none of the formats takes more than 8 (16-bit RGBA) for one.
 MAX_METADATA = 64 * 2**20
@@ -62,8 +72,9 @@ def prepare(source: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MAX_PI
     """One image as ``uint8 [crop, crop, channels]``.
 
     Args:
-        source: a path, the bytes of an image file, a PIL image, or a ``uint8`` array ``[H, W]``, ``[H, W, 1]``,
-            ``[H, W, 3]`` or ``[H, W, 4]`` (grey, grey, RGB, RGBA).
+        source: a path, the bytes of an image file, an open file or upload (read from where it stands, and put back there
+            where it can be), a PIL image, or a ``uint8`` array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or
+            ``[H, W, 4]`` (grey, grey, RGB, RGBA).
         spec: the manifest's preprocessing.
         max_pixels: an image with more pixels than this, as it is or as ``spec`` resizes it, is refused before it is
             decoded.
@@ -79,16 +90,31 @@ def prepare(source: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MAX_PI
 
 
 @ranged("decode")
+def squeeze(
+    source: ImageLike, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """One image for a detector, whole: ``uint8 [crop, crop, channels]``, its sides resized each on its own, and the width and
+    height that it had when upright. Nothing is cut off; the rest is as in `prepare`."""
+    sizes: list[tuple[int, int]] = []
+
+    def finish(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+        sizes.append(image.size)
+        if image.size != (spec.crop, spec.crop):
+            image = image.resize((spec.crop, spec.crop), _RESAMPLING[spec.interpolation])
+        return np.asarray(image, np.uint8).reshape(spec.crop, spec.crop, spec.channels)
+
+    pixels = _prepare(source, spec, describe(source), max_pixels, finish)
+    return pixels, sizes[0]
+
+
+@ranged("decode")
 def prepare_batch(
     sources: Sequence[ImageLike], spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """Several images as ``uint8 [N, crop, crop, channels]``; see `prepare`."""
     batch = np.empty((len(sources), spec.crop, spec.crop, spec.channels), np.uint8)
     for number, source in enumerate(sources):
-        name = describe(source)
-        if not isinstance(source, (str, os.PathLike)):
-            name = f"image {number} of the batch"
-        batch[number] = _prepare(source, spec, name, max_pixels)
+        batch[number] = _prepare(source, spec, _own_name(source) or f"image {number} of the batch", max_pixels)
     return batch
 
 
@@ -107,29 +133,40 @@ def denormalise(batch: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.
 
 def describe(source: ImageLike) -> str:
     """How an error names an image."""
+    return _own_name(source) or f"the {'image' if isinstance(source, Image.Image) else type(source).__name__} given"
+
+
+def _own_name(source: Any) -> str:
+    """The path, or the name that a file or an upload says; "" without one."""
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
         return path if path.isprintable() and path else ascii(path)
-    return f"the {'image' if isinstance(source, Image.Image) else type(source).__name__} given"
+    return name_of(source) if is_file(source) else ""
 
 
-def _prepare(source: ImageLike, spec: PreprocessSpec, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _prepare(
+    source: ImageLike, spec: PreprocessSpec, name: str, max_pixels: int, finish: _Finish | None = None
+) -> NDArray[np.uint8]:
     data = _read(source, name, max_pixels)
     try:
         with _quiet_pillow():
             image = _open(data)
             _check_size(image, spec, name, max_pixels)
             image.load()
-            return _resize_and_crop(_to_mode(_upright(image), spec.mode, name), spec)
+            return (finish or _resize_and_crop)(_to_mode(_upright(image), spec.mode, name), spec)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
         hint = "scale it down (a larger max_pixels needs a larger PIL.Image.MAX_IMAGE_PIXELS too)"
         raise InputError(f"{name}: {first_line(error)}", hint) from None
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not an image in a known format", f"give one of {', '.join(FORMATS)}") from None
+        kind = _UNREAD.get(data[4:12], "") if isinstance(data, bytes) else ""
+        cause = (
+            f"{name} is an {kind} file, which is not read here" if kind else f"{name} is not an image in a known format"
+        )
+        raise InputError(cause, f"{'convert it to' if kind else 'give'} one of {', '.join(FORMATS)}") from None
     except MemoryError:
-        raise InputError(f"{name} does not fit into the memory", "scale it down") from None
+        raise InputError(f"{name} needs more memory than there is", "scale it down") from None
     except Exception as error:  # a damaged or hostile file can drive Pillow's parsers into any error there is
         raise InputError(f"{name} is damaged: {first_line(error)}", "replace the file") from error
 
@@ -141,22 +178,28 @@ def _read(source: ImageLike, name: str, max_pixels: int) -> bytes | Image.Image:
     return source if isinstance(source, Image.Image) else read_encoded(source, name, max_pixels)
 
 
-def read_encoded(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
+def read_encoded(
+    source: str | os.PathLike[str] | bytes | BinaryFile | Upload, name: str, max_pixels: int = MAX_PIXELS
+) -> bytes:
     """The bytes of an image file, not decoded yet. ``name`` is how an error names it; the rest as `prepare`.
 
     Raises:
-        InputError: it cannot be read, or is empty; what is no path and has no bytes.
+        InputError: it cannot be read, or is empty; what is no path, no file and has no bytes.
     """
+    limit = 8 * max_pixels + MAX_METADATA
     if isinstance(source, (str, os.PathLike)):
         try:
-            data = read_regular(os.fsdecode(source), limit=8 * max_pixels + MAX_METADATA)
+            data = read_regular(os.fsdecode(source), limit=limit)
         except OSError as error:
             raise InputError(f"{name} cannot be read: {error.strerror}", "give the path of an image file") from error
     elif isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
+    elif is_file(source):
+        data = read_stream(source, name, limit)
     else:
         raise InputError(
-            f"a {type(source).__name__} is not an image", "give a path, bytes, a PIL image or a uint8 array"
+            f"a {type(source).__name__} is not an image",
+            "give a path, bytes, an open file, a PIL image or a uint8 array",
         )
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", "replace the file")
@@ -264,7 +307,10 @@ def count_images(sources: Iterable[Path]) -> int:
     total = 0
     for source in sources:
         if not source.exists():
-            raise InputError(f"{describe(source)} does not exist", "give the path of an image file or of a directory")
+            raise InputError(
+                f"{describe(source)} does not exist",
+                f"{nearby(source)}give the path of an image file or of a directory",
+            )
         count = sum(1 for _ in walk_images([source]))
         if not count:
             raise InputError(f"{describe(source)} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
@@ -272,7 +318,7 @@ def count_images(sources: Iterable[Path]) -> int:
     return total
 
 
-def walk_images(sources: Iterable[Path], *, hidden: bool = True) -> Iterator[Path]:
+def walk_images(sources: Iterable[Path], *, hidden: bool = True, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Path]:
     """Files as given, and every image file below a directory, sorted. An image file is known by its suffix.
 
     One directory's names are in memory at a time; linked directories are not followed. A directory that cannot be read
@@ -280,15 +326,16 @@ def walk_images(sources: Iterable[Path], *, hidden: bool = True) -> Iterator[Pat
 
     Args:
         hidden: whether files and directories whose names begin with a dot are looked at.
+        suffixes: of image files, in lower case.
     """
     for source in sources:
         if source.is_dir():
-            yield from _walk(source, hidden)
+            yield from _walk(source, hidden, suffixes)
         else:
             yield source
 
 
-def _walk(directory: Path, hidden: bool) -> Iterator[Path]:
+def _walk(directory: Path, hidden: bool, suffixes: frozenset[str]) -> Iterator[Path]:
     try:
         with os.scandir(directory) as entries:
             inside = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
@@ -300,8 +347,8 @@ def _walk(directory: Path, hidden: bool) -> Iterator[Path]:
         if name.startswith(".") and not hidden:
             continue
         if is_directory:
-            yield from _walk(path, hidden)
-        elif path.suffix.lower() in SUFFIXES and path.is_file():
+            yield from _walk(path, hidden, suffixes)
+        elif path.suffix.lower() in suffixes and path.is_file():
             yield path
 
 

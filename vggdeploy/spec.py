@@ -123,7 +123,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check(
             self.head_pool == "none" or bool(self.hidden or self.classes),
             f"the head pool '{self.head_pool}' has no linear layer behind it",
-            "leave it out: a feature map is pooled by vggdeploy embed --pool",
+            "leave it out: a feature map is pooled by vggdeploy embed BUNDLE IMAGE --pool avg -o vectors.npy",
         )
         check(len(self.ranks) == len(self.hidden), f"{len(self.ranks)} ranks", f"give one for each of {self.hidden}")
         check(all(h >= 1 for h in self.hidden), f"hidden width {self.hidden}", "give at least 1")

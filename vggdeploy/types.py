@@ -30,6 +30,11 @@ class Steps:
     def __post_init__(self) -> None:
         self.advance(0)
 
+    def more(self, count: int, phase: str) -> None:
+        """There are so many steps more than was known, of another phase."""
+        self.total += count
+        self.phase = phase
+
     def advance(self, count: int = 1) -> None:
         self.done += count
         self.on_progress(min(self.done / max(self.total, 1), 1.0), self.phase)
@@ -38,8 +43,8 @@ class Steps:
 class Precision(StrEnum):
     """The type a variant computes its convolutions and matrix products in.
 
-    ``tf32`` is what a GPU makes of FP32 values whose factors may be rounded to 11 significant bits: of engines, and never
-    without being asked for. ``fp8`` is E4M3, 4 significant bits.
+    ``tf32`` is what a GPU makes of FP32 values whose factors may be rounded to 11 significant bits: of engines and of PyTorch,
+    and never without being asked for. ``fp8`` is E4M3, 4 significant bits.
     """
 
     FP32 = "fp32"
@@ -63,7 +68,8 @@ class Precision(StrEnum):
 class Verdict(StrEnum):
     """What a comparison with the reference says.
 
-    ``inconclusive``: nothing wrong was seen, and too few samples were looked at to promise the limit.
+    ``inconclusive``: nothing wrong was seen, and too few samples were looked at to promise the limit. Only of bounds (of flips,
+    of a loss of accuracy): numbers that are compared either agree or do not.
     ``unproven``: this machine cannot run the variant, so nothing was compared. It is never a pass.
     """
 

@@ -17,13 +17,36 @@ import numpy as np
 import onnx
 from attacks.network import Array, Network
 from attacks.planting import rewrite_checkpoint, rewrite_manifest, swap_labels
+from attacks.weight_faults import (
+    Plant,
+    Random,
+    bias_dropped,
+    bits,
+    cast_activations,
+    channels_and_readers,
+    dead_channel,
+    epsilon,
+    inputs_exchanged,
+    low_zeroed,
+    on_bias,
+    on_weights,
+    one_channel_rolled,
+    one_logit,
+    rolled,
+    rounded_activations,
+    rows,
+    scaled,
+    square_transposed,
+    transposed,
+    truncated,
+    two,
+    wrong_sign,
+)
 from onnx import TensorProto
 
 from vggdeploy.model.layers import layers_of
 from vggdeploy.spec import ModelSpec
 
-Random = np.random.Generator
-Plant = Callable[[Network, str, Random], None]
 # Where a fault can stand.
 PREPROCESS, CONV, PRODUCT, ACTIVATION, POOL = "preprocess", "conv", "product", "activation", "pool"
 FC6, HIDDEN, LOGITS = "fc6", "hidden", "logits"
@@ -92,166 +115,6 @@ def planted(
     if changed.SerializeToString(deterministic=True) == before:
         raise LookupError(f"{fault.name} changes nothing at {layer}")
     return changed
-
-
-# Weights and biases.
-
-
-def _on_weights(change: Callable[[Array, Random], Array]) -> Plant:
-    return lambda net, layer, random: net.set_weight(layer, change(net.weight(layer), random))
-
-
-def _wrong_sign(w: Array, _: Random) -> Array:
-    w.reshape(-1)[np.abs(w).argmax()] *= -1
-    return w
-
-
-def _low_zeroed(w: Array, _: Random) -> Array:
-    return np.where(np.abs(w) < np.quantile(np.abs(w), 0.4), 0, w)
-
-
-def _one_channel_rolled(w: Array, random: Random) -> Array:
-    channel = random.integers(len(w))
-    w[channel] = np.roll(w[channel], 1, axis=-1)
-    return w
-
-
-def _transposed(w: Array, _: Random) -> Array:
-    return w.swapaxes(2, 3)
-
-
-def _square_transposed(w: Array, random: Random) -> Array:
-    return w.swapaxes(0, 1) if w.shape[0] == w.shape[1] else _one_channel_rolled(w, random)
-
-
-def _dead_channel(net: Network, layer: str, _: Random) -> None:
-    w, b = net.weight(layer), net.bias(layer)
-    channel = int(np.square(w).reshape(len(w), -1).sum(1).argmax())
-    w[channel] = 0
-    net.set_weight(layer, w)
-    if b is not None:
-        b[channel] = 0
-        net.set_bias(layer, b)
-
-
-def _epsilon(net: Network, layer: str, _: Random) -> None:
-    """Batch norm folded with ε = 1e-3 (TensorFlow's) in place of 1e-5 (torch's)."""
-    variance, beta = net.norms[layer]
-    factor = np.sqrt((variance + 1e-5) / (variance + 1e-3)).astype(np.float32)
-    net.set_weight(layer, net.weight(layer) * factor[:, None, None, None])
-    bias = net.bias(layer)
-    if bias is not None:
-        net.set_bias(layer, beta + (bias - beta) * factor)
-
-
-def _bias_dropped(net: Network, layer: str, _: Random) -> None:
-    net.set_bias(layer, None)
-
-
-def _on_bias(change: Callable[[Array, Random], Array]) -> Plant:
-    def plant(net: Network, layer: str, random: Random) -> None:
-        bias = net.bias(layer)
-        bias = np.zeros(len(net.weight(layer)), np.float32) if bias is None else bias
-        net.set_bias(layer, change(bias, random))
-
-    return plant
-
-
-def _one_logit(b: Array, random: Random) -> Array:
-    b[random.integers(len(b))] += 0.02
-    return b
-
-
-def _scaled(factor: float) -> Plant:
-    def plant(net: Network, layer: str, _: Random) -> None:
-        bias = net.bias(layer)
-        net.set_weight(layer, net.weight(layer) * np.float32(factor))
-        if bias is not None:
-            net.set_bias(layer, bias * np.float32(factor))
-
-    return plant
-
-
-def _bits(bits: int) -> Plant:
-    """Weights rounded to so many bits, each output channel with its own scale."""
-
-    def plant(net: Network, layer: str, _: Random) -> None:
-        w, bias = net.weight(layer), net.bias(layer)
-        peak = np.abs(w).max(axis=tuple(range(1, w.ndim)), keepdims=True)
-        scale = (np.where(peak > 0, peak, 1) / (2 ** (bits - 1) - 1)).astype(np.float32)
-        steps = np.rint(w / scale)
-        maker = net.maker(net.products[layer].input[1])
-        if maker is None:
-            net.set_weight(layer, steps * scale)
-            return
-        net.set_quantised(layer, steps, scale.reshape(-1))
-        if bias is not None:
-            net.set_bias(layer, bias)
-
-    return plant
-
-
-def _rounded_activations(net: Network, layer: str, _: Random) -> None:
-    """A Q/DQ pair in a graph of floats."""
-    relu, kind = net.relu(layer), net.dtype(layer)
-    assert relu is not None
-    scale, zero = net.constant(kind.type(net.peaks.get(layer, 12.0) / 255)), net.constant(np.uint8(0))
-    node = net.tap(relu.output[0])
-    node.input[0] = net.before(node, "QuantizeLinear", node.input[0], scale, zero)
-    net.replace(node, "DequantizeLinear", scale, zero)
-
-
-def _cast_activations(net: Network, layer: str, _: Random) -> None:
-    """Through bfloat16, in a graph of more exact floats."""
-    relu, kind = net.relu(layer), net.dtype(layer)
-    assert relu is not None
-    node = net.tap(relu.output[0])
-    node.input[0] = net.before(node, "Cast", node.input[0], to=TensorProto.BFLOAT16)
-    net.replace(node, "Cast", to=onnx.helper.np_dtype_to_tensor_dtype(kind))
-
-
-def _truncated(w: Array, _: Random) -> Array:
-    """To bfloat16's eight bits, towards zero."""
-    return (np.ascontiguousarray(w).view(np.uint32) & 0xFFFF0000).view(np.float32)
-
-
-# The order of channels and of classes.
-
-
-def _rows(order: Callable[[int, Random], Array]) -> Plant:
-    def plant(net: Network, layer: str, random: Random) -> None:
-        w, bias = net.weight(layer), net.bias(layer)
-        chosen = order(len(w), random)
-        net.set_weight(layer, w[chosen])
-        if bias is not None:
-            net.set_bias(layer, bias[chosen])
-
-    return plant
-
-
-def _two(size: int, random: Random) -> Array:
-    order = np.arange(size)
-    first, second = random.choice(size, 2, replace=False)
-    order[[first, second]] = second, first
-    return order
-
-
-def _rolled(size: int, _: Random) -> Array:
-    return np.roll(np.arange(size), 1)
-
-
-def _inputs_exchanged(w: Array, random: Random) -> Array:
-    return w[:, _two(w.shape[1], random)] if w.shape[1] > 1 else w[_two(w.shape[0], random)]
-
-
-def _channels_and_readers(net: Network, layer: str, random: Random) -> None:
-    """Output channels in another order, and the layer that reads them knows it: no answer changes."""
-    order = random.permutation(len(net.weight(layer)))
-    _rows(lambda *_: order)(net, layer, random)
-    reader = list(net.products)[list(net.products).index(layer) + 1]
-    w = net.weight(reader)
-    w = w.reshape(len(w), len(order), -1)[:, order].reshape(w.shape)  # fc6 reads every position of a channel
-    net.set_weight(reader, w)
 
 
 # What a layer computes.
@@ -407,17 +270,17 @@ def _nan_for_white(net: Network, layer: str, _: Random) -> None:
 
 
 _ALL = [
-    Fault("one weight has the wrong sign", "weights", PRODUCT, _on_weights(_wrong_sign)),
-    Fault("kernels transposed", "weights", CONV, _on_weights(_transposed)),
-    Fault("inputs and outputs exchanged", "weights", PRODUCT, _on_weights(_square_transposed)),
-    Fault("small weights are zero", "weights", PRODUCT, _on_weights(_low_zeroed)),
-    Fault("one channel is dead", "weights", PRODUCT, _dead_channel),
-    Fault("one channel is shifted", "weights", PRODUCT, _on_weights(_one_channel_rolled)),
-    Fault("batch norm folded with another epsilon", "weights", CONV, _epsilon, norms=True),
-    Fault("bias dropped", "bias", PRODUCT, _bias_dropped),
-    Fault("bias doubled", "bias", PRODUCT, _on_bias(lambda b, _: 2 * b)),
-    Fault("one logit 0.02 higher", "bias", LOGITS, _on_bias(_one_logit)),
-    Fault("all logits 0.02 higher", "bias", LOGITS, _on_bias(lambda b, _: b + np.float32(0.02))),
+    Fault("one weight has the wrong sign", "weights", PRODUCT, on_weights(wrong_sign)),
+    Fault("kernels transposed", "weights", CONV, on_weights(transposed)),
+    Fault("inputs and outputs exchanged", "weights", PRODUCT, on_weights(square_transposed)),
+    Fault("small weights are zero", "weights", PRODUCT, on_weights(low_zeroed)),
+    Fault("one channel is dead", "weights", PRODUCT, dead_channel),
+    Fault("one channel is shifted", "weights", PRODUCT, on_weights(one_channel_rolled)),
+    Fault("batch norm folded with another epsilon", "weights", CONV, epsilon, norms=True),
+    Fault("bias dropped", "bias", PRODUCT, bias_dropped),
+    Fault("bias doubled", "bias", PRODUCT, on_bias(lambda b, _: 2 * b)),
+    Fault("one logit 0.02 higher", "bias", LOGITS, on_bias(one_logit)),
+    Fault("all logits 0.02 higher", "bias", LOGITS, on_bias(lambda b, _: b + np.float32(0.02))),
     Fault("no padding", "padding", CONV, _attribute(pads=[0, 0, 0, 0])),
     Fault("padding on one side", "padding", CONV, _attribute(pads=[0, 0, 2, 2])),
     Fault("stride 2", "stride", CONV, _attribute(strides=[2, 2])),
@@ -429,20 +292,20 @@ _ALL = [
     Fault("no ReLU", "activation", ACTIVATION, _leaky(1)),
     Fault("average pool for max pool", "pool", POOL, _on_pool("AveragePool")),
     Fault("3×3 pool with ceil_mode", "pool", POOL, _on_pool("MaxPool", kernel_shape=[3, 3], ceil_mode=1)),
-    Fault("weights and bias × 1.01", "scale", PRODUCT, _scaled(1.01)),
-    Fault("weights and bias × 1.1", "scale", PRODUCT, _scaled(1.1)),
+    Fault("weights and bias × 1.01", "scale", PRODUCT, scaled(1.01)),
+    Fault("weights and bias × 1.1", "scale", PRODUCT, scaled(1.1)),
     Fault("outputs × 1.01", "scale", PRODUCT, _multiplied(1.01)),
-    Fault("two output channels exchanged", "channels", CONV, _rows(_two)),
-    Fault("output channels in another order", "channels", CONV, _rows(_rolled)),
-    Fault("two input channels exchanged", "channels", PRODUCT, _on_weights(_inputs_exchanged)),
-    Fault("two classes exchanged", "classes", LOGITS, _rows(_two)),
-    Fault("classes in another order", "classes", LOGITS, _rows(_rolled)),
-    Fault("weights in 6 bits", "precision", PRODUCT, _bits(6)),
-    Fault("weights in 4 bits", "precision", PRODUCT, _bits(4)),
+    Fault("two output channels exchanged", "channels", CONV, rows(two)),
+    Fault("output channels in another order", "channels", CONV, rows(rolled)),
+    Fault("two input channels exchanged", "channels", PRODUCT, on_weights(inputs_exchanged)),
+    Fault("two classes exchanged", "classes", LOGITS, rows(two)),
+    Fault("classes in another order", "classes", LOGITS, rows(rolled)),
+    Fault("weights in 6 bits", "precision", PRODUCT, bits(6)),
+    Fault("weights in 4 bits", "precision", PRODUCT, bits(4)),
     # INT8 weights are coarser than bfloat16's anyway.
-    Fault("weights truncated to bfloat16", "precision", PRODUCT, _on_weights(_truncated), int8=False),
-    Fault("activations in 8 bits", "precision", ACTIVATION, _rounded_activations, int8=False),
-    Fault("activations in bfloat16", "precision", ACTIVATION, _cast_activations, int8=False),
+    Fault("weights truncated to bfloat16", "precision", PRODUCT, on_weights(truncated), int8=False),
+    Fault("activations in 8 bits", "precision", ACTIVATION, rounded_activations, int8=False),
+    Fault("activations in bfloat16", "precision", ACTIVATION, cast_activations, int8=False),
     Fault("clipped at 6", "clipping", ACTIVATION, _clipped(lambda _: 6.0)),
     Fault("clipped at half of the largest", "clipping", ACTIVATION, _clipped(lambda peak: peak / 2)),
     Fault("mean 1 % off", "preprocessing", PREPROCESS, _shift(lambda s: s * np.float32(1.01))),
@@ -460,7 +323,7 @@ _ALL = [
 FAULTS = {fault.name: fault for fault in _ALL}
 HARMLESS = {
     fault.name: fault
-    for fault in (Fault("channels in another order, and their readers know", "channels", CONV, _channels_and_readers),)
+    for fault in (Fault("channels in another order, and their readers know", "channels", CONV, channels_and_readers),)
 }
 
 

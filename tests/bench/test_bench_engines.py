@@ -102,7 +102,8 @@ def test_an_engine_that_fits_and_failed_parity_is_not_hidden_by_another(root: Pa
     opened = Bundle.open(root)
     failed = opened.manifest.variant(NAME)
     with update_bundle(opened) as draft:
-        parity = replace(failed.parity, verdict=Verdict.FAIL)
+        assert failed.parity is not None
+        parity = failed.parity.failed(("planted",))
         draft.manifest = opened.manifest.with_variants(replace(failed, parity=parity))
     loads = len(machine.loads)
     assert run(["bench", str(root), *ONE_LINE]) == 3

@@ -51,7 +51,7 @@ def test_a_quiet_machine_gives_a_valid_row(bundle: Bundle) -> None:
         ([QUIET, QUIET, like(others=0.16)], "busy machine: other processes used 5%"),
         (
             [like(nanoseconds=(ns,) * 50) for ns in (880_000, 1_000_000, 1_120_000)],
-            "unstable: the rounds' medians spread by 18%",
+            "unstable: the medians of 3 rounds spread by 18%",
         ),
         ([like(nanoseconds=(1_000_000,) * 9)] * 3, "too few calls for p90: 27 of 29"),
         ([QUIET, QUIET, like(megahertz=2600.0)], "frequency: the clock went from 3000 to 2600 MHz"),
@@ -65,6 +65,13 @@ def test_each_fact_voids_the_row_with_its_reason(bundle: Bundle, turns: list[Tur
     [only] = found.reasons
     assert only.startswith(reason)
     assert found.verdict is Verdict.PASS  # of the variant, which is not to blame
+
+
+@pytest.mark.parametrize(("rounds", "valid"), [(3, False), (12, False), (18, True), (36, True)])
+def test_what_spreads_further_needs_more_rounds(bundle: Bundle, rounds: int, valid: bool) -> None:
+    """18% of twelve are too much; of eighteen, the median is known as well as that of twelve which spread by 14.5%."""
+    thirds = [like(nanoseconds=(ns,) * 50) for ns in (880_000, 1_000_000, 1_120_000)]
+    assert row(bundle, *(thirds * (rounds // 3))).valid is valid
 
 
 def test_just_inside_the_limits_is_valid(bundle: Bundle) -> None:

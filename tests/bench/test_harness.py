@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vggdeploy.bench.candidates import Candidate, starts
 from vggdeploy.bench.run import BenchPlan, Rounds, bench_bundle
+from vggdeploy.bench.stats import by_process
 from vggdeploy.bundle import Bundle
 from vggdeploy.errors import IncompatibleError, UsageError
 from vggdeploy.records.gpu import GpuSamples
@@ -140,7 +141,7 @@ def test_every_variant_is_measured_at_every_batch(bundle: Bundle) -> None:
         (name, batch) for batch in (1, 4) for name in ("onnx-fp32", "onnx-fp16", "torchscript-fp32")
     ]
     for row in report.rows:
-        assert row.rounds == 3
+        assert row.rounds in range(3, 10)  # more than were asked for, where they were unstable
         assert row.calls >= 15
         assert 0 < row.p50_ms <= (row.p90_ms or np.inf)
         assert row.images_per_second > 0
@@ -159,6 +160,33 @@ def test_every_variant_is_measured_at_every_batch(bundle: Bundle) -> None:
     assert ort.peak_rss_bytes < 0.5 * script.peak_rss_bytes  # no torch in it
     assert len(report.summary) == 2
     assert 0 <= report.harness_cpu_share < 0.5
+
+
+@pytest.mark.parametrize(("unsettled", "rounds", "processes"), [(0, 4, 3), (1, 5, 4), (99, 10, 9)])
+def test_what_is_unstable_is_measured_again_in_new_processes_and_nothing_else_is(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, unsettled: int, rounds: int, processes: int
+) -> None:
+    """Four rounds in three processes are 2, 1, 1; each that is added has one. At most twice as many are added."""
+    asked: list[int] = []
+
+    def unstable(medians: list[float]) -> bool:  # the first row of the first batch size decides
+        asked.append(len(medians))
+        return len(asked) <= unsettled
+
+    monkeypatch.setattr("vggdeploy.bench.run.MORE", 2)
+    monkeypatch.setattr("vggdeploy.bench.rounds.unstable", unstable)
+    plan = BenchPlan(variants=["onnx-fp32", "onnx-fp16"], batches=[1, 4], seconds=0.04)
+    report = bench_bundle(bundle, plan=plan, method=Rounds(4, processes=3))
+    found = {(row.variant, row.batch): row for row in report.rows}
+    both = {(row.rounds, row.processes) for (_, batch), row in found.items() if batch == 1}
+    assert both == {(rounds, processes)}
+    others = {(row.rounds, row.processes) for (_, batch), row in found.items() if batch == 4}
+    assert others == ({(4, 3)} if unsettled < 99 else both)
+    for row in report.rows:
+        assert len(row.round_medians_ms) == row.rounds
+        assert [len(part) for part in by_process(row.round_medians_ms, row.processes)] == [2] + [1] * (
+            row.processes - 1
+        )
 
 
 def test_a_wrong_output_makes_the_run_invalid(own_bundle: Path) -> None:

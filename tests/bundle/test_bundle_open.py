@@ -165,6 +165,13 @@ def test_a_directory_without_manifest(tmp_path: Path) -> None:
     assert "is not a bundle (no manifest.json)" in refused(tmp_path, BundleError)
 
 
+def test_a_checkpoint_in_the_place_of_a_bundle_gets_the_command_that_makes_one(own_bundle: Path) -> None:
+    checkpoint = own_bundle / "checkpoint"
+    with pytest.raises(BundleError, match="is a checkpoint, and not a bundle yet") as caught:
+        Bundle.open(checkpoint)
+    assert f"vggdeploy export {checkpoint} -o BUNDLE" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["model.engine", "model.plan", "model.trt"])
 def test_an_engine_without_its_bundle(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"ftrt")

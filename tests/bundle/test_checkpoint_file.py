@@ -98,7 +98,7 @@ def test_another_schema_version(root: Path, version: int) -> None:
     ("fields", "cause"),
     [
         ({"extra": 1}, "unknown field `extra`"),
-        ({"labels": ["one"]}, "has 1 labels for 2 classes"),
+        ({"labels": ["one"]}, "has 1 label for 2 classes"),
         ({"spec": None}, "Expected `object`, got `null`"),
         ({"training": []}, "Expected `object`, got `array`"),
         ({"weights_sha256": "0" * 64}, "was altered"),

@@ -122,7 +122,9 @@ def test_no_manifest_at_all(data: bytes) -> None:
 # Versions
 
 
-@pytest.mark.parametrize(("version", "hint"), [(2, "update"), (2**62, "update"), (0, "export"), (-1, "export")])
+@pytest.mark.parametrize(
+    ("version", "hint"), [(2, "install a newer"), (2**62, "install a newer"), (0, "export"), (-1, "export")]
+)
 def test_another_schema_version_is_named_before_anything_else(version: int, hint: str) -> None:
     with pytest.raises(BundleError, match=f"has schema version {version}; this vggdeploy reads version 1") as caught:
         parse_manifest(json.dumps({"schema_version": version, "news": 1}).encode(), where="b")
@@ -147,7 +149,9 @@ NONSENSE: dict[str, tuple[Edit, str]] = {
     "text for number": (set_at("files", 0, "size", "12"), "Expected `int`, got `str`"),
     "null": (set_at("golden", None), "Expected `object`, got `null`"),
     "unknown precision": (set_at("variants", 0, "precision", "fp4"), "Invalid enum value 'fp4'"),
-    "the limits of tf32 for a file": (set_at("variants", 1, "precision", "tf32"), "what only engines are: tf32"),
+    "the limits of tf32 for a file": (set_at("variants", 1, "precision", "tf32"), "what only engines and the checkpoint are"),
+    "a file as the checkpoint": (set_at("variants", 1, "format", "checkpoint"), "is the checkpoint, which it is not"),
+    "a checkpoint in fp16": (set_at("variants", 0, "precision", "fp16"), "is the checkpoint, which it is not"),
     "a variant twice": (lambda d: d["variants"].append(d["variants"][0]), "lists a variant twice"),
     "a file twice": (lambda d: d["files"].append(d["files"][0]), "lists a file twice"),
     "too few labels": (lambda d: d["labels"].pop(), "has 9 labels for 10 classes"),

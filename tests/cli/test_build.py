@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from fixtures.small import CONVOLUTIONS, PRODUCTS, write_bundle
 
+from vggdeploy.build.memory import session_memory
 from vggdeploy.bundle import Bundle
 from vggdeploy.cli.app import run
+from vggdeploy.cli.render import size_text
 from vggdeploy.system.optional import installed
 from vggdeploy.types import Precision
 
@@ -36,6 +38,11 @@ def test_it_says_what_was_built_what_was_proven_and_what_comes_next(bundle, caps
     assert f"{LAYERS} in fp16" in shown.out
     assert "unproven here" in shown.out and "pass" not in shown.out
     assert f"vggdeploy verify {bundle}" in shown.err
+    for verb in ("inspect", "explain"):
+        assert run([verb, str(bundle)]) == 0
+        told = capsys.readouterr().out
+        assert f"the golden pair proves it there: vggdeploy verify {bundle}" in told and "verify BUNDLE" not in told
+    assert f"the golden pair proves it there: vggdeploy verify {bundle}" in shown.out
 
 
 def test_json_is_one_document_and_nothing_else(bundle, capsys):
@@ -99,7 +106,7 @@ def test_a_damaged_onnx_is_exit_code_1_and_debug_shows_the_library_s_log(tmp_pat
     quiet = capsys.readouterr().err
     assert "cannot read model.onnx: Failed to parse the ONNX model" in quiet
     assert "Traceback" not in quiet
-    assert run(["build", str(root)], debug=True) == 1
+    assert run(["build", str(root), "--debug"]) == 1
     assert "MODEL_DESERIALIZE_FAILED" in capsys.readouterr().err
 
 
@@ -109,14 +116,21 @@ def test_an_fp32_onnx_that_calls_itself_fp16_is_exit_code_3(tmp_path, onnx_files
     assert f"{LAYERS} in fp32" in capsys.readouterr().err
 
 
-def test_profiles_and_what_a_context_of_each_computes_in_are_shown(bundle, capsys):
-    import msgspec
-
-    from vggdeploy.cli.build import facts
-
+def test_profiles_and_the_memory_of_a_session_are_shown(bundle, capsys):
     assert run(["build", str(bundle), "--target", "ada", "--batch", "1,8,16"]) == 0
-    shown = capsys.readouterr().out
-    assert "batch 1, 2–8, 9–16" in shown and "memory" not in shown  # no GPU was there to ask
-    variant = Bundle.open(bundle).manifest.variant("tensorrt-rtx-fp16-sm89")
-    record = msgspec.structs.replace(variant.build, scratch=(10**6, 8 * 10**6, 16 * 10**6))
-    assert dict(facts(variant, record))["memory"].endswith("1.0 MB up to 1, 8.0 MB up to 8, 16.0 MB up to 16")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "batch 1, 2–8, 9–16" in shown
+    assert "predicted from the layers" in shown  # no GPU was there to ask
+    opened = Bundle.open(bundle)
+    variant = opened.manifest.variant("tensorrt-rtx-fp16-sm89")
+    told = [f"{size_text(m.total)} up to {m.batch}" for m in session_memory(opened.manifest, variant)]
+    assert f"memory at least, for batches: {', '.join(told)}; weights " in shown
+    assert run(["inspect", str(bundle)]) == 0
+    assert ", ".join(told) in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_memory_of_a_session_is_in_the_json(bundle, capsys):
+    assert run(["build", str(bundle), "--target", "ada", "--batch", "1,8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["memory"]
+    assert [(m["batch"], m["contexts"], m["asked"]) for m in found] == [(1, 4, False), (8, 4, False)]
+    assert all(m["total"] == m["weights"] + 4 * (m["activations"] + m["buffers"]) for m in found)

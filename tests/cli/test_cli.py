@@ -14,10 +14,15 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 
+from vggdeploy.bundle import Bundle
+from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.cli.app import run
+from vggdeploy.cli.export import name_of
+from vggdeploy.cli.help_pages import START
 
 
 def command(*args: object, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
@@ -43,17 +48,22 @@ def test_help_answers_without_any_heavy_import() -> None:
         assert verb in done.stdout
 
 
-def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_verb_there_are_three_lines_to_start(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 2
     shown = capsys.readouterr()
-    assert "Usage" in shown.out
+    lines = shown.out.splitlines()
+    assert len(lines) == 3
+    assert [line.split("  ")[0] for line in lines] == [line for line, _ in START]
+    assert max(map(len, lines)) <= 80
     assert "error" not in shown.err
 
 
 @pytest.mark.parametrize(
     ("args", "answer"),
     [
-        (["sumary", "vgg16"], "Did you mean 'summary'"),
+        (["sumary", "vgg16"], "did you mean: vggdeploy summary vgg16"),
+        (["convert", "my.pth", "-o", "b"], "did you mean: vggdeploy export my.pth -o b"),
+        (["zzzz"], "see vggdeploy --help"),
         (["summary", "vgg61"], "did you mean 'vgg1"),
         (["summary", "vgg16", "--widht", "2"], "did you mean --width"),
         (["export", "x", "-o", "y", "--fp16"], "--precision fp16"),
@@ -138,9 +148,9 @@ def test_verify_prints_a_verdict_a_variant_and_json_validates(
     bundle_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["verify", str(bundle_dir)]) == 0
-    # Four variants, all but the reference on two sets of images; the manifest beside the checkpoint and the data set; what
-    # the golden files became, and what the reference had right at export.
-    assert capsys.readouterr().out.count("pass") == 7 + 4
+    # Four variants, all but the reference on two sets of images; three have a bound on flips, by the data set; the manifest
+    # beside the checkpoint and the data set; what the golden files became, and what the reference had right at export.
+    assert capsys.readouterr().out.count("pass") == 7 + 3 + 4
     assert run(["verify", str(bundle_dir), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["schema_version"] == 2
@@ -321,3 +331,29 @@ def test_few_images_do_not_push_a_close_variant_behind_the_reference(checkpoint:
     assert run(["export", str(checkpoint), "-o", str(tmp_path / "b"), "--samples", "40"]) == 0
     with vggdeploy.load(tmp_path / "b") as engine:
         assert engine.variant.name == "onnx-fp32"
+
+
+@pytest.mark.parametrize(
+    ("directory", "dataset", "name"),
+    [
+        ("my-birds", "digits", "my-birds"),
+        ("bundle", "digits", "vgg11_bn-digits"),
+        ("out", "folder:photos/of birds", "vgg11_bn-of-birds"),
+        ("bundle", "", "vgg11_bn"),
+        (".", "digits", "here"),
+    ],
+)
+def test_a_bundle_has_a_name_worth_showing(
+    directory: str, dataset: str, name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = msgspec.structs.replace(read_checkpoint(checkpoint), dataset=dataset)
+    assert name_of(Path(directory), found) == name
+
+
+def test_export_calls_a_bundle_as_it_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    line = ["export", str(checkpoint), "--formats", "onnx-fp32", "--samples", "20"]
+    for more, name in (([], "vgg11_bn-digits"), (["--name", "digits of mine"], "digits of mine")):
+        assert run([*line, "-o", str(tmp_path / "bundle"), "--force", *more]) == 0
+        assert Bundle.open(tmp_path / "bundle", only=()).manifest.name == name

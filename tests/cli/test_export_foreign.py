@@ -268,7 +268,7 @@ def test_labels_that_do_not_fit_are_refused(
             "--blocks was given, and torchvision:vgg16 has blocks of its own",
         ),
         ("torchvision:vgg16", ["--weights", "none.pth"], 1, "none.pth cannot be read"),
-        ("torchvision:IMAGENET1K_V1", [], 2, "add --arch"),
+        ("torchvision:IMAGENET1K_V1", [], 2, "give a name that does, such as torchvision:vgg16"),
         ("torchvision:IMAGENET1K_FEATURES", ["--arch", "vgg16"], 2, "no classifier that works, only features"),
         ("torchvision:vgg17", [], 2, "did you mean 'vgg1"),
         ("vgg16", [], 2, "torchvision:vgg16"),

@@ -14,12 +14,19 @@ import pytest
 import typer
 
 import vggdeploy
-from vggdeploy.cli import bench, embed, optimize, predict, search, verify
+from vggdeploy.cli import bench, embed, optimize, predict, search, serve, verify
 from vggdeploy.cli.app import app, run
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-WITH_MODES = {"bench": bench, "embed": embed, "optimize": optimize, "predict": predict, "verify": verify}
-ARGUMENTS = {"bench": ["x"], "embed": ["x", "y", "-o", "v.npy"], "predict": ["x", "y"], "verify": ["x"]}
+WITH_MODES = {
+    "bench": bench,
+    "embed": embed,
+    "optimize": optimize,
+    "predict": predict,
+    "serve": serve,
+    "verify": verify,
+}
+ARGUMENTS = {"bench": ["x"], "embed": ["x", "y", "-o", "v.npy"], "predict": ["x", "y"], "serve": ["x"], "verify": ["x"]}
 CASES = [
     (verb, flag, mode) for verb, module in WITH_MODES.items() for flag, modes in module.MODES.items() for mode in modes
 ]
@@ -28,7 +35,8 @@ FOREIGN = {
     "git": "--always --dirty --abbrev --exclude",
     "pip, apt": "--reinstall --force-reinstall --no-cache-dir --download-only --no-install-recommends --no-deps --only-binary "
     "--platform --python-version --disable-pip-version-check",
-    "npm": "--ignore-scripts --no-audit --no-fund --prefix",
+    "npm": "--ignore-scripts --no-audit --no-fund --prefix --pack-destination",
+    "python -m http.server": "--bind --directory",
     "chromium": "--headless --no-sandbox --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --enable-unsafe-webgpu --use-webgpu-adapter --user-data-dir",
     "docker": "--rm --read-only --gpus --interval --start-period --system --uid --no-create-home",
@@ -36,11 +44,16 @@ FOREIGN = {
     "trtexec": "--load --shapes --warm --inf --expose --use --include",
     "the report's colours": "--ground",
     "bench, before compare": "--compare",
+    "mlflow": "--env-manager",
 }
+
+EVERYWHERE = {"--help", "--help-all", "--debug", "--quiet"}
 
 
 def flags_of(command: Any) -> set[str]:
-    return {"--help", "--debug"} | {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
+    return {"--help", "--help-all", "--debug", "--quiet"} | {
+        flag for p in command.params for flag in (*p.opts, *p.secondary_opts)
+    }
 
 
 def typed(verb: str, mode: str) -> list[str]:
@@ -92,7 +105,7 @@ def test_the_old_spelling_of_a_verb_answers_with_the_new_one(
 @pytest.mark.parametrize(
     ("line", "verb"),
     [
-        ("optimize x --step prune --budget 3", "search"),
+        ("optimize x --step prune --budget 3", "fit and vggdeploy search"),
         ("search x -o y --max-accuracy-drop 1 --rank-keep 0.5", "optimize"),
     ],
 )
@@ -153,7 +166,8 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def test_every_flag_that_the_package_names_is_one_of_a_command() -> None:
-    known = {"--version"}.union(*map(flags_of, COMMANDS.values()), *(flags.split() for flags in FOREIGN.values()))
+    root = {"--version", "--install-completion", "--show-completion"}
+    known = root.union(*map(flags_of, COMMANDS.values()), *(flags.split() for flags in FOREIGN.values()))
     named = {(where, flag) for where, text in texts() for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)}
     assert len(named) > 200
     assert not {(where, flag) for where, flag in named if flag not in known}
@@ -177,5 +191,18 @@ def test_every_flag_on_a_line_that_is_shown_is_one_of_its_verb() -> None:
 
 
 def test_every_option_of_optimize_that_one_step_has_stands_in_the_table() -> None:
-    shared = {"source", "--help", "--debug", "--step", "--output", "-o", "--data-dir", "--threads", "--force", "--json"}
+    shared = {
+        "source",
+        "--help",
+        "--help-all",
+        "--debug",
+        "--quiet",
+        "--step",
+        "--output",
+        "-o",
+        "--data-dir",
+        "--threads",
+        "--force",
+        "--json",
+    }
     assert flags_of(COMMANDS["optimize"]) - shared == set(optimize.MODES)

@@ -90,7 +90,7 @@ def hostile_bundle(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 VERBS = {
     "inspect": ["inspect", "{bundle}"],
-    "explain": ["inspect", "{bundle}", "--variant", "onnx-fp32"],
+    "explain": ["explain", "{bundle}"],
     "summary": ["summary", "{bundle}"],
     "predict": ["predict", "{bundle}", "{image}"],
     "verify": ["verify", "{bundle}", "--variant", "onnx-fp32"],

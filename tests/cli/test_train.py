@@ -26,7 +26,7 @@ def test_the_defaults_in_the_help_are_the_recipes() -> None:
         if name in Recipe.__struct_fields__ and match:
             found[name] = match[1]
     # What is off or empty says so in words.
-    in_words = {"blocks": "", "init": "", "lr_features": None, "compile": False, "distill": ""}
+    in_words = {"blocks": "", "init": "", "lr_features": None, "lr_rest": None, "compile": False, "distill": ""}
     expected = {name: str(getattr(recipe, name)) for name in Recipe.__struct_fields__ if name not in in_words}
     assert found == expected | {"augment": "none"}
     assert all(getattr(recipe, name) == value for name, value in in_words.items())

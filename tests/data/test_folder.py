@@ -121,7 +121,7 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "none")
     assert "holds 0 class folders" in refused(tmp_path)
     fill(tmp_path, {"only": 3})
-    assert "holds 1 class folders; a classifier needs 2" in refused(tmp_path)
+    assert "holds 1 class folder; a classifier needs 2" in refused(tmp_path)
     (tmp_path / "file").write_text("")
     assert "is not a folder" in refused(tmp_path / "file")
     for name in ("train", "val", "valid"):

@@ -50,7 +50,7 @@ def test_digits_splits_are_pinned(split: str, expected: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_labels_are_divided_completely(data: st.DataObject) -> None:
     labels = np.array(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=200)), np.int64)
     parts = [split_indices(DIGITS, "all", labels, split) for split in SPLITS]

@@ -40,7 +40,7 @@ def test_everything_is_tried_and_nothing_fails(result: SelfTest) -> None:
     assert [p for p in result.proofs if p.outcome is Outcome.FAILED] == []
 
 
-@pytest.mark.parametrize("what", ["torch", "torchscript", "onnxruntime"])
+@pytest.mark.parametrize("what", ["torch", "torchscript", "torch-export", "onnxruntime"])
 def test_the_cpu_computes_what_numpy_computes(result: SelfTest, what: str) -> None:
     [proof] = [p for p in result.proofs if (p.what, p.device) == (what, "cpu")]
     assert proof.outcome is Outcome.PASSED and "from NumPy" in proof.detail

@@ -145,7 +145,7 @@ def test_strict_ends_at_the_first_bad_image_and_writes_nothing(
     [
         (lambda d: [d / "none.png"], 1, "none.png does not exist"),
         (lambda d: [d / "empty"], 1, "empty holds no images"),
-        (lambda d: [d / "bad.png"], 1, "none of the 1 images can be used"),
+        (lambda d: [d / "bad.png"], 1, "none of 1 image can be used"),
     ],
     ids=["missing", "empty folder", "only bad ones"],
 )
@@ -235,7 +235,7 @@ def test_a_directory_that_goes_away_meanwhile_is_one_skipped_image(
         engine, [tmp_path / "images"], tmp_path / "v.npy", on_progress=remove(tmp_path / "images/inner")
     )
     assert (report.images, report.skipped) == (7, 0)
-    with pytest.raises(vggdeploy.InputError, match="none of the 1 images"):
+    with pytest.raises(vggdeploy.InputError, match="none of 1 image can"):
         embed_files(engine, [tmp_path / "images"], tmp_path / "w.npy", on_progress=remove(tmp_path / "images"))
 
 
@@ -272,7 +272,7 @@ def test_results_come_in_order_and_only_so_many_are_made_ahead() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_grow_with_the_images(features_dir: Path, many: Path, tmp_path: Path, kind: str) -> None:
-    """RSS of a process of its own: 2,200 more images with 36 MB of vectors may not cost a third of that."""
+    """RSS of a process of its own: 4,400 more images with 72 MB of vectors may not cost a third of that."""
     script = (
         "import sys, vggdeploy; from pathlib import Path\n"
         "from vggdeploy.bench.interference import peak_rss\n"
@@ -285,14 +285,14 @@ def test_memory_does_not_grow_with_the_images(features_dir: Path, many: Path, tm
         "print(peak_rss())"
     )
     peaks = []
-    for times in (2, 4):  # with one row group no buffers are held for the next
+    for times in (2, 6):  # with one row group no buffers are held for the next
         target = tmp_path / f"{times}.{kind}"
         command = [sys.executable, "-c", script, features_dir, many, str(times), target]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert target.stat().st_size > times * MANY * 16 * 16 * 16 * 4
         peaks.append(int(done.stdout) / 2**20)
-    assert peaks[1] - peaks[0] < 12, peaks
+    assert peaks[1] - peaks[0] < 24, peaks
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(features_dir: Path, folder: Path, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(features_dir: Path, fol
         target.write_bytes(b"old")
     script = (
         "import sys; from vggdeploy.cli.app import run\n"
-        "args = ['embed', *sys.argv[1:3], '--output', 'relu2_1', '--pool', 'none', '--force', '-o']\n"
+        "args = ['embed', '--quiet', *sys.argv[1:3], '--output', 'relu2_1', '--pool', 'none', '--force', '-o']\n"
         "print([run([*args, target]) for target in sys.argv[3:]])"
     )
     done = subprocess.run(

@@ -52,7 +52,7 @@ def blocked(run: Computation, made: MicroBatcher[int, int]) -> Future[int]:
     return first
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 4), max_size=40),
     max_rows=st.integers(4, 9),
@@ -94,7 +94,7 @@ def test_every_request_is_answered_once_with_its_own_answer_whatever_happens_to_
     assert made.waiting == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     order=st.permutations(range(12)),
     sizes=st.lists(st.integers(1, 4), min_size=12, max_size=12),
@@ -112,7 +112,7 @@ def test_who_came_first_is_first_whatever_order_they_were_prepared_in(order: lis
     assert [n for batch in run.batches[1:] for n in batch] == sorted(order)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(groups=st.lists(st.sampled_from("ab"), min_size=1, max_size=20))
 def test_a_batch_is_of_one_group_and_the_order_stays(groups: list[str]) -> None:
     seen: list[tuple[str, list[int]]] = []

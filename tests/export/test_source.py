@@ -63,7 +63,7 @@ def test_one_number_stands_for_every_channel(colour: Path, tmp_path: Path) -> No
 def test_what_looks_like_a_slip_is_said(
     colour: Path, tmp_path: Path, mean: tuple[float, ...], std: tuple[float, ...], doubt: str
 ) -> None:
-    notes = import_weights(str(colour), tmp_path / "c", SourceOptions(mean=mean, std=std, resize=256)).notes
+    notes = import_weights(str(colour), tmp_path / "c", SourceOptions(mean=mean, std=std, resize=256)).notes[1:]
     assert len(notes) == bool(doubt)
     assert doubt in "".join(notes)
 
@@ -71,6 +71,27 @@ def test_what_looks_like_a_slip_is_said(
 def test_without_a_mean_the_report_says_what_totensor_alone_needs(colour: Path, tmp_path: Path) -> None:
     notes = import_weights(str(colour), tmp_path / "c").notes
     assert "trained with ToTensor alone: --mean 0 --std 1" in notes[-1]
+
+
+def test_classes_without_names_are_said_to_have_none(colour: Path, tmp_path: Path) -> None:
+    told = import_weights(str(colour), tmp_path / "c", SourceOptions(mean=(0.5,), std=(0.5,), resize=256))
+    classes = read_checkpoint(tmp_path / "c").spec.classes
+    assert told.notes == (f"its {classes} classes have no names: answers are numbers (name them: --labels FILE)",)
+    (tmp_path / "labels.txt").write_text("\n".join(f"class {index}" for index in range(classes)))
+    about = SourceOptions(labels=tmp_path / "labels.txt", mean=(0.5,), std=(0.5,), resize=256)
+    assert import_weights(str(colour), tmp_path / "d", about).notes == ()
+
+
+def test_a_thousand_classes_may_be_imagenets_and_get_its_names(tmp_path: Path) -> None:
+    torch.save(torchvision_net(classes=1000).state_dict(), tmp_path / "net.pth")
+    options = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize": 256}
+    [note] = import_weights(str(tmp_path / "net.pth"), tmp_path / "c", SourceOptions(**options)).notes
+    assert "its 1,000 classes have no names" in note
+    assert "--labels imagenet, if they are ImageNet's in their usual order" in note
+    about = SourceOptions(labels=Path("imagenet"), **options)
+    assert import_weights(str(tmp_path / "net.pth"), tmp_path / "d", about).notes == ()
+    labels = read_checkpoint(tmp_path / "d").labels
+    assert (labels[0], labels[281], len(labels)) == ("tench", "tabby", 1000)
 
 
 def test_a_checkpoint_with_such_a_mean_is_refused_with_the_numbers(grey: Path, tmp_path: Path) -> None:

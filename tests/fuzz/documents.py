@@ -269,4 +269,5 @@ class SearchTarget(Target):
         self.write("out.search/search.json", data)
         state = SearchState.begin(self.work / "out", self._progress.question, resume=True, overwrite=False)
         _ = state.holds
+        state.claim.close()
         return "accepted"

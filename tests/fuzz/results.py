@@ -27,6 +27,7 @@ from vggdeploy.types import Precision
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
 from report_samples import layers, parity, proof, row, scenario, whole  # of the report's own tests
+from test_report_fit import FITTED
 
 
 def results() -> list[Any]:
@@ -38,6 +39,7 @@ def results() -> list[Any]:
         verified,
         msgspec.structs.replace(parity(proof(one)), layers=(layers(),)),
         msgspec.structs.replace(bench, scenarios=(scenario("onnx-fp32", 100.0, 5.0),)),
+        FITTED,
         *(filled(kind) for kind in (EvaluationReport, GpuReport, SearchReport, BenchReport, ParityReport)),
     ]
 

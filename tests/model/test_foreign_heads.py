@@ -99,11 +99,13 @@ def test_a_head_computes_what_the_original_computes(kind: str) -> None:
     assert distance(model, net) < 1e-5
 
 
+@pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("kind", HEADS)
-def test_the_order_of_the_keys_and_a_prefix_change_nothing(kind: str) -> None:
+def test_the_order_of_the_keys_and_a_prefix_change_nothing(kind: str, backwards: bool) -> None:
+    """Backwards the layers under names of their own stand in the file as they do not follow each other."""
     make, about, *_ = HEADS[kind]
     net = make()
-    state = {f"module.{key}": tensor for key, tensor in sorted(net.state_dict().items())}
+    state = {f"module.{key}": tensor for key, tensor in sorted(net.state_dict().items(), reverse=backwards)}
     assert distance(adopted(state, **about), net) < 1e-5
 
 

@@ -233,13 +233,13 @@ def test_blocks_with_other_borders_are_another_network(tmp_path: Path) -> None:
     assert "its pools stand elsewhere" in refused(tmp_path / "w.pth", new_vgg(about)).cause
 
 
-def test_a_checkpoint_from_a_newer_schema_says_update(ours: Path) -> None:
+def test_a_checkpoint_from_a_newer_schema_names_a_newer_vggdeploy(ours: Path) -> None:
     document = json.loads((ours / CHECKPOINT_NAME).read_bytes()) | {"schema_version": 99}
     (ours / CHECKPOINT_NAME).write_text(json.dumps(document))
     model, _ = fresh(spec("vgg11_bn", in_channels=1, image_size=32))
     error = refused(ours, model)
     assert "schema version 99" in error.cause
-    assert "update" in error.hint
+    assert "install a newer" in error.hint
 
 
 def test_an_altered_checkpoint_is_refused(ours: Path) -> None:

@@ -104,9 +104,9 @@ def test_a_set_of_weights_has_several_names(source: str, arch: str | None, membe
     [
         ("torchvision:vgg61", None, "did you mean 'vgg1"),
         ("torchvision:resnet50", None, "is unknown"),
-        ("torchvision:IMAGENET1K_V1", None, "add --arch"),
-        ("torchvision:IMAGENET1K_V1", "custom", "add --arch"),
-        ("torchvision:", None, "add --arch"),
+        ("torchvision:IMAGENET1K_V1", None, "give a name that does, such as torchvision:vgg16"),
+        ("torchvision:IMAGENET1K_V1", "custom", "give a name that does, such as torchvision:vgg16"),
+        ("torchvision:", None, "give a name that does, such as torchvision:vgg16"),
         ("torchvision:IMAGENET1K_V3", "vgg16", "known: DEFAULT, IMAGENET1K_FEATURES, IMAGENET1K_V1"),
         ("torchvision:IMAGENET1K_FEATURES", "vgg11", "known: DEFAULT, IMAGENET1K_V1"),
         ("torchvision:VGG61_Weights.IMAGENET1K_V1", None, "is unknown"),

@@ -110,12 +110,12 @@ def test_bytes_that_are_no_safetensors_are_refused(saved: Path) -> None:
     assert "cannot be read" in refused(saved).cause
 
 
-def test_a_newer_schema_says_update(saved: Path) -> None:
+def test_a_newer_schema_names_a_newer_vggdeploy(saved: Path) -> None:
     document = json.loads((saved / CHECKPOINT_NAME).read_bytes()) | {"schema_version": 99, "novelty": True}
     (saved / CHECKPOINT_NAME).write_text(json.dumps(document))
     error = refused(saved)
     assert "schema version 99" in error.cause
-    assert "update" in error.hint
+    assert "install a newer" in error.hint
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,16 @@ def test_a_step_that_fails_takes_those_before_it_back(own_bundle: Path, monkeypa
     assert [p.name for p in own_bundle.parent.iterdir()] == [own_bundle.name]
 
 
+def test_a_step_that_this_machine_cannot_do_names_the_line_for_the_others(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(get_backend("openvino").load(), "_CAPABILITIES", {Precision.BF16: "none of this CPU's"})
+    assert run(["optimize", str(own_bundle), "--step", "openvino-bf16,openvino-fp32", "--samples", "8"]) == 5
+    fix = capsys.readouterr().err.splitlines()[-1]
+    assert fix.endswith("without openvino-bf16 the rest can be done: --step openvino-fp32")
+    assert run(["optimize", str(own_bundle), *fix.split(": ")[-1].split(), "--samples", "8"]) == 0
+
+
 def test_fp32_that_is_computed_in_bf16_is_refused(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = get_backend("openvino").load()
     if Precision.BF16 in module.probe(Device("cpu")).lacks:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ExifTags import Base
 
 import vggdeploy
 from vggdeploy.bundle import Bundle
@@ -156,6 +160,85 @@ def test_every_golden_image_is_prepared_to_the_same_bits(prepare_cpp: Prepare, m
         else:
             assert pixels is not None, told
             assert np.array_equal(pixels, prepare(image, spec)), image.name
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _exif(orientation: int | None) -> bytes:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    if orientation is not None:
+        exif[Base.Orientation] = orientation
+    return exif.tobytes()
+
+
+def _profile(data: bytes) -> bytes:
+    digits = data.hex()
+    lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+    return f"\nexif\n{len(data):8}\n{lines}\n".encode()
+
+
+_PROFILE, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
+_SAYS = b'<x tiff:Orientation="%d"/>'
+# Of a PNG, what stands in it beside the pixels, by what it says.
+SAID_BY_PNGS = {
+    "a raw profile": _chunk(b"tEXt", _PROFILE + b"\0" + _profile(_exif(6))),
+    "a packed raw profile": _chunk(b"zTXt", _PROFILE + b"\0\0" + zlib.compress(_profile(_exif(3)))),
+    "an international raw profile": _chunk(b"iTXt", _PROFILE + b"\0\0\0\0\0" + _profile(_exif(8))),
+    "a profile of no digits": _chunk(b"tEXt", _PROFILE + b"\0\nexif\n 4\nzz"),
+    "a profile without the tag, and XMP": _chunk(b"tEXt", _PROFILE + b"\0" + _profile(_exif(None)))
+    + _chunk(b"iTXt", _XMP + b"\0\0\0\0\0" + _SAYS % 5),
+    "eXIf, and a profile of another mind": _chunk(b"tEXt", _PROFILE + b"\0" + _profile(_exif(6)))
+    + _chunk(b"eXIf", _exif(2).removeprefix(b"Exif\0\0")),
+    "eXIf, and XMP of another mind": _chunk(b"eXIf", _exif(7).removeprefix(b"Exif\0\0"))
+    + _chunk(b"iTXt", _XMP + b"\0\0\0\0\0" + _SAYS % 3),
+    "eXIf of 9, and XMP": _chunk(b"eXIf", _exif(9).removeprefix(b"Exif\0\0"))
+    + _chunk(b"iTXt", _XMP + b"\0\0\0\0\0" + _SAYS % 3),
+    "XMP": _chunk(b"iTXt", _XMP + b"\0\0\0\0\0" + _SAYS % 6),
+    "packed XMP": _chunk(b"iTXt", _XMP + b"\0\1\0\0\0" + zlib.compress(_SAYS % 4)),
+    "XMP as an element": _chunk(b"iTXt", _XMP + b"\0\0\0\0\0<tiff:Orientation>8</tiff:Orientation>"),
+    "two of XMP": _chunk(b"iTXt", _XMP + b"\0\0\0\0\0" + _SAYS % 6) + _chunk(b"iTXt", _XMP + b"\0\0\0\0\0" + _SAYS % 3),
+    "XMP of 9": _chunk(b"iTXt", _XMP + b"\0\0\0\0\0" + _SAYS % 9),
+    "no word of it": _chunk(b"tEXt", b'Comment\0tiff:Orientation="6"'),
+}
+
+
+@pytest.mark.late
+def test_pictures_are_turned_by_whatever_pillow_reads(prepare_cpp: Prepare, tmp_path: Path) -> None:
+    """EXIF and XMP of PNGs in every place, before and behind the pixels; XMP and EXIF in parts of JPEGs."""
+    plain = io.BytesIO()
+    pixels = np.random.default_rng(5).integers(0, 256, (40, 56, 3), np.uint8)
+    Image.fromarray(pixels).save(plain, "PNG")
+    png = plain.getvalue()
+    files = []
+    for number, (name, said) in enumerate(SAID_BY_PNGS.items()):
+        for place, at in (("before", 33), ("behind", len(png) - 12)):
+            files.append(tmp_path / f"{number:02} {place} {name}.png")
+            files[-1].write_bytes(png[:at] + said + png[at:])
+    Image.fromarray(pixels).save(plain := io.BytesIO(), "JPEG", quality=95)
+    jpeg, mark = plain.getvalue(), b"http://ns.adobe.com/xap/1.0/\0"
+    parts = {
+        "XMP": [mark + _SAYS % 6],
+        "XMP and EXIF without the tag": [mark + _SAYS % 6, _exif(None)],
+        "XMP and EXIF with it": [mark + _SAYS % 6, _exif(3)],
+        "EXIF in two parts": [_exif(8)[:40], b"Exif\0\0" + _exif(8)[40:]],
+    }
+    for name, segments in parts.items():
+        said = b"".join(b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data for data in segments)
+        files.append(tmp_path / f"{name}.jpg")
+        files[-1].write_bytes(jpeg[:2] + said + jpeg[2:])
+    spec = spec_of(resize=32, crop=32)
+    found, told = prepare_cpp(files, spec)
+    assert told == ""
+    straight = prepare(Image.fromarray(pixels), spec)
+    turned = 0
+    for file, drawn in zip(files, found, strict=True):
+        expected = prepare(file, spec)
+        assert drawn is not None and np.array_equal(drawn, expected), file.name
+        turned += file.suffix == ".png" and not np.array_equal(expected, straight)
+    assert turned >= 20  # so that files which nobody turns prove nothing
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from vggdeploy.types import Verdict
 SAME = OutputParity(
     output="logits", samples=9, max_abs=0, mean_abs=0, relative_l2=0, cosine_min=1, cosine_mean=1
 )  # fmt: skip
-few = settings(max_examples=40, deadline=None)  # a bound takes milliseconds
+few = settings(max_examples=40)  # a bound takes milliseconds
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 paired = st.integers(1, 2000).flatmap(
     lambda n: st.integers(0, n).flatmap(lambda a: st.tuples(st.just(a), st.integers(0, n - a), st.just(n)))
@@ -190,7 +190,7 @@ def test_whoever_follows_the_advice_is_misled_in_one_of_twenty_at_most() -> None
     limits = Thresholds(relative_l2=1, cosine=-1, flip_rate=0.05)
 
     def advice(flips: int, n: int) -> tuple[Verdict, int | None]:
-        return judge((SAME,), flip_count(flips, n), limits)[0], samples_to_decide(flips, n, 0.05)
+        return judge((SAME,), flip_count(flips, n), limits).verdict, samples_to_decide(flips, n, 0.05)
 
     random = np.random.default_rng(5)
     found = [follow(advice, 0.05, 30, random) for _ in range(150)]
@@ -212,6 +212,6 @@ def test_a_drop_at_its_limit_passes_in_one_of_twenty_looks_at_most() -> None:
 
 
 def test_the_reason_says_that_the_bound_is_one_sided() -> None:
-    verdict, reasons = judge((SAME,), flip_count(0, 50), CEILINGS["fp16"])
-    assert verdict is Verdict.INCONCLUSIVE
-    assert "at one-sided 95% confidence" in reasons[0]
+    found = judge((SAME,), flip_count(0, 50), CEILINGS["fp16"])
+    assert found.bounds is Verdict.INCONCLUSIVE
+    assert "at one-sided 95% confidence" in found.reasons[0]

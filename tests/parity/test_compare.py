@@ -14,6 +14,7 @@ from vggdeploy.bundle import Bundle, update_bundle
 from vggdeploy.errors import ParityError
 from vggdeploy.records import ParityReport
 from vggdeploy.types import Verdict
+from vggdeploy.verify.prove import with_parity
 from vggdeploy.verify.verify import VerifyOptions, exit_code, verify_bundle
 
 
@@ -80,10 +81,32 @@ def test_a_swapped_class_is_found(own_bundle: Path) -> None:
     assert real.candidate_accuracy < real.reference_accuracy
 
 
-def test_few_images_are_inconclusive_and_exit_3(bundle_dir: Path) -> None:
+def test_few_images_pass_numerical_parity_and_leave_the_bound_open_which_is_exit_4(bundle_dir: Path) -> None:
     report = verify(bundle_dir, "onnx-fp32", samples=40)
+    (golden, real) = report.variants
+    assert (golden.numerical, golden.bounds) == (Verdict.PASS, None)
+    assert (real.numerical, real.bounds) == (Verdict.PASS, Verdict.INCONCLUSIVE)
     assert report.verdict is Verdict.INCONCLUSIVE
+    assert exit_code(report) == 4
+
+
+def test_wrong_numbers_on_few_images_are_exit_3(own_bundle: Path) -> None:
+    """The attack: an open bound must not hide that the outputs are wrong."""
+    replace_weights(own_bundle, "onnx-fp32", lambda name, a: a + 0.01 if name == "shift" else a)
+    report = verify(own_bundle, "onnx-fp32", samples=40)
+    assert {(r.numerical, r.verdict) for r in report.variants} == {(Verdict.FAIL, Verdict.FAIL)}
     assert exit_code(report) == 3
+
+
+def test_what_only_the_golden_pair_was_asked_fails_the_variant_on_record_too(bundle_dir: Path) -> None:
+    """The attack: images that agree do not wash away a batch size of the golden pair that did not."""
+    manifest = Bundle.open(bundle_dir).manifest
+    (golden, real) = verify(bundle_dir, "onnx-fp32", samples=40).variants
+    assert (golden.verdict, real.numerical) == (Verdict.PASS, Verdict.PASS)
+    written = with_parity(manifest, [golden.failed(("in batches of 3, logits: relative L2 1 is above 1e-05",)), real])
+    kept = written.variant("onnx-fp32").parity
+    assert kept is not None and kept.verdict is Verdict.FAIL and kept.numerical is Verdict.FAIL
+    assert any("in batches of 3" in reason for reason in kept.reasons)
 
 
 def test_record_writes_the_verdicts_down(own_bundle: Path) -> None:

@@ -119,32 +119,57 @@ def test_top1_reads_logits_or_probabilities() -> None:
 
 
 def test_close_outputs_without_flips_pass() -> None:
-    assert judge((parity(1e-3),), flip_count(0, 400), FP16) == (Verdict.PASS, ())
+    found = judge((parity(1e-3),), flip_count(0, 400), FP16)
+    assert (found.numerical, found.bounds, found.verdict, found.reasons) == (
+        Verdict.PASS,
+        Verdict.PASS,
+        Verdict.PASS,
+        (),
+    )
 
 
 def test_a_distance_above_its_threshold_fails_and_is_named() -> None:
-    verdict, reasons = judge((parity(0.5),), flip_count(0, 400), FP16)
-    assert verdict is Verdict.FAIL
-    assert "relative L2 0.5 is above 0.004" in reasons[0]
+    found = judge((parity(0.5),), flip_count(0, 400), FP16)
+    assert (found.numerical, found.bounds, found.verdict) == (Verdict.FAIL, Verdict.PASS, Verdict.FAIL)
+    assert "relative L2 0.5 is above 0.004" in found.reasons[0]
 
 
 def test_nan_distances_fail() -> None:
-    assert judge((parity(float("nan")),), None, FP16)[0] is Verdict.FAIL
-    assert judge((parity(0, float("nan")),), None, FP16)[0] is Verdict.FAIL
+    assert judge((parity(float("nan")),), None, FP16).numerical is Verdict.FAIL
+    assert judge((parity(0, float("nan")),), None, FP16).numerical is Verdict.FAIL
 
 
-def test_too_few_samples_are_inconclusive() -> None:
-    verdict, reasons = judge((parity(),), flip_count(0, 50), FP16)
-    assert verdict is Verdict.INCONCLUSIVE
-    assert "look at 352 images" in reasons[0]
+def test_too_few_samples_leave_the_bound_open_and_the_numbers_decided() -> None:
+    found = judge((parity(),), flip_count(0, 50), FP16)
+    assert (found.numerical, found.bounds, found.verdict) == (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
+    assert "look at 352 images" in found.reasons[0]
 
 
-def test_more_flips_than_chance_allows_fail() -> None:
-    assert judge((parity(),), flip_count(30, 1000), FP16)[0] is Verdict.FAIL
+def test_more_flips_than_chance_allows_fail_the_bound_alone() -> None:
+    found = judge((parity(),), flip_count(30, 1000), FP16)
+    assert (found.numerical, found.bounds, found.verdict) == (Verdict.PASS, Verdict.FAIL, Verdict.FAIL)
+
+
+def test_wrong_numbers_on_few_images_fail_and_offer_no_looser_bound() -> None:
+    found = judge((parity(0.5),), flip_count(0, 50), FP16)
+    assert (found.numerical, found.bounds, found.verdict) == (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.FAIL)
+    assert not any("--max-flips" in reason for reason in found.reasons)
+
+
+def test_wrong_numbers_and_flips_are_both_told() -> None:
+    found = judge((parity(0.5),), flip_count(30, 1000), FP16)
+    assert (found.numerical, found.bounds) == (Verdict.FAIL, Verdict.FAIL)
+    assert [("relative L2" in reason, "classes changed" in reason) for reason in found.reasons] == [(1, 0), (0, 1)]
 
 
 def test_the_golden_pair_promises_nothing_about_flips() -> None:
-    assert judge((parity(),), flip_count(0, 8), FP16, golden=True)[0] is Verdict.PASS
+    found = judge((parity(),), flip_count(0, 8), FP16, golden=True)
+    assert (found.numerical, found.bounds, found.verdict) == (Verdict.PASS, None, Verdict.PASS)
+
+
+def test_a_network_without_classes_has_no_bound_to_judge() -> None:
+    found = judge((parity(),), None, FP16)
+    assert (found.numerical, found.bounds, found.verdict) == (Verdict.PASS, None, Verdict.PASS)
 
 
 def test_snr_and_tolerance_have_their_known_values() -> None:
@@ -207,11 +232,11 @@ def test_equal_answers_prove_nothing_and_lose_nothing() -> None:
 def test_an_accuracy_limit_is_judged_by_the_paired_bounds() -> None:
     limit = CEILINGS["fp16"].__class__(relative_l2=1, cosine=-1, flip_rate=1, accuracy_drop=0.02)
     flips = flip_count(0, 2000)
-    assert judge((parity(),), flips, limit, drop=accuracy_drop(0, 0, 2000))[0] is Verdict.PASS
-    assert judge((parity(),), flips, limit, drop=accuracy_drop(200, 0, 2000))[0] is Verdict.FAIL
+    assert judge((parity(),), flips, limit, drop=accuracy_drop(0, 0, 2000)).bounds is Verdict.PASS
+    assert judge((parity(),), flips, limit, drop=accuracy_drop(200, 0, 2000)).bounds is Verdict.FAIL
     few = judge((parity(),), flips, limit, drop=accuracy_drop(0, 0, 30))
-    assert few[0] is Verdict.INCONCLUSIVE
-    assert judge((parity(),), flips, limit)[0] is Verdict.INCONCLUSIVE
+    assert few.bounds is Verdict.INCONCLUSIVE
+    assert judge((parity(),), flips, limit).bounds is Verdict.INCONCLUSIVE
 
 
 def test_top5_needs_more_than_five_classes() -> None:

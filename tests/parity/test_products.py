@@ -147,7 +147,7 @@ def test_what_is_no_onnx_file_is_one_clear_error(bundle: Bundle, tmp_path: Path,
         read_onnx(tmp_path / "m.onnx", {})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_leads_to_anything_else_than_that_error(bundle: Bundle, tmp_path: Path, data: st.DataObject) -> None:
     whole = onnx.load(bundle.path(bundle.manifest.variant("onnx-fp16").path))

@@ -86,7 +86,7 @@ def test_planted_saturation_is_found_in_all_of_200_random_graphs(tmp_path: Path)
 small = st.integers(1, 5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), small, small, st.sampled_from([1, 4, 9]), st.integers(0, 128))
 def test_no_image_saturates_what_the_bound_excludes(
     data: st.DataObject, outputs: int, channels: int, positions: int, most: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,7 +24,7 @@ from vggdeploy.records import (
     from_json,
     to_json,
 )
-from vggdeploy.types import Precision, Verdict
+from vggdeploy.types import ImageSource, Precision, Verdict
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 PARITY = st.builds(
@@ -50,6 +51,62 @@ PARITY = st.builds(
 
 def record(verdict: Verdict) -> ParityRecord:
     return ParityRecord(variant="v", backend="b", device="cpu", verdict=verdict)
+
+
+REAL_FLIPS = {"flips": FlipCount(flips=0, samples=40, lower=0, upper=0.1)}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "more", "apart"),
+    [
+        (Verdict.PASS, REAL_FLIPS, (Verdict.PASS, Verdict.PASS)),
+        (Verdict.PASS, {}, (Verdict.PASS, None)),
+        (Verdict.PASS, {**REAL_FLIPS, "source": ImageSource.GOLDEN}, (Verdict.PASS, None)),
+        (Verdict.INCONCLUSIVE, REAL_FLIPS, (Verdict.PASS, Verdict.INCONCLUSIVE)),
+        (Verdict.UNPROVEN, {}, (Verdict.UNPROVEN, None)),
+        (Verdict.FAIL, REAL_FLIPS, (None, None)),
+    ],
+    ids=["pass", "no classes", "golden", "inconclusive", "unproven", "fail"],
+)
+def test_a_record_of_one_verdict_is_read_as_two_as_far_as_it_tells(
+    verdict: Verdict, more: dict[str, Any], apart: tuple[Verdict | None, Verdict | None]
+) -> None:
+    written = msgspec.to_builtins(ParityRecord(variant="v", backend="b", device="cpu", verdict=verdict, **more))
+    old = {key: value for key, value in written.items() if key not in ("numerical", "bounds")}
+    found = from_json(msgspec.json.encode(old), ParityRecord, what="it")
+    assert (found.verdict, found.numerical, found.bounds) == (verdict, *apart)
+
+
+@pytest.mark.parametrize(
+    ("whole", "numerical", "bounds"),
+    [
+        ("pass", "fail", None),
+        ("pass", "pass", "inconclusive"),
+        ("inconclusive", "fail", "inconclusive"),
+        ("fail", "pass", "pass"),
+        ("pass", None, "pass"),
+    ],
+)
+def test_a_verdict_that_its_two_do_not_make_is_refused(whole: str, numerical: str | None, bounds: str | None) -> None:
+    """The attack: a failure that was written over in one of three places."""
+    forged = {
+        "variant": "v",
+        "backend": "b",
+        "device": "cpu",
+        "verdict": whole,
+        "numerical": numerical,
+        "bounds": bounds,
+    }
+    with pytest.raises(BundleError, match="numerical parity"):
+        from_json(msgspec.json.encode(forged), ParityRecord, what="it")
+
+
+def test_a_failure_is_one_of_numerical_parity_and_keeps_its_bound() -> None:
+    found = ParityRecord(variant="v", backend="b", device="cpu", verdict=Verdict.INCONCLUSIVE, **REAL_FLIPS).failed(
+        ("x",)
+    )
+    assert (found.verdict, found.numerical, found.bounds) == (Verdict.FAIL, Verdict.FAIL, Verdict.INCONCLUSIVE)
+    assert found.reasons == ("x",)
 
 
 @given(PARITY)

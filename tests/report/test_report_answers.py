@@ -47,9 +47,10 @@ def test_three_lines_answer(tmp_path: Path) -> None:
     found = first(tmp_path, bench(BASE, FAST, fresh=(start,)), parity(proof(BASE), proof(FAST, drop=drop)))
     assert lines(found) == (
         "Take: b; 4.00 × as fast as torch-fp32 at batch 1 (95% interval 3.50–4.50), proven, and its run is valid",
-        "p50 0.500 ms · p99 1.00 ms · throughput 2,000 images/s · accuracy drop 0.20 points (≤ 0.61) · size 3.65 MB · "
-        "memory 81.4 MB",
-        "runner-up: torch-fp32, 2.00 ms: 4.00 × the time; use it: vggdeploy predict artifacts/demo/bundle IMAGE --variant b",
+        "p50 0.500 ms (batch 1) · p99 1.00 ms · throughput 2,000 images/s · accuracy drop 0.20 points (≤ 0.61) · "
+        "size 3.65 MB · memory 81.4 MB",
+        "runner-up: torch-fp32, 2.00 ms at batch 1: 4.00 × the time; "
+        "use it: vggdeploy predict artifacts/demo/bundle IMAGE --variant b",
     )
 
 
@@ -76,7 +77,7 @@ def test_what_is_faster_and_was_not_taken_is_the_runner_up_with_the_reason(
     tmp_path: Path, faster: dict[str, Any], why: str
 ) -> None:
     found = first(tmp_path, bench(BASE, FAST, row("c", 0.2, (10, 9, 11), **faster)))
-    assert (found.name, found.runner_up) == ("b", f"c, 0.200 ms: {why}")
+    assert (found.name, found.runner_up) == ("b", f"c, 0.200 ms at batch 1: {why}")
 
 
 def test_without_a_valid_run_there_is_a_provisional_leader_and_what_would_settle_it(tmp_path: Path) -> None:
@@ -185,9 +186,11 @@ def test_a_tail_ends_where_its_calls_do() -> None:
 def test_a_backend_has_one_look_in_every_report() -> None:
     alone, among = looks(["openvino"]), looks(["torch", "onnxruntime", "openvino", "x"])
     assert alone["openvino"] == among["openvino"]
-    every = looks(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torchscript", "torch-export", "torch"])
+    every = looks(
+        ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torchscript", "torch-export", "torch", "aoti"]
+    )
     for part in ("mark", "light", "dark"):
-        assert len({getattr(look, part) for look in every.values()}) == 7
+        assert len({getattr(look, part) for look in every.values()}) == 8
 
 
 @pytest.mark.parametrize(

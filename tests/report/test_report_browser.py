@@ -12,6 +12,9 @@ from axe import fetch_axe, needs_npm, violations
 from chromium import PHONE, WIDE, needs_chromium, opened
 from report_samples import bench, layers, parity, proof, row, scenario, whole, write
 
+from vggdeploy.bench.compare import compare_files
+from vggdeploy.records import to_json
+from vggdeploy.report.documents import Document
 from vggdeploy.report.write import write_report
 
 if TYPE_CHECKING:
@@ -60,14 +63,14 @@ def test_the_first_screen_says_what_to_take_and_shows_every_light(browser: Brows
         assert "4.00 × as fast as torch-fp32 at batch 1 (95% interval 3.90–4.10)" in told
         facts = dict(zip(take.locator("dt").all_inner_texts(), take.locator("dd").all_inner_texts(), strict=True))
         assert facts == {
-            "p50": "0.500 ms",
+            "p50": "0.500 ms\nbatch 1",
             "p99": "1.00 ms",
             "throughput": "2,000 images/s\n4,000 at batch 8",
             "accuracy drop": "≤ 0.83 points",
             "size": "3.70 MB",
             "memory": "100 MB",
         }
-        assert "Runner-up: onnx-int8, 0.200 ms: its proof says fail: wrong output: flips." in told
+        assert "Runner-up: onnx-int8, 0.200 ms at batch 1: its proof says fail: wrong output: flips." in told
         assert take.locator("pre").inner_text() == "vggdeploy predict artifacts/demo/bundle IMAGE --variant onnx-fp32"
         box = take.bounding_box()
         assert box is not None
@@ -81,6 +84,8 @@ def test_the_first_screen_says_what_to_take_and_shows_every_light(browser: Brows
             ("onnx-int8", "fail"),
             ("tensorrt-rtx-fp16", "unproven"),
         ]
+        apart = found.page.locator(".lights li", has_text="onnx-fp16").inner_text()
+        assert "numerical pass; bounds inconclusive" in apart
         shapes = {found.page.locator(f".lights svg.{v}").first.inner_html() for _, v in lights}
         assert len(shapes) == 4  # told apart without colour
 
@@ -143,6 +148,26 @@ def test_on_paper_all_is_light_and_everything_is_open(browser: Browser, report: 
 def test_no_rule_of_accessibility_is_broken(browser: Browser, report: Path, axe: str, width: int, dark: bool) -> None:
     with opened(browser, report, width=width, dark=dark) as found:
         assert violations(found.page, axe) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+def test_a_page_against_a_baseline_is_drawn_whole_and_breaks_no_rule(
+    browser: Browser, tmp_path: Path, axe: str, width: int, dark: bool
+) -> None:
+    files = write(tmp_path, *whole())
+    earlier = tmp_path / "earlier.json"
+    earlier.write_bytes(to_json(msgspec.structs.replace(whole()[0], created="2026-11-20T08:00:00Z")))
+    change = Document(earlier, compare_files([earlier], files[:1]))
+    write_report(files, tmp_path / "report.html", made=[change])
+    with opened(browser, tmp_path / "report.html", width=width, dark=dark) as found:
+        assert found.page.locator("#baseline").count() == 1
+        theme = "dark" if dark else "light"
+        assert found.page.locator(f'.chart[data-drawn="{theme}"] svg.marks').count() == PICTURES + 1
+        assert found.page.evaluate("document.documentElement.scrollWidth") == width
+        assert violations(found.page, axe) == []
+        assert (found.console, found.requests) == ([], [])
+        found.keep(f"baseline-{width}-{theme}")
 
 
 @needs_npm

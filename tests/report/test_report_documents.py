@@ -65,7 +65,7 @@ def test_a_newer_document_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
     assert run(["report", str(file), "-o", str(tmp_path / "report.md")]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert "schema version 99; this vggdeploy reads up to version" in lines[0]
-    assert "update vggdeploy" in lines[1]
+    assert "install a newer vggdeploy" in lines[1]
     assert not (tmp_path / "report.md").exists()
 
 
@@ -77,7 +77,10 @@ def test_a_newer_document_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
         (b"[" * 100_000, "is not JSON"),
         (b"[]", "is not a result"),
         (b"{}", "is not a result"),
-        (b'{"schema_version": 1, "files": []}', "is not a result of verify, bench, evaluate, search or a GPU day"),
+        (
+            b'{"schema_version": 1, "files": []}',
+            "is not a result of verify, bench, compare, evaluate, search or a GPU day",
+        ),
         (b'{"schema_version": "1", "bundle": "b", "variants": []}', "is not a result of verify"),
         (b'{"schema_version": 1, "bundle": "b", "variants": [{}]}', "missing required field"),
         (b'{"schema_version": 1, "bundle": "b", "variants": [], "created": "c", "x": 1}', "unknown field `x`"),
@@ -128,6 +131,9 @@ def test_json_says_what_the_first_screen_says(tmp_path: Path, capsys: pytest.Cap
     found = json.loads(capsys.readouterr().out)
     assert found["file"] == str(target)
     assert [light["verdict"] for light in found["lights"]] == ["pass", "pass", "inconclusive", "fail", "unproven"]
+    apart = [(light["numerical"], light["bounds"]) for light in found["lights"]]
+    assert apart == [("pass", "pass"), ("pass", "pass"), ("pass", "inconclusive"), (None, None), ("unproven", None)]
+    assert "| onnx-fp16 | ? inconclusive | numerical pass; bounds inconclusive |" in target.read_text(encoding="utf-8")
     assert [take["label"] for take in found["recommended"]] == ["onnx-fp32"]
     assert found["command"].startswith("vggdeploy report ")
 

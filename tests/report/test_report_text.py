@@ -19,7 +19,7 @@ def text_of(tmp_path: Path, suffix: str, *results: object) -> str:
 def test_markdown_has_the_findings_and_every_table(tmp_path: Path) -> None:
     text = text_of(tmp_path, ".md", *whole())
     assert text.startswith("# Report: demo/bundle\n\n**Take: onnx-fp32.** 4.00 × as fast as torch-fp32")
-    assert "| tensorrt-rtx-fp16 | – unproven | a reason to unproven |" in text
+    assert "| tensorrt-rtx-fp16 | – unproven | numerical unproven | a reason to unproven |" in text
     for title in ("Every variant", "Latency", "Latency under load", "Parity per output", "Machine and versions"):
         assert f"\n## {title}\n" in text
     assert "| onnx-fp32 | onnxruntime | 3.70 | 100 | 400 | 90.0 | 3.00 |" in text

@@ -56,6 +56,7 @@ OWNERS = {
 # Names of the table that mean something else in a file: a class of ours.
 NOT_HERE = {
     ("runtime/tensorrt/session.py", "loaded"), ("build/engines.py", "engine"), ("build/profiles.py", "profile"),
+    ("build/memory.py", "profile"), ("build/memory.py", "layer"),
     *((f"runtime/gpu/{name}.py", "context") for name in ("lane", "graphs")),
 }  # fmt: skip
 # Files of TensorRT for RTX alone, and what TensorRT 11 and RTX have beyond 10.

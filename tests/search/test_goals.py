@@ -111,7 +111,7 @@ def test_nothing_beats_a_member_of_the_front_and_something_beats_all_others(poin
     assert [c.ratio for c in kept] == sorted((c.ratio for c in kept), reverse=True)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.floats(0.01, 1.0), st.floats(0.01, 1.0))
 def test_widths_keep_the_share_that_was_asked_for(keep: float, hidden: float) -> None:
     own, floor = widths_of(SPEC), min(0.1, math.sqrt(keep) / 3)

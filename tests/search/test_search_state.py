@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 from PIL import Image
 
+from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.cli.app import run
 from vggdeploy.errors import UsageError
 from vggdeploy.records import Goal, Point, Trial
@@ -24,6 +28,7 @@ def begun(output: Path, *, trials: int) -> SearchState:
     state = SearchState.begin(output, QUESTION, resume=False, overwrite=False)
     for _ in range(trials):
         state.add(TRIAL, [])
+    state.claim.close()  # as its process does when it ends
     return state
 
 
@@ -53,6 +58,60 @@ def test_nothing_to_go_on_with_and_what_cannot_be_read_are_told(tmp_path: Path) 
             SearchState.begin(tmp_path / "b", QUESTION, resume=resume, overwrite=False)
         assert told.value.hint == "start again: --force"
     assert SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=True).standing.trials == ()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_that_no_search_made_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
+    mine = tmp_path / "b.search" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=overwrite)
+    # A bundle that came of a search has a search.json, too.
+    (mine.parent / STATE_NAME).write_text("{}")
+    (mine.parent / MANIFEST_NAME).write_text("{}")
+    with pytest.raises(UsageError, match="is a bundle"):
+        SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=overwrite)
+    assert mine.read_text() == "mine"
+
+
+def test_a_search_at_work_is_left_alone_and_one_that_was_killed_is_not(tmp_path: Path) -> None:
+    line = f"""
+from pathlib import Path
+import test_search_state as tests
+state = tests.SearchState.begin(Path({str(tmp_path / "b")!r}), tests.QUESTION, resume=False, overwrite=False)
+print("begun", flush=True)
+input()
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", line],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"begun\n"
+        for resume in (False, True):
+            with pytest.raises(UsageError, match="another search is at work in"):
+                SearchState.begin(tmp_path / "b", QUESTION, resume=resume, overwrite=not resume)
+        assert (tmp_path / "b.search" / STATE_NAME).is_file()
+        other.kill()
+    state = SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=False)
+    with pytest.raises(UsageError, match="at work"):
+        SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=True)
+    state.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_leaves_of_the_first_write_or_of_a_removal_can_be_begun_anew(tmp_path: Path) -> None:
+    home = tmp_path / "b.search"
+    home.mkdir()
+    (home / f".{STATE_NAME}.tmp-0123456789abcdef").write_bytes(b"")
+    begun(tmp_path / "b", trials=0)
+    (home / "trial-0").mkdir()
+    assert SearchState.begin(tmp_path / "b", QUESTION, resume=False, overwrite=False).standing.trials == ()
+    assert [path.name for path in home.iterdir()] == [STATE_NAME]
 
 
 @pytest.fixture

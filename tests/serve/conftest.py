@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
+from serve.stores import ONE, relabel
 
 import vggdeploy
+from vggdeploy.bundle import Bundle
 from vggdeploy.engine.async_engine import AsyncEngine, AsyncLimits
 from vggdeploy.engine.engine import Engine
+from vggdeploy.serve import models as models_module
 from vggdeploy.serve.app import create_app
 from vggdeploy.serve.server import _config
 from vggdeploy.serve.settings import Settings
+from vggdeploy.serve.sizes import Sizes
 from vggdeploy.serve.telemetry import Metrics
 
 
@@ -148,3 +154,44 @@ def _kill(process: subprocess.Popen[str], reader: threading.Thread) -> None:
     reader.join(10)
     assert process.stderr is not None
     process.stderr.close()
+
+
+@pytest.fixture
+def store(bundle_dir: Path, tmp_path: Path) -> Path:
+    """A directory with the bundles ``ann``, ``bob`` and ``cleo``, and things that are none."""
+    home = tmp_path / "models"
+    for name in ("ann", "bob", "cleo"):
+        shutil.copytree(bundle_dir, home / name)
+        relabel(home / name, name)
+    (home / "notes").mkdir()
+    (home / ".draft").mkdir()
+    shutil.copy(bundle_dir / "manifest.json", home / ".draft")
+    (home / "README").write_text("models")
+    return home
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each model takes 10 MiB, and a busy one may be closed at once."""
+    monkeypatch.setattr(Sizes, "needed", lambda self, place: ONE)
+    monkeypatch.setattr(Sizes, "learn", lambda self, place, engine, grown: ONE)
+    monkeypatch.setattr(models_module, "_STAY", 0.05)
+
+
+@pytest.fixture(scope="module")
+def address(bundle_dir: Path) -> Iterator[str]:
+    """A server of the digits, over gRPC too."""
+    pytest.importorskip("grpc")
+    from serve.grpc_calls import settings
+
+    from vggdeploy.serve.grpc.server import reserved
+
+    with reserved("127.0.0.1", 0) as port, live_server(settings(bundle_dir, port)):
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def golden(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
+    """The golden images, and the reference's logits of them."""
+    inputs, outputs = bundle.golden()
+    return inputs["image"], outputs["logits"]

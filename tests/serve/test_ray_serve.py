@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from attacks.processes import called
+from serve.ray_server import ray_server
 
 import vggdeploy
 from vggdeploy.system.optional import installed
@@ -28,25 +27,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def served(bundle_dir: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vggdeploy", "serve", bundle_dir, "--variant", "onnx-fp32", "--ray", "local", "--port", "0"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    lines: list[str] = []
-    assert process.stderr is not None
-    reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")))  # type: ignore[union-attr]
-    reader.start()
-    end = time.monotonic() + 180
-    while not (found := re.search(r"http://\S+", "".join(lines))):
-        assert process.poll() is None, lines
-        assert time.monotonic() < end, lines
-        time.sleep(0.1)
-    yield found[0], process
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-    reader.join(30)
-    process.stderr.close()
+    with ray_server(bundle_dir) as both:
+        yield both
 
 
 def test_it_answers_as_the_engine_does_and_ends_with_sigterm(

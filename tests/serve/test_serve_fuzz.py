@@ -42,9 +42,7 @@ def test_requests_made_from_the_openapi_document(live: Live, examples: int) -> N
         operation = found.ok()
         for mode in schemathesis.GenerationMode:
 
-            @settings(
-                max_examples=examples, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-            )
+            @settings(max_examples=examples, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
             @given(case=operation.as_strategy(generation_mode=mode))
             def run(case: Any) -> None:
                 reply = case.call()

@@ -88,6 +88,21 @@ def test_a_chosen_image_is_answered_with_labels_bars_and_times(
         keep(page, f"serve-answer-{width}-{'dark' if dark else 'light'}")
 
 
+def test_of_several_models_one_is_chosen(
+    browser: Browser, bundle_dir: Path, features_dir: Path, digit_png: Path
+) -> None:
+    settings = Settings(bundle=f"digits={bundle_dir}", also=(f"features={features_dir}",), variant="onnx-fp32")
+    with live_server(settings) as live, opened(browser, live, width=PHONE) as (page, wrong):
+        page.get_by_text("One of 2 models answers.").wait_for()
+        page.set_input_files("#file", digit_png)
+        page.get_by_text("digits, onnx-fp32").wait_for()
+        page.select_option("#models", "features")
+        page.get_by_text("features, onnx-fp32").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE
+        assert wrong == []
+        keep(page, "serve-several")
+
+
 def test_it_works_by_keyboard_alone(browser: Browser, live: Live, digit_png: Path) -> None:
     with opened(browser, live) as (page, wrong):
         page.get_by_text("The model is bundle.").wait_for()

@@ -28,6 +28,12 @@ LARGE, SMALL = resolve_recipe("classic", {}), Recipe()
         (("amx_bf16",), LARGE, "bf16"),
         (("avx512f", "avx512_vnni"), LARGE, "fp32"),
         (("avx512_bf16",), msgspec.structs.replace(SMALL, width=0.25, hidden=512), "fp32"),  # casting would cost more
+        (("avx512_bf16",), msgspec.structs.replace(SMALL, width=0.25, hidden=128, batch_size=128), "bf16"),
+        (
+            ("avx512_bf16",),
+            msgspec.structs.replace(SMALL, width=0.25, hidden=4096, batch_size=64),
+            "fp32",
+        ),  # weights would
         (("avx512_bf16",), msgspec.structs.replace(LARGE, image_size=64), "bf16"),
         ((), msgspec.structs.replace(SMALL, precision="bf16"), "bf16"),  # asked for: it works everywhere, slowly
         (("avx512_bf16",), msgspec.structs.replace(LARGE, precision="fp32"), "fp32"),

@@ -152,7 +152,7 @@ def test_frozen_parts_keep_weights_and_statistics(batch: tuple[Tensor, Tensor]) 
     assert not torch.equal(model.features[0].weight, before["features.0.weight"])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_what_an_optimiser_remembers_survives(optimizer: str) -> None:
     recipe = Recipe(width=0.05, hidden=8, optimizer=optimizer)  # type: ignore[arg-type]
     models = [model_of(recipe).to(memory_format=torch.channels_last) for _ in range(2)]  # type: ignore[call-overload]

@@ -90,6 +90,10 @@ def test_a_recipe_can_be_read_where_its_folder_is_not() -> None:
         ({"fresh": "head"}, "--init"),
         ({"unfreeze_every": 1, "init": "x"}, "nothing is frozen"),
         ({"dataset": "folder:"}, "names no folder"),
+        ({"max_steps": -1}, "at most -1 steps"),
+        ({"max_images": -1}, "at most -1 images"),
+        ({"lr_rest": 0.0}, "learning rate 0"),
+        ({"optimizer": "muon", "keep_zeros": True}, "zeros would not stay"),
     ],
 )
 def test_what_cannot_work_is_refused(change: dict[str, object], cause: str) -> None:

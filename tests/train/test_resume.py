@@ -117,6 +117,8 @@ def saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         {"optimizer": "adamw", "lr": 0.001, "schedule": "one-cycle"},
         {"precision": "bf16", "clip": 0.5, "keep": "last"},
+        {"optimizer": "muon", "lr_rest": 0.02},
+        {"max_steps": 9},
         {"freeze": "features", "unfreeze_every": 1, "lr_features": 0.001, "init": True, "epochs": 3},
     ],
     ids=lambda change: next(iter(change)),

@@ -19,7 +19,7 @@ from vggdeploy.train.quantisation import rounded_activations, rounded_weights, s
 from vggdeploy.train.recipe import Recipe
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**16), low=st.floats(-8, 0), high=st.floats(0, 8), zeros=st.booleans())
 def test_activations_are_rounded_as_torchs_own_fake_quantiser_does(
     seed: int, low: float, high: float, zeros: bool
@@ -36,7 +36,7 @@ def test_activations_are_rounded_as_torchs_own_fake_quantiser_does(
     assert (rounded_activations(x)[x == 0] == 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**16), channels=st.integers(1, 6))
 def test_weights_are_rounded_channel_by_channel(seed: int, channels: int) -> None:
     w = torch.from_numpy(np.random.default_rng(seed).normal(size=(channels, 3, 3, 3)).astype(np.float32))

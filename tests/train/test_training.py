@@ -21,6 +21,7 @@ from vggdeploy.model.weights import load_model
 from vggdeploy.train import loop, run
 from vggdeploy.train.feed import epoch_batches
 from vggdeploy.train.loop import TrainOptions, train
+from vggdeploy.train.optimizer import learning_rate
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.train.record import HISTORY_NAME, CurvePoint, TrainingRecord, TrainingStep
 from vggdeploy.train.step import Score, evaluate
@@ -38,6 +39,7 @@ def record(checkpoint: Path) -> TrainingRecord:
 
 
 def test_it_learns_to_read_digits(record: TrainingRecord) -> None:
+    assert record.test_accuracy is not None
     assert record.test_accuracy > 0.9
     assert record.history[-1].loss < record.history[0].loss / 4
 
@@ -53,6 +55,26 @@ def test_the_record_is_of_the_weights_that_were_kept(
     kept = record.history[record.best_epoch - 1]
     assert record.validation_accuracy == kept.validation_accuracy == best
     assert (record.loss, record.train_accuracy) == (kept.loss, kept.train_accuracy)
+
+
+def test_without_a_test_split_none_is_opened_and_none_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess = QUICK.preprocess()
+    train_split, validation = (load_split("digits", split, preprocess) for split in ("train", "validation"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a split was opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "open_split", refuse)
+        blind = train(QUICK, output=tmp_path / "blind", data=run.Data(train_split, validation, None))
+    assert (blind.training.test_accuracy, blind.training.test_loss) == (None, None)
+    assert blind.training.samples == {"train": 1295, "validation": 143, "test": 0}
+    # The test split had no say before: the weights are the same.
+    seen = train(QUICK, output=tmp_path / "seen")
+    assert seen.checkpoint.weights_sha256 == blind.checkpoint.weights_sha256
+    assert seen.training.test_accuracy is not None
 
 
 def test_the_record_says_how_it_was_made(checkpoint: Path, record: TrainingRecord) -> None:
@@ -255,3 +277,22 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
     fast = train(msgspec.structs.replace(recipe, compile=True), output=tmp_path / "compiled").training
     assert fast.history[-1].loss == pytest.approx(plain.history[-1].loss, rel=1e-3)
     assert load_model(tmp_path / "compiled").spec == load_model(tmp_path / "plain").spec
+
+
+def test_a_short_try_ends_after_its_steps_with_its_schedule(tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(QUICK, epochs=4, per_class=30, batch_size=100, max_steps=5)  # 3 steps an epoch
+    seen: list[TrainingStep] = []
+    done = train(recipe, output=tmp_path / "ckpt", on_step=seen.append).training
+    steps = [now for now in seen if now.validation is None]
+    assert [now.step for now in steps] == [1, 2, 3, 4, 5]
+    assert {(now.steps, now.epochs) for now in seen} == {(5, 2)}
+    assert [now.learning_rate for now in steps] == [learning_rate(recipe, at, 5) for at in range(5)]
+    assert [record.epoch for record in done.history] == [1, 2]  # the second one is a part, and is scored all the same
+    whole = msgspec.structs.replace(recipe, max_steps=999)
+    assert len(train(whole, output=tmp_path / "whole").training.history) == 4
+
+
+def test_a_short_try_takes_a_part_of_every_split(tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(QUICK, epochs=1, max_images=150)
+    done = train(recipe, output=tmp_path / "ckpt").training
+    assert done.samples == {"train": 150, "validation": 143, "test": 150}

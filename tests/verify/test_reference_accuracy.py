@@ -105,7 +105,7 @@ def test_preprocessing_changed_everywhere_and_its_golden_files_made_anew_moves_t
     assert exit_code(report) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_how_surprising_is_scipys_hypergeometric(data: st.DataObject) -> None:
     known = data.draw(st.integers(1, 300))

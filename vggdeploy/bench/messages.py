@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from vggdeploy.bench.loadgen.scenarios import Issued, Load
+from vggdeploy.bench.remote.target import Target
 from vggdeploy.records import HostTimes, LoadAnswers
 from vggdeploy.types import Verdict
 
@@ -159,6 +160,51 @@ class AnswersReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     answers: LoadAnswers
 
 
+class SurveyRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Ask a server the whole pool, ``batch`` images a request, one after the other: later answers are held against these, as
+    far as ``tolerance`` (relative L2). They are also held against those of the first of the ``variants`` of ``bundle`` that
+    runs here."""
+
+    target: Target
+    batch: int
+    tolerance: float
+    bundle: str = ""
+    variants: tuple[str, ...] = ()
+
+
+class SurveyReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """``local`` is the variant that answers are held against, empty where none ran here; of the ``requests`` so many were
+    answered otherwise (``foreign``)."""
+
+    requests: int
+    local: str = ""
+    foreign: int = 0
+
+
+class ServerLoadRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Put a surveyed server under load: LoadGen's ``load`` over ``connections`` connections, or ``connections`` callers that
+    each wait for their answer, for ``seconds``."""
+
+    connections: int
+    seconds: float = 0.0
+    load: Load | None = None
+
+
+class ServerLoadReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """``issued`` counts requests. Of the answers, ``misplaced`` are those of other images, ``changed`` others than without
+    load, and ``foreign`` the same as without load, but others than the bundle's own.
+    ``client_cores`` is what asking took itself, in cores; ``windows`` the requests a second of each part of the time.
+    """
+
+    issued: Issued
+    failed: int
+    misplaced: int
+    changed: int
+    foreign: int
+    client_cores: float
+    windows: tuple[float, ...] = ()
+
+
 class FailureReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An error instead of an answer: its class in `vggdeploy.errors`, cause and remedy. ``trace`` is for ``--debug``."""
 
@@ -177,5 +223,18 @@ Request = (
     | GaugeRequest
     | LoadRequest
     | AnswersRequest
+    | SurveyRequest
+    | ServerLoadRequest
 )
-Answer = OpenReply | CheckReply | TurnReply | FinishReply | GaugeReply | Issued | AnswersReply | FailureReply
+Answer = (
+    OpenReply
+    | CheckReply
+    | TurnReply
+    | FinishReply
+    | GaugeReply
+    | Issued
+    | AnswersReply
+    | SurveyReply
+    | ServerLoadReply
+    | FailureReply
+)

@@ -54,9 +54,14 @@ def share_of_roof(tera_ops: float, precision: Precision, roofs: Iterable[CpuRoof
 
     FP16 weights are widened on a CPU, and FP32's roof is theirs.
     """
-    computes_in = Precision.FP32 if precision is Precision.FP16 else precision
-    limit = next((r.tera_ops for r in roofs if r.precision is computes_in), None)
+    limit = limit_of(precision, roofs)
     return tera_ops / limit if limit and tera_ops <= limit else None
+
+
+def limit_of(precision: Precision, roofs: Iterable[CpuRoof]) -> float | None:
+    """The roof of what a precision computes in, 10¹² operations a second; None where it has none."""
+    computes_in = Precision.FP32 if precision is Precision.FP16 else precision
+    return next((r.tera_ops for r in roofs if r.precision is computes_in), None)
 
 
 def _measure(threads: int) -> list[CpuRoof]:

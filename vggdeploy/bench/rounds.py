@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +15,7 @@ from vggdeploy.bench.candidates import MIN_CALLS, WARMUP_CALLS, Entry
 from vggdeploy.bench.crew import Crew
 from vggdeploy.bench.interference import Counters, conditions, megahertz
 from vggdeploy.bench.messages import CheckReply, OpenReply, TurnReply, joined
-from vggdeploy.bench.rows import Measured, row_of
+from vggdeploy.bench.rows import Measured, row_of, unstable
 from vggdeploy.bench.stats import shares
 from vggdeploy.errors import UsageError
 from vggdeploy.parity.metrics import distance
@@ -24,6 +24,7 @@ from vggdeploy.records import BenchRow, Conditions, FreshStart
 from vggdeploy.types import OnProgress, Steps, silent
 
 DEFAULT_ROUNDS, MOST_PROCESSES = 12, 4
+MORE = 1  # times the rounds of a batch size are measured again, at most, if one of its rows is unstable
 MAX_LAPS, LAP_SECONDS = 4, 0.05  # of a round, and the shortest turn in one
 HOST_SECONDS = 0.3  # for taking a call of the engine apart
 PERCENTILES = (50, 90, 99)
@@ -32,7 +33,8 @@ PERCENTILES = (50, 90, 99)
 @dataclass(frozen=True)
 class Plan:
     """How to measure: ``seconds`` a variant and batch size, over all ``rounds``, in so many ``processes`` one after another
-    (None: `MOST_PROCESSES`, or as many as there are rounds); on ``pin``'s CPUs, where there are any."""
+    (None: `MOST_PROCESSES`, or as many as there are rounds); on ``pin``'s CPUs, where there are any. ``more``: how many
+    times all that may be measured again where a row is unstable."""
 
     batches: Sequence[int] = (1, 8)
     seconds: float = 2.0
@@ -41,6 +43,7 @@ class Plan:
     pin: Sequence[int] = ()
     percentile: int = 90
     processes: int | None = None
+    more: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < math.inf or self.rounds < 3:
@@ -89,7 +92,8 @@ def measure(
     """Latency and throughput of each entry at each batch size; the first entry is the baseline.
 
     Each backend has a process of its own. They take turns; a worker without a turn sleeps. After a share of the rounds all
-    begin again in new processes: what a process got by chance is part of what the intervals cover.
+    begin again in new processes: what a process got by chance is part of what the intervals cover. Batch sizes of which a
+    row is unstable get more of both (see `Plan`): what a longer measurement settles is not refused.
 
     Args:
         images: the pool of distinct inputs, as the graph wants them. Batches walk through it.
@@ -106,19 +110,25 @@ def measure(
     steps = Steps(on_progress, len(entries) * len(plan.batches) * plan.rounds, "measuring")
     candidates: dict[int, list[Measured]] = {}
     fresh: list[FreshStart] = []
-    for rounds in shares(plan.rounds, plan.parts):
+    parts = shares(plan.rounds, plan.parts)
+    for number in range(plan.parts * (1 + plan.more)):
+        batches = plan.batches if number < plan.parts else _unsettled(candidates)
+        if not batches:
+            break
+        rounds = parts[min(number, plan.parts - 1)]  # the smallest share, as `by_process` takes them apart
+        if number >= plan.parts:
+            steps.more(len(entries) * len(batches) * rounds, "measuring again what was unstable")
         with Crew(images, batches=plan.batches, threads=plan.threads, pin=plan.pin) as crew:
             if not candidates:
                 opened, fresh = _open_fresh(crew, entries)
             else:
                 opened = [crew.open(entry) for entry in entries]
             checked = [crew.check(entry, golden=not candidates) for entry in entries]
-            for batch in plan.batches:
+            for batch in batches:
                 first = batch not in candidates
                 if first:
                     candidates[batch] = [
-                        Measured(entry, batch, o, c, plan.parts)
-                        for entry, o, c in zip(entries, opened, checked, strict=True)
+                        Measured(entry, batch, o, c, 0) for entry, o, c in zip(entries, opened, checked, strict=True)
                     ]
                 _doubt(candidates[batch], checked)
                 _take_turns(crew, candidates[batch], plan, rounds, steps, host=first)
@@ -139,6 +149,11 @@ def measure(
         threads=opened[0].threads,
         harness_cpu_share=share,
     )
+
+
+def _unsettled(candidates: Mapping[int, Sequence[Measured]]) -> list[int]:
+    """The batch sizes of which a row is unstable, and would not be with more rounds of the same spread."""
+    return [batch for batch, each in candidates.items() if any(unstable(one.medians()) for one in each)]
 
 
 def _open_fresh(crew: Crew, entries: Sequence[Entry]) -> tuple[list[OpenReply], list[FreshStart]]:
@@ -168,6 +183,8 @@ def _take_turns(
     """Candidates at one batch size in one process each, in turns; then their outputs once more. Whoever begins a lap
     ends the next, so that none has always the same one before it."""
     before = Counters.read()
+    for one in candidates:
+        one.processes += 1
     for number in range(rounds):
         laps = _laps(candidates, plan.seconds / plan.rounds)
         replies: list[list[TurnReply]] = [[] for _ in candidates]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,8 @@ from vggdeploy.records import BenchRow, HostTimes
 from vggdeploy.runtime import backend_for
 from vggdeploy.types import SpeedOutcome, Verdict
 
-SPREAD_LIMIT = 0.15  # of the round medians: then their median of twelve is known to some 6%
+SPREAD_LIMIT = 0.15  # of twelve round medians: then the standard error of their median is 5.4%
+_ROUNDS = 12
 
 
 @dataclass
@@ -90,6 +92,12 @@ def row_of(measured: Measured, baseline: Measured, asked: int) -> BenchRow:
     )
 
 
+def unstable(medians: Sequence[float]) -> bool:
+    """Whether the median of these rounds is known no better than that of twelve that spread by `SPREAD_LIMIT`: its standard
+    error is 1.2533 · spread ∕ √rounds (of a normal distribution). Fewer rounds may not spread further."""
+    return spread(medians) > SPREAD_LIMIT * math.sqrt(max(len(medians), _ROUNDS) / _ROUNDS)
+
+
 def _doubts(measured: Measured, asked: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Reasons why something else than the variant may have been measured, and what could not be checked."""
     reasons: list[str] = []
@@ -100,8 +108,8 @@ def _doubts(measured: Measured, asked: int) -> tuple[tuple[str, ...], tuple[str,
         unchecked.append("other processes: no /proc/stat")
     elif others > BUSY_LIMIT:
         reasons.append(f"busy machine: other processes used {others:.0%} of the cores")
-    if (apart := spread(medians)) > SPREAD_LIMIT:
-        reasons.append(f"unstable: the rounds' medians spread by {apart:.0%}")
+    if unstable(medians):
+        reasons.append(f"unstable: the medians of {len(medians)} rounds spread by {spread(medians):.0%}")
     if calls < calls_needed(asked):
         reasons.append(f"too few calls for p{asked}: {calls} of {calls_needed(asked)}; give it more --duration")
     clocks = [turn.megahertz for turn in turns if turn.megahertz is not None]

@@ -12,7 +12,7 @@ import msgspec
 from vggdeploy.bench.candidates import Entry, beside_engines, bundle_names, check_same_input
 from vggdeploy.bench.interference import conditions
 from vggdeploy.bench.roof import measure_roofs, share_of_roof
-from vggdeploy.bench.rounds import DEFAULT_ROUNDS, Comparison, Plan, measure
+from vggdeploy.bench.rounds import DEFAULT_ROUNDS, MORE, Comparison, Plan, measure
 from vggdeploy.bench.rows import sentences
 from vggdeploy.bundle import Bundle, Measurement, Variant, update_bundle
 from vggdeploy.bundle.store import now
@@ -146,7 +146,9 @@ def bench_bundle(
         wanted = method.loads(plan)
         loads = run_loads(chosen, pool.images, wanted, threads=threads, on_progress=on_progress)
     else:
-        turns = Plan(plan.batches, plan.seconds, method.count, threads, method.pin, method.percentile, method.processes)
+        turns = Plan(
+            plan.batches, plan.seconds, method.count, threads, method.pin, method.percentile, method.processes, MORE
+        )
         comparison = measure(chosen, pool.images, turns, on_progress=on_progress)
         if method.roof:
             on_progress(None, "measuring the roof of the CPUs")

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from vggdeploy.bench.interference import peak_rss, wait_until_idle
 from vggdeploy.bench.messages import (
@@ -33,7 +34,10 @@ from vggdeploy.bench.messages import (
     OpenReply,
     OpenRequest,
     Request,
+    ServerLoadRequest,
     StartRequest,
+    SurveyReply,
+    SurveyRequest,
     TurnReply,
     TurnRequest,
 )
@@ -68,6 +72,7 @@ class Desk:
         self._stack = ExitStack()
         self._opened: dict[str, _Opening] = {}
         self._candidates: dict[tuple[str, int], Any] = {}
+        self._questions: Any = None
 
     def answer(self, request: Request) -> Answer:
         match request:
@@ -81,6 +86,8 @@ class Desk:
                 return self._finish(request)
             case GaugeRequest() | LoadRequest() | AnswersRequest():
                 return self._load(request)
+            case SurveyRequest() | ServerLoadRequest():
+                return self._server(request)
         raise VggdeployError(f"{type(request).__name__} is no request to a worker that has started")
 
     def close(self) -> None:
@@ -163,6 +170,36 @@ class Desk:
                 return AnswersReply(
                     answers=answers.check_answers(one.session, golden, images, request.load, thresholds)
                 )
+
+    def _server(self, request: SurveyRequest | ServerLoadRequest) -> Answer:
+        from vggdeploy.bench.remote import callers, questions  # here: only a server's load needs a client
+
+        if isinstance(request, SurveyRequest):
+            images = np.asarray(self._images)
+            local, expected = self._local(request, images)
+            self._questions = questions.Questions(
+                request.target, images, request.batch, request.tolerance, expected=expected
+            )
+            return SurveyReply(requests=len(self._questions), local=local, foreign=self._questions.foreign)
+        if request.load is None:
+            return callers.waiting(self._questions, request.connections, request.seconds)
+        from vggdeploy.bench.remote import arrivals  # here: only arrivals need LoadGen
+
+        return arrivals.arriving(self._questions, request.connections, request.load)
+
+    def _local(self, request: SurveyRequest, images: NDArray[Any]) -> tuple[str, dict[str, NDArray[Any]]]:
+        """The variant of the bundle that is asked here, too, and its answers to all images; none where none runs here."""
+        if not request.variants:
+            return "", {}
+        from vggdeploy.parity.reference import run_all
+
+        bundle = Bundle.open(request.bundle, only=request.variants)
+        for variant in map(bundle.manifest.variant, request.variants):
+            if runnable(variant).runs:
+                with open_session(bundle, variant, threads=self._threads) as session:
+                    parts = list(run_all(session, images))
+                return variant.name, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return "", {}
 
 
 def _proof_ms(one: _Opening) -> float | None:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from vggdeploy.build.cache import ENGINE, LOG, EngineCache, EngineFile, build_entry, copy_file
+from vggdeploy.build.memory import ProfileMemory, session_memory
 from vggdeploy.build.request import BuildPlan, BuildRequest, make_request
 from vggdeploy.build.tensorrt import BuildResult
 from vggdeploy.bundle import BuildRecord, Bundle, Manifest, RebuildSpread, Variant, update_bundle
@@ -31,7 +32,7 @@ WARM_UP, CALLS = 10, 100  # calls of an engine whose latency is measured
 class BuildReport(Record, frozen=True, kw_only=True):
     """What ``vggdeploy build --json`` prints: the variant as the manifest has it, its bytes and their hash.
 
-    ``cached``: the engine was built before, and copied from the cache.
+    ``cached``: the engine was built before, and copied from the cache. ``memory``: what a session will take on the GPU.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -40,6 +41,7 @@ class BuildReport(Record, frozen=True, kw_only=True):
     size: int
     sha256: str
     cached: bool = False
+    memory: tuple[ProfileMemory, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,12 @@ class BundledEngine:
     def report(self) -> BuildReport:
         size, sha256 = self.bundle.size(self.variant), self.bundle.sha256(self.variant.path)
         return BuildReport(
-            bundle=str(self.bundle.root), variant=self.variant, size=size, sha256=sha256, cached=self.cached
+            bundle=str(self.bundle.root),
+            variant=self.variant,
+            size=size,
+            sha256=sha256,
+            cached=self.cached,
+            memory=session_memory(self.bundle.manifest, self.variant),
         )
 
 
@@ -188,9 +195,9 @@ def _unproven(variant: Variant) -> ParityRecord:
     """The record of an engine that was not compared yet: it says why, and which command compares it."""
     here = runnable(variant)
     if here.runs:
-        reason = "built and not run yet (vggdeploy verify)"
+        reason = "built and not run yet (vggdeploy verify BUNDLE)"
     else:
-        reason = f"built where it cannot run ({here.reason}); the golden pair proves it on its GPU: vggdeploy verify"
+        reason = f"built where it cannot run: {here.reason}; the golden pair proves it there: vggdeploy verify BUNDLE"
     return ParityRecord(
         variant=variant.name, backend=variant.format, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,)
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from vggdeploy.errors import BundleError, CheckpointError
+from vggdeploy.errors import BundleError, CheckpointError, counted, nearby
 from vggdeploy.records import OriginalNetwork, Record, StepRecord, from_json
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.system.files import read_regular, sha256_of
@@ -59,7 +59,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, check_weights: bool = True)
         altered = check_weights and sha256_of(weights) != checkpoint.weights_sha256
     except (FileNotFoundError, NotADirectoryError):
         state = f"is not a checkpoint (no {CHECKPOINT_NAME})" if root.exists() else "does not exist"
-        hint = "make one: vggdeploy train --arch vgg11_bn --dataset digits -o DIR"
+        if (root / "manifest.json").is_file():
+            raise CheckpointError(
+                f"{root} is a bundle, not a checkpoint", f"its checkpoint lies inside: {root / 'checkpoint'}"
+            ) from None
+        hint = f"{nearby(root)}make one: vggdeploy train --arch vgg11_bn --dataset digits -o DIR"
         raise CheckpointError(f"{root} {state}", hint) from None
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions") from error
@@ -73,7 +77,11 @@ def parse_checkpoint(data: bytes, what: str) -> Checkpoint:
     try:
         version = from_json(data, _Versioned, what=what).schema_version
         if version != SCHEMA_VERSION:
-            newer = "update vggdeploy: pip install -U vggdeploy" if version > SCHEMA_VERSION else "train again"
+            newer = (
+                "install a newer vggdeploy, from its repository or a wheel"
+                if version > SCHEMA_VERSION
+                else "train again"
+            )
             raise CheckpointError(
                 f"{what} has schema version {version}; this vggdeploy reads version {SCHEMA_VERSION}", newer
             )
@@ -84,5 +92,5 @@ def parse_checkpoint(data: bytes, what: str) -> Checkpoint:
         raise CheckpointError(f"{what} cannot be read: {error}", _AGAIN) from error
     classes = checkpoint.spec.classes
     if len(checkpoint.labels) not in (0, classes):
-        raise CheckpointError(f"{what} has {len(checkpoint.labels)} labels for {classes} classes", _AGAIN)
+        raise CheckpointError(f"{what} has {counted(len(checkpoint.labels), 'label')} for {classes} classes", _AGAIN)
     return checkpoint

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import msgspec
 
 from vggdeploy.bundle.variant import REFERENCE, Sha256, Variant
-from vggdeploy.errors import BundleError, IntegrityError, unknown_name
+from vggdeploy.errors import BundleError, IntegrityError, counted, unknown_name
 from vggdeploy.records import CEILINGS, ParityRecord, Record, Thresholds, from_json, to_json
+from vggdeploy.records.drift import Population
 from vggdeploy.records.schema import json_schema
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.types import Precision, TensorSpec, Verdict
@@ -80,7 +81,8 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     ``digest``: SHA-256 of the file itself with zeros for the 64 digits of the digest. As the manifest holds the hash of
     every other file, the digest names the whole bundle. It finds rot and hand edits; against malice there are signatures.
-    ``reference_accuracy``: None where no labelled images were there, and in bundles older than the field. ``origin``: of a
+    ``population``: what its test images and the reference's answers to them are like; ``reference_accuracy``: both None where
+    no such images were there, and in bundles older than the fields. ``origin``: of a
     slim bundle, which has no FP32 reference; every other bundle has one.
     """
 
@@ -101,6 +103,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     files: tuple[FileRecord, ...] = ()
     origin: Origin | None = None
     reference_accuracy: ReferenceAccuracy | None = None
+    population: Population | None = None
 
     def variant(self, name: str) -> Variant:
         """The variant of that name.
@@ -171,7 +174,9 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
         version = from_json(data, _Versioned, what=what).schema_version
         if version != SCHEMA_VERSION:
             newer = (
-                "update vggdeploy: pip install -U vggdeploy" if version > SCHEMA_VERSION else "export the bundle again"
+                "install a newer vggdeploy, from its repository or a wheel"
+                if version > SCHEMA_VERSION
+                else "export the bundle again"
             )
             raise BundleError(
                 f"{what} has schema version {version}; this vggdeploy reads version {SCHEMA_VERSION}", newer
@@ -262,12 +267,20 @@ def _check_sense(manifest: Manifest, data: bytes, what: str) -> None:
     )
     for variant in manifest.variants:
         check(variant.precision in manifest.thresholds, f"has no thresholds for {variant.precision}")
-        # Nothing in a graph says TF32, so a file could hide behind its limits.
+        # Nothing in a graph says TF32, so a file could hide behind its limits. The checkpoint's cannot: it is the reference.
         tf32 = variant.precision is Precision.TF32
-        check(not tf32 or variant.build is not None, f"says of {variant.name} what only engines are: tf32")
+        checkpoint = variant.format == "checkpoint"
+        check(
+            not tf32 or variant.build is not None or checkpoint,
+            f"says of {variant.name} what only engines and the checkpoint are: tf32",
+        )
+        check(
+            not checkpoint or (variant.path == "checkpoint" and variant.precision in (Precision.FP32, Precision.TF32)),
+            f"says that {variant.name} is the checkpoint, which it is not",
+        )
         check(_is_one_range(variant), f"lists profiles of {variant.name} that are not its batch range")
     classes = manifest.spec.classes
-    check(len(manifest.labels) in (0, classes), f"has {len(manifest.labels)} labels for {classes} classes")
+    check(len(manifest.labels) in (0, classes), f"has {counted(len(manifest.labels), 'label')} for {classes} classes")
     side, channels = manifest.preprocess.crop, manifest.preprocess.channels
     wanted = {"uint8": (side, side, channels), "float32": (channels, side, side)}.get(manifest.input.dtype)
     check(wanted == manifest.input.item_shape, f"has the input {manifest.input}, which its preprocessing does not make")

@@ -22,7 +22,7 @@ from model_signing import hashing, signing, verifying
 
 from vggdeploy.bundle.manifest import MANIFEST_NAME
 from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, key_named_in, read_signature
-from vggdeploy.errors import SignatureError, UsageError, first_line
+from vggdeploy.errors import IncompatibleError, SignatureError, UsageError, first_line
 from vggdeploy.system.files import read_regular
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those that model-signing takes
@@ -187,6 +187,8 @@ def _refuse_links(root: Path) -> None:
 @contextmanager
 def _in_memory(data: bytes) -> Iterator[Path]:
     """A file that is in memory alone: nobody can exchange it, and a read-only container needs no place for it."""
+    if not hasattr(os, "memfd_create"):
+        raise IncompatibleError("signatures are checked in memory that only Linux has", "load a signed bundle on Linux")
     fd = os.memfd_create("signature")
     try:
         with os.fdopen(os.dup(fd), "wb") as file:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 
 import msgspec
 import numpy as np
@@ -21,7 +22,8 @@ from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoin
 from vggdeploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, is_in, parse_manifest, seal
 from vggdeploy.bundle.trust import SIGNATURE_NAME, SignerRule, signer_rules
 from vggdeploy.bundle.variant import Variant
-from vggdeploy.errors import BundleError, IntegrityError
+from vggdeploy.errors import BundleError, IntegrityError, nearby
+from vggdeploy.records.base import notebook_html
 from vggdeploy.system.files import atomic_directory, link_tree, read_regular, safe_join, sha256_of
 from vggdeploy.system.optional import require
 from vggdeploy.system.sealed import HashedFile
@@ -51,6 +53,12 @@ class Bundle:
         self.manifest = manifest
         self.signer = signer
         self._unchecked: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.manifest.name}: {', '.join(v.name for v in self.manifest.variants)})"
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     @classmethod
     def open(
@@ -341,8 +349,13 @@ def _read_manifest(root: Path) -> bytes:
                 f"{root} is an engine without its bundle: nothing vouches for its bytes, and loading runs them",
                 "give the bundle it belongs to, or build one from the model: vggdeploy build BUNDLE",
             ) from None
+        if (root / CHECKPOINT_NAME).is_file():
+            hint = f"make one of it: vggdeploy export {quote(str(root))} -o BUNDLE"
+            raise BundleError(f"{root} is a checkpoint, and not a bundle yet", hint) from None
         problem = "is not a bundle (no manifest.json)" if root.exists() else "does not exist"
-        raise BundleError(f"{root} {problem}", "make one: vggdeploy export CHECKPOINT -o BUNDLE") from None
+        raise BundleError(
+            f"{root} {problem}", f"{nearby(root)}make one: vggdeploy export CHECKPOINT -o BUNDLE"
+        ) from None
     except OSError as error:
         allowed = error.errno not in (errno.EACCES, errno.EPERM)
         raise BundleError(

@@ -20,11 +20,16 @@ from vggdeploy.cli import (
     compare,
     curves,
     demo,
+    distance,
     doctor,
     embed,
     evaluate,
+    explain,
     export,
+    fit,
+    hub,
     inspect,
+    nearest,
     optimize,
     package,
     predict,
@@ -38,7 +43,8 @@ from vggdeploy.cli import (
     train,
     verify,
 )
-from vggdeploy.cli.options import HABITS, invoked
+from vggdeploy.cli.help_pages import ALL, START, Verb, Verbs, whole_help
+from vggdeploy.cli.options import HABITS, VERBS, invoked
 from vggdeploy.errors import EXIT_INTERRUPTED, UsageError, VggdeployError
 from vggdeploy.system.cache import user_home
 from vggdeploy.system.ending import watch
@@ -46,7 +52,7 @@ from vggdeploy.system.ending import watch
 app = typer.Typer(
     name="vggdeploy",
     help="Take a VGG from PyTorch to proven ONNX, TorchScript and FP16 TensorRT.",
-    no_args_is_help=True,
+    cls=Verbs,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,6 +61,9 @@ app = typer.Typer(
 # In the order in which a newcomer needs them: that is the order of --help.
 for command in (
     demo.demo,
+    doctor.doctor,
+    explain.explain,
+    fit.fit,
     summary.summary,
     train.train,
     curves.curves,
@@ -70,14 +79,17 @@ for command in (
     report.report,
     predict.predict,
     embed.embed,
+    nearest.nearest,
+    distance.distance,
     serve.serve,
     package.package,
+    hub.push,
+    hub.pull,
     sign.sign,
     sign.verify_signature,
     inspect.inspect,
-    doctor.doctor,
 ):
-    app.command()(command)
+    app.command(cls=Verb)(command)
 
 
 def _version(asked: bool) -> None:
@@ -86,33 +98,55 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Say nothing of progress and of what to do next: results and errors only."),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    everything: Annotated[bool, typer.Option(ALL, help="With a verb: show every option of it and exit.")] = False,
 ) -> None:
     """Take a VGG from PyTorch to proven ONNX, TorchScript and FP16 TensorRT."""
+    if context.invoked_subcommand is None:
+        width = max(len(line) for line, _ in START)
+        for line, what in START:
+            render.out.print(f"[bold]{line:<{width}}[/]  [dim]{what}[/]")
+        raise typer.Exit(UsageError.exit_code)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code (the codes are listed in `vggdeploy.errors`)."""
     args = list(sys.argv[1:] if arguments is None else arguments)
-    # --debug is understood anywhere on the line: it is added after something went wrong.
-    debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
     if args[:1] != ["bench"]:
         # Before torch is imported: its threads would spin at every barrier, and where other processes want the cores
         # a batch takes many times as long. A measurement keeps each library's own default.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     watch()
     render.guard_streams()
-    sys.exit(run(args, debug=debug))
+    sys.exit(run(args))
 
 
-def run(args: Sequence[str], *, debug: bool = False) -> int:
+# Understood anywhere on the line, as they are added after something went wrong.
+ANYWHERE = ("--debug", "--quiet", "-q", ALL)
+
+
+def run(args: Sequence[str]) -> int:
     """Run one command line; returns its exit code. Every error ends here."""
+    end = list(args).index("--") if "--" in args else len(args)
+    found = set(args[:end]).intersection(ANYWHERE)
+    line = [a for i, a in enumerate(args) if i >= end or a not in ANYWHERE]
+    if ALL in found:
+        line = [*line, "--help"]
+    with render.quiet(bool(found & {"--quiet", "-q"})), whole_help(ALL in found):
+        return _run(line, debug="--debug" in found)
+
+
+def _run(args: Sequence[str], *, debug: bool) -> int:
     os.environ.setdefault("HOME", str(user_home()))  # some libraries cannot even be imported where nobody knows one
     try:
         # A command returns its exit code, or nothing for 0.
@@ -145,7 +179,7 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
             return 1
         if not error.format_message():  # Typer printed the help, because nothing was asked for
             return 2
-        _say(error.format_message(), _usage_hint(error, args))
+        _say(*_no_verb(error, args) or (error.format_message(), _usage_hint(error, args)))
         code = 2
     if code == EXIT_INTERRUPTED:  # Typer turns a Ctrl-C inside a command into this code
         _say("interrupted", "nothing half-written was left behind")
@@ -176,6 +210,19 @@ _OS_HINTS = {
 def _commands() -> Iterator[tuple[str, Any]]:
     """Every verb with its parameters."""
     yield from typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+
+
+def _no_verb(error: Exception, args: Sequence[str]) -> tuple[str, str] | None:
+    """Cause and remedy where the verb is none; nothing where it is one."""
+    context = getattr(error, "ctx", None)
+    if getattr(context, "parent", None) is not None or not getattr(error, "message", "").startswith("No such command"):
+        return None
+    verbs = [name for name, _ in _commands()]
+    at, wrong = next((i, a) for i, a in enumerate(args) if not a.startswith("-"))
+    meant = [VERBS[wrong.lower()]] if wrong.lower() in VERBS else get_close_matches(wrong.lower(), verbs, n=1)
+    if not meant:
+        return f"'{wrong}' is no verb of vggdeploy", "see vggdeploy --help"
+    return f"'{wrong}' is no verb of vggdeploy", f"did you mean: {shlex.join(['vggdeploy', *meant, *args[at + 1 :]])}"
 
 
 def _usage_hint(error: Exception, args: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,21 +22,25 @@ if TYPE_CHECKING:
 MODES: Modes = {
     **dict.fromkeys(
         ("--rounds", "--processes", "--pin", "--percentile", "--roof"),
-        ("without --scenario", "without --gpu-detail", "without --profile-layers"),
+        ("without --scenario", "without --gpu-detail", "without --profile-layers", "without --url"),
     ),
-    **dict.fromkeys(("--target-qps", "--latency-bound", "--find-qps"), ("--scenario server",)),
-    **dict.fromkeys(("--scenario", "--record"), ("without --gpu-detail", "without --profile-layers")),
-    "--threads": ("without --gpu-detail",),
-    "--fail-if-slower": ("without --scenario", "without --gpu-detail", "without --profile-layers"),
-    **dict.fromkeys(("--gpu-detail", "--require-valid"), ("without --profile-layers",)),
+    **dict.fromkeys(("--latency-bound", "--find-qps"), ("--scenario server", "--url")),
+    "--target-qps": ("--scenario server",),
+    **dict.fromkeys(("--scenario", "--record"), ("without --gpu-detail", "without --profile-layers", "without --url")),
+    "--threads": ("without --gpu-detail", "without --url"),
+    "--fail-if-slower": ("without --scenario", "without --gpu-detail", "without --profile-layers", "without --url"),
+    "--gpu-detail": ("without --profile-layers", "without --url"),
+    "--require-valid": ("without --profile-layers",),
+    **dict.fromkeys(("--profile-layers", "--backend", "--device", "--rebuild"), ("without --url",)),
     "--no-build": ("--backend",),
     "--trtexec": ("--gpu-detail",),
+    **dict.fromkeys(("--model", "--concurrency", "--rates", "--connections", "--token-file"), ("--url",)),
 }
 
 
 def bench(
     context: typer.Context,
-    bundles: BundlePaths,
+    bundles: BundlePaths = None,
     backend: Annotated[
         list[str] | None, typer.Option(help="All variants of this backend; may be repeated. Default: all.")
     ] = None,
@@ -51,7 +56,9 @@ def bench(
             "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
         ),
     ] = 2.0,
-    rounds: Annotated[int, typer.Option(help="How often the variants take turns.")] = 12,
+    rounds: Annotated[
+        int, typer.Option(help="How often the variants take turns; twice as often where a row is unstable.")
+    ] = 12,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -119,6 +126,24 @@ def bench(
     require_valid: Annotated[
         bool, typer.Option("--require-valid", help="Exit with 4 when a measurement is not valid.")
     ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask this server instead, http://HOST:PORT or grpc://HOST:PORT; a BUNDLE then checks its answers.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Which of the server's models. Default: the only one.")] = "",
+    concurrency: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Callers that each wait for their answer: 1,2,4 or FIRST:LAST:STEP.")
+    ] = "",
+    rates: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Requests a second that arrive at random moments: 50,100.")
+    ] = "",
+    connections: Annotated[int, typer.Option(help="Of --rates and --find-qps, at a time at most.")] = 64,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token to send. Default: $VGGDEPLOY_TOKEN, or none.")
+    ] = None,
     no_build: Annotated[
         bool,
         typer.Option(
@@ -136,19 +161,28 @@ def bench(
     from vggdeploy.bench.run import BenchPlan, Rounds, Scenarios, bench_bundle
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli.compare import exit_code, parse_limit
-    from vggdeploy.cli.options import cpu_list, fitted, rebuilt, split_names, split_numbers, with_command
+    from vggdeploy.cli.options import cpu_list, fitted, rebuilt, split_names, split_numbers, typed, with_command
     from vggdeploy.cli.profile import run_profile
     from vggdeploy.errors import UsageError
     from vggdeploy.types import Device
 
     check_modes(context, MODES)
-    limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
-    if limit is not None and len(bundles) != 2:
-        raise UsageError("--fail-if-slower holds a new bundle against an old one", "give two: vggdeploy bench OLD NEW")
     if not 0 < seconds < inf:
         raise UsageError(f"--duration is {seconds:g} seconds", "give a time above 0")
+    if url is not None:
+        from vggdeploy.cli.bench_url import Asked, ask_server
+
+        asked = Asked(
+            bundles=bundles or (), url=url, model=model, concurrency=concurrency, rates=rates, connections=connections,
+            token_file=token_file, batch=batch if typed(context, "batch") else "1", seconds=seconds, find_qps=find_qps,
+            latency_bound=latency_bound, variants=variant or [], data=data, data_dir=data_dir,
+        )  # fmt: skip
+        return finished(*ask_server(asked), json=json, require_valid=require_valid)
+    limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
+    if limit is not None and len(measured(bundles)) != 2:
+        raise UsageError("--fail-if-slower holds a new bundle against an old one", "give two: vggdeploy bench OLD NEW")
     batches, cpus, scenarios = split_numbers(batch), cpu_list(pin), split_names(scenario)
-    opened = [Bundle.open(path) for path in bundles]
+    opened = [Bundle.open(path) for path in measured(bundles)]
     if rebuild:
         opened = [rebuilt(b, backends=backend or (), variants=variant or (), device=device) for b in opened]
     if not no_build:
@@ -179,12 +213,30 @@ def bench(
         first, second = bundle_names(opened)
         report = replace(report, gate=compare_bundles(report, (first, second), limit=limit))
     report = with_command(report)
+    code = finished(report, opened, json=json, require_valid=require_valid)
+    return code if code == 3 or report.gate is None else max(code, exit_code(report.gate))
+
+
+def measured(bundles: Sequence[Path] | None) -> Sequence[Path]:
+    """The bundles that were given.
+
+    Raises:
+        UsageError: none.
+    """
+    from vggdeploy.errors import UsageError
+
+    if not bundles:
+        raise UsageError("bench measures a bundle, or a server", "vggdeploy bench BUNDLE; or vggdeploy bench --url URL")
+    return bundles
+
+
+def finished(report: BenchReport, bundles: Sequence[Bundle], *, json: bool, require_valid: bool) -> int:
+    """Print what was measured; returns the exit code."""
     if json:
         render.emit_json(report)
     else:
-        _show(report, opened)
-    code = _exit_code(report, require_valid=require_valid)
-    return code if code == 3 or report.gate is None else max(code, exit_code(report.gate))
+        _show(report, bundles)
+    return _exit_code(report, require_valid=require_valid)
 
 
 def _show(report: BenchReport, bundles: Sequence[Bundle]) -> None:
@@ -230,18 +282,17 @@ def show_gpu(report: GpuReport) -> None:
     from vggdeploy.report.gpu_tables import LOADS, TIMES, TRTEXEC
     from vggdeploy.report.tables import grid
 
-    out = render.out.print
     roof = f"roof {report.roof.tera_ops:,.0f} TOP/s" if report.roof else f"no roof: {report.roof_missing}"
-    out(f"[bold]{escape(report.variant)}[/] on {escape(report.gpu)} ({report.capability}), {escape(roof)}")
+    render.sentence(f"[bold]{escape(report.variant)}[/] on {escape(report.gpu)} ({report.capability}), {escape(roof)}")
     more = "" if report.context_bytes is None else f", {render.size_text(report.context_bytes)} a further context"
-    out(f"[dim]GPU memory: {render.size_text(report.engine_bytes)}{more}[/]")
+    render.sentence(f"[dim]GPU memory: {render.size_text(report.engine_bytes)}{more}[/]")
     render.table(grid(TIMES, [(t,) for t in report.times]))
     measured = [t for t in report.trtexec if not t.missing]
     if measured:
         caption = f"the same engine by trtexec of TensorRT {measured[0].version}"
         render.table(grid(TRTEXEC, [(t,) for t in measured], caption))
         for t in measured:
-            out(f"  [dim]{escape(t.command)}[/]")
+            render.out.print(f"  [dim]{escape(t.command)}[/]")
     render.table(grid(LOADS, [(load,) for load in report.loads], "several streams"))
     for text in dict.fromkeys(
         [f"no graph for batch {t.batch}: {t.graph_refused}" for t in report.times if t.graph_refused]
@@ -249,4 +300,4 @@ def show_gpu(report: GpuReport) -> None:
         + [f"trtexec, batch {t.batch}: {warning}" for t in report.trtexec for warning in t.warnings]
         + [reason for x in report.loads for reason in x.reasons]
     ):
-        out(f"[yellow]·[/] {escape(text)}")
+        render.sentence(escape(text), "[yellow]·[/] ")

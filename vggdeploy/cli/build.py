@@ -14,8 +14,9 @@ from vggdeploy.cli.render import escape
 
 if TYPE_CHECKING:
     from vggdeploy.build.engines import BuildReport
+    from vggdeploy.build.memory import ProfileMemory
     from vggdeploy.build.request import BuildPlan
-    from vggdeploy.bundle import BuildRecord, Bundle, PrecisionProof, RebuildSpread, SparseKernels, Variant
+    from vggdeploy.bundle import BuildRecord, Bundle, Manifest, PrecisionProof, RebuildSpread, SparseKernels, Variant
     from vggdeploy.types import BatchRange
 
 
@@ -168,33 +169,36 @@ def show_engine(result: BuildReport) -> None:
     variant, record = result.variant, result.variant.build
     assert record is not None and variant.parity is not None  # noqa: S101  # build_into sets them
     made = "copied from the cache, built" if result.cached else "built"
-    _show(variant, record, f"{render.size_text(result.size)}, {made} in {record.seconds:.1f} s, ")
-    render.out.print(f"  parity     {render.LIGHTS[variant.verdict]}: {escape('; '.join(variant.parity.reasons))}")
+    _show(variant, record, result.memory, f"{render.size_text(result.size)}, {made} in {record.seconds:.1f} s, ")
+    reasons = render.with_path("; ".join(variant.parity.reasons), result.bundle)
+    render.sentence(escape(reasons), f"  parity     {render.LIGHTS[variant.verdict]}: ")
 
 
-def print_engine(variant: Variant) -> None:
+def print_engine(manifest: Manifest, variant: Variant) -> None:
     """What ``inspect`` says about an engine; nothing for other variants."""
+    from vggdeploy.build.memory import session_memory
+
     if variant.build is None:
         return
     render.out.print()
-    _show(variant, variant.build)
+    _show(variant, variant.build, session_memory(manifest, variant))
 
 
-def _show(variant: Variant, record: BuildRecord, made: str = "") -> None:
+def _show(variant: Variant, record: BuildRecord, memory: Sequence[ProfileMemory], made: str = "") -> None:
     from vggdeploy.runtime.registry import library_title
 
     library = escape(f"{library_title(record.library)} {record.version}")  # TensorRT for RTX 1.7.1.116
     batches = ", ".join(map(_sizes, variant.profiles)) if len(variant.profiles) > 1 else str(variant.batch)
     render.out.print(f"[bold]{escape(variant.name)}[/]: {made}{library}, batch {batches}")
-    for name, text in facts(variant, record):
-        render.out.print(f"  {name:<10} {escape(text)}")
+    for name, text in facts(variant, record, memory):
+        render.sentence(escape(text), f"  {name:<10} ")
 
 
 def _sizes(profile: BatchRange) -> str:
     return str(profile.max) if profile.min == profile.max else f"{profile.min}–{profile.max}"
 
 
-def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:
+def facts(variant: Variant, record: BuildRecord, memory: Sequence[ProfileMemory]) -> Iterator[tuple[str, str]]:
     """Names and values of what is known about an engine's build."""
     tuned = f" ({record.gpu}, driver for CUDA {record.driver})" if record.gpu else ""
     yield "targets", ", ".join(record.targets) + tuned
@@ -207,8 +211,8 @@ def facts(variant: Variant, record: BuildRecord) -> Iterator[tuple[str, str]]:
         yield "precision", precision_text(variant.proof)
     if record.sparse is not None:
         yield "sparse", sparse_text(record.sparse)
-    if record.scratch:
-        yield "memory", memory_text(variant, record.scratch)
+    if memory:
+        yield "memory", memory_text(memory)
     if record.rebuilds is not None:
         yield "rebuilds", spread_text(record.rebuilds)
 
@@ -219,16 +223,20 @@ def sparse_text(sparse: SparseKernels) -> str:
         said = "the library's log does not say how many kernels use it"
     else:
         said = f"by the library's log {sparse.eligible} eligible (fused layers count once), {sparse.chosen} with sparse kernels"
-    return f"{len(sparse.layers)} layers are 2:4; {said}"
+    from vggdeploy.errors import counted
+
+    return f"{counted(len(sparse.layers), '2:4 layer')}; {said}"
 
 
-def memory_text(variant: Variant, scratch: Sequence[int]) -> str:
-    """What a context computes in on the GPU, by the largest batch that it is to take."""
-    parts = [
-        f"{render.size_text(size)} up to {profile.max}"
-        for size, profile in zip(scratch, variant.profiles, strict=False)
-    ]
-    return f"each context, beside the weights and its buffers, for batches: {', '.join(parts)}"
+def memory_text(memory: Sequence[ProfileMemory]) -> str:
+    """What a session takes on the GPU in all, by the largest batch that it has run, and what that is made of."""
+    last = memory[-1]
+    totals = ", ".join(f"{render.size_text(one.total)} up to {one.batch}" for one in memory)
+    weights = render.size_text(last.weights)
+    kept = f"without the weights ({weights}), which may be streamed" if last.streamed else f"weights {weights}"
+    told = "as the engine says" if last.asked else "predicted from the layers, since no GPU was here to ask the engine"
+    each = f"{last.contexts} contexts, each with its activations ({told}) and buffers"
+    return f"at least, for batches: {totals}; {kept}, {each}"
 
 
 def precision_text(proof: PrecisionProof) -> str:

@@ -47,7 +47,7 @@ def run(
     from vggdeploy.cli.render import escape
     from vggdeploy.embed.cluster import run_on_ray
     from vggdeploy.embed.shards import Task
-    from vggdeploy.errors import UsageError
+    from vggdeploy.errors import UsageError, counted
 
     if directory is None:
         raise UsageError("no directory to write is given", "add -o DIR")
@@ -62,7 +62,7 @@ def run(
     skipped = f", [yellow]{report.skipped:,} skipped (see *.errors.json)[/]" if report.skipped else ""
     before = f", {report.found_done:,} of them found done" if report.found_done else ""
     render.out.print(
-        f"[bold]{escape(str(directory))}[/]  {report.images:,} rows in {report.shards:,} files{before}{skipped}"
+        f"[bold]{escape(str(directory))}[/]  {report.images:,} rows in {counted(report.shards, 'file')}{before}{skipped}"
     )
     if report.found_done < report.shards:
         render.note(f"[dim]{report.images_per_second:,.0f} images/s on {report.nodes} nodes, their start included[/]")

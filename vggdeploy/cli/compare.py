@@ -109,9 +109,9 @@ def show(report: ComparisonReport) -> None:
     render.table(grid(COMPARISON, [(row,) for row in report.rows]))
     for row in report.rows:
         for reason in row.reasons:
-            render.out.print(f"  [dim]{escape(_who(row))}: {escape(reason)}[/]")
+            render.sentence(f"[dim]{escape(_who(row))}: {escape(reason)}[/]", "  ")
     for warning in report.warnings:
-        render.note(f"[yellow]warning:[/] {escape(warning)}")
+        render.notice(f"[yellow]warning:[/] {escape(warning)}")
 
 
 def _who(row: ComparedRow) -> str:

@@ -86,15 +86,20 @@ def _train(checkpoint: Path, *, epochs: int, seed: int, threads: int | None) -> 
     )
     result = train.run(recipe, checkpoint, overwrite=True, threads=threads)
     train.print_summary(result)
-    return result.training.test_accuracy
+    tested = result.training.test_accuracy
+    assert tested is not None  # noqa: S101  # for mypy: a run on a data set looks at its test split
+    return tested
 
 
 def _export(checkpoint: Path, target: Path, threads: int | None) -> Bundle:
+    from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import tables
+    from vggdeploy.cli.export import name_of
     from vggdeploy.export.bundle import ExportOptions, export_bundle
 
     with render.progress("starting") as tell:
-        bundle = export_bundle(checkpoint, target, ExportOptions(overwrite=True, threads=threads), on_progress=tell)
+        options = ExportOptions(overwrite=True, threads=threads, name=name_of(target, read_checkpoint(checkpoint)))
+        bundle = export_bundle(checkpoint, target, options, on_progress=tell)
     tables.bundle_table(bundle)
     return bundle
 
@@ -142,6 +147,7 @@ def _predict(bundle: Bundle, directory: Path) -> Path:
     from vggdeploy.data.loaders import load_split
     from vggdeploy.data.sources import get_dataset
     from vggdeploy.engine.engine import load
+    from vggdeploy.engine.selection import choices
     from vggdeploy.spec import PreprocessSpec
 
     size = get_dataset(DATASET).size
@@ -151,7 +157,8 @@ def _predict(bundle: Bundle, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{index:02d}-is-{label}.png" for index, label in enumerate(raw.labels)]
     with load(bundle.root) as engine:
-        render.out.print(f"[dim]{escape(engine.variant.name)} on {engine.device}, the fastest proven variant here[/]")
+        chosen = f"{engine.variant.name} on {engine.device}: {choices(bundle)[0].reason}"
+        render.sentence(f"[dim]{escape(chosen)}[/]")
         for path, pixels in zip(paths, raw.images, strict=True):
             Image.fromarray(pixels[..., 0]).save(path)
         for path in paths[:3]:

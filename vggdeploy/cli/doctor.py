@@ -1,4 +1,4 @@
-"""``vggdeploy doctor``: what this machine can run, what it can only build, and the line that mends the rest."""
+"""``vggdeploy doctor``: what this machine can run, what it can only build, and what to install for the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def doctor(
         return _prove(json)
     if gpu_day:
         return _spend_day(output, minutes, json)
-    diagnosis = diagnose()
+    with render.progress("looking at what is installed"):
+        diagnosis = diagnose()
     if json:
         render.emit_json(diagnosis)
     else:
@@ -81,7 +82,7 @@ def _spend_day(output: Path, minutes: float, json: bool) -> int:
 
 
 def _show(result: SelfTest) -> None:
-    """A line a proof, what was seen or why not; then what mends the rest."""
+    """A line a proof, what was seen or why not; then what helps the others."""
     from vggdeploy.cli import render
     from vggdeploy.cli.render import escape
     from vggdeploy.doctor.doctor import Outcome

@@ -20,7 +20,7 @@ MODES: Modes = {
 def embed(
     context: typer.Context,
     bundle: BundlePath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or directories of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or directories of them.")],
     target: Annotated[Path | None, typer.Option("-o", help="The file to write: NAME.parquet or NAME.npy.")] = None,
     output: Annotated[
         str | None, typer.Option(help="The graph output. Default: fc7, or the only one that is no class score.")
@@ -66,7 +66,7 @@ def embed(
         )  # fmt: skip
     file = _file(target, output)
     check_target(file, overwrite=force)  # before the bundle's hundreds of megabytes are hashed
-    with render.progress() as tell:
+    with render.progress(f"opening {bundle}") as tell:
         opened = load(
             bundle,
             backend=backend,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vggdeploy.cli.options import DataDir, Force, Json, Threads
 from vggdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from vggdeploy.bundle.checkpoint import Checkpoint
 
 ELSEWHERE: Any = {"rich_help_panel": "Weights from elsewhere"}
 
@@ -54,7 +59,7 @@ def export(
         ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="A text file, a label on each line, or a JSON list.", **ELSEWHERE)
+        Path | None, typer.Option(help="A text file, a label a line, a JSON list, or imagenet.", **ELSEWHERE)
     ] = None,
     mean: Annotated[
         str | None,
@@ -70,12 +75,17 @@ def export(
     interpolation: Annotated[
         str | None, typer.Option(help="nearest, bilinear, bicubic or lanczos. Default: bilinear.", **ELSEWHERE)
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the bundle is called, by its server too.", show_default="its directory's name"),
+    ] = None,
     data_dir: DataDir = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Export ONNX and TorchScript, prove them against the FP32 model, and write a bundle."""
+    from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import split_names
     from vggdeploy.cli.render import escape
@@ -102,8 +112,9 @@ def export(
         interpolation=interpolation,
     )
     with (
+        # The bar of a download is its own.
+        render.progress("" if source.startswith("torchvision:") else f"reading {source}") as tell,
         checkpoint_of(source, output, about, overwrite=force) as (checkpoint, report),
-        render.progress("starting") as tell,
     ):
         for line in report.lines() if report else ():
             render.note(escape(line))
@@ -119,6 +130,7 @@ def export(
                 data_dir=data_dir,
                 threads=threads,
                 overwrite=force,
+                name=name or name_of(output, read_checkpoint(checkpoint, check_weights=False)),
             ),
             on_progress=tell,
         )
@@ -131,6 +143,21 @@ def export(
         f"vggdeploy bench {output}",
         f"vggdeploy {'predict' if bundle.manifest.spec.classes else 'embed'} {output} IMAGE",
     )
+
+
+# Directories whose names say nothing of what lies in them.
+_ANY = frozenset(("artifacts", "b", "bundle", "export", "exported", "model", "out", "output"))
+
+
+def name_of(output: Path, checkpoint: Checkpoint) -> str:
+    """The name of a bundle that got none: its directory's, or, where that could be any bundle's, the network and its data."""
+    directory = Path(os.path.abspath(output)).name  # noqa: PTH100  # of "." too
+    if directory.lower() not in _ANY:
+        return directory
+    data = re.sub(
+        r"[^A-Za-z0-9._-]+", "-", Path(checkpoint.dataset.partition(":")[2] or checkpoint.dataset).name
+    ).strip("-")
+    return f"{checkpoint.spec.arch}-{data}" if data else checkpoint.spec.arch
 
 
 def _per_channel(text: str | None) -> tuple[float, ...] | None:

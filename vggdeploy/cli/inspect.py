@@ -41,17 +41,21 @@ def inspect(
     from vggdeploy.verify.readback import wrong_precisions
 
     check_modes(context, MODES)
-    opened = Bundle.open(bundle)
+    with render.progress(f"reading {bundle}"):
+        opened = Bundle.open(bundle)
     if layers:
         from vggdeploy.verify.listing import list_layers
 
-        report = list_layers(opened, variant or ())
+        with render.progress("listing layers"):
+            report = list_layers(opened, variant or ())
         if json:
             render.emit_json(report)
         else:
             _print_layers(report)
         return 0
-    wrong = wrong_precisions(opened)
+    with render.progress("reading precisions back"):
+        wrong = wrong_precisions(opened)
+        found = choices(opened)
     if json or sbom:
         render.emit_json(bill_of_materials(opened) if sbom else opened.manifest)
         return ParityError.exit_code if wrong else 0
@@ -60,29 +64,29 @@ def inspect(
     for name, reason in wrong.items():
         tables.print_wrong(name, reason)
     for each in opened.manifest.variants:
-        build.print_engine(each)
+        build.print_engine(opened.manifest, each)
         if each.name not in wrong:
             _print_bounds(opened, each)
-    tables.choice_table(choices(opened))
+    tables.choice_table(found)
     return ParityError.exit_code if wrong else 0
 
 
 def _print_layers(report: LayersReport) -> None:
     """A table for each variant, or why it has none."""
-    from vggdeploy.cli.render import escape, out, table
+    from vggdeploy.cli.render import escape, sentence, table
     from vggdeploy.report.layer_lists import layer_list
 
     for listed in report.variants:
         if listed.layers:
             table(layer_list(listed))
         for reason in filter(None, (listed.missing, listed.unnamed)):
-            out.print(f"[yellow]·[/] {escape(listed.variant)}: {escape(reason)}")
+            sentence(f"{escape(listed.variant)}: {escape(reason)}", "[yellow]·[/] ")
 
 
 def _print_bounds(bundle: Bundle, variant: Variant) -> None:
     """Whether an image can saturate the products of an INT8 variant; nothing for other variants."""
     from vggdeploy.bundle.variant import INT16, INT32
-    from vggdeploy.cli.render import escape, out
+    from vggdeploy.cli.render import escape, out, sentence
     from vggdeploy.verify.readback import read_bounds
 
     bounds = read_bounds(bundle, variant) or (variant.quantisation.saturation if variant.quantisation else None)
@@ -91,15 +95,15 @@ def _print_bounds(bundle: Bundle, variant: Variant) -> None:
     out.print(f"\n[bold]{escape(variant.name)}[/] on CPUs without VNNI")
     if bounds.excluded:
         widest = max((p.pair for p in bounds.products), default=0)
-        out.print(f"  no image can saturate its products: two of them come to {widest:,} of {INT16:,} at most")
+        sentence(f"  no image can saturate its products: two of them come to {widest:,} of {INT16:,} at most")
     for p in bounds.products:
         layer = escape(p.layer)
         if not p.channels:
-            out.print(f"  {layer}: its weights are stored in a way that proves nothing")
+            sentence(f"  {layer}: its weights are stored in a way that proves nothing")
         elif p.saturating:
             named = ", ".join(map(str, p.worst)) + (", …" if p.saturating > len(p.worst) else "")
-            out.print(
+            sentence(
                 f"  {layer}: {p.saturating} of {p.channels} channels can saturate ({named}), by {p.pair - INT16:,} at most"
             )
         elif p.accumulator > INT32:
-            out.print(f"  {layer}: its sums can exceed 32 bits: {p.accumulator:,}")
+            sentence(f"  {layer}: its sums can exceed 32 bits: {p.accumulator:,}")

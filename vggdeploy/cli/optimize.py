@@ -18,7 +18,7 @@ INT8: Any = {"rich_help_panel": "Steps int8 and fp8"}
 _CALIBRATED = ("--step int8", "--step fp8")
 _CHANGES = ("--step prune", "--step low-rank", "--step sparse", "--step qat")
 MODES: Modes = {
-    "--samples": (*_CALIBRATED, "--step openvino-fp32", "--step openvino-bf16"),
+    "--samples": (*_CALIBRATED, "--step openvino-fp32", "--step openvino-bf16", "--step torch-tf32"),
     "--keep": ("--step prune",),
     **dict.fromkeys(("--rank", "--rank-keep"), ("--step low-rank",)),
     **dict.fromkeys(("--epochs", "--lr", "--distill", "--data", "--device"), _CHANGES),
@@ -39,7 +39,8 @@ def optimize(
         str,
         typer.Option(
             metavar="STEP,STEP…",
-            help="What to do, in this order: prune, low-rank, sparse, qat, openvino-fp32, openvino-bf16, int8, fp8.",
+            help="What to do, in this order: prune, low-rank, sparse, qat, openvino-fp32, openvino-bf16, torch-tf32, "
+            "int8, fp8.",
         ),
     ],
     output: Annotated[
@@ -196,7 +197,7 @@ def _by_layer(text: str, kind: type[float] | type[int], example: str) -> Any:
         return numbers
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise UsageError(f"'{text}' is not {what}, nor some by layer", example) from None
+        raise UsageError(f"'{text}' is neither {what} nor numbers by layer", example) from None
 
 
 def _reporting(structure: Structure, tell: OnProgress) -> Structure:

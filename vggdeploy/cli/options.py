@@ -26,7 +26,8 @@ DataDir = Annotated[
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the directory that 'export' made.")]
 BundlePaths = Annotated[
-    list[Path], typer.Argument(metavar="BUNDLE...", help="One bundle, or several to measure beside each other.")
+    list[Path] | None,
+    typer.Argument(metavar="BUNDLE", help="One bundle, or several to measure beside each other.", show_default=False),
 ]
 DeviceName = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:INDEX. Default: the backend's first.")
@@ -48,7 +49,7 @@ HABITS = {
     "tf32": "precision is an option with a value: --precision tf32",
     "notf32": "TF32 is off unless it is asked for: --precision fp32 is FP32",
     "format": "'export' writes ONNX and TorchScript; engines come from: vggdeploy build BUNDLE --engine tensorrt-rtx",
-    "imgsz": "the image size belongs to the model: vggdeploy train --image-size 224",
+    "imgsz": "the image size belongs to the model: vggdeploy train --image-size 224 -o CHECKPOINT",
     "shapes": "give the batch profile: --batch 1:8:32",
     "minshapes": "give the batch profile: --batch 1:8:32",
     "optshapes": "give the batch profile: --batch 1:8:32",
@@ -60,12 +61,33 @@ HABITS = {
     "versioncompatible": "the option is --version-compatible",
     "sparsity": "the option is --sparse",
     "workers": "threads are set with --threads",
+    "concurrency-range": "give the callers: --url URL --concurrency 1:8:1",
+    "request-rate-range": "give the rates: --url URL --rates 50,100",
+}
+
+# What people who know other tools type for a verb.
+VERBS = {
+    **dict.fromkeys(("convert", "onnx", "torchscript", "deploy"), "export"),
+    **dict.fromkeys(("benchmark", "profile", "time", "speed"), "bench"),
+    **dict.fromkeys(("infer", "inference", "classify", "run", "detect"), "predict"),
+    **dict.fromkeys(("quantize", "quantise", "optimise", "prune", "compress"), "optimize"),
+    **dict.fromkeys(("compile", "engine", "trtexec", "tensorrt"), "build"),
+    **dict.fromkeys(("test", "val", "validate", "eval", "accuracy"), "evaluate"),
+    **dict.fromkeys(("check", "parity", "prove"), "verify"),
+    **dict.fromkeys(("info", "show", "list", "ls"), "inspect"),
+    **dict.fromkeys(("describe", "about", "what"), "explain"),
+    **dict.fromkeys(("finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("tune", "autotune", "automl"), "search"),
+    **dict.fromkeys(("server", "start", "http"), "serve"),
+    **dict.fromkeys(("features", "vectors"), "embed"),
+    **dict.fromkeys(("env", "version", "status"), "doctor"),
 }
 
 # Flag → the modes that it belongs to, each as it is typed: "--ray", or "--step prune" for one of the values of --step. One
 # of them has to be on the line; of "without --ray" each has to hold.
 Modes = Mapping[str, tuple[str, ...]]
 _WITHOUT = "without "
+_MOST = 1000  # numbers of a range
 
 
 def check_modes(context: typer.Context, modes: Modes) -> None:
@@ -74,26 +96,31 @@ def check_modes(context: typer.Context, modes: Modes) -> None:
     Raises:
         UsageError: such a flag, the first in the order of the help; named with the mode that is missing, or in the way.
     """
-    typed = {
+    given = {
         flag: context.params.get(str(p.name))
         for p in context.command.params
-        if getattr(context.get_parameter_source(str(p.name)), "name", "") == "COMMANDLINE"
+        if typed(context, str(p.name))
         for flag in p.opts
     }
-    for flag in filter(modes.__contains__, typed):
+    for flag in filter(modes.__contains__, given):
         needed = [mode for mode in modes[flag] if not mode.startswith(_WITHOUT)]
-        if needed and not any(_asked(mode, typed) for mode in needed):
+        if needed and not any(_asked(mode, given) for mode in needed):
             raise UsageError(
                 f"{flag} belongs to {_either(needed)}, which is not asked for", f"add {needed[0]}, or leave {flag} out"
             )
         for other in (mode.removeprefix(_WITHOUT) for mode in modes[flag] if mode.startswith(_WITHOUT)):
-            if _asked(other, typed):
+            if _asked(other, given):
                 raise UsageError(f"{flag} does not go with {other}", f"leave {flag} out, or {other}")
 
 
-def _asked(mode: str, typed: Mapping[str, object]) -> bool:
+def typed(context: typer.Context, name: str) -> bool:
+    """Whether the option ``name`` stands on the line, and is no default."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
+def _asked(mode: str, given: Mapping[str, object]) -> bool:
     flag, _, value = mode.partition(" ")
-    return flag in typed and (not value or value in split_names(str(typed[flag])))
+    return flag in given and (not value or value in split_names(str(given[flag])))
 
 
 def _either(names: Iterable[str]) -> str:
@@ -116,6 +143,30 @@ def split_numbers(text: str) -> list[int]:
     if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"'{text}' is not a list of batch sizes", "give whole numbers above 0, for example 1,8,32")
     return [int(part) for part in parts]
+
+
+def number_list(text: str, option: str) -> list[float]:
+    """``"1,2,4"``, or ``FIRST:LAST:STEP`` as perf_analyzer takes it; nothing for nothing.
+
+    Raises:
+        UsageError: something in it is no number above 0, or the range is of thousands.
+    """
+    example = f"give numbers above 0, for example {option} 1,2,4 or {option} 1:8:1"
+    wrong = UsageError(f"'{text}' is no list of numbers for {option}", example)
+    found: list[float] = []
+    for part in split_names(text):
+        try:
+            ends = [float(piece) for piece in part.split(":")]
+        except ValueError:
+            raise wrong from None
+        if not 1 <= len(ends) <= 3 or not all(0 < end < 1e9 for end in ends):
+            raise wrong
+        first, last, step = (*ends, ends[0], 1.0)[:3] if len(ends) < 2 else (*ends, 1.0)[:3]
+        if last < first or (last - first) / step > _MOST:
+            raise wrong
+        # A step of 0.1 is none of the numbers of a computer: the last one may be missed by the last digit.
+        found += [first + index * step for index in range(int((last - first) / step + 1e-6) + 1)]
+    return found
 
 
 def cpu_list(text: str) -> list[int]:

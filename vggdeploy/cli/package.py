@@ -1,4 +1,4 @@
-"""``vggdeploy package``: a bundle for Triton, for a small container, for C++."""
+"""``vggdeploy package``: a bundle for Triton, for a small container, for C++, for browsers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vggdeploy.cli.options import BundlePath, Force, Json
+from vggdeploy.errors import counted
 
 
 def package(
@@ -16,7 +17,9 @@ def package(
         str,
         typer.Option(
             help="triton: a model repository. slim: a bundle of one variant without the FP32 reference. "
-            "oci: a Dockerfile around that bundle. cpp: a CMake project.",
+            "oci: a Dockerfile around that bundle. kserve: that, and manifests for Kubernetes with and without KServe. "
+            "mlflow: an mlflow.pyfunc model. "
+            "cpp: a CMake project. web: a static site.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
@@ -24,16 +27,28 @@ def package(
         list[str] | None,
         typer.Option(help="What goes in. Default: the best here. Repeat it for engines of several GPUs."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name (triton). Default: the bundle's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name (triton, kserve, web). Default: the bundle's.")
+    ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(help="The largest batch (triton). Default: the variant's, 32 at most.")
+        int | None, typer.Option(help="The largest batch (triton, kserve). Default: the variant's, 32 or 8 at most.")
     ] = None,
     instances: Annotated[
-        int | None, typer.Option(help="Copies of the model on each device (triton). Default: 1.")
+        int | None, typer.Option(help="Copies on each device (triton, default 1), or pods (kserve, default 2).")
     ] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="The container serves over HTTP (oci). Default: it runs one command.")
     ] = False,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="ONNX Runtime Web, as 'npm pack' wrote it (web). Default: the user cache's."),
+    ] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Fetch ONNX Runtime Web with npm into the user's cache first (web).")
+    ] = False,
+    image: Annotated[
+        str | None, typer.Option(help="What the container's image is to be called (kserve), with its registry.")
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -56,18 +71,23 @@ def package(
         max_batch=max_batch,
         instances=instances,
         serve=serve or None,
+        runtime=runtime,
+        prepare=prepare or None,
+        image=image,
         overwrite=force,
     )
-    made = chosen.make(order)
+    with render.progress(f"packaging for {chosen.name}"):
+        made = chosen.make(order)
     done = made.package
     for text in made.notes:
-        render.note(f"[yellow]note:[/] {escape(text)}")
+        render.notice(f"[yellow]note:[/] {escape(text)}")
     if json:
         render.emit_json(PackageReport(path=str(output), package=done))
         return
     size = render.size_text(sum(file.size for file in done.files))
     render.out.print(
-        f"[bold]{escape(str(output))}[/]: {chosen.name} of {escape(', '.join(done.variants))}, {len(done.files)} files, {size}"
+        f"[bold]{escape(str(output))}[/]: {chosen.name} of {escape(', '.join(done.variants))}, "
+        f"{counted(len(done.files), 'file')}, {size}"
     )
     for file in done.files:
         render.out.print(f"  {render.size_text(file.size):>9}  {escape(file.path)}")

@@ -35,4 +35,4 @@ def show_profile(report: ProfileReport) -> None:
     for profile in report.profiles:
         render.table(layer_times.table(profile, profile.variant))
         for text in layer_times.notes(profile):
-            render.out.print(f"· {escape(text)}")
+            render.sentence(escape(text), "· ")

@@ -7,9 +7,12 @@ draw, and `Plain` does in what libraries, warnings and tracebacks write by thems
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -17,6 +20,8 @@ from rich.markup import escape as _escape_markup
 from rich.segment import Segment
 from rich.text import Text
 
+from vggdeploy.cli.heartbeat import Heartbeat, beating
+from vggdeploy.cli.table_layout import parts
 from vggdeploy.errors import one_line, printable
 
 if TYPE_CHECKING:
@@ -51,6 +56,11 @@ LOG_WIDTH = 200  # of a table where stdout is no terminal
 def escape(text: str) -> str:
     """Text that is not ours, as markup: no style and no line begins in it."""
     return _escape_markup(printable(text))
+
+
+def with_path(text: str, bundle: object) -> str:
+    """A text whose commands name the bundle's path in place of the word BUNDLE, which is all that a record can know of it."""
+    return re.sub(r"\b(vggdeploy [a-z-]+) BUNDLE\b", lambda found: f"{found[1]} {shlex.quote(str(bundle))}", text)
 
 
 class Plain:
@@ -103,30 +113,71 @@ def emit_json(record: Any) -> None:
     out.file.flush()
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_heart: ContextVar[Heartbeat | None] = ContextVar("heart", default=None)
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Within it nothing is said of progress and of what to do next."""
+    token = _quiet.set(wanted)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 def note(text: str) -> None:
     """A line of progress, on stderr. ``text`` is markup: escape what is not ours."""
+    if not _quiet.get():
+        notice(text)
+
+
+def notice(text: str) -> None:
+    """What has to be known though quiet was asked for, on stderr. ``text`` is markup."""
     err.print(text)
+    if heart := _heart.get():
+        heart.heard()
 
 
 def next_steps(*commands: str) -> None:
     """The commands to try next, on stderr."""
     for index, command in enumerate(commands):
-        err.print(f"[dim]{'next:' if index == 0 else '     '}[/] {escape(command)}")
+        note(f"[dim]{'next:' if index == 0 else '     '}[/] {escape(command)}")
+
+
+def sentence(text: str, lead: str = "") -> None:
+    """A line of markup on stdout that breaks between words on a terminal, each further line under the end of ``lead``."""
+    if not (out.is_terminal and lead):
+        out.print(lead + text, soft_wrap=not out.is_terminal)
+        return
+    from rich.table import Table
+
+    drawn = Table.grid()
+    drawn.add_column(width=min(Text.from_markup(lead).cell_len, out.width // 2))
+    drawn.add_column(overflow="fold")
+    drawn.add_row(lead, text)
+    out.print(drawn, soft_wrap=False)
 
 
 def table(grid: Grid) -> None:
-    """A table on stdout, without the columns that are too wide for a terminal."""
+    """A table on stdout, in the width of the terminal; without the columns that are too wide for any."""
     from rich.table import Table
 
-    shown = [index for index, column in enumerate(grid.columns) if not column.wide]
-    title = Text(f"\n{grid.caption}") if grid.caption else None
-    drawn = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
-    for index in shown:
-        column = grid.columns[index]
-        drawn.add_column(Text(column.title), justify="left" if column.left else "right", no_wrap=True)
-    for row in grid.rows:
-        drawn.add_row(*(_cell(row[index]) for index in shown))
-    out.print(drawn, soft_wrap=False) if out.is_terminal else _log().print(drawn)
+    console = out if out.is_terminal else _log()
+    for number, part in enumerate(parts(grid, console.width)):
+        if number:
+            console.print()
+        title = Text(f"\n{grid.caption}") if grid.caption and not number else None
+        drawn = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
+        for index, width in zip(part.columns, part.widths, strict=True):
+            column = grid.columns[index]
+            drawn.add_column(
+                Text(column.title), justify="left" if column.left else "right", width=width, overflow="fold"
+            )
+        for row in part.rows:
+            drawn.add_row(*(_cell(row[index]) for index in part.columns))
+        console.print(drawn, soft_wrap=False)
 
 
 def _log() -> _Terminal:
@@ -142,16 +193,40 @@ def _cell(cell: Cell) -> Text:
 
 @contextmanager
 def progress(start: str = "", *, refresh_per_second: float = 10) -> Iterator[OnProgress]:
-    """Show on stderr how far a long function is: on a terminal a bar, in a log a line for each phase of unknown length.
+    """Show on stderr how far a long function is: on a terminal a bar with a clock, in a log lines, the first of them before
+    three seconds are over.
 
     The bar says ``start`` until the first call; without it, it appears with that call.
     """
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    if not err.is_terminal:
-        yield lambda share, phase: note(f"[dim]{escape(phase)}[/]") if share is None else None
+    if _quiet.get():
+        yield lambda _share, _phase: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    if not err.is_terminal:
+        heart = Heartbeat(lambda phase: err.print(f"[dim]{escape(phase)}[/]"), start or "working")
+        token = _heart.set(heart)
+        try:
+            with beating(heart):
+                yield heart.tell
+        finally:
+            _heart.reset(token)
+        return
+    bar_column = BarColumn(40 if err.width >= 120 else 10)
+    columns = (
+        TextColumn("{task.description}"),
+        bar_column,
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True, refresh_per_second=refresh_per_second) as bar:
         shown = bar.add_task(escape(start), total=None, visible=bool(start))
 

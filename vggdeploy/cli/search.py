@@ -112,6 +112,7 @@ def search_table(report: SearchReport) -> None:
     """What to take, then the front, the fastest first."""
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.render import escape
+    from vggdeploy.errors import counted
     from vggdeploy.report.tables import CANDIDATES, Facts, grid
     from vggdeploy.search.goals import MEGABYTE
 
@@ -119,19 +120,19 @@ def search_table(report: SearchReport) -> None:
     won = next((one for one in report.front if report.chose(one)), None)
     if won is not None and won.test_drop is not None:
         test = won.test_drop
-        render.out.print(
+        render.sentence(
             f"on the test split, which decided nothing: accuracy {-100 * test.drop:+z.2f} points, at worst "
-            f"{-100 * test.upper:+z.2f} ({test.samples:,} images)"
+            f"{-100 * test.upper:+z.2f} ({counted(test.samples, 'image')})"
         )
     original = f"{report.original_latency_ms:.2f} ms, " if report.original_latency_ms else ""
     if not report.measured:
-        render.out.print(
+        render.sentence(
             f"[yellow]{escape(report.goal.target)} was not measured here: candidates are ranked by multiply-accumulates and "
             "bytes, and the engine is unproven until its GPU ran it[/]"
         )
-    render.out.print(
+    render.sentence(
         f"[dim]the original on plain ONNX Runtime, FP32: {original}{report.original_bytes / MEGABYTE:.2f} MB; "
-        f"{len(report.trials)} trials, seed {report.seed}, on {escape(report.machine.cpu)}[/]\n"
+        f"{counted(len(report.trials), 'trial')}, seed {report.seed}, on {escape(report.machine.cpu)}[/]\n"
     )
     shown = [(Facts(chosen=report.chose(one)), one) for one in report.front[:SHOWN]]
     render.table(grid(CANDIDATES, shown))

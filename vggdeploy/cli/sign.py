@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vggdeploy.cli.options import BundlePath, Json
-from vggdeploy.errors import UsageError
+from vggdeploy.errors import UsageError, counted
 
 PASSWORD = "VGGDEPLOY_KEY_PASSWORD"  # noqa: S105  # the name of a variable
 
@@ -20,7 +20,8 @@ def sign(
         Path | None, typer.Option(help=f"A private key (PEM, P-256). ${PASSWORD} opens an encrypted one.")
     ] = None,
     new_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Make a key pair first: FILE, and the public key as FILE.pub.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Make a key pair first: FILE, and the public key beside it, as release.pub."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -45,7 +46,9 @@ def sign(
     if json:
         render.emit_json(report)
         return
-    render.out.print(f"[bold]{escape(str(bundle))}[/]: {report.files} files signed by the key {report.key[:16]}…")
+    render.out.print(
+        f"[bold]{escape(str(bundle))}[/]: {counted(report.files, 'file')} signed by the key {report.key[:16]}…"
+    )
     if public is not None:
         render.note(f"new key pair: {escape(str(new_key))} (keep it secret) and {escape(str(public))} (give it away)")
     render.next_steps(f"vggdeploy verify-signature {bundle} --key {public or 'PUBLIC_KEY'}")
@@ -71,5 +74,5 @@ def verify_signature(
         render.emit_json(report)
         return
     render.out.print(
-        f"[green]✔[/] [bold]{escape(str(bundle))}[/]: {report.files} files, signed by the key {report.key[:16]}…"
+        f"[green]✔[/] [bold]{escape(str(bundle))}[/]: {counted(report.files, 'file')}, signed by the key {report.key[:16]}…"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,7 @@ def summary(
 
 
 def _spec(network: str, options: dict[str, Any]) -> ModelSpec:
-    from vggdeploy.errors import UsageError
+    from vggdeploy.errors import UsageError, nearby
     from vggdeploy.spec import CUSTOM, ModelSpec, at_width, parse_blocks
 
     path = Path(network)
@@ -66,6 +67,10 @@ def _spec(network: str, options: dict[str, Any]) -> ModelSpec:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
             raise UsageError(f"the network in {path} is fixed, and {names} would change it", "leave the options out")
         return _stored(path)
+    if os.sep in network:
+        raise UsageError(
+            f"{network} does not exist", f"{nearby(network)}give a checkpoint, a bundle, or a name such as vgg16"
+        )
     if "x" not in network:
         return ModelSpec.named(network, **options)
     width = options.pop("width", 1.0)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.bundle import Bundle
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.bundle.trust import SIGNATURE_NAME
-from vggdeploy.cli.render import LIGHTS, LOG_WIDTH, escape, note, out, table
+from vggdeploy.cli.render import LIGHTS, LOG_WIDTH, escape, notice, out, sentence, table, with_path
 from vggdeploy.doctor.doctor import Diagnosis
 from vggdeploy.engine.engine import Prediction
 from vggdeploy.engine.selection import Choice
-from vggdeploy.errors import one_line
+from vggdeploy.errors import counted, one_line
 from vggdeploy.records import (
     BenchReport,
     BenchRow,
@@ -23,14 +23,16 @@ from vggdeploy.records import (
     SearchReport,
     Thresholds,
 )
+from vggdeploy.records.bench import ServerAbout
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.fit import FitReport
 from vggdeploy.report import grids, tables
 from vggdeploy.report.answers import answers
 from vggdeploy.report.answers import lines as answer_lines
 from vggdeploy.report.documents import Document, Results
+from vggdeploy.report.server_tables import SERVER, scenario_name
 from vggdeploy.report.subjects import gather
 from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
-from vggdeploy.system.machine import fingerprint
 from vggdeploy.types import Verdict
 
 MATRIX_CLASSES = 20
@@ -42,23 +44,10 @@ def bundle_table(bundle: Bundle) -> None:
     """What a bundle holds."""
     manifest = bundle.manifest
     out.print(f"[bold]{escape(str(bundle.root))}[/]  {escape(manifest.spec.title)}")
-    table(grid(tables.VARIANTS, [_variant_row(bundle, v) for v in manifest.variants]))
+    table(grids.variants(bundle))
     for v in manifest.variants:
         for reason in (*v.parity.reasons, *_own_limits(v.parity, manifest.limits(v.precision))) if v.parity else ():
-            print_reason(v.name, reason)
-
-
-def _variant_row(bundle: Bundle, variant: Variant) -> Row:
-    """With the median that was measured on this kind of machine at the smallest batch, if any was."""
-    here = [m for m in variant.measured if m.machine == fingerprint()]
-    outputs = variant.parity.outputs if variant.parity else ()
-    facts = Facts(
-        verdict="reference" if variant.name == REFERENCE else variant.verdict,
-        size=bundle.size(variant),
-        relative_l2=max((o.relative_l2 for o in outputs), default=None),
-        p50_ms=min(here, key=lambda m: m.batch).p50_ms if here else None,
-    )
-    return facts, variant
+            print_reason(v.name, with_path(reason, bundle.root))
 
 
 def signature_line(bundle: Bundle) -> None:
@@ -66,7 +55,8 @@ def signature_line(bundle: Bundle) -> None:
     if bundle.signer:
         out.print(f"[green]signed[/] by the key {bundle.signer[:16]}…, as the policy asks")
     elif (bundle.root / SIGNATURE_NAME).is_file():
-        out.print("[yellow]signed, and not checked here[/]: vggdeploy verify-signature BUNDLE --key PUBLIC_KEY")
+        text = with_path("vggdeploy verify-signature BUNDLE --key PUBLIC_KEY", bundle.root)
+        out.print(f"[yellow]signed, and not checked here[/]: {escape(text)}")
     else:
         out.print("[dim]not signed[/]")
 
@@ -92,7 +82,7 @@ def choice_table(found: Sequence[Choice]) -> None:
             "[green]taken [/]" if index == 0 and choice.usable else "usable" if choice.usable else "[yellow]cannot[/]"
         )
         why = f"{choice.reason}; {choice.fix}" if choice.fix else choice.reason
-        out.print(f"{escape(choice.variant.name):<{width}}  {mark}  {escape(why)}")
+        sentence(escape(why), f"{escape(choice.variant.name):<{width}}  {mark}  ")
 
 
 def parity_table(report: ParityReport) -> None:
@@ -102,16 +92,16 @@ def parity_table(report: ParityReport) -> None:
     _print_asked(report.variants)
     for r in report.variants:
         for reason in r.reasons:
-            print_reason(r.variant, reason)
+            print_reason(r.variant, with_path(reason, report.bundle))
     _print_checks(report.checks)
     for text in report.notes:
         print_reason("note", text)
     if report.fleet:
         table(grids.fleet(report))
         for reason in grids.fleet_reasons(report):
-            out.print(f"  [dim]{escape(reason)}[/]")
+            sentence(f"[dim]{escape(reason)}[/]", "  ")
     for layers in report.layers:
-        out.print(f"\n[bold]{escape(layers.variant)}:[/] {escape(layers.reason)}")
+        sentence(escape(layers.reason), f"\n[bold]{escape(layers.variant)}:[/] ")
         table(grid(tables.LAYERS, tables.layer_rows(layers)))
 
 
@@ -126,7 +116,7 @@ def _print_asked(records: Sequence[ParityRecord]) -> None:
             text = f"golden images in batches of {sizes}{stress}; {same}"
             told.setdefault(text, []).append(r.variant)
     for text, names in told.items():
-        out.print(f"[dim]{escape(', '.join(names))}: {escape(text)}[/]")
+        sentence(f"[dim]{escape(', '.join(names))}: {escape(text)}[/]")
 
 
 def _print_checks(checks: Sequence[Check]) -> None:
@@ -144,15 +134,15 @@ def _print_checks(checks: Sequence[Check]) -> None:
                 print_wrong(check.what, reason)
 
 
-def answer(report: BenchReport | SearchReport, *bundles: Bundle) -> None:
+def answer(report: BenchReport | SearchReport | FitReport, *bundles: Bundle) -> None:
     """Three lines for each thing that a result answers, before its tables; accuracies are those that ``bundles`` recorded."""
     proofs = [ParityReport(bundle=str(b.root), created="", variants=_proofs(b)) for b in bundles]
     results = Results(tuple(Document(Path(), result) for result in (report, *proofs)))
     for found in answers(results, gather(results)):
         first, *others = answer_lines(found)
-        out.print(f"[bold]{'[green]' if found.settled else '[yellow]'}{escape(first)}[/][/]")
+        sentence(f"[bold]{'[green]' if found.settled else '[yellow]'}{escape(first)}[/][/]")
         for line in others:
-            out.print(escape(line))
+            sentence(escape(line))
 
 
 def _proofs(bundle: Bundle) -> tuple[ParityRecord, ...]:
@@ -162,9 +152,9 @@ def _proofs(bundle: Bundle) -> tuple[ParityRecord, ...]:
 def bench_table(report: BenchReport, *bundles: Bundle) -> None:
     """What to take, the verdict in words, latency and throughput, what a fresh process costs, and why rows are not valid."""
     answer(report, *bundles)
-    for sentence in report.summary:
-        out.print(f"[dim]{escape(sentence)}[/]")
-    out.print(_where(report, f"speed is × {escape(report.baseline)}, with its 95% interval"))
+    for text in report.summary:
+        sentence(f"[dim]{escape(text)}[/]")
+    sentence(_where(report, f"speed is × {escape(report.baseline)}, with its 95% interval"))
     table(grid(tables.BENCH, _rows(report.rows)))
     if report.roofs:
         table(grid(tables.ROOFS, _rows(report.roofs), "the roofs: the fastest matrix products of this machine"))
@@ -176,20 +166,21 @@ def bench_table(report: BenchReport, *bundles: Bundle) -> None:
     _reasons(report.rows)
     unchecked = dict.fromkeys(text for row in report.rows for text in row.not_checked)
     if unchecked:
-        out.print(f"  [dim]not checked here: {escape('; '.join(unchecked))}[/]")
+        sentence(f"[dim]not checked here: {escape('; '.join(unchecked))}[/]", "  ")
 
 
 def scenario_table(report: BenchReport, *bundles: Bundle) -> None:
     """What to take, what LoadGen measured, whether it counts, and each rate that was tried, from the lowest to the highest."""
     answer(report, *bundles)
-    out.print(_where(report, "load by MLPerf LoadGen"))
-    table(grid(tables.SCENARIOS, _rows(report.scenarios)))
+    sentence(_where(report, "load by MLPerf LoadGen") if report.server is None else _asked(report, report.server))
+    table(grid(tables.SCENARIOS if report.server is None else SERVER, _rows(report.scenarios)))
     _reasons(report.scenarios)
     for r in report.scenarios:
         if r.search is not None:
             rate = f"{r.search.qps:,.1f} queries a second" if r.search.qps is not None else "[yellow]none[/]"
-            out.print(
-                f"\n[bold]{escape(r.variant)}[/] in batches of at most {r.batch}, "
+            out.print()
+            sentence(
+                f"[bold]{escape(r.variant)}[/] in batches of at most {r.batch}, "
                 f"highest rate with p99 ≤ {r.search.bound_ms:g} ms: [bold]{rate}[/]"
             )
             tries = sorted(r.search.tries, key=lambda t: (t.qps, t.confirms))
@@ -202,7 +193,18 @@ def _rows(records: Iterable[object]) -> list[Row]:
 
 def _where(report: BenchReport, rest: str) -> str:
     machine = report.machine
-    return f"[dim]{escape(machine.gpu or machine.cpu)}, {report.threads} threads, {escape(report.data)}; {rest}[/]"
+    return f"[dim]{escape(machine.gpu or machine.cpu)}, {counted(report.threads, 'thread')}, {escape(report.data)}; {rest}[/]"
+
+
+def _asked(report: BenchReport, server: ServerAbout) -> str:
+    """Which server it was, and by what its answers were judged."""
+    judged = "no bundle was given, so nothing is proven" if report.bundle == server.url else "its golden pair is missed"
+    if server.judged_as is not None:
+        judged = f"its golden pair is kept within the limits of {server.judged_as}"
+    if server.held_against:
+        judged += f", and every answer was held against that of {server.held_against} here"
+    shared = "; client and server share this machine" if server.same_machine else ""
+    return f"[dim]{escape(f'{server.url} ({server.server}), asked {report.data}; {judged}{shared}')}[/]"
 
 
 def _reasons(rows: Sequence[BenchRow | ScenarioRow]) -> None:
@@ -210,18 +212,18 @@ def _reasons(rows: Sequence[BenchRow | ScenarioRow]) -> None:
     told: dict[str, list[str]] = {}
     for r in rows:
         for reason in tables.row_notes(r):
-            scenario = f", {r.scenario}" if isinstance(r, ScenarioRow) else ""
+            scenario = f", {scenario_name(r)}" if isinstance(r, ScenarioRow) else ""
             told.setdefault(reason, []).append(f"{r.variant} at {r.batch}{scenario}")
     for reason, where in told.items():
         print_reason("every row" if len(where) == len(rows) else ", ".join(where), reason)
 
 
 def print_reason(where: str, reason: str) -> None:
-    out.print(f"  [dim]{escape(where)}: {escape(reason)}[/]")
+    sentence(f"[dim]{escape(where)}: {escape(reason)}[/]", "  ")
 
 
 def print_wrong(where: str, reason: str) -> None:
-    out.print(f"  [red]✘ {escape(where)}: {escape(reason)}[/]")
+    sentence(f"[red]✘ {escape(where)}: {escape(reason)}[/]", "  ")
 
 
 def evaluation_table(report: EvaluationReport) -> None:
@@ -242,7 +244,7 @@ def evaluation_table(report: EvaluationReport) -> None:
         rows = [(Facts(label=names[p.label], predicted=names[p.predicted]), p) for p in report.confused]
         table(grid(tables.CONFUSED, rows, "most frequent confusions"))
     for text in report.notes:
-        note(f"[yellow]note:[/] {escape(one_line(text))}")
+        notice(f"[yellow]note:[/] {escape(one_line(text))}")
 
 
 def _class_table(report: EvaluationReport) -> None:
@@ -287,7 +289,7 @@ def steps_table(checkpoint: Checkpoint) -> None:
     rows: list[Row] = [(original,), *((Facts(before=origin.size), step) for step in checkpoint.steps)]
     table(grid(tables.STEPS, rows))
     lost = f"lost: percentage points below the original on {escape(origin.dataset)}, with paired one-sided 95% bounds"
-    out.print(f"[dim]{lost}[/]")
+    sentence(f"[dim]{lost}[/]")
 
 
 def doctor_table(found: Diagnosis) -> None:
@@ -296,16 +298,17 @@ def doctor_table(found: Diagnosis) -> None:
     out.print(
         f"[bold]{escape(machine.cpu)}[/], {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.gpu or 'no GPU'}"
     )
-    out.print(f"[dim]{' '.join(machine.features)} · {escape(machine.system)} · Python {machine.python}[/]")
+    sentence(f"[dim]{' '.join(machine.features)} · {escape(machine.system)} · Python {machine.python}[/]")
     table(grid(tables.BACKENDS, _rows(found.backends)))
     fixes: dict[str, list[str]] = {}
     for b in found.backends:
         if b.fix and not b.runs:
             fixes.setdefault(b.fix, []).append(f"{b.backend} on {b.device}")
     for fix, names in fixes.items():
-        out.print(f"[dim]to run {', '.join(names)}:[/] {escape(fix)}")
-    for warning in found.warnings:
-        note(f"[yellow]warning:[/] {escape(warning)}")
+        sentence(f"[dim]to run {', '.join(names)}:[/]")
+        out.print(f"  {escape(fix)}")
+    for text in found.warnings:
+        notice(f"[yellow]warning:[/] {escape(text)}")
 
 
 def prediction_line(name: str, predictions: Sequence[Prediction]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,15 +14,22 @@ import typer
 from vggdeploy.cli import render
 from vggdeploy.cli.options import DataDir, DeviceName, Force, Json, Threads, split_names
 from vggdeploy.cli.render import escape
+from vggdeploy.errors import counted
 from vggdeploy.system.optional import require
 
 if TYPE_CHECKING:
     from vggdeploy.train.recipe import Recipe
-    from vggdeploy.train.record import OnStep, TrainingReport, TrainingResult, TrainingStep
+    from vggdeploy.train.record import OnScoring, OnStep, Scoring, TrainingReport, TrainingResult, TrainingStep
 
 
 # What belongs to a run, not to the recipe.
-_RUN = ("output", "recipe", "resume", "tensorboard", "data_dir", "device", "threads", "force", "json")
+_RUN = ("output", "recipe", "resume", "skip_bad", "tensorboard", "data_dir", "device", "threads", "force", "json")
+
+
+_CLASSIC = (
+    "classic departs from Dive into Deep Learning, section 8.2: images are normalised, a twelfth is held out, 4 epochs of 10, "
+    "bf16 where it is faster; to the letter: --recipe textbook"
+)
 
 
 # Options that are not given are None, so that the recipe's own value stands; the defaults in the help are those without
@@ -30,16 +38,34 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint's directory.")],
     recipe: Annotated[
         str | None,
-        typer.Option(help="classic, modern, or a TOML file: where the values come from that no option gives."),
+        typer.Option(
+            help="classic, textbook, modern, fast, or a TOML file: where the values come from that no option gives."
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10 or folder:PATH. Default: digits.")
     ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="With folder:PATH: leave out images that cannot be used, and name them.")
+    ] = False,
     per_class: Annotated[
         int | None, typer.Option(help="Train on so many images of each class only; 0 for all. Default: 0.")
     ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(help="Take so many images of each split only, for a short try; 0 for all. Default: 0.")
+    ] = None,
     augment: Annotated[
-        str | None, typer.Option(help="Any of flip,crop,rotate,colour, with commas; or none. Default: none.")
+        str | None, typer.Option(help="Any of flip,crop,shift,rotate,colour, with commas; or none. Default: none.")
+    ] = None,
+    normalise: Annotated[
+        bool | None,
+        typer.Option("--normalise/--no-normalise", help="Take off mean and std of the data set. Default: True."),
+    ] = None,
+    hold_out: Annotated[
+        bool | None,
+        typer.Option(
+            "--hold-out/--no-hold-out", help="Keep images back for validation; else the test's do. Default: True."
+        ),
     ] = None,
     arch: Annotated[
         str | None,
@@ -75,16 +101,26 @@ def train(
         str | None, typer.Option(help="With --init: features, or the number of first convolutions. Default: none.")
     ] = None,
     unfreeze_every: Annotated[
-        int | None, typer.Option(help="Let the deepest frozen block go every so many epochs; 0 for never. Default: 0.")
+        int | None,
+        typer.Option(help="Every so many epochs train one more frozen block, the last first; 0 for never. Default: 0."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Times that every training image is seen. Default: 6.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="End after so many steps, for a short try; 0 for all epochs. Default: 0.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step, at most. Default: 64.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw. Default: sgd.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate. Default: 0.05.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adamw or muon. Default: sgd.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate; with muon an angle in radians. Default: 0.05.")
+    ] = None,
     lr_features: Annotated[
         float | None, typer.Option(help="Highest learning rate of the convolutions, where it is another one.")
     ] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD; β₁ of AdamW. Default: 0.9.")] = None,
+    lr_rest: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate of biases and batch norms (with muon of linear layers, too)."),
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD and Muon; β₁ of AdamW. Default: 0.9.")] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="Pull of weights (not of biases and batch norms) to 0. Default: 0.0005.")
     ] = None,
@@ -138,7 +174,8 @@ def train(
         int | None, typer.Option(help="The same seed gives the same weights on one machine. Default: 0.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted run of this output, with the same options.")
+        bool,
+        typer.Option("--resume", help="Go on with the interrupted run of this output. It needs no other option."),
     ] = False,
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write TensorBoard events into this directory, as they come.")
@@ -152,22 +189,31 @@ def train(
     """Train a VGG on a data set, and write its checkpoint."""
     # Before any other local: the recipe's keys are the options' names.
     given = {name.rstrip("_"): value for name, value in locals().items() if name not in _RUN and value is not None}
+    from msgspec.structs import replace
+
+    from vggdeploy.data.folder import skipping
     from vggdeploy.train.recipe_file import resolve_recipe
     from vggdeploy.types import Device
 
     if augment is not None:
         given["augment"] = tuple(name for name in split_names(augment) if name != "none")
-    resolved = resolve_recipe(recipe, given)
-    result = run(
-        resolved,
-        output,
-        tensorboard=tensorboard,
-        overwrite=force,
-        resume=resume,
-        data_dir=data_dir,
-        device=Device.parse(device) if device else None,
-        threads=threads,
-    )
+    with _told_how_to_go_on(output, tensorboard):
+        resolved = resolve_recipe(recipe or (_interrupted(output) if resume else None), given)
+        if recipe == "classic":
+            render.note(f"[dim]{_CLASSIC}[/]")
+        if skip_bad:
+            resolved = replace(resolved, dataset=skipping(resolved.dataset))
+        result = run(
+            resolved,
+            output,
+            tensorboard=tensorboard,
+            overwrite=force,
+            resume=resume,
+            data_dir=data_dir,
+            device=Device.parse(device) if device else None,
+            threads=threads,
+            save_on_interrupt=True,
+        )
     if not speaks():
         return
     draw(result)
@@ -177,6 +223,32 @@ def train(
     print_summary(result)
     bundle = output.with_name(f"{output.name.removesuffix('-ckpt')}-bundle")
     render.next_steps(f"vggdeploy export {output} -o {bundle}")
+
+
+def _interrupted(output: Path) -> Recipe:
+    """The recipe of the run that goes on."""
+    require("torch", to="train", extra="train")
+    from vggdeploy.train.state import Saver
+
+    return Saver(output).standing().recipe
+
+
+@contextmanager
+def _told_how_to_go_on(output: Path, tensorboard: Path | None) -> Iterator[None]:
+    """After Ctrl-C and SIGTERM the line that goes on, where there is something to go on from."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        from vggdeploy.train.state import Saver
+
+        saver = Saver(output)
+        if speaks() and saver.found():
+            step = saver.standing().step
+            render.note(f"{step:,} {'step is' if step == 1 else 'steps are'} saved in {escape(str(saver.directory))}")
+            events = ["--tensorboard", str(tensorboard)] if tensorboard else []
+            line = shlex.join(["vggdeploy", "train", "-o", str(output), *events, "--resume"])
+            render.next_steps(line if "TORCHELASTIC_RUN_ID" not in os.environ else f"{line}, with torchrun as before")
+        raise
 
 
 def speaks() -> bool:
@@ -199,12 +271,14 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(memory_kept())  # it changes the whole process: here it is ours
         shown: list[OnStep] = []
+        scoring: OnScoring | None = None
         if speaks():
             if tensorboard is not None:
                 from vggdeploy.train.record import events
 
                 shown.append(stack.enter_context(events(tensorboard)))
-            shown.append(stack.enter_context(_bar(recipe)))
+            bar, scoring = stack.enter_context(_bar(recipe))
+            shown.append(bar)
 
         def show(now: TrainingStep) -> None:
             for each in shown:
@@ -215,13 +289,14 @@ def run(
             output=output,
             options=TrainOptions(**options),
             on_step=show,
+            on_scoring=scoring,
             on_note=(lambda text: render.note(f"[dim]{escape(text)}[/]")) if speaks() else None,
         )
 
 
 @contextmanager
-def _bar(recipe: Recipe) -> Iterator[OnStep]:
-    """A bar with loss, accuracy and images/s on a terminal; in a log a line for each epoch."""
+def _bar(recipe: Recipe) -> Iterator[tuple[OnStep, OnScoring]]:
+    """A bar with loss, accuracy and images/s on a terminal; in a log a line for each epoch, and what goes on between."""
     with render.progress(f"reading {recipe.dataset}") as tell:
 
         def show(now: TrainingStep) -> None:
@@ -231,7 +306,10 @@ def _bar(recipe: Recipe) -> Iterator[OnStep]:
                 scores = f"validation {now.validation:.1%}  test {now.test:.1%}"
                 render.note(f"[dim]epoch {now.epoch}/{now.epochs}  {text}  {scores}[/]")
 
-        yield show
+        def score(now: Scoring) -> None:
+            tell(now.done / now.images, f"epoch {now.epoch}  scoring the {now.split} images")
+
+        yield show, score
 
 
 def draw(result: TrainingResult) -> None:
@@ -263,12 +341,14 @@ def report_of(result: TrainingResult) -> TrainingReport:
 def print_summary(result: TrainingResult) -> None:
     """The figures of a finished run, on stdout."""
     done = result.training
-    threads = f" ({done.threads} threads)" if done.device == "cpu" else ""
+    threads = f" ({counted(done.threads, 'thread')})" if done.device == "cpu" else ""
+    tested = ""
+    if done.test_accuracy is not None:
+        tested = f"[bold]test {done.test_accuracy:.2%}[/] of {counted(done.samples['test'], 'image')}; "
     several = f", {done.processes} processes" if done.processes > 1 else ""
-    render.out.print(
+    render.sentence(
         f"loss {done.loss:.3f}, train accuracy {done.train_accuracy:.2%}, validation {done.validation_accuracy:.2%}, "
-        f"[bold]test {done.test_accuracy:.2%}[/] of {done.samples['test']:,} images; "
-        f"{done.images_per_second:,.0f} images/s on {done.device}{threads}{several} in {done.recipe.precision}, "
+        f"{tested}{done.images_per_second:,.0f} images/s on {done.device}{threads}{several} in {done.recipe.precision}, "
         f"{done.seconds:.1f} s in all"
     )
     render.out.print(f"checkpoint: {escape(result.path)}  [dim](epoch {done.best_epoch} of {len(done.history)})[/]")

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from vggdeploy.data.specs import DatasetSpec, RawImages, Split
-from vggdeploy.errors import DataError, UsageError
-from vggdeploy.preprocess import describe, walk_images
+from vggdeploy.errors import DataError, UsageError, counted, nearby
+from vggdeploy.preprocess import SUFFIXES, UNREAD_SUFFIXES, describe, walk_images
 
-PREFIX = "folder:"
+# With the second, images that cannot be used are left out. It is a part of the name, so that whoever reads the data set again,
+# to evaluate or to prove, leaves out the same ones.
+PREFIX, SKIPPING = "folder:", "folder+skip-bad:"
 # ImageNet's: what most weights to start from were trained with, and near to any photographs'.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PARTS: dict[Split, tuple[str, ...]] = {
@@ -27,9 +29,29 @@ def is_folder(name: str) -> bool:
     Raises:
         UsageError: it does, and names none.
     """
-    if name.strip() == PREFIX:
-        raise UsageError("folder: names no folder", f"give its path: {PREFIX}PATH")
-    return name.startswith(PREFIX)
+    if name.strip() in (PREFIX, SKIPPING):
+        raise UsageError(f"{name.strip()} names no folder", f"give its path: {name.strip()}PATH")
+    return name.startswith((PREFIX, SKIPPING))
+
+
+def skips_bad(name: str) -> bool:
+    """Whether images that cannot be used are left out."""
+    return name.startswith(SKIPPING)
+
+
+def skipping(name: str) -> str:
+    """The same folder, with its bad images left out.
+
+    Raises:
+        UsageError: it is no folder.
+    """
+    if not is_folder(name):
+        raise UsageError(f"{name} has no bad images to skip", f"leave --skip-bad out, or give --dataset {PREFIX}PATH")
+    return SKIPPING + _path(name)
+
+
+def _path(name: str) -> str:
+    return name.removeprefix(PREFIX).removeprefix(SKIPPING)
 
 
 def folder_spec(name: str) -> DatasetSpec:
@@ -38,7 +60,7 @@ def folder_spec(name: str) -> DatasetSpec:
     Raises:
         DataError: no such folder, fewer than two classes, or parts whose classes differ.
     """
-    root = Path(name.removeprefix(PREFIX))
+    root = Path(_path(name))
     parts = _parts(root)
     classes = _classes(parts["train"])
     for part, directory in parts.items():
@@ -62,18 +84,19 @@ def folder_spec(name: str) -> DatasetSpec:
 def read_folder(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> RawImages:
     """The paths of the images of ``split``'s part, sorted by class and path. ``data_dir`` is not needed.
 
-    An image is found by its suffix, at any depth below its class; hidden files are not looked at.
+    An image is found by its suffix, at any depth below its class; hidden files are not looked at. AVIF and others that are
+    images, and are not read here, are among them: who uses them is told.
 
     Raises:
         DataError: a class without images.
     """
-    parts = _parts(Path(dataset.name.removeprefix(PREFIX)))
+    parts = _parts(Path(_path(dataset.name)))
     own = split in parts and (split != "train" or len(parts) > 1)
     directory = parts.get(split, parts["train"])
     images: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(dataset.classes):
-        paths = list(walk_images([directory / name], hidden=False))
+        paths = list(walk_images([directory / name], hidden=False, suffixes=SUFFIXES | UNREAD_SUFFIXES))
         if not paths:
             raise DataError(f"the class folder {describe(directory / name)} holds no images", "add some, or remove it")
         images += paths
@@ -87,7 +110,7 @@ def _parts(root: Path) -> dict[Split, Path]:
     """The folders of the splits that the user divided; of an undivided folder only ``train``, which is the root."""
     if not root.is_dir():
         missing = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{describe(root)} {missing}", f"give the folder of your images: {PREFIX}PATH")
+        raise DataError(f"{describe(root)} {missing}", f"{nearby(root)}give the folder of your images: {PREFIX}PATH")
     parts: dict[Split, Path] = {}
     for split, names in _PARTS.items():
         here = [root / name for name in names if (root / name).is_dir()]
@@ -101,7 +124,9 @@ def _parts(root: Path) -> dict[Split, Path]:
 def _classes(directory: Path) -> tuple[str, ...]:
     names = sorted(p.name for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
-        raise DataError(f"{describe(directory)} holds {len(names)} class folders; a classifier needs 2", _LAYOUT)
+        raise DataError(
+            f"{describe(directory)} holds {counted(len(names), 'class folder')}; a classifier needs 2", _LAYOUT
+        )
     return tuple(names)
 
 

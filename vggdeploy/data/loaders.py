@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdeploy.data.bad_images import bad_images, listed, refusal
+from vggdeploy.data.folder import skips_bad
 from vggdeploy.data.sources import get_dataset, read_source
 from vggdeploy.data.specs import DatasetSpec, RawImages, Split, check_split
-from vggdeploy.errors import DataError, UsageError
+from vggdeploy.errors import DataError, InputError, UsageError, counted
 from vggdeploy.preprocess import ImageLike, prepare_batch
 from vggdeploy.spec import PreprocessSpec
 
@@ -31,6 +34,8 @@ class Images(Protocol):
     def labels(self) -> NDArray[np.int64]: ...
     @property
     def classes(self) -> tuple[str, ...]: ...
+    @property
+    def left_out(self) -> str: ...
     def __len__(self) -> int: ...
 
     def batch(self, positions: Positions) -> NDArray[np.uint8]:
@@ -44,7 +49,8 @@ class Images(Protocol):
 class ImageSet:
     """A split in memory: ``images`` ``uint8 [N, H, W, C]``, ``labels`` ``int64 [N]``, the names of the classes.
 
-    ``indices`` are the images' positions in the source's own order.
+    ``indices`` are the images' positions in the source's own order. ``left_out`` names the images that could not be used,
+    where such images are skipped.
     """
 
     name: str
@@ -53,6 +59,7 @@ class ImageSet:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     indices: NDArray[np.int64]
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,12 +87,23 @@ class ImageStream:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     indices: NDArray[np.int64]
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, positions: Positions) -> NDArray[np.uint8]:
-        return prepare_batch(_pick(self.raw, self.indices[positions]), self.preprocess)
+        """As `Images.batch`.
+
+        Raises:
+            InputError: an image of a folder cannot be used. It names all of the folder's that cannot.
+        """
+        try:
+            return prepare_batch(_pick(self.raw, self.indices[positions]), self.preprocess)
+        except InputError as error:
+            if isinstance(self.raw.images, np.ndarray):
+                raise
+            raise refusal(self.raw.images, self.preprocess, error) from error
 
     def take(self, positions: Positions) -> ImageStream:
         return replace(self, labels=self.labels[positions], indices=self.indices[positions])
@@ -98,6 +116,7 @@ def load_split(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    hold_out: bool = True,
 ) -> ImageSet:
     """Load a split of a data set, prepared.
 
@@ -108,14 +127,15 @@ def load_split(
         data_dir: where the data set lies or is downloaded to; default the user's cache. ``digits`` and folders need
             neither.
         limit: only the first ``limit`` images, which are a random sample.
+        hold_out: whether the ``train`` split leaves the validation images out, where they are drawn from it.
 
     Raises:
         UsageError: an unknown data set or split, or a limit below 1.
         DataError: the data set cannot be found, downloaded or read.
-        InputError: an image of a folder cannot be read; it is named.
+        InputError: images of a folder cannot be used; all are named.
         MissingDependencyError: ``mnist``, ``fashion-mnist`` and ``cifar10`` need torchvision.
     """
-    stream = _open(name, split, preprocess, data_dir, limit)
+    stream = _open(name, split, preprocess, data_dir, limit, hold_out)
     return ImageSet(
         name=stream.name,
         split=stream.split,
@@ -123,6 +143,7 @@ def load_split(
         labels=stream.labels,
         classes=stream.classes,
         indices=stream.indices,
+        left_out=stream.left_out,
     )
 
 
@@ -133,12 +154,13 @@ def open_split(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     memory: int = MEMORY,
+    hold_out: bool = True,
 ) -> ImageSet | ImageStream:
     """A split, in memory where its prepared pixels take at most ``memory`` bytes. Otherwise as `load_split`."""
-    stream = _open(name, split, preprocess, data_dir, None)
+    stream = _open(name, split, preprocess, data_dir, None, hold_out)
     if len(stream) * preprocess.crop**2 * preprocess.channels > memory:
         return stream
-    return load_split(name, split, preprocess, data_dir=data_dir)
+    return load_split(name, split, preprocess, data_dir=data_dir, hold_out=hold_out)
 
 
 def per_class(labels: NDArray[np.int64], count: int, classes: Sequence[str], *, seed: int) -> Positions:
@@ -160,20 +182,49 @@ def per_class(labels: NDArray[np.int64], count: int, classes: Sequence[str], *, 
 
 
 def _open(
-    name: str, split: str, preprocess: PreprocessSpec, data_dir: str | os.PathLike[str] | None, limit: int | None
+    name: str,
+    split: str,
+    preprocess: PreprocessSpec,
+    data_dir: str | os.PathLike[str] | None,
+    limit: int | None,
+    hold_out: bool,
 ) -> ImageStream:
     part = check_split(split)
     if limit is not None and limit < 1:
         raise UsageError(f"the limit of images is {limit}", "give at least 1")
     dataset = get_dataset(name)
     raw = read_source(dataset, part, None if data_dir is None else Path(data_dir))
-    indices = split_indices(dataset, raw.part, raw.labels, part, raw.keys)[:limit]
+    if not hold_out:
+        dataset = msgspec.structs.replace(dataset, validation=0.0)
+    indices = split_indices(dataset, raw.part, raw.labels, part, raw.keys)
+    left_out = ""
+    if skips_bad(name):
+        indices, left_out = _usable(raw, indices, preprocess)
+        for label in set(range(len(dataset.classes))) - set(raw.labels[indices].tolist()) if part == "train" else ():
+            raise DataError(
+                f"of the class {dataset.classes[label]} no training image can be used: {left_out}", "replace them"
+            )
+    indices = indices[:limit]
     if not len(indices):
         raise DataError(
-            f"{dataset.name} holds {len(raw.labels)} images: too few to hold out a {part} split",
+            f"{dataset.name} holds {counted(len(raw.labels), 'image')}: too few to hold out a {part} split",
             f"add images, or put some into a folder of their own: PATH/{part}/CLASS",
         )
-    return ImageStream(dataset.name, part, raw, preprocess, raw.labels[indices], dataset.classes, indices)
+    return ImageStream(dataset.name, part, raw, preprocess, raw.labels[indices], dataset.classes, indices, left_out)
+
+
+def _usable(raw: RawImages, indices: Positions, preprocess: PreprocessSpec) -> tuple[Positions, str]:
+    """Those of the images that can be used, and the sentence that names the others.
+
+    They are left out after the split was made: all other images stay in theirs.
+    """
+    assert not isinstance(raw.images, np.ndarray)  # noqa: S101  # for mypy: they are a folder's
+    paths = {index: raw.images[index] for index in indices.tolist()}
+    bad = bad_images(paths.values(), preprocess)
+    kept = np.array([index for index, path in paths.items() if path not in bad], np.int64)
+    if not bad:
+        return kept, ""
+    return kept, f"{len(bad):,} of {len(paths):,} images are left out: {listed(list(bad.values()))}"
 
 
 def _pick(raw: RawImages, indices: Positions) -> list[ImageLike]:

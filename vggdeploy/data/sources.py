@@ -12,7 +12,7 @@ import numpy as np
 
 from vggdeploy.data.folder import folder_spec, is_folder
 from vggdeploy.data.specs import DATASETS, DatasetSpec, RawImages, Split
-from vggdeploy.errors import DataError, UsageError, first_line, unknown_name
+from vggdeploy.errors import DataError, UsageError, counted, first_line, unknown_name
 from vggdeploy.spec import PreprocessSpec
 from vggdeploy.system.optional import require
 
@@ -57,7 +57,7 @@ def read_source(dataset: DatasetSpec, split: Split, data_dir: Path | None) -> Ra
     expected = {"all": sum(sizes.values()), "train": sizes["train"] + sizes["validation"], "test": sizes["test"]}
     if len(raw.images) != len(raw.labels) or len(raw.images) != expected[raw.part]:
         raise DataError(
-            f"{dataset.name} ({raw.part}) holds {len(raw.images)} images and {len(raw.labels)} labels, "
+            f"{dataset.name} ({raw.part}) holds {counted(len(raw.images), 'image')} and {counted(len(raw.labels), 'label')}, "
             f"not {expected[raw.part]} of each",
             "remove it and let it be fetched again",
         )

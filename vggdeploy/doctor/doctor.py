@@ -125,7 +125,7 @@ class SelfTest(Record, frozen=True, kw_only=True):
 
 
 def self_test(on_progress: OnProgress = silent) -> SelfTest:
-    """Try everything. Nothing is kept: files lie in a directory that is removed.
+    """Try everything. Files lie in a directory that is removed; what AOTInductor compiles stays in the user's cache.
 
     Args:
         on_progress: called with the name of each proof before it starts.
@@ -176,12 +176,17 @@ def _run_backend(backend: Backend, device: Device, home: Path) -> str:
     path = home / f"{backend.name}.{'onnx' if backend.format == 'openvino' else backend.format}"
     if backend.format == "torchscript":
         write_torchscript(path)
+    elif backend.format in ("torch-export", "aoti"):
+        write_program(path)
     elif backend.format in ("onnx", "openvino"):
         path.write_bytes(tiny_onnx.onnx_bytes(tiny_onnx.weights()))
     elif backend.builds_on:
         _build_to(backend, path, home, here=device)
     else:
-        raise IncompatibleError(f"there is no self-test of {backend.name} yet", "prove a bundle: vggdeploy verify")
+        raise IncompatibleError(
+            f"there is no self-test of {backend.name} yet",
+            "prove a bundle: vggdeploy verify BUNDLE",
+        )
     source = tiny_onnx.source(device, file=HashedFile.of(path), batch=_BATCH)
     with backend.load().SESSION(source) as session:
         return _compare(lambda image: session.run({tiny_onnx.INPUT.name: image})[tiny_onnx.OUTPUT.name])
@@ -226,6 +231,21 @@ def write_torchscript(path: Path) -> None:
         warnings.simplefilter("ignore")  # torch.jit is deprecated since 2.14; what is tried here is the file
         traced = torch.jit.trace(lambda image: _torch_network(torch, image, w), torch.from_numpy(tiny_onnx.images(2)))
         torch.jit.save(traced, str(path))
+
+
+def write_program(path: Path) -> None:
+    """The tiny network as a program of torch.export."""
+    torch = require("torch", to="write a program of torch.export", extra="train")
+    w = {name: torch.from_numpy(values) for name, values in tiny_onnx.weights().items()}
+
+    class Tiny(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, image: Any) -> Any:
+            return _torch_network(torch, image, w)
+
+    size = torch.export.Dim("N", min=1, max=2**10)
+    program = torch.export.export(Tiny(), (torch.from_numpy(tiny_onnx.images(2)),), dynamic_shapes={"image": {0: size}})
+    torch.export.save(program, str(path.with_suffix(".pt2")))
+    path.with_suffix(".pt2").rename(path)
 
 
 def _build_to(engine: Backend, path: Path, home: Path, *, here: Device | None) -> Any:

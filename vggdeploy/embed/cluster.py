@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vggdeploy.embed.shards import JOB_NAME, SHARD_SIZE, Shard, Task, inputs_file, part_file, run_shard
-from vggdeploy.errors import UsageError, VggdeployError, first_line
+from vggdeploy.errors import UsageError, VggdeployError, counted, first_line
 from vggdeploy.preprocess import count_images, walk_images
 from vggdeploy.records import SCHEMA_VERSION, Record, from_json, to_json
 from vggdeploy.system.files import atomic_write, read_regular
@@ -107,7 +107,7 @@ def run_on_ray(
     asked = sum(Shard.read(directory, n).count for n in missing)
     images = skipped = nodes = 0
     if missing:
-        steps = Steps(on_progress, asked, f"{task.kind} of {asked:,} images on Ray")
+        steps = Steps(on_progress, asked, f"{task.kind} of {counted(asked, 'image')} on Ray")
         with cluster(options.address) as ray:
             nodes = sum(node["Alive"] for node in ray.nodes())
             for row in _results(ray, task, directory, missing, options):

@@ -16,7 +16,7 @@ from vggdeploy.bundle import Manifest
 from vggdeploy.embed.vectors import check_target, vector_file
 from vggdeploy.engine.embedding import Embedding, embedding
 from vggdeploy.engine.engine import Engine
-from vggdeploy.errors import InputError, UsageError
+from vggdeploy.errors import InputError, UsageError, counted
 from vggdeploy.preprocess import count_images, describe, prepare, walk_images
 from vggdeploy.records import SCHEMA_VERSION, Record
 from vggdeploy.runtime.sessions import in_order
@@ -101,7 +101,7 @@ def embed_files(
     size = _batch_size(engine, options.batch)
     check_target(target, overwrite=options.overwrite)
     total = count_images(sources)
-    steps = Steps(on_progress, total, f"embedding {total:,} images")
+    steps = Steps(on_progress, total, f"embedding {counted(total, 'image')}")
     written = skipped = 0
     listed: list[Skipped] = []
     names: list[str] = []
@@ -137,7 +137,9 @@ def embed_files(
         if names:
             run()
         if not written:
-            raise InputError(f"none of the {skipped} images can be used", "nothing was written; see the error of each")
+            raise InputError(
+                f"none of {counted(skipped, 'image')} can be used", "nothing was written; see the error of each"
+            )
     seconds = time.monotonic() - started
     return EmbedReport(
         bundle=str(engine.bundle.root),
@@ -166,14 +168,17 @@ def about_vectors(engine: Engine, vectors: Embedding) -> dict[str, Any]:
 
 
 def about_rows(engine: Engine, output: str) -> dict[str, Any]:
-    """Which bundle and variant a file's rows are from."""
+    """Which bundle and variant a file's rows are from. ``golden`` is the hash of the reference's answers to the golden pair: a
+    bundle that gains a variant has another digest, and computes the same."""
     manifest = engine.bundle.manifest
+    golden = manifest.golden.outputs.get(output)
     return {
         "schema_version": SCHEMA_VERSION,
         "bundle": manifest.name,
         "bundle_digest": manifest.digest,
         "variant": engine.variant.name,
         "output": output,
+        "golden": engine.bundle.sha256(golden) if golden else "",
     }
 
 

@@ -21,7 +21,7 @@ from vggdeploy.engine.isolation import IsolatedDecoders
 from vggdeploy.engine.lifetime import Health, Lease
 from vggdeploy.engine.microbatch import BatchDone, MicroBatcher, Ticket
 from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities
-from vggdeploy.errors import DeadlineError, InputError, UsageError
+from vggdeploy.errors import DeadlineError, InputError, UsageError, counted
 from vggdeploy.preprocess import MAX_PIXELS, ImageLike, describe, prepare, read_encoded
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.spec import PreprocessSpec
@@ -38,6 +38,7 @@ _MAX_DELAY_MS = 60_000
 class Answer:
     """What the graph gave for one request, which bundle gave it, and where the time went (milliseconds).
 
+    ``arrived``: when it came, in seconds of `time.perf_counter`; the three parts follow each other from there.
     ``decode_ms``: reading, decoding, resizing, and waiting for a thread to do that. ``queue_ms``: waiting for a batch.
     ``compute_ms``: the run of the batch, of ``batch`` rows.
     """
@@ -45,6 +46,7 @@ class Answer:
     outputs: Outputs
     manifest: Manifest
     variant: str
+    arrived: float
     decode_ms: float
     queue_ms: float
     compute_ms: float
@@ -222,7 +224,8 @@ class AsyncEngine:
             batch = feeds[session.inputs[0].name]
             if len(batch) > self.max_batch:
                 raise InputError(
-                    f"{len(batch)} rows were sent, and {self.max_batch} are computed together at most", "split them"
+                    f"{counted(len(batch), 'row')} came in one request, and {self.max_batch} are computed together at most",
+                    "split them",
                 )
             self._batcher.submit(ticket, batch, len(batch))
         except BaseException as error:
@@ -241,6 +244,11 @@ class AsyncEngine:
     def waiting(self) -> int:
         """Requests that wait to be computed."""
         return self._batcher.waiting
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a request has waited for its batch, of those that wait."""
+        return self._batcher.longest_wait
 
     async def __aenter__(self) -> Self:
         return self
@@ -329,6 +337,7 @@ class AsyncEngine:
             outputs=outputs,
             manifest=opened.bundle.manifest,
             variant=opened.variant.name,
+            arrived=ticket.arrived,
             decode_ms=(ticket.ready - ticket.arrived) * 1e3,
             queue_ms=(ticket.started - ticket.ready) * 1e3,
             compute_ms=(ticket.finished - ticket.started) * 1e3,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,14 @@ from vggdeploy.bundle.trust import Trust
 from vggdeploy.engine.embedding import embedding
 from vggdeploy.engine.lifetime import Health, Holder, Lease, LeasedHandle
 from vggdeploy.engine.loading import LoadOptions, OpenVariant, open_best
-from vggdeploy.engine.predictions import Prediction, need_scores, predictions, probabilities, softmax
+from vggdeploy.engine.predictions import Prediction, PredictionLists, need_scores, predictions, probabilities, softmax
 from vggdeploy.errors import UsageError
-from vggdeploy.preprocess import ImageLike, normalise, prepare_batch
+from vggdeploy.preprocess import ImageLike, OneImage, normalise, prepare_batch
 from vggdeploy.runtime import CheckedSession
+from vggdeploy.runtime.registry import backend_for
 from vggdeploy.runtime.sessions import run_batch
+from vggdeploy.system import html
+from vggdeploy.system.streams import is_file
 from vggdeploy.types import Device, OnProgress
 
 Array = NDArray[Any]
@@ -82,6 +85,17 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({self.bundle.manifest.name}: {self.variant.name} on {self.device})"
+
+    def _repr_html_(self) -> str:
+        variant, state = self.variant, "closed" if self.closed else "open"
+        about = (
+            ("variant", variant.name),
+            ("runs on", f"{backend_for(variant).title}, {self.device}"),
+            ("parity", str(variant.verdict)),
+            ("batches", f"{variant.batch.min} to {variant.batch.max}, tuned for {variant.batch.opt}"),
+            ("state", state),
+        )
+        return html.heading("Engine") + html.facts(about) + (self.bundle._repr_html_() or "")
 
     def warm_up(self, batches: Iterable[int]) -> None:
         """Run each batch size twice on black images, so that no request pays for buffers, kernels or compilation.
@@ -204,12 +218,19 @@ class Engine:
         with self._holder.use() as held:
             return run_batch(held.opened.session, graph_input(held.opened.bundle.manifest, batch))
 
+    # An array says with its shape whether it is one image; a str, bytes and a file are one, although they can be iterated.
+    @overload
+    def classify(self, images: NDArray[Any], *, top: int = 5) -> list[Any]: ...
+    @overload
+    def classify(self, images: OneImage, *, top: int = 5) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+    @overload
+    def classify(self, images: Iterable[ImageLike], *, top: int = 5) -> list[list[Prediction]]: ...
     def classify(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[Any]:
         """Labels and probabilities, best first.
 
         Args:
-            images: one image (path, bytes, PIL image, ``uint8`` array ``[H, W(, C)]``), or several: a sequence, a
-                generator, a ``uint8`` array ``[N, H, W, C]``.
+            images: one image (path, bytes, open file, upload, PIL image, ``uint8`` array ``[H, W(, C)]``), or several: a
+                sequence, a generator, a ``uint8`` array ``[N, H, W, C]``.
             top: how many answers an image; at most the number of classes.
 
         Returns:
@@ -224,11 +245,11 @@ class Engine:
         with self._holder.use() as held:
             manifest = held.opened.bundle.manifest
             need_scores(manifest)
-            answers = [
+            answers = PredictionLists(
                 predictions(manifest, row, top)
                 for outputs in _batches(held.opened, images, self._options.batch)
                 for row in probabilities(outputs)
-            ]
+            )
         return answers[0] if _is_one(images) else answers
 
     def embed(
@@ -290,7 +311,8 @@ def graph_input(manifest: Manifest, batch: NDArray[np.uint8]) -> Array:
 def _is_one(images: Any) -> bool:
     if isinstance(images, np.ndarray):
         return images.ndim != 4
-    return not isinstance(images, Iterable) or isinstance(images, (str, bytes, bytearray, memoryview))
+    one = (str, bytes, bytearray, memoryview, os.PathLike)
+    return not isinstance(images, Iterable) or isinstance(images, one) or is_file(images)
 
 
 def load(
@@ -305,7 +327,10 @@ def load(
     trust: Trust | None = None,
     batch: int | None = None,
 ) -> Engine:
-    """Open a bundle and the fastest variant of it that is proven and runs here.
+    """Open a bundle and a variant of it that is proven and runs here.
+
+    ``"auto"`` takes the one that was the fastest where variants were measured on this machine (`vggdeploy bench --record`,
+    `search`, `fit`), else the first by precision and format, the order that `vggdeploy inspect` shows.
 
     Every file's SHA-256 is checked first, and that an engine fits this machine's library, GPU and driver: only then does
     a library see its bytes. An engine, or a variant that nobody has run, must then repeat the golden pair.

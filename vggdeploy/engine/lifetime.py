@@ -8,9 +8,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from vggdeploy.engine.loading import OpenVariant
-from vggdeploy.errors import InputError, UsageError, VggdeployError
+from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
 from vggdeploy.records import Record
 from vggdeploy.runtime.base import Array, Handle
 from vggdeploy.system.forks import Birthplace
@@ -59,6 +60,12 @@ class Holder:
         self.answered = 0
         self.failed = 0
         self.last_failure = ""
+
+    def __reduce__(self) -> NoReturn:
+        """Another process, or a copy, cannot have an open engine: its session and its threads are of this process."""
+        raise IncompatibleError(
+            "an engine cannot be sent to another process, or copied", "load it in the process that uses it"
+        )
 
     @property
     def present(self) -> OpenVariant:

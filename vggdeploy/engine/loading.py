@@ -20,6 +20,7 @@ from vggdeploy.parity.compare import prove_at_load
 from vggdeploy.parity.criteria import criteria_of
 from vggdeploy.records import ParityRecord, Record, from_json, to_json
 from vggdeploy.runtime import CheckedSession, backend_for, open_session
+from vggdeploy.runtime.base import CompiledSession
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.runtime.sessions import conditions, depends_on_machine
 from vggdeploy.system.cache import Cache, cache_home, key_of
@@ -95,7 +96,9 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
             if options.backend != "auto" or options.variant:
                 raise
             refused.append(error.cause)
-    raise ParityError(f"no variant of {path} could be proven here: {'; '.join(refused)}", "run: vggdeploy verify")
+    raise ParityError(
+        f"no variant of {path} could be proven here: {'; '.join(refused)}", f"run: vggdeploy verify {path}"
+    )
 
 
 def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> OpenVariant:
@@ -104,7 +107,8 @@ def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None,
         with bundle.checking_all(but=main_path(variant)):
             keep.enter_context(session)
         if verify == "always" or (verify == "first-load" and not _proven_here(bundle, variant, device)):
-            sha256 = bundle.sha256(variant.path)
+            code = session.unchecked
+            sha256 = code.compiled_sha256 if isinstance(code, CompiledSession) else bundle.sha256(variant.path)
             proofs = Proofs(bundle, variant, sha256, conditions(variant, device))
             if verify == "always" or not proofs.passed():
                 proofs.keep(_prove(session, bundle, variant, device, sha256))
@@ -122,17 +126,20 @@ def _prove(session: CheckedSession, bundle: Bundle, variant: Variant, device: De
     if record.verdict is not Verdict.PASS:
         raise ParityError(
             f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",
-            "build it again on this machine (--rebuild), or load another variant",
+            f"{'build it again on this machine (--rebuild), or ' if variant.build else ''}load another variant",
         )
     return record
 
 
 def _proven_here(bundle: Bundle, variant: Variant, device: Device) -> bool:
     """Whether the proof in the manifest holds on this machine: FP32 that is computed from a graph holds on every one; what
-    depends on the machine has to have been proven under the conditions of this one."""
+    depends on the machine has to have been proven under the conditions of this one. For code that was compiled here no
+    bundle's word counts."""
     proof = variant.parity
     if variant.name == REFERENCE:
         return True
+    if variant.format == "aoti":
+        return False
     if proof is None or proof.verdict is Verdict.UNPROVEN:
         return False
     return not depends_on_machine(variant, device) or proof.host == conditions(variant, device)
@@ -186,7 +193,7 @@ def left_in_bundle(bundle: Bundle, opened: OpenVariant) -> Bundle:
         why = "has to stay as it was signed" if bundle.signer else "cannot be written"
         raise UsageError(
             f"{bundle.root} {why}, so it does not get the engine that was built for this machine: {opened.variant.name}",
-            "work on a copy of the bundle, or use vggdeploy predict --rebuild, which takes it from the cache",
+            "work on a copy of the bundle, or take the engine from the cache: vggdeploy predict BUNDLE IMAGE --rebuild",
         )
     return opened.bundle
 

@@ -104,6 +104,12 @@ class MicroBatcher(Generic[Payload, Result]):
         """Requests that wait or are being prepared."""
         return self._preparing + len(self._ready)
 
+    @property
+    def longest_wait(self) -> float:
+        """Seconds since the first of those that wait for their batch was ready for it."""
+        with self._changed:
+            return time.perf_counter() - self._ready[0].ready if self._ready else 0.0
+
     def enter(self, group: Any = None) -> Ticket[Payload, Result]:
         """A place in the queue. `submit` or `fail` has to follow; cancelling its future gives the place back.
 

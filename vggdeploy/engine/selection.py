@@ -10,14 +10,14 @@ from math import ceil
 from vggdeploy.bundle import REFERENCE, Bundle, Measurement, Variant
 from vggdeploy.errors import IncompatibleError, ParityError, UsageError
 from vggdeploy.runtime.preflight import host_of, mismatch
-from vggdeploy.runtime.registry import backend_for, default_device, get_backend
+from vggdeploy.runtime.registry import Backend, backend_for, default_device, get_backend
 from vggdeploy.runtime.sessions import runnable
 from vggdeploy.system.machine import fingerprint, usable_cores
 from vggdeploy.types import Device, Precision, Verdict
 
 # Without a measurement on this machine: engines made for a GPU before graphs that may run on one, and on a CPU
 # FP32 before FP16, which CPUs without FP16 arithmetic emulate.
-_FORMATS = ("tensorrt", "tensorrt-rtx", "openvino", "onnx", "torchscript", "checkpoint")
+_FORMATS = ("tensorrt", "tensorrt-rtx", "openvino", "onnx", "torchscript", "torch-export", "aoti", "checkpoint")
 _ON_CPU = (Precision.INT8, Precision.BF16, Precision.FP32, Precision.FP16, Precision.FP8, Precision.TF32)
 _ON_GPU = (Precision.INT8, Precision.FP8, Precision.FP16, Precision.BF16, Precision.TF32, Precision.FP32)
 
@@ -65,7 +65,9 @@ def choices(
             reason = _refusal(variant, where.reason, device)
             found.append(Choice(variant, Standing.NOT_RUNNABLE, reason, where.fix))
         elif variant.verdict is Verdict.FAIL:
-            found.append(Choice(variant, Standing.FAILED_PARITY, "it failed parity", "run: vggdeploy verify"))
+            found.append(
+                Choice(variant, Standing.FAILED_PARITY, "it failed parity", f"run: vggdeploy verify {bundle.root}")
+            )
         else:
             found.append(Choice(variant, Standing.USABLE, *_grounds(variant, here, where.device, batch)))
     return sorted(found, key=lambda c: (not c.usable, c.rank))
@@ -103,6 +105,8 @@ def _grounds(variant: Variant, machine: str, device: str, batch: int | None) -> 
     best = _best(variant, machine, batch)
     if best:
         return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (0.0, _duration(best, batch))
+    if variant.format == "aoti":  # a minute of compiling is for those who asked for it
+        return f"{proof}, not measured here, and compiled when it is first opened", "", (2.0, *assumed)
     return f"{proof}, not measured here", "", (1.0, *assumed)
 
 
@@ -187,7 +191,9 @@ def select(
                 "leave --backend or --variant out",
             )
         if chosen.verdict is Verdict.FAIL:
-            raise ParityError(f"{variant} failed parity", "see: vggdeploy verify")
+            raise ParityError(
+                f"{variant} failed parity", f"see why: vggdeploy verify {bundle.root} --variant {variant}"
+            )
         where = runnable(chosen, device)
         if not where.runs:
             raise IncompatibleError(f"{variant} cannot run here: {where.reason}", where.fix)
@@ -210,10 +216,17 @@ def _nothing_for(backend: str, bundle: Bundle, device: Device | None) -> Incompa
     have = ", ".join(v.name for v in bundle.manifest.variants)
     here = runner.probe(device or default_device(runner))
     cause = f"the bundle has no variant for {runner.name} (it has {have})"
-    if runner.builds_on:
-        make = f"vggdeploy build {bundle.root} --engine {runner.name}"
-    else:
-        make = "vggdeploy export CHECKPOINT -o BUNDLE --force"
+    make = _making(runner, bundle)
     if here.runs:
         return IncompatibleError(cause, f"make one: {make}")
     return IncompatibleError(f"{cause}, and {runner.name} cannot run here: {here.reason}", f"{here.fix}; then: {make}")
+
+
+def _making(runner: Backend, bundle: Bundle) -> str:
+    """The command that makes a variant for a backend; nothing that is in the bundle gets lost by it."""
+    if runner.builds_on:
+        return f"vggdeploy build {bundle.root} --engine {runner.name}"
+    if runner.format == "openvino":
+        return f"vggdeploy optimize {bundle.root} --step openvino-fp32"
+    asked = f" --formats {runner.format}-fp32" if runner.format in ("torch-export", "aoti") else ""
+    return f"vggdeploy export {bundle.root}/checkpoint -o {bundle.root}-whole{asked}"

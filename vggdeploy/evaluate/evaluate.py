@@ -13,7 +13,7 @@ import numpy as np
 from vggdeploy.bundle.store import now
 from vggdeploy.data.loaders import Images, open_split
 from vggdeploy.data.specs import check_split, match_classes
-from vggdeploy.errors import DataError, UsageError
+from vggdeploy.errors import DataError, UsageError, counted
 from vggdeploy.evaluate.scores import Scores, macro
 from vggdeploy.evaluate.targets import open_model
 from vggdeploy.records.evaluation import EvaluationReport
@@ -84,7 +84,7 @@ def evaluate(
             data.labels, data.classes, model.labels, model.spec.classes, data=data.name, option="--dataset"
         )
         scores = Scores(model.spec.classes)
-        steps = Steps(on_progress, len(labels), f"classifying {len(labels):,} images")
+        steps = Steps(on_progress, len(labels), f"classifying {counted(len(labels), 'image')}")
         started = time.perf_counter()
         positions = (range(len(labels))[start : start + model.batch] for start in range(0, len(labels), model.batch))
         with closing(in_order(data.batch, map(np.array, positions), ahead=_AHEAD)) as prepared:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vggdeploy.bundle import MANIFEST_NAME, REFERENCE
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, read_checkpoint
 from vggdeploy.engine.engine import load
-from vggdeploy.errors import BundleError, IncompatibleError, UsageError
+from vggdeploy.errors import BundleError, IncompatibleError, UsageError, nearby
 from vggdeploy.runtime import CheckedSession, backend_for, get_backend
 from vggdeploy.runtime.base import Session, Source
 from vggdeploy.runtime.registry import default_device
@@ -74,7 +74,7 @@ def open_model(
         opened = _checkpoint(path, backend, variant, device, threads)
     else:
         what = "is neither a bundle nor a checkpoint" if path.exists() else "does not exist"
-        raise BundleError(f"{path} {what}", "give the directory that 'vggdeploy train' or 'vggdeploy export' made")
+        raise BundleError(f"{path} {what}", f"{nearby(path)}give what 'vggdeploy train' or 'vggdeploy export' made")
     with opened as model:
         yield model
 

@@ -15,6 +15,7 @@ import torch
 from vggdeploy.bundle import PrecisionProof
 from vggdeploy.errors import BuildError, first_line
 from vggdeploy.model.deployable import Deployable, example_input
+from vggdeploy.model.detector_graph import DetectorGraph
 from vggdeploy.model.outputs import INPUT
 from vggdeploy.runtime.tiny_onnx import varint
 from vggdeploy.types import BatchRange, TensorSpec
@@ -29,7 +30,9 @@ _SMALL = 1024  # bytes; shapes and scalars below it stay in the skeleton, where 
 _NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8"}
 
 
-def export_onnx(module: Deployable, path: Path, *, image: TensorSpec, batch: BatchRange) -> PrecisionProof:
+def export_onnx(
+    module: Deployable | DetectorGraph, path: Path, *, image: TensorSpec, batch: BatchRange
+) -> PrecisionProof:
     """Write ``module`` (batch norm already folded, in evaluation mode) as one ONNX file.
 
     Weights go from torch to the file one tensor at a time: the model is never in memory a second time.

@@ -89,7 +89,7 @@ def _check_same_network(bundle: Bundle, checkpoint: Path) -> None:
     if new.preprocess != manifest.preprocess:
         raise UsageError(
             f"{checkpoint} prepares its images otherwise than {bundle.root}, and the engine has that inside",
-            "export and build that checkpoint: vggdeploy export, vggdeploy build",
+            f"export that checkpoint, then build: vggdeploy export {checkpoint} -o BUNDLE",
         )
 
 
@@ -155,7 +155,7 @@ def _proof(fresh: Bundle, variant: Variant, old: Bundle) -> ParityRecord:
     """
     device, here = default_device(backend_for(variant)), runnable(variant)
     if not here.runs:
-        reason = f"new weights, not run yet ({here.reason}); the golden pair proves them on its GPU: vggdeploy verify"
+        reason = f"new weights, not run yet ({here.reason}); the golden pair proves them there: vggdeploy verify BUNDLE"
         return ParityRecord(
             variant=variant.name, backend=variant.format, device="cuda", verdict=Verdict.UNPROVEN, reasons=(reason,)
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from vggdeploy.bundle import MANIFEST_NAME
 from vggdeploy.bundle.checkpoint import Checkpoint
-from vggdeploy.errors import CheckpointError, DataError, UsageError
+from vggdeploy.errors import CheckpointError, DataError, UsageError, counted, nearby
 from vggdeploy.model.foreign.facts import POOLED, SOURCES, InitReport
 from vggdeploy.spec import ModelSpec, PreprocessSpec, parse_blocks
 from vggdeploy.system.files import check_replaceable, read_regular, scratch_directory
@@ -28,15 +28,17 @@ if TYPE_CHECKING:  # these import torch
 
 _MAX_LABELS = 16 * 2**20  # bytes
 _IMAGENET = PreprocessSpec()
+IMAGENET = "imagenet"  # in place of a file of labels
 
 
 @dataclass(frozen=True)
 class SourceOptions:
     """What a user says about weights that do not say it themselves. All of it is optional.
 
-    ``weights`` is the file to take for a torchvision name; ``labels`` a text file with a label on each line, or a JSON
-    list; ``mean`` and ``std`` are per channel or one number for all, in units of 0–1; ``resize`` is the shorter side before
-    the crop. ``head`` is what follows each linear layer, as ``relu,relu,none`` (`vggdeploy.model.foreign.head.parse_head`).
+    ``weights`` is the file to take for a torchvision name; ``labels`` a text file with a label on each line, a JSON list,
+    or ``imagenet`` for the 1,000 that come with torchvision; ``mean`` and ``std`` are per channel or one number for all, in
+    units of 0–1; ``resize`` is the shorter side before the crop. ``head`` is what follows each linear layer, as
+    ``relu,relu,none`` (`vggdeploy.model.foreign.head.parse_head`).
     """
 
     weights: Path | None = None
@@ -100,7 +102,8 @@ def import_weights(
     converted = convert(foreign, spec)
     model = new_with_state(spec, converted.state, where=file.where)
     told = report(source, foreign.layout, file, converted, preprocess if wanted else None)
-    told = msgspec.structs.replace(told, notes=(*told.notes, *notes, *_of_size(foreign, spec, about), *assumed))
+    notes += [*_unnamed(spec, labels), *_of_size(foreign, spec, about), *assumed]
+    told = msgspec.structs.replace(told, notes=(*told.notes, *notes))
     checkpoint = Checkpoint(
         spec=spec,
         preprocess=preprocess,
@@ -130,11 +133,11 @@ def _of_size(foreign: Foreign, spec: ModelSpec, about: SourceOptions) -> tuple[s
 def _check_options(source: str, about: SourceOptions, wanted: Published | None) -> None:
     if wanted is None:
         if not Path(source).exists():
-            raise CheckpointError(f"{source} does not exist", SOURCES)
+            raise CheckpointError(f"{source} does not exist", f"{nearby(source)}{SOURCES}")
         if about.weights is not None:
             raise UsageError(
                 f"--weights belongs to a torchvision name, and {source} is a path",
-                f"name the network: vggdeploy export torchvision:vgg16 --weights {about.weights}",
+                f"name the network: vggdeploy export torchvision:vgg16 --weights {about.weights} -o BUNDLE",
             )
         return
     if about.blocks:
@@ -165,10 +168,10 @@ def _read(source: str, about: SourceOptions, wanted: Published | None) -> tuple[
 
 def _labels(spec: ModelSpec, about: SourceOptions, wanted: Published | None, where: str) -> tuple[str, ...]:
     if about.labels is not None:
-        labels = read_labels(about.labels)
+        labels = read_labels(about.labels) if str(about.labels) != IMAGENET else _imagenet()
         if len(labels) != spec.classes:
             raise DataError(
-                f"{about.labels} has {len(labels)} labels, and {where} has {spec.classes} classes",
+                f"{about.labels} has {counted(len(labels), 'label')}, and {where} has {spec.classes} classes",
                 "give one label for each",
             )
         return labels
@@ -177,9 +180,23 @@ def _labels(spec: ModelSpec, about: SourceOptions, wanted: Published | None, whe
     if len(wanted.labels) != spec.classes:
         raise CheckpointError(
             f"{where} has {spec.classes} classes, and {wanted.source} has {len(wanted.labels)}",
-            f"export it by itself: vggdeploy export {where} --arch {wanted.arch} --labels FILE",
+            f"export it by itself: vggdeploy export {where} --arch {wanted.arch} --labels FILE -o BUNDLE",
         )
     return wanted.labels
+
+
+def _imagenet() -> tuple[str, ...]:
+    from vggdeploy.model.foreign.published import published
+
+    return published("torchvision:vgg16", arch=None).labels
+
+
+def _unnamed(spec: ModelSpec, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """What is said of classes without names."""
+    if labels or not spec.classes:
+        return ()
+    known = f"; --labels {IMAGENET}, if they are ImageNet's in their usual order" if spec.classes == 1000 else ""
+    return (f"its {spec.classes:,} classes have no names: answers are numbers (name them: --labels FILE{known})",)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from vggdeploy.types import TensorSpec
 
 LOGITS = "logits"
 PROBABILITIES = "probabilities"
+# The layers of a VGG-16 that LPIPS compares: the last ReLU of each block.
+LPIPS_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 
 def output_layers(spec: ModelSpec) -> dict[str, Layer]:
@@ -59,6 +61,8 @@ def output_specs(spec: ModelSpec, names: Sequence[str]) -> tuple[TensorSpec, ...
         raise UsageError(f"the outputs are {list(names)}", "name at least one output, and each only once")
     for name in names:
         if name not in known:
+            if name == f"fc{len(spec.hidden) + 6}" and "logits" in known:  # Caffe's name of the last linear layer
+                raise UsageError(f"the output '{name}' is called logits here", "give: --outputs logits")
             raise unknown_name("output", name, known)
     return tuple(TensorSpec(name, "float32", ("N", *known[name].shape)) for name in names)
 

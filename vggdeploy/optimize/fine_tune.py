@@ -13,11 +13,11 @@ import msgspec
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
 from vggdeploy.data.sources import get_dataset
-from vggdeploy.errors import TargetError, TrainingError
+from vggdeploy.errors import TargetError, TrainingError, counted
 from vggdeploy.model.formats.sparsity import sparse_weights
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model, save_checkpoint
-from vggdeploy.optimize.held_out import DECIDES, HeldOut, origin_of, size_of
+from vggdeploy.optimize.held_out import DECIDES, HeldOut, images_to_show, origin_of, size_of
 from vggdeploy.optimize.tuning import Hits, Tuning, TuningJob
 from vggdeploy.records import AccuracyDrop, SparsityRecord, StepRecord, to_json
 from vggdeploy.system.files import (
@@ -176,11 +176,17 @@ def _tune(recipe: Recipe, output: Path, job: TuningJob) -> tuple[Path, str]:
 def _judge(step: StepRecord, drop: AccuracyDrop, limit: float | None) -> None:
     if limit is None or drop.upper <= limit:
         return
-    fell = f"{100 * drop.drop:.2f} points (up to {100 * drop.upper:.2f} at one-sided 95% confidence, {drop.samples:,} images)"
+    fell = f"{100 * drop.drop:.2f} points (up to {100 * drop.upper:.2f} at one-sided 95%, {counted(drop.samples, 'image')})"
+    needed = images_to_show(limit, drop.samples)
+    few = (
+        f"; {needed:,} validation images or more can show so small a drop, whatever the network"
+        if needed and needed < 10**9
+        else ""
+    )
     raise TargetError(
         f"accuracy fell by {fell}, the limit is {100 * limit:g}; the network had {step.after.macs / step.before.macs:.0%} "
         f"of the multiply-accumulates and {step.after.parameters / step.before.parameters:.0%} of the parameters",
-        "keep more, fine-tune for more epochs, or allow a larger drop; nothing was written",
+        f"keep more, fine-tune for more epochs, or allow a larger drop{few}; nothing was written",
     )
 
 

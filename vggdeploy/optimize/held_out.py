@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, Checkpoint
 from vggdeploy.data.loaders import Images, load_split, open_split
 from vggdeploy.data.sources import get_dataset
-from vggdeploy.errors import CheckpointError, DataError
+from vggdeploy.errors import CheckpointError, DataError, TargetError
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.layers import summarise
 from vggdeploy.model.vgg import VGG
 from vggdeploy.optimize.tuning import Hits, pack, unpack
+from vggdeploy.parity.bounds import accuracy_drop
 from vggdeploy.parity.metrics import paired_drop
 from vggdeploy.preprocess import normalise
 from vggdeploy.records import AccuracyDrop, OriginalNetwork, Size
@@ -27,6 +29,9 @@ from vggdeploy.spec import ModelSpec
 DECIDES, REPORTED = "validation", "test"
 SPLITS = (DECIDES, REPORTED)
 _ACTIVATIONS = 64 * 2**20  # bytes of the first convolution's output that a batch may take
+
+
+_MOST = 10**9  # images
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,23 @@ class HeldOut:
             split: open_split(name, split, checkpoint.preprocess, data_dir=data_dir) for split in SPLITS
         }
         return cls(checkpoint, name, data_dir, splits)
+
+    def check_shows(self, limit: float) -> None:
+        """Refuse a limit that no network can be shown to hold on so few images, before the work.
+
+        Raises:
+            TargetError: they are too few; how many would do is said.
+        """
+        images = len(self.splits[DECIDES])
+        needed = images_to_show(limit, images)
+        if needed is not None:
+            best = math.ceil(1000 * accuracy_drop(0, 0, images).upper) / 10
+            more = f"give at least {needed:,} {DECIDES} images, or" if needed < _MOST else "give"
+            raise TargetError(
+                f"a drop of at most {100 * limit:g} points cannot be shown on the {images:,} {DECIDES} images of {self.name}: "
+                "they are too few, even for a network that gives the same answers",
+                f"{more} a limit that they can show: --max-accuracy-drop {best:g}",
+            )
 
     def batches(self, split: str, limit: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """The first ``limit`` images of a split (a random sample), normalised, with their classes."""
@@ -99,6 +121,20 @@ class HeldOut:
                 )
             drops[split] = paired_drop(before, now)
         return drops
+
+
+def images_to_show(limit: float, images: int) -> int | None:
+    """How many images could show that at most ``limit`` (a fraction) of the accuracy is lost, where ``images`` are too few even
+    for a network that gives the original's every answer; None where they are enough."""
+    if accuracy_drop(0, 0, images).upper <= limit:
+        return None
+    few, many = images, 2 * images
+    while accuracy_drop(0, 0, many).upper > limit and many < _MOST:
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if accuracy_drop(0, 0, middle).upper <= limit else (middle, many)
+    return many
 
 
 def origin_of(checkpoint: Checkpoint, weights: Path, data: HeldOut, model: VGG) -> OriginalNetwork:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from vggdeploy.bundle import MANIFEST_NAME, Bundle
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME
-from vggdeploy.errors import UsageError, unknown_name
+from vggdeploy.errors import IncompatibleError, UsageError, unknown_name
 from vggdeploy.optimize.steps.int8 import add_fp8, add_int8
-from vggdeploy.optimize.variants import StepContext, add_openvino
+from vggdeploy.optimize.variants import StepContext, add_openvino, add_torch_tf32
 from vggdeploy.system.files import atomic_directory, check_replaceable, check_writable, link_tree, scratch_directory
 from vggdeploy.system.optional import require
 from vggdeploy.types import Precision
@@ -53,6 +53,7 @@ CHECKPOINT_STEPS: dict[str, CheckpointStep] = {
 BUNDLE_STEPS: dict[str, BundleStep] = {
     "openvino-fp32": lambda bundle, work: add_openvino(bundle, Precision.FP32, work),
     "openvino-bf16": lambda bundle, work: add_openvino(bundle, Precision.BF16, work),
+    "torch-tf32": add_torch_tf32,
     "int8": add_int8,
     "fp8": add_fp8,
 }
@@ -186,5 +187,12 @@ def _with_variants(source: Path, target: Path, steps: Sequence[str], work: StepC
         )
     bundle = Bundle.open(target)
     for name in steps:
-        bundle = BUNDLE_STEPS[name](bundle, work)
+        try:
+            bundle = BUNDLE_STEPS[name](bundle, work)
+        except (
+            IncompatibleError
+        ) as error:  # one is not done without the others: nothing asked for is left out in silence
+            others = ",".join(other for other in steps if other != name)
+            hint = f"without {name} the rest can be done: --step {others}" if others else error.hint
+            raise type(error)(error.cause, hint) from error
     return target

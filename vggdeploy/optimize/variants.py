@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from vggdeploy.bundle import Bundle, Variant, update_bundle
-from vggdeploy.errors import BundleError
+from vggdeploy.errors import BundleError, counted
 from vggdeploy.export.openvino import openvino_variant, read_back
 from vggdeploy.model.formats.admission import check_variant
 from vggdeploy.optimize.steps.calibration import Int8Options
@@ -18,7 +18,7 @@ from vggdeploy.optimize.tuning import Structure
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.reference import golden_reference
 from vggdeploy.runtime import open_session, runnable
-from vggdeploy.types import OnProgress, Precision, silent
+from vggdeploy.types import Device, OnProgress, Precision, silent
 from vggdeploy.verify.prove import Limits, prove, refuse_failures, with_parity
 from vggdeploy.verify.samples import DEFAULT_SAMPLES, open_samples
 
@@ -48,7 +48,7 @@ class StepContext:
                 chosen = open_samples(
                     manifest.dataset, manifest, limit=self.samples, data_dir=self.data_dir, dtype=dtype
                 )
-                self.on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
+                self.on_progress(None, f"running the FP32 reference on {counted(len(chosen.images), 'image')}")
                 with open_session(bundle, reference, threads=self.threads) as session:
                     references.append(reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels))
             self._references[key] = references
@@ -58,6 +58,18 @@ class StepContext:
 def add_openvino(bundle: Bundle, precision: Precision, work: StepContext) -> Bundle:
     """Add ``openvino-fp32`` or ``openvino-bf16``, which run the file of ``onnx-fp32``. Errors: see `add_variants`."""
     return add_variants(bundle, [openvino_variant(onnx_fp32(bundle), precision)], work)
+
+
+def add_torch_tf32(bundle: Bundle, work: StepContext) -> Bundle:
+    """Add ``torch-tf32``: the checkpoint itself, run by PyTorch on a GPU that rounds factors to TF32.
+
+    It is proven on the GPU that is here; without one it is `Verdict.UNPROVEN`. Errors: see `add_variants`.
+    """
+    reference = bundle.manifest.reference()
+    variant = Variant(
+        name="torch-tf32", format=reference.format, precision=Precision.TF32, path=reference.path, batch=reference.batch
+    )
+    return add_variants(bundle, [variant], work, device=Device("cuda"))
 
 
 def onnx_fp32(bundle: Bundle) -> Variant:
@@ -82,12 +94,14 @@ def add_variants(
     *,
     files: Mapping[str, Path] | None = None,
     limits: Limits | None = None,
+    device: Device | None = None,
 ) -> Bundle:
     """Write the files of new variants, prove each of them from what was written, and put them into the bundle.
 
     Args:
         files: where each new file goes in the bundle, and where it lies now. Other variants of a file that is replaced go.
         limits: of the caller, in place of the manifest's.
+        device: where they are proven; default each backend's own.
 
     Raises:
         IncompatibleError: a variant cannot run here, so it cannot be proven here.
@@ -103,7 +117,9 @@ def add_variants(
         draft.manifest = drafted.manifest.with_variants(*(read_back(drafted, variant) for variant in variants))
         drafted = draft.finish()
         proven = [drafted.manifest.variant(variant.name) for variant in variants]
-        records = [r for v in proven for r in prove(drafted, v, references, work.threads, work.on_progress, limits)]
+        records = [
+            r for v in proven for r in prove(drafted, v, references, work.threads, work.on_progress, limits, device)
+        ]
         refuse_failures(records, "the bundle is as it was; look for the layer: vggdeploy verify BUNDLE --layers")
         draft.manifest = with_parity(drafted.manifest, records)
     return Bundle.open(bundle.root, only=())

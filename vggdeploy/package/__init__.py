@@ -1,1 +1,1 @@
-"""A bundle in the form that something else takes: a Triton model repository, a small bundle, a container, a C++ project."""
+"""A bundle in the form that something else takes: a Triton repository, a small bundle, a container, C++, a web page."""

@@ -6,7 +6,7 @@ import importlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -69,7 +69,14 @@ class Order:
     max_batch: int | None = None
     instances: int | None = None
     serve: bool | None = None
+    runtime: Path | None = None
+    prepare: bool | None = None
+    image: str | None = None
     overwrite: bool = False
+
+    def with_variant(self, name: str) -> Order:
+        """The same order, for this variant."""
+        return replace(self, variants=(name,))
 
     def record(self, target: str, variants: Sequence[Variant], files: tuple[FileRecord, ...]) -> Package:
         manifest = self.bundle.manifest
@@ -163,10 +170,12 @@ def chosen_variants(order: Order, formats: Sequence[str], what: str) -> list[Var
         if variant.format not in formats:
             raise UsageError(f"{what} does not take {variant.name}, which is {variant.format}", hint)
         if variant.verdict is Verdict.FAIL:
-            raise UsageError(f"{variant.name} failed parity", "see: vggdeploy verify")
+            raise UsageError(
+                f"{variant.name} failed parity", f"see why: vggdeploy verify BUNDLE --variant {variant.name}"
+            )
         if variant.build is not None and "strip" in variant.build.options:
             raise UsageError(
-                f"{variant.name} has no weights of its own, and {what} takes the ONNX with them not along",
+                f"{variant.name} was built without weights, and {what} does not pack the ONNX that has them",
                 "build one with its weights: vggdeploy build BUNDLE",
             )
         check_variant(order.bundle, variant)
@@ -201,7 +210,7 @@ class PackageKind:
         Raises:
             UsageError: a setting that this target would ignore.
         """
-        for setting in ("name", "max_batch", "instances", "serve"):
+        for setting in ("name", "max_batch", "instances", "serve", "runtime", "prepare", "image"):
             if getattr(order, setting) is not None and setting not in self.settings:
                 raise UsageError(
                     f"--{setting.replace('_', '-')} means nothing to the target {self.name}", "leave it out"
@@ -215,6 +224,9 @@ TARGETS: tuple[PackageKind, ...] = (
     PackageKind("slim", "vggdeploy.package.slim", "package_slim", marker="manifest.json"),
     PackageKind("cpp", "vggdeploy.package.cpp", "package_cpp"),
     PackageKind("oci", "vggdeploy.package.oci", "package_oci", ("serve",)),
+    PackageKind("kserve", "vggdeploy.package.kserve", "package_kserve", ("name", "max_batch", "instances", "image")),
+    PackageKind("mlflow", "vggdeploy.package.mlflow", "package_mlflow"),
+    PackageKind("web", "vggdeploy.package.web", "package_web", ("name", "runtime", "prepare")),
 )
 
 

@@ -16,6 +16,7 @@ from vggdeploy._version import __version__
 from vggdeploy.bundle import Bundle, FileRecord, Variant
 from vggdeploy.bundle.manifest import Manifest, is_in
 from vggdeploy.data.specs import DATASETS
+from vggdeploy.errors import counted
 from vggdeploy.package.base import variant_files
 from vggdeploy.records import ParityRecord
 
@@ -119,12 +120,12 @@ def _metrics(proof: ParityRecord) -> Iterator[Json]:
     for output in proof.outputs:
         yield _metric("relative L2 distance from the reference", output.relative_l2, output.output)
     if flips := proof.flips:
-        shown = f"{flips.samples} images"
+        shown = f"{counted(flips.samples, 'image')}"
         yield _metric("share of top-1 flips", flips.flips / max(flips.samples, 1), shown, (flips.lower, flips.upper))
     if proof.candidate_accuracy is not None:
         yield _metric("accuracy", proof.candidate_accuracy, proof.data)
     if drop := proof.drop:
-        yield _metric("accuracy drop", drop.drop, f"{drop.samples} images", (drop.lower, drop.upper))
+        yield _metric("accuracy drop", drop.drop, f"{counted(drop.samples, 'image')}", (drop.lower, drop.upper))
 
 
 def _proven(proof: ParityRecord | None) -> Json:
@@ -151,7 +152,7 @@ def _made(variant: Variant) -> Json:
     if quantised:
         found |= {
             "quantisation:method": quantised.method,
-            "quantisation:data": f"{quantised.data}, {quantised.images} images",
+            "quantisation:data": f"{quantised.data}, {counted(quantised.images, 'image')}",
         }
     return found
 

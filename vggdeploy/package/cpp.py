@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -107,6 +106,6 @@ def _variant(order: Order) -> Variant:
         for kind in RUNTIMES:
             names = [v.name for v in order.bundle.manifest.variants if v.format == kind]
             if names:
-                order = replace(order, variants=(names[0],))
+                order = order.with_variant(names[0])
                 break
     return chosen_variant(order, tuple(RUNTIMES), "the C++ project")

@@ -71,5 +71,5 @@ def _prove(bundle: Bundle, variant: Variant) -> None:
     if record.verdict is Verdict.FAIL:
         raise ParityError(
             f"{variant.name} misses the golden pair on this machine: {'; '.join(record.reasons)}",
-            "nothing was written; see: vggdeploy verify",
+            f"nothing was written; see why: vggdeploy verify {bundle.root} --variant {variant.name}",
         )

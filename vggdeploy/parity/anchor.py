@@ -20,7 +20,7 @@ from PIL import Image, features
 from vggdeploy.bundle import Bundle, GoldenFiles
 from vggdeploy.bundle.arrays import MAX_BYTES, array_bytes, read_array
 from vggdeploy.bundle.store import Draft
-from vggdeploy.errors import BundleError, InputError, first_line
+from vggdeploy.errors import BundleError, InputError, counted, first_line
 from vggdeploy.parity.pixels import IMAGES, LOSSY
 from vggdeploy.preprocess import normalise, prepare
 from vggdeploy.records import Check
@@ -72,7 +72,7 @@ def check_anchor(bundle: Bundle) -> Check:
         BundleError: the recorded pixels cannot be read.
     """
     golden, spec = bundle.manifest.golden, bundle.manifest.preprocess
-    what, against = "preprocessing of golden files", f"what the {len(golden.files)} files became at export"
+    what, against = "preprocessing of golden files", f"what the {counted(len(golden.files), 'file')} became at export"
     if not golden.files:
         why = "the bundle was exported before such files travelled with it; export it again"
         return Check(what=what, against="what they became at export", verdict=Verdict.UNPROVEN, reasons=(why,))

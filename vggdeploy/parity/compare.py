@@ -22,7 +22,7 @@ from vggdeploy.runtime import CheckedSession, backend_for
 from vggdeploy.runtime.sessions import conditions
 from vggdeploy.types import Device, ImageSource, Verdict
 
-_SAME = 10  # two answers to the same batch are the same within this part of what the variant may be off
+SAME = 10  # two answers to the same batch are the same within this part of what the variant may be off
 COMPARED_VALUES = 4 * 2**20  # at once: comparing takes five FP64 copies
 
 
@@ -55,21 +55,21 @@ def check_golden(
         for size in sizes:
             batch, outputs = compare_batch(session, golden, size)
             batches.append(batch)
-            _, reasons = judge(outputs, None, limits, golden=True, allowed=criteria.allowed(golden.source))
-            wrong += [f"in batches of {size}, {reason}" for reason in reasons]
-        repeats = repeat(session, golden, limits.relative_l2 / _SAME) if repeated else None
+            judged = judge(outputs, None, limits, golden=True, allowed=criteria.allowed(golden.source))
+            wrong += [f"in batches of {size}, {reason}" for reason in judged.reasons]
+        repeats = repeat(session, golden, limits.relative_l2 / SAME) if repeated else None
         edges = stress_reference(bundle) if stress else None
         if edges is not None:
             at_the_edges = compare(session, edges, bundle, variant, device, criteria=criteria)
             record = msgspec.structs.replace(record, stress=at_the_edges.outputs)
             wrong += [f"on the stress images, {reason}" for reason in at_the_edges.reasons]
     except VggdeployError as error:
-        return msgspec.structs.replace(record, verdict=Verdict.FAIL, reasons=(*wrong, error.cause))
+        return record.failed((*wrong, error.cause))
     if repeats is not None and repeats.differing:
         wrong.append(f"the same batch got another answer in {repeats.differing} of {repeats.calls} calls")
-    verdict = Verdict.FAIL if wrong else record.verdict
-    reasons = (*record.reasons, *wrong)
-    return msgspec.structs.replace(record, verdict=verdict, reasons=reasons, batches=tuple(batches), repeats=repeats)
+    if wrong:
+        record = record.failed((*record.reasons, *wrong))
+    return msgspec.structs.replace(record, batches=tuple(batches), repeats=repeats)
 
 
 def prove_at_load(session: CheckedSession, bundle: Bundle, variant: Variant, device: Device) -> ParityRecord:
@@ -138,17 +138,19 @@ def compare_answers(
             classes.update(wanted, answers, None if reference.labels is None else reference.labels[batch])
             done = batch.stop
     except VggdeployError as error:  # an overflow, a refused batch: a variant that cannot answer has failed
-        return ParityRecord(verdict=Verdict.FAIL, reasons=(error.cause,), **about)
+        return ParityRecord(verdict=Verdict.FAIL, numerical=Verdict.FAIL, reasons=(error.cause,), **about)
     outputs = tuple(stat.result() for stat in stats.values())
     flips, drop = classes.flips(), classes.drop()
     real = reference.source is ImageSource.REAL
-    verdict, reasons = judge(
+    judged = judge(
         outputs, flips, about["limits"], drop=drop, golden=not real, allowed=criteria.allowed(reference.source)
     )
     accuracies = classes.accuracies()
     return ParityRecord(
-        verdict=verdict,
-        reasons=reasons,
+        verdict=judged.verdict,
+        numerical=judged.numerical,
+        bounds=judged.bounds,
+        reasons=judged.reasons,
         outputs=outputs,
         flips=flips,
         top5_flips=classes.top5_flips(),

@@ -5,11 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
+from vggdeploy.errors import counted
 from vggdeploy.parity.bounds import drop_samples_to_decide, samples_to_decide
 from vggdeploy.parity.criteria import RECORD_FACTOR
 from vggdeploy.records import AccuracyDrop, FlipCount, OutputParity, Thresholds
+from vggdeploy.records.parity import worse
 from vggdeploy.types import Verdict
+
+
+class Judgement(NamedTuple):
+    """The two verdicts of a comparison, as `ParityRecord` has them, and a line for each criterion that was missed or, where
+    none was, that could not be decided."""
+
+    numerical: Verdict
+    bounds: Verdict | None
+    reasons: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return worse(self.numerical, self.bounds)
 
 
 def judge(
@@ -20,13 +36,13 @@ def judge(
     drop: AccuracyDrop | None = None,
     golden: bool = False,
     allowed: Mapping[str, float] = MappingProxyType({}),
-) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict, and a line for each criterion that was missed or could not be decided.
+) -> Judgement:
+    """Both verdicts, and why.
 
-    Distances decide on the samples that were seen. Flips are judged by their bounds: fail when even the lower one is
-    above the limit, inconclusive when the limit lies between them; the accuracy drop likewise, where a limit is set. Those
-    bounds hold at any number of looks, so an inconclusive verdict may be asked again with more images.
-    A golden pair is too small for that; there a flip fails only together with a distance, and nothing is promised.
+    Numerical parity: distances decide on the samples that were seen. Bounds: flips fail when even the lower one is
+    above the limit, and are inconclusive when the limit lies between them; the accuracy drop likewise, where a limit is set.
+    They hold at any number of looks, so an inconclusive verdict may be asked again with more images.
+    A golden pair is too small for bounds; there a flip fails only together with a distance, and nothing is promised.
 
     ``allowed``: output → the largest distance that the variant's own record allows.
     """
@@ -45,31 +61,45 @@ def judge(
             )
         if not o.cosine_min >= thresholds.cosine:
             wrong.append(f"{o.output}: smallest cosine {o.cosine_min:.6f} is below {thresholds.cosine:g}")
-    if flips and not golden and flips.lower > thresholds.flip_rate:
-        wrong.append(f"{flips.flips} of {flips.samples} top-1 classes changed; the limit is {thresholds.flip_rate:.2%}")
+    numerical = Verdict.FAIL if wrong else Verdict.PASS
     limit = thresholds.accuracy_drop
-    if limit is not None and drop and not golden and drop.lower > limit:
-        wrong.append(f"accuracy fell by {drop.drop:.2%} (at least {drop.lower:.2%}); the limit is {limit:.2%}")
-    if wrong:
-        return Verdict.FAIL, tuple(wrong)
+    if golden or (flips is None and limit is None):
+        return Judgement(numerical, None, tuple(wrong))
+    above, unsure = _judge_bounds(flips, drop, thresholds)
+    bounds = Verdict.FAIL if above else Verdict.INCONCLUSIVE if unsure else Verdict.PASS
+    wrong += above
+    return Judgement(numerical, bounds, tuple(wrong or unsure))
+
+
+def _judge_bounds(
+    flips: FlipCount | None, drop: AccuracyDrop | None, thresholds: Thresholds
+) -> tuple[list[str], list[str]]:
+    """What lies above its limit for certain, and what may."""
+    above: list[str] = []
     unsure: list[str] = []
-    if flips and not golden and flips.upper > thresholds.flip_rate:
+    if flips and flips.lower > thresholds.flip_rate:
+        above.append(f"{flips.flips} of {flips.samples} top-1 classes changed; the limit is {thresholds.flip_rate:.2%}")
+    elif flips and flips.upper > thresholds.flip_rate:
         unsure.append(_undecided_flips(flips, thresholds.flip_rate))
-    if limit is not None and not golden and (drop is None or drop.upper > limit):
-        unsure.append(
-            _undecided_drop(drop, limit)
-            if drop
-            else "an accuracy drop needs labelled images: name a data set with --data"
-        )
-    return (Verdict.INCONCLUSIVE, tuple(unsure)) if unsure else (Verdict.PASS, ())
+    limit = thresholds.accuracy_drop
+    if limit is None:
+        return above, unsure
+    if drop is None:
+        unsure.append("an accuracy drop needs labelled images: name a data set with --data")
+    elif drop.lower > limit:
+        above.append(f"accuracy fell by {drop.drop:.2%} (at least {drop.lower:.2%}); the limit is {limit:.2%}")
+    elif drop.upper > limit:
+        unsure.append(_undecided_drop(drop, limit))
+    return above, unsure
 
 
 def _undecided_flips(flips: FlipCount, limit: float) -> str:
     needed = samples_to_decide(flips.flips, flips.samples, limit)
     return (
         f"{flips.flips} of {flips.samples} top-1 classes changed: up to {flips.upper:.2%} at one-sided 95% confidence, the "
-        f"limit is {limit:.2%}; {_look_at(needed, fails=flips.flips > limit * flips.samples)}, or accept that bound: "
-        f"--max-flips {_rounded_up(flips.upper):g}"
+        f"limit is {limit:.2%}; "
+        f"{_look_at(needed, fails=flips.flips > limit * flips.samples)}, or accept that bound: "
+        f"vggdeploy verify BUNDLE --max-flips {_rounded_up(flips.upper):g} --record"
     )
 
 
@@ -78,14 +108,14 @@ def _undecided_drop(drop: AccuracyDrop, limit: float) -> str:
     return (
         f"accuracy may have fallen by {drop.upper:.2%} at one-sided 95% confidence, the limit is {limit:.2%}; "
         f"{_look_at(needed, fails=drop.drop > limit)}, or accept that bound: "
-        f"--max-accuracy-drop {_rounded_up(drop.upper):g}"
+        f"vggdeploy verify BUNDLE --max-accuracy-drop {_rounded_up(drop.upper):g} --record"
     )
 
 
 def _look_at(needed: int | None, *, fails: bool) -> str:
     if needed is None:
         return "what was seen is the limit itself, which no number of images decides"
-    return f"look at {needed:,} images" + (", of which as many would fail it" if fails else "")
+    return f"look at {counted(needed, 'image')}" + (", of which as many would fail it" if fails else "")
 
 
 def _rounded_up(rate: float) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import Bundle
+from vggdeploy.errors import counted
 from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.sessions import in_order, run_batch
 from vggdeploy.types import ImageSource, TensorSpec
@@ -141,7 +142,7 @@ def golden_reference(bundle: Bundle) -> Reference:
 
 def golden_pair(images: Rows, outputs: Mapping[str, Rows]) -> Reference:
     """Inputs and the reference's outputs for them, as a golden pair."""
-    return Reference(images, dict(outputs), f"{GOLDEN} ({len(images)} images)", source=ImageSource.GOLDEN)
+    return Reference(images, dict(outputs), f"{GOLDEN} ({counted(len(images), 'image')})", source=ImageSource.GOLDEN)
 
 
 class Spool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import Bundle, Manifest
+from vggdeploy.errors import counted
 from vggdeploy.parity.reference import Reference
 from vggdeploy.preprocess import normalise
 from vggdeploy.spec import PreprocessSpec
@@ -60,4 +61,4 @@ def stress_reference(bundle: Bundle) -> Reference | None:
     if not outputs:
         return None
     images = stress_input(bundle.manifest, len(next(iter(outputs.values()))))
-    return Reference(images, dict(outputs), f"stress set ({len(images)} images)", source=ImageSource.STRESS)
+    return Reference(images, dict(outputs), f"stress set ({counted(len(images), 'image')})", source=ImageSource.STRESS)

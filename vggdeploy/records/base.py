@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -23,6 +24,18 @@ _GIANTS = 10_000
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The base of every record: immutable, and an unknown field is an error. (``kw_only`` is not inherited.)"""
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
+
+
+def notebook_html(shown: object) -> str | None:
+    """What a Jupyter notebook shows of a result or a bundle; None where it is to print it.
+
+    The tables belong to a floor above, which is imported when a notebook asks, and by nothing else here.
+    """
+    html: str | None = import_module("vggdeploy.report.notebook").html_of(shown)
+    return html
 
 
 def to_json(record: Any) -> bytes:
@@ -46,7 +59,7 @@ def json_text(data: bytes) -> str:
 
 def _refuse_non_finite(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise BundleError(f"{value} cannot be written as JSON", "find what was measured as that: run with --debug")
+        raise BundleError(f"{value} cannot be written as JSON", "run with --debug and report it")
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     for part in inside:
         _refuse_non_finite(part)

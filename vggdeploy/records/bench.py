@@ -191,6 +191,37 @@ class RateSearch(Record, frozen=True, kw_only=True):
     seconds: float
 
 
+class ServerTimes(Record, frozen=True, kw_only=True):
+    """What a server says of its own requests during one load, by the protocol's statistics extension: means in milliseconds.
+
+    Of a server of several processes these are of the one that was asked for them.
+    """
+
+    requests: int
+    failed: int
+    queue_ms: float
+    input_ms: float
+    run_ms: float
+    output_ms: float
+
+
+class ServerAbout(Record, frozen=True, kw_only=True):
+    """The server that was asked. ``judged_as`` is the strictest precision whose limits its answers to the golden pair keep;
+    None where no bundle was given, or they keep none. ``held_against`` is the bundle's variant whose answers, on the machine
+    that asked, every answer was compared with; empty where there was none. ``same_machine``: client and server shared the
+    processor.
+    """
+
+    url: str
+    protocol: str
+    model: str
+    server: str
+    platform: str
+    same_machine: bool
+    judged_as: Precision | None = None
+    held_against: str = ""
+
+
 class ScenarioRow(Record, frozen=True, kw_only=True):
     """One variant under one of LoadGen's scenarios. Latencies are milliseconds a query.
 
@@ -199,6 +230,10 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
     ``queue`` is the time from a query's arrival to the start of the batch that it is in, ``run`` that of the batch.
     ``answers`` were given under the same load; ``search`` is how ``target_qps`` was found; ``loadgen`` is the version and
     ``seeds`` are its random numbers'. ``on_cpu`` as in `BenchRow`.
+
+    Of a server that is asked over a network, a query is a request of ``batch`` images and ``queue`` its wait for one of the
+    client's ``connections``; of the scenario ``callers``, so many callers each wait for their answer. ``failed`` requests had
+    no answer; ``client_cores`` is what asking took.
     """
 
     variant: str
@@ -228,6 +263,10 @@ class ScenarioRow(Record, frozen=True, kw_only=True):
     loadgen: str = ""
     seeds: dict[str, int] = {}
     on_cpu: str = ""
+    connections: int | None = None
+    failed: int = 0
+    client_cores: float | None = None
+    server: ServerTimes | None = None
 
 
 class BenchReport(Record, frozen=True, kw_only=True):
@@ -237,7 +276,8 @@ class BenchReport(Record, frozen=True, kw_only=True):
     ``summary`` has a sentence a batch size: the verdict, then the number. ``percentile`` is the one that was asked for: a
     row with too few calls for it is invalid. ``harness_cpu_share`` is what the process that hands out the turns used
     itself, in cores: 0.01 is 1% of one core. ``roofs`` are there where they were asked for (``--roof``), and
-    so is ``gate``, the second bundle held against the first (``--fail-if-slower``).
+    so is ``gate``, the second bundle held against the first (``--fail-if-slower``). ``server`` is the one that was asked
+    (``--url``); then ``bundle`` is what its answers were held against, or its URL where nothing was.
     """
 
     schema_version: int = RESULT_VERSION
@@ -259,3 +299,4 @@ class BenchReport(Record, frozen=True, kw_only=True):
     harness_cpu_share: float | None = None
     roofs: tuple[CpuRoof, ...] = ()
     gate: ComparisonReport | None = None
+    server: ServerAbout | None = None

@@ -56,12 +56,15 @@ class ComparisonReport(Record, frozen=True, kw_only=True):
 
 
 class VariantLight(Record, frozen=True, kw_only=True):
-    """A variant's verdict over all results: the worst of those that ran. ``label`` tells it from others of its name."""
+    """A variant's verdict over all results: the worst of those that ran, and so for the two that it is made of, where the
+    results told them apart. ``label`` tells it from others of its name."""
 
     label: str
     variant: str
     sha256: str
     verdict: Verdict
+    numerical: Verdict | None = None
+    bounds: Verdict | None = None
     why: str
 
 

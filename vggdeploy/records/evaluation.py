@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vggdeploy.errors import counted
 from vggdeploy.records import RESULT_VERSION, Record
 
 MATRIX_CLASSES = 100  # up to here a report holds the whole confusion matrix: ImageNet's would be a million numbers
@@ -80,4 +81,4 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
     @property
     def data(self) -> str:
         """The images, as other records name them."""
-        return f"{self.dataset} {self.split} ({self.accuracy.samples} images)"
+        return f"{self.dataset} {self.split} ({counted(self.accuracy.samples, 'image')})"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from vggdeploy.records.base import RESULT_VERSION, Record
 from vggdeploy.types import ImageSource, Precision, Verdict
 
@@ -129,6 +131,12 @@ class AccuracyDrop(Record, frozen=True, kw_only=True):
 class ParityRecord(Record, frozen=True, kw_only=True):
     """One variant against the FP32 PyTorch reference. Accuracies are fractions, or None without true labels.
 
+    Two verdicts, and ``verdict``, the worse of them. ``numerical`` is of the outputs: their distances on the images that were
+    looked at, the precision and the layers that were read back, and repeated calls; a handful of images decides it. ``bounds``
+    is of what is promised for images that nobody looked at: changed top-1 classes, and the accuracy where a limit of it was
+    asked for. It alone can be ``inconclusive``, and is None where no bound was judged: on the golden pair, and of networks
+    without classes. A failure in a record older than these two fields is not told apart: both are None.
+
     ``limits`` are those that the verdict was reached by, None in records older than this field. ``products`` are the
     convolutions and matrix products by the type they compute in, as the shipped file has them; empty where it was not
     read (an engine: what was read when it was built stands in its variant's proof). ``batches``, ``stress`` (the images of
@@ -140,6 +148,8 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     backend: str
     device: str
     verdict: Verdict
+    numerical: Verdict | None = None
+    bounds: Verdict | None = None
     reasons: tuple[str, ...] = ()
     data: str = ""
     outputs: tuple[OutputParity, ...] = ()
@@ -158,11 +168,43 @@ class ParityRecord(Record, frozen=True, kw_only=True):
     repeats: Repeats | None = None
     host: dict[str, str] = {}
 
+    def __post_init__(self) -> None:
+        if self.numerical is None and self.bounds is None and self.verdict is not Verdict.FAIL:
+            judged = self.source is ImageSource.REAL and (self.flips is not None or self._limits_drop)
+            bounds = self.verdict if judged and self.verdict is not Verdict.UNPROVEN else None
+            sure = Verdict.PASS if self.verdict is Verdict.INCONCLUSIVE else self.verdict
+            if self.verdict is Verdict.INCONCLUSIVE:
+                bounds = Verdict.INCONCLUSIVE
+            msgspec.structs.force_setattr(self, "numerical", sure)
+            msgspec.structs.force_setattr(self, "bounds", bounds)
+        elif self.numerical is not None and self.verdict is not worse(self.numerical, self.bounds):
+            raise ValueError(
+                f"the verdict is {self.verdict}, of numerical parity {self.numerical} and bounds {self.bounds or 'not judged'}"
+            )
+        elif self.numerical is None and self.bounds is not None:
+            raise ValueError("bounds are judged, and numerical parity is not")
+
+    @property
+    def _limits_drop(self) -> bool:
+        return self.limits is not None and self.limits.accuracy_drop is not None
+
+    def failed(self, reasons: tuple[str, ...]) -> ParityRecord:
+        """The same as a failure of its numerical parity, with ``reasons`` in place of its own."""
+        return msgspec.structs.replace(self, verdict=Verdict.FAIL, numerical=Verdict.FAIL, reasons=reasons)
+
     @property
     def distances(self) -> tuple[Distance, ...]:
         """What later proofs of the variant are measured against."""
         measured = [(self.source, o) for o in self.outputs] + [(ImageSource.STRESS, o) for o in self.stress]
         return tuple(Distance(source=s, output=o.output, relative_l2=o.relative_l2) for s, o in measured)
+
+
+_WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.UNPROVEN, Verdict.PASS)
+
+
+def worse(numerical: Verdict, bounds: Verdict | None) -> Verdict:
+    """The verdict of a comparison: the worse of its two."""
+    return next(v for v in _WORST if v in (numerical, bounds))
 
 
 class Check(Record, frozen=True, kw_only=True):

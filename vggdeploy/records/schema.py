@@ -8,8 +8,10 @@ import msgspec
 
 from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport
 from vggdeploy.records.conclusions import ComparisonReport, ReportSummary
+from vggdeploy.records.drift import DriftReport
 from vggdeploy.records.evaluation import EvaluationReport
 from vggdeploy.records.profile import ProfileReport
+from vggdeploy.records.shadow import ShadowReport
 
 
 def json_schema(kind: type[Any], title: str) -> dict[str, Any]:
@@ -41,12 +43,14 @@ def _with_one_line_descriptions(schema: Any) -> Any:
 
 
 RESULTS: dict[str, tuple[type[Any], str]] = {
-    "parity": (ParityReport, "vggdeploy verify --json"),
-    "bench": (BenchReport, "vggdeploy bench --json"),
-    "evaluation": (EvaluationReport, "vggdeploy evaluate --json"),
-    "profile": (ProfileReport, "vggdeploy bench --profile-layers --json"),
-    "comparison": (ComparisonReport, "vggdeploy compare --json"),
-    "report": (ReportSummary, "vggdeploy report --json"),
+    "parity": (ParityReport, "vggdeploy verify BUNDLE --json"),
+    "bench": (BenchReport, "vggdeploy bench BUNDLE --json"),
+    "evaluation": (EvaluationReport, "vggdeploy evaluate BUNDLE --json"),
+    "profile": (ProfileReport, "vggdeploy bench BUNDLE --profile-layers --json"),
+    "comparison": (ComparisonReport, "vggdeploy compare OLD.json NEW.json --json"),
+    "shadow": (ShadowReport, "GET /shadow"),
+    "drift": (DriftReport, "GET /drift"),
+    "report": (ReportSummary, "vggdeploy report RESULT.json -o report.html --json"),
 }
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from vggdeploy.bundle import REFERENCE
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, BenchRow, Candidate, ParityRecord, ParityReport, ScenarioRow, SearchReport
+from vggdeploy.records.fit import FitReport
 from vggdeploy.records.gpu_day import GpuDay
+from vggdeploy.records.shadow import ShadowReport
 from vggdeploy.report import findings, gpu_days
 from vggdeploy.report.digits import figures
 from vggdeploy.report.documents import Results
@@ -62,11 +64,25 @@ def answers(results: Results, cast: Cast) -> list[Answer]:
     found = [of_bench(b, cast) for b in benches if b.rows]
     found += [of_load(b, cast) for b in benches if b.scenarios]
     found += map(of_search, results.searches)
+    found += map(of_fit, results.fits)
     found += map(of_gpu_day, results.gpu_days)
+    found += map(of_shadow, results.shadows)
     return (
         found
         or [of_parity(p) for p in results.parity]
         or [Answer("Take", "None", "nothing was measured", settled=False)]
+    )
+
+
+def of_shadow(report: ShadowReport) -> Answer:
+    """Whether it may take over."""
+    may = report.may_take_over
+    return Answer(
+        heading="May take over" if may else "May not take over",
+        name=one_line(f"{report.shadow.variant} of {report.shadow.model}"),
+        why=findings.shadow_counts(report),
+        settled=may,
+        mend="" if may else one_line("; ".join(report.reasons)),
     )
 
 
@@ -98,7 +114,9 @@ def of_bench(bench: BenchReport, cast: Cast) -> Answer:
         settled=settled,
         facts=_facts(row, bench, subject),
         command=_predict(row, bench),
-        runner_up=one_line(f"{rival.label}, {figures(rival.row.p50_ms)} ms: {rival.why_not}") if rival else "",
+        runner_up=one_line(f"{rival.label}, {figures(rival.row.p50_ms)} ms at batch {rival.row.batch}: {rival.why_not}")
+        if rival
+        else "",
         mend="" if settled else _mend(row, bench, cast),
     )
 
@@ -113,9 +131,7 @@ def _mend(row: BenchRow, bench: BenchReport, cast: Cast) -> str:
         lacks.append(f"measure it again ({again}) without this: {'; '.join(row.reasons)}")
     base = next((r for r in findings.smallest_batch(bench) if r.variant == bench.baseline), row)
     if not lacks and not base.valid:
-        lacks.append(
-            f"measure {base.variant}, which speeds are told against, again without this: {'; '.join(base.reasons)}"
-        )
+        lacks.append(f"measure {base.variant}, the baseline of speed, again without this: {'; '.join(base.reasons)}")
     return one_line("; ".join(lacks) or f"prove the baseline: {_verify(bench.bundle)}")
 
 
@@ -123,7 +139,7 @@ def _facts(row: BenchRow, bench: BenchReport, subject: Subject) -> tuple[Fact, .
     best = max((r for r in bench.rows if r.variant == row.variant), key=lambda r: r.images_per_second)
     start = next((f for f in bench.fresh if f.variant == row.variant), None)
     return (
-        Fact("p50", _ms(row.p50_ms)),
+        Fact("p50", _ms(row.p50_ms), f"batch {row.batch}"),
         Fact("p99", _ms(row.p99_ms), "" if row.p99_ms is not None else "too few calls"),
         Fact(
             "throughput",
@@ -161,7 +177,7 @@ def of_load(bench: BenchReport, cast: Cast) -> Answer:
     subject = cast.row(best, bench)
     rival = next(iter(others), None)
     return Answer(
-        heading="Under load, take" if good else "Under load, provisional leader",
+        heading=_load_heading(bench, settled=bool(good)),
         name=subject.label,
         why=one_line(_load_reason(best, settled=bool(good))),
         backend=best.backend,
@@ -175,8 +191,21 @@ def of_load(bench: BenchReport, cast: Cast) -> Answer:
         ),
         command=_serve(best, bench),
         runner_up=one_line(_load_rival(rival, bench, cast)) if rival else "",
-        mend="" if good else one_line("; ".join(best.reasons) or _verify(bench.bundle)),
+        mend="" if good else one_line("; ".join(best.reasons) or _prove(bench)),
     )
+
+
+def _load_heading(bench: BenchReport, *, settled: bool) -> str:
+    if bench.server is None:
+        return "Under load, take" if settled else "Under load, provisional leader"
+    return "The server holds" if settled else "Not settled"
+
+
+def _prove(bench: BenchReport) -> str:
+    """What proves the best of a load."""
+    if bench.server is None:
+        return _verify(bench.bundle)
+    return f"give the bundle that is served there: {_line('bench', 'BUNDLE', '--url', bench.server.url)} …"
 
 
 def _counts(row: ScenarioRow, bench: BenchReport, cast: Cast) -> bool:
@@ -218,13 +247,32 @@ def of_search(report: SearchReport) -> Answer:
         why=_clause(f"{speed}. {findings.asked_words(report)}"),
         backend=won.backend,
         facts=(
-            Fact("p50", _ms(won.latency_ms)),
+            Fact("p50", _ms(won.latency_ms), "one image"),
             Fact("p99", ""),
             Fact(_DROP, f"{points(drop.drop)} points", f"≤ {points(drop.upper)}, {split} split"),
             Fact("size", _megabytes(won.bytes)),
         ),
         command=_line("predict", report.bundle, "IMAGE", "--variant", won.variant),
         runner_up=one_line(second),
+    )
+
+
+def of_fit(report: FitReport) -> Answer:
+    """The network that ships, and whether it reaches what was asked for."""
+    won, test = report.winner, report.test
+    return Answer(
+        heading="The network to take" if report.reached else "The goal was not reached; the closest",
+        name=one_line(f"{won.variant}, trial {won.trial + 1}"),
+        why=_clause(report.reason),
+        backend=won.backend,
+        settled=report.reached,
+        facts=(
+            Fact("p50", _ms(won.latency_ms), "one image"),
+            Fact("accuracy", f"{test.rate:.2%}", f"{test.lower:.2%} to {test.upper:.2%}, {test.samples:,} test images"),
+            Fact("size", _megabytes(won.bytes)),
+        ),
+        command=_line("predict", report.bundle, "IMAGE"),
+        mend="" if report.reached else "give it more time with --resume --force and a larger --budget, or ask for less",
     )
 
 
@@ -252,7 +300,7 @@ def of_gpu_day(day: GpuDay) -> Answer:
             "None",
             "no VGG-16 ran in FP16",
             settled=False,
-            mend="run vggdeploy doctor --gpu-day again",
+            mend="run it once more: vggdeploy doctor --gpu-day",
         )
     single = gpu_days.fastest(day, compiled=False, batch=1)
     roof = gpu_days.convolution_roof(day, best.precision)
@@ -340,7 +388,7 @@ def _predict(row: BenchRow, bench: BenchReport) -> str:
 
 def _serve(row: ScenarioRow, bench: BenchReport) -> str:
     variant, _, bundle = origin(row, bench)
-    return _line("serve", bundle, "--variant", variant)
+    return "" if bench.server else _line("serve", bundle, "--variant", variant)
 
 
 def _verify(bundle: str) -> str:

@@ -67,6 +67,68 @@ def front(rows: Rows, *, names: Groups, measured: bool, limit: float) -> Chart:
     return in_dark(alt.layer(*layers).properties(width="container", height=_HEIGHT))
 
 
+def frontier(rows: Rows) -> Chart:
+    """Every network of a fit: accuracy on validation images against the time of one image, and the line of those that no other
+    beats. Rows: label, ms, accuracy, network, kind, front. The winner is named."""
+    base = alt.Chart(alt.InlineData(values=list(rows)))
+    x = alt.X("ms:Q", title="ms an image (log scale)", scale=log_scale(rows, "ms"))
+    y = alt.Y("accuracy:Q", title="accuracy, validation", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
+    points = base.encode(
+        x=x,
+        y=y,
+        tooltip=[
+            alt.Tooltip("label:N", title="network"),
+            alt.Tooltip("network:N", title="blocks"),
+            alt.Tooltip("ms:Q", title="ms", format=",.3~r"),
+            alt.Tooltip("accuracy:Q", format=".2%"),
+            alt.Tooltip("kind:N", title="it is"),
+        ],
+    )
+    colour = alt.value(alt.ExprRef(f"{DARK} ? '#56b4e9' : '#0072b2'"))
+    best = base.transform_filter("datum.kind === 'winner'")
+    layers = [
+        base.transform_filter("datum.front").mark_line(strokeWidth=2).encode(x=x, y=y, color=colour),
+        points.transform_filter("!datum.front").mark_point(size=70, strokeWidth=2, opacity=0.7).encode(color=colour),
+        points.transform_filter("datum.front").mark_point(size=90, filled=True, opacity=1).encode(color=colour),
+        best.mark_point(size=300, shape="diamond", strokeWidth=3, color=alt.ExprRef(RED)).encode(x=x, y=y),
+        best.mark_text(align="left", dx=16, dy=4, color=alt.ExprRef(INK)).encode(x=x, y=y, text="label:N"),
+    ]
+    return in_dark(alt.layer(*layers).properties(width="container", height=_HEIGHT))
+
+
+def beside(rows: Rows) -> Chart:
+    """What a fit made and what others did: accuracy on test images, with its interval, against the time of one image. Rows:
+    label, ms, accuracy, lower, upper, ours."""
+    base = alt.Chart(alt.InlineData(values=list(rows)))
+    x = alt.X("ms:Q", title="ms an image (log scale)", scale=log_scale(rows, "ms"))
+    y = alt.Y("accuracy:Q", title="accuracy, test", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
+    points = base.encode(
+        x=x,
+        y=y,
+        tooltip=[
+            alt.Tooltip("label:N", title="made by"),
+            alt.Tooltip("ms:Q", title="ms", format=",.3~r"),
+            alt.Tooltip("accuracy:Q", format=".2%"),
+            alt.Tooltip("lower:Q", title="at least", format=".2%"),
+            alt.Tooltip("upper:Q", title="at most", format=".2%"),
+        ],
+    )
+    colour = alt.value(alt.ExprRef(f"{DARK} ? '#56b4e9' : '#0072b2'"))
+    mine, theirs = (base.transform_filter(f"{no}datum.ours") for no in ("", "!"))
+    layers = [
+        base.mark_rule(strokeWidth=2, opacity=0.5).encode(x=x, y=alt.Y("lower:Q"), y2="upper:Q", color=colour),
+        points.transform_filter("!datum.ours").mark_point(size=90, filled=True, opacity=1).encode(color=colour),
+        points.transform_filter("datum.ours").mark_point(
+            size=300, shape="diamond", strokeWidth=3, color=alt.ExprRef(RED)
+        ),
+        theirs.mark_text(align="left", dx=8, dy=-6, color=alt.ExprRef(INK)).encode(x=x, y=y, text="label:N"),
+        mine.mark_text(align="left", dx=16, dy=4, fontWeight="bold", color=alt.ExprRef(INK)).encode(
+            x=x, y=y, text="label:N"
+        ),
+    ]
+    return in_dark(alt.layer(*layers).properties(width="container", height=_HEIGHT))
+
+
 def tails(rows: Rows, *, names: Groups) -> Chart:
     """Latency over the percentile on an axis of nines: each step to the right is ten times as rare.
 

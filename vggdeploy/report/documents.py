@@ -9,27 +9,44 @@ from typing import Any
 
 import msgspec
 
-from vggdeploy.errors import InputError, UsageError, first_line
+from vggdeploy.errors import InputError, UsageError, first_line, nearby
 from vggdeploy.records import RESULT_VERSION, BenchReport, ParityReport, SearchReport, check_numbers, from_json
+from vggdeploy.records.conclusions import ComparisonReport
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.fit import FitReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.records.gpu_day import GpuDay
 from vggdeploy.records.profile import ProfileReport
+from vggdeploy.records.shadow import ShadowReport
 from vggdeploy.system.files import read_regular
 
 _MAX_BYTES = 256 * 2**20
-_MAKE = "give what these print: vggdeploy verify --json, vggdeploy bench --json, vggdeploy evaluate --json"
+_MAKE = "give what these print: vggdeploy verify BUNDLE --json, vggdeploy bench BUNDLE --json, vggdeploy evaluate BUNDLE --json"
 
 
-Result = ParityReport | BenchReport | EvaluationReport | GpuReport | GpuDay | SearchReport | ProfileReport
+Result = (
+    ParityReport
+    | BenchReport
+    | EvaluationReport
+    | GpuReport
+    | GpuDay
+    | SearchReport
+    | ProfileReport
+    | FitReport
+    | ComparisonReport
+    | ShadowReport
+)
 # A document is of the first kind whose fields it has; none of them is in a document of another kind.
 _KINDS: tuple[tuple[frozenset[str], type[Any]], ...] = (
     (frozenset({"roof", "times", "macs"}), GpuReport),
     (frozenset({"steps", "gpu", "packages"}), GpuDay),
     (frozenset({"rows", "baseline"}), BenchReport),
+    (frozenset({"rows", "old", "new"}), ComparisonReport),
     (frozenset({"profiles", "threads"}), ProfileReport),
     (frozenset({"confused", "accuracy"}), EvaluationReport),
+    (frozenset({"trials", "frontier", "goal"}), FitReport),
     (frozenset({"trials", "front", "goal"}), SearchReport),
+    (frozenset({"served", "shadow", "compared"}), ShadowReport),
     (frozenset({"bundle", "variants"}), ParityReport),
 )
 
@@ -69,12 +86,24 @@ class Results:
         return [d.result for d in self.documents if isinstance(d.result, ProfileReport)]
 
     @property
+    def shadows(self) -> list[ShadowReport]:
+        return [d.result for d in self.documents if isinstance(d.result, ShadowReport)]
+
+    @property
     def gpu_days(self) -> list[GpuDay]:
         return [d.result for d in self.documents if isinstance(d.result, GpuDay)]
 
     @property
+    def comparisons(self) -> list[ComparisonReport]:
+        return [d.result for d in self.documents if isinstance(d.result, ComparisonReport)]
+
+    @property
     def searches(self) -> list[SearchReport]:
         return [d.result for d in self.documents if isinstance(d.result, SearchReport)]
+
+    @property
+    def fits(self) -> list[FitReport]:
+        return [d.result for d in self.documents if isinstance(d.result, FitReport)]
 
 
 def read_results(paths: Sequence[Path]) -> Results:
@@ -107,7 +136,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path, limit=_MAX_BYTES)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}", _MAKE) from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", f"{nearby(path)}{_MAKE}") from error
 
 
 def _in_tera_ops(value: Any) -> Any:
@@ -134,11 +163,13 @@ def parse_document(data: bytes, path: Path) -> Result:
     version = found.get("schema_version")
     kind = next((kind for fields, kind in _KINDS if fields <= found.keys()), None)
     if kind is None or not isinstance(version, int):
-        raise InputError(f"{path} is not a result of verify, bench, evaluate, search or a GPU day", _MAKE)
+        raise InputError(
+            f"{path} is not a result of verify, bench, compare, evaluate, search or a GPU day, nor of a shadow", _MAKE
+        )
     if version > RESULT_VERSION:
         raise InputError(
             f"{path} has schema version {version}; this vggdeploy reads up to version {RESULT_VERSION}",
-            "update vggdeploy: pip install -U vggdeploy",
+            "install a newer vggdeploy, from its repository or a wheel",
         )
     if b'"giga_ops"' in data:
         data = msgspec.json.encode(_in_tera_ops(found))

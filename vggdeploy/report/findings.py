@@ -9,6 +9,7 @@ from typing import Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import BenchReport, BenchRow, Candidate, SearchReport
+from vggdeploy.records.shadow import ShadowReport
 from vggdeploy.report.digits import figures
 from vggdeploy.report.subjects import Cast
 from vggdeploy.types import Verdict
@@ -148,6 +149,30 @@ def tail(row: BenchRow, label: str) -> list[dict[str, Any]]:
 def search_words(report: SearchReport) -> str:
     """The verdict, then on what it rests."""
     return one_line(f"{report.reason[:1].upper() + report.reason[1:]}. {asked_words(report)}")
+
+
+def shadow_words(report: ShadowReport) -> str:
+    """Whether the shadow may take over, and why."""
+    may = "may take over" if report.may_take_over else "may not take over"
+    return one_line(
+        f"{report.shadow.variant} of {report.shadow.model} {may} from {report.served.variant} of {report.served.model}: "
+        f"{shadow_counts(report)}. Their times are of other conditions: which is faster says vggdeploy bench OLD NEW."
+    )
+
+
+def shadow_counts(report: ShadowReport) -> str:
+    """The verdict, in the words of parity, and what was counted."""
+    flips = report.flips
+    seen = (
+        f"{flips.flips} of {flips.samples:,} different requests were answered with another class, {flips.lower:.2%} to "
+        f"{flips.upper:.2%} at one-sided 95% confidence each, at any look; the limit is {report.limit:.2%}"
+        if flips
+        else "nothing was compared"
+    )
+    return (
+        f"{report.verdict}; {seen}; {report.errors:,} errors, {report.shed:,} not asked since callers were waiting, "
+        f"{report.repeated:,} repeated"
+    )
 
 
 def asked_words(report: SearchReport) -> str:

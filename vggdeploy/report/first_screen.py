@@ -82,4 +82,4 @@ def _light(subject: Subject) -> str:
     verdict = str(subject.verdict)
     return f"""<li>{light_html(verdict)}
 <div class="who"><b>{mark_html(subject.backend)}{escape(subject.label)}</b><span class="word {verdict}">{verdict}</span></div>
-<p>{escape(subject.why)}</p></li>"""
+{f"<p>{escape(subject.apart)}</p>" if subject.apart else ""}<p>{escape(subject.why)}</p></li>"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vggdeploy.errors import counted
 from vggdeploy.records.gpu_day import Check, GpuDay, NetworkRate, OperationRate, StepOutcome
 
 # The most that ‖answers − FP64's‖ ∕ ‖FP64's‖ may be: 16 units of the precision's last place (2⁻¹¹ of FP16 and TF32, 2⁻⁸ of
@@ -70,7 +71,7 @@ def lines(day: GpuDay) -> Iterator[str]:
     yield from speed(day)
     for step in day.steps:
         why = f": {step.reason}" if step.reason else ""
-        yield f"{step.outcome:>8}  {step.name} ({step.seconds:.0f} s, {len(step.readings)} readings){why}"
+        yield f"{step.outcome:>8}  {step.name} ({step.seconds:.0f} s, {counted(len(step.readings), 'reading')}){why}"
 
 
 def speed(day: GpuDay) -> Iterator[str]:

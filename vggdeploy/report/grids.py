@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from vggdeploy.errors import one_line
+from vggdeploy.bundle import REFERENCE, Bundle, Variant
+from vggdeploy.errors import counted, one_line
 from vggdeploy.records import BenchReport, LayerReport, ParityRecord, ParityReport, SearchReport
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.fit import FitReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.records.gpu_day import GpuDay
+from vggdeploy.records.shadow import ShadowReport
 from vggdeploy.report import gpu_tables, tables
 from vggdeploy.report.documents import Results
 from vggdeploy.report.findings import smallest_batch
+from vggdeploy.report.server_tables import SERVER
 from vggdeploy.report.subjects import Cast, Named
 from vggdeploy.report.tables import Cell, Column, Facts, Grid, Row, grid
+from vggdeploy.system.machine import fingerprint
 
 
 def reasons(told: Iterable[tuple[str, Iterable[str]]]) -> tuple[str, ...]:
@@ -24,6 +29,28 @@ def reasons(told: Iterable[tuple[str, Iterable[str]]]) -> tuple[str, ...]:
         for reason in why:
             holders.setdefault(one_line(reason), []).append(who)
     return tuple(f"{', '.join(dict.fromkeys(who))}: {reason}" for reason, who in holders.items())
+
+
+def variants(bundle: Bundle) -> Grid:
+    """What a bundle holds: a row for each variant."""
+    return grid(tables.VARIANTS, [_variant(bundle, variant) for variant in bundle.manifest.variants])
+
+
+def _variant(bundle: Bundle, variant: Variant) -> Row:
+    """With the median that was measured on this kind of machine at the smallest batch, if any was."""
+    here = [m for m in variant.measured if m.machine == fingerprint()]
+    smallest = min(here, key=lambda m: m.batch, default=None)
+    outputs = variant.parity.outputs if variant.parity else ()
+    facts = Facts(
+        verdict="reference" if variant.name == REFERENCE else variant.verdict,
+        numerical=variant.parity.numerical if variant.parity and variant.name != REFERENCE else None,
+        bounds=variant.parity.bounds if variant.parity and variant.name != REFERENCE else None,
+        size=bundle.size(variant),
+        relative_l2=max((o.relative_l2 for o in outputs), default=None),
+        p50_ms=smallest.p50_ms if smallest else None,
+        p50_batch=smallest.batch if smallest else None,
+    )
+    return facts, variant
 
 
 def summary(results: Results, cast: Cast) -> Grid:
@@ -55,6 +82,8 @@ def latency(bench: BenchReport, cast: Cast) -> Grid:
 
 
 def scenarios(bench: BenchReport, cast: Cast) -> Grid:
+    if bench.server is not None:
+        return of_bench(f"The server at {bench.server.url}", SERVER, bench, cast, bench.scenarios)
     return of_bench("MLPerf LoadGen", tables.SCENARIOS, bench, cast, bench.scenarios)
 
 
@@ -161,6 +190,12 @@ def evaluations(found: Sequence[EvaluationReport], cast: Cast) -> Grid:
     return grid(tables.EVALUATIONS, rows, "Accuracy")
 
 
+def shadows(report: ShadowReport) -> Grid:
+    """The two that were compared. Their times are taken under other conditions: each is its own."""
+    sides = (("served", report.served), ("shadow", report.shadow))
+    return grid(tables.SHADOWS, [(Facts(label=name), side) for name, side in sides], "Served and shadow")
+
+
 def classes(report: EvaluationReport) -> Grid:
     """Each class in numbers, and what it was most often taken for."""
     names = distinct([c.label for c in report.classes])
@@ -190,7 +225,7 @@ def machines(results: Results) -> Grid:
             if (c := result.conditions) is not None:
                 told = {"commit": c.commit, "governor": c.governor, "pinned": "yes" if c.pinned else None}
                 machine += "".join(f"; {name} {text}" for name, text in told.items() if text)
-        elif isinstance(result, SearchReport):
+        elif isinstance(result, (SearchReport, FitReport)):
             machine = f"{result.machine.cpu}, {result.machine.cores} cores"
         elif isinstance(result, (GpuReport, GpuDay)):
             machine = result.gpu
@@ -203,13 +238,15 @@ def machines(results: Results) -> Grid:
 
 def _tools(result: object) -> dict[str, str]:
     """A parity report has its versions in its variants."""
-    return {name: text for r in getattr(result, "variants", ()) for name, text in r.tools.items()}
+    if not isinstance(result, ParityReport):
+        return {}
+    return {name: text for r in result.variants for name, text in r.tools.items()}
 
 
 def run_name(bench: BenchReport) -> str:
     """A bench in a few words."""
     where = bench.machine.gpu or bench.machine.cpu
-    return one_line(f"{where}, {bench.threads} threads, {bench.created}")
+    return one_line(f"{where}, {counted(bench.threads, 'thread')}, {bench.created}")
 
 
 def distinct(labels: Sequence[str]) -> list[str]:

@@ -67,7 +67,9 @@ def read_history(directory: str | os.PathLike[str]) -> list[Point]:
     else:
         points = _from_lines(data, file)
     if not points:
-        raise CheckpointError(f"{root} has no record of a training run", "curves are of a run: vggdeploy train")
+        raise CheckpointError(
+            f"{root} has no record of a training run", "curves are of a run: vggdeploy train -o CHECKPOINT"
+        )
     return points
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from vggdeploy.errors import one_line
-from vggdeploy.report.documents import Results
+from vggdeploy.errors import counted, one_line
+from vggdeploy.records.conclusions import ComparisonReport
+from vggdeploy.report.documents import Result, Results
 from vggdeploy.report.first_screen import Pictures, first_screen
 from vggdeploy.report.page import grid_html, whole_page
 from vggdeploy.report.parts import Section
@@ -45,10 +46,14 @@ def _about(results: Results) -> str:
         getattr(d.result, "bundle", "") or getattr(d.result, "target", "") or getattr(d.result, "gpu", "")
         for d in results.documents
     )
-    dates = sorted(d.result.created[:10] for d in results.documents)
+    dates = sorted(_created(d.result)[:10] for d in results.documents)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    machines = dict.fromkeys(f"{b.machine.gpu or b.machine.cpu}, {b.threads} threads" for b in results.bench)
-    return one_line(" · ".join([*names, *machines, when]))
+    machines = dict.fromkeys(f"{b.machine.gpu or b.machine.cpu}, {counted(b.threads, 'thread')}" for b in results.bench)
+    return one_line(" · ".join(filter(None, [*names, *machines, when])))
+
+
+def _created(result: Result) -> str:
+    return result.new_created if isinstance(result, ComparisonReport) else result.created
 
 
 def _section(part: Section, pictures: Pictures) -> str:
@@ -61,7 +66,7 @@ def _section(part: Section, pictures: Pictures) -> str:
     if part.notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in part.notes)
         notes = f'<ul class="notes">{items}</ul>'
-        told = f"Why not everything counts: {len(part.notes)} reasons"
+        told = f"Why not everything counts: {counted(len(part.notes), 'reason')}"
         folded = f"<details>\n<summary>{told}</summary>\n{notes}\n</details>"
         lines.append(notes if len(part.notes) <= _OPEN_NOTES else folded)
     for grid in part.grids:

@@ -11,12 +11,11 @@ from vggdeploy.report import grids
 from vggdeploy.report.digits import figures
 from vggdeploy.report.documents import Results
 from vggdeploy.report.parts import Figure, Section, drawn, groups
+from vggdeploy.report.server_tables import scenario_name
 from vggdeploy.report.subjects import Cast
 from vggdeploy.report.tables import row_notes
 
-_ASK = (
-    "The server scenario was not run: vggdeploy bench BUNDLE --scenario server --target-qps Q --latency-bound MS --json"
-)
+_ASK = "The server scenario was not run: vggdeploy bench BUNDLE --scenario server --target-qps 100 --latency-bound 50 --json"
 
 
 def load_section(results: Results, cast: Cast) -> Section:
@@ -36,7 +35,9 @@ def load_section(results: Results, cast: Cast) -> Section:
     tables = tuple(grids.scenarios(bench, cast) for bench in results.bench if bench.scenarios)
     tables += tuple(grids.tries(b, cast) for b in results.bench if any(r.search for r in b.scenarios))
     notes = grids.reasons(
-        (f"{cast.row(r, b).label}, {r.scenario} at {r.batch}", row_notes(r)) for b in results.bench for r in b.scenarios
+        (f"{cast.row(r, b).label}, {scenario_name(r)} at {r.batch}", row_notes(r))
+        for b in results.bench
+        for r in b.scenarios
     )
     return Section("load", "Latency under load", "", tuple(shown), tables, missing="" if servers else _ASK, notes=notes)
 

@@ -36,6 +36,7 @@ _LOOKS = {
     "torch-export": _DOWN,
     "torch": _DIAMOND,
     "tensorrt-rtx": _LEFT,
+    "aoti": _RIGHT,
 }
 PALETTE = (_CIRCLE, _SQUARE, _CROSS, _UP, _LEFT, _DOWN, _RIGHT, _DIAMOND)
 

@@ -64,6 +64,26 @@ def losses(rows: Rows, *, names: Groups) -> Chart:
     return in_dark(alt.layer(*layers).properties(width="container", height=_ROW * len(rows)))
 
 
+def changes(rows: Rows, *, names: Groups) -> Chart:
+    """A row for each variant, in the order given: its speed as a multiple of before, with its interval, and a line at 1.
+
+    Rows: label, backend, ratio, low, high, outcome, told, counts.
+    """
+    base = _lines(rows)
+    scale = log_scale([*rows, {"low": 1 / 1.05, "high": 1.05}], "low", "high", wider=1.3)
+    x = alt.X("ratio:Q", title="speed, in multiples of before", scale=scale, axis=alt.Axis(tickCount=5, format=".3~r"))
+    colour = colour_of(names, rows, legend=False)
+    layers = [
+        alt.Chart(alt.InlineData(values=[{}]))
+        .mark_rule(color=alt.ExprRef(GREY), strokeWidth=1.5)
+        .encode(x=alt.datum(1, scale=scale)),
+        base.mark_rule(strokeWidth=6, opacity=0.45).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour),
+        *_marks(base, x, names, rows, _CHANGE_TIP),
+        base.mark_text(align="left", dx=10, fontSize=12).encode(x=alt.X("high:Q", scale=scale), text="told:N"),
+    ]
+    return in_dark(alt.layer(*layers).properties(width="container", height=_ROW * len(rows)))
+
+
 _LATENCY_TIP = [
     alt.Tooltip("label:N", title="variant"),
     alt.Tooltip("verdict:N"),
@@ -81,6 +101,14 @@ _LOSS_TIP = [
     alt.Tooltip("upper:Q", title="at most", format=".2f"),
     alt.Tooltip("limit:Q", title="limit", format=".2f"),
     alt.Tooltip("data:N", title="on"),
+]
+
+_CHANGE_TIP = [
+    alt.Tooltip("label:N", title="variant"),
+    alt.Tooltip("outcome:N"),
+    alt.Tooltip("ratio:Q", title="speed × before", format=".3~r"),
+    alt.Tooltip("low:Q", title="from", format=".3~r"),
+    alt.Tooltip("high:Q", title="to", format=".3~r"),
 ]
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from vggdeploy.errors import one_line
 from vggdeploy.records import LayerReport
-from vggdeploy.report import findings, grids, layer_times
+from vggdeploy.report import findings, fits, grids, layer_times
+from vggdeploy.report.comparison_section import comparison_sections
 from vggdeploy.report.digits import figures as told_figures
 from vggdeploy.report.documents import Results
+from vggdeploy.report.findings import shadow_words
 from vggdeploy.report.gpu_day_sections import gpu_day_sections
 from vggdeploy.report.load_section import load_section
 from vggdeploy.report.parts import Figure, Section, drawn, groups, heading
@@ -21,6 +23,8 @@ from vggdeploy.types import Verdict
 def sections(results: Results, cast: Cast) -> list[Section]:
     """All of them, in the order in which they are read. Of a search alone, no more than it can tell."""
     parts = [
+        *fits.sections_of(results),
+        *comparison_sections(results),
         _summary(results, cast),
         _distributions(results, cast),
         _throughput(results, cast),
@@ -33,6 +37,7 @@ def sections(results: Results, cast: Cast) -> list[Section]:
         _layers(results),
         _accuracy(results, cast),
         *_searches(results),
+        *_shadows(results),
         *(part for day in results.gpu_days for part in gpu_day_sections(day)),
         Section("machine", "Machine and versions", grids=(grids.machines(results),)),
         _commands(results),
@@ -289,6 +294,16 @@ def _searches(results: Results) -> list[Section]:
             figures.append(Figure(findings.search_words(report), draw, one_line(report.bundle)))
         tables.append(grids.candidates(report))
     return [Section("search", "The search for the fastest", "", tuple(figures), tuple(tables))]
+
+
+def _shadows(results: Results) -> list[Section]:
+    """Whether each shadow may take over, and why."""
+    return [
+        Section(
+            "shadow", "The shadow", shadow_words(s), grids=(grids.shadows(s),), notes=tuple(map(one_line, s.reasons))
+        )
+        for s in results.shadows
+    ]
 
 
 def _commands(results: Results) -> Section:

@@ -49,7 +49,8 @@ class Subject:
     """One variant's bytes, and what the results say of them.
 
     ``proofs``: (verdict, (images, device), reasons) of every comparison with the reference, and of what is wrong with its
-    bundle's manifest; ``recorded``: the verdicts that benches carried over from the bundle.
+    bundle's manifest; ``recorded``: the verdicts that benches carried over from the bundle; ``numericals`` and ``bounded``:
+    the two verdicts of every comparison that has them.
     """
 
     variant: str
@@ -59,6 +60,8 @@ class Subject:
     label: str = ""
     proofs: list[tuple[Verdict, tuple[str, str], tuple[str, ...]]] = field(default_factory=list)
     recorded: list[Verdict] = field(default_factory=list)
+    numericals: list[Verdict] = field(default_factory=list)
+    bounded: list[Verdict] = field(default_factory=list)
     accuracies: list[Accuracy] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
 
@@ -74,6 +77,21 @@ class Subject:
         if not verdicts or Verdict.FAIL in self.recorded:  # a bench fails a variant whose golden outputs are wrong
             verdicts += self.recorded
         return next((v for v in _WORST if v in verdicts), Verdict.UNPROVEN)
+
+    @property
+    def apart(self) -> str:
+        """The worst of the numerical verdicts and of the bounds, where the comparisons told them apart."""
+        return "; ".join(
+            f"{what} {verdict}" for what, verdict in (("numerical", self.numerical), ("bounds", self.bounds)) if verdict
+        )
+
+    @property
+    def numerical(self) -> Verdict | None:
+        return _worst_of(self.numericals)
+
+    @property
+    def bounds(self) -> Verdict | None:
+        return _worst_of(self.bounded)
 
     @property
     def why(self) -> str:
@@ -92,6 +110,10 @@ class Subject:
         if verdict is Verdict.UNPROVEN:
             return "none of these results ran it against the reference"
         return "as recorded in the bundle, and checked on its golden pair when it was measured"
+
+
+def _worst_of(verdicts: list[Verdict]) -> Verdict | None:
+    return next((v for v in _WORST if v in verdicts), None)
 
 
 @dataclass(frozen=True)
@@ -231,6 +253,8 @@ def _compared(cast: Cast, parity: ParityReport, r: ParityRecord, wrong: list[Pro
     subject = cast.find(r.variant, r.sha256, parity.bundle)
     subject.proofs.append((r.verdict, (r.data, r.device), r.reasons))
     subject.proofs += wrong
+    subject.numericals += [r.numerical] if r.numerical else []
+    subject.bounded += [r.bounds] if r.bounds else []
     if (loss := _loss(r)) is not None:
         subject.losses.append(loss)
     samples = r.flips.samples if r.flips else None

@@ -103,7 +103,7 @@ def numbers(columns: Iterable[Column], row: Row) -> dict[str, float | str]:
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float | str]]:
     if isinstance(value, (bool, int, float)):
         yield name, int(value) if isinstance(value, bool) else value
-    elif name == "verdict" and value:
+    elif name in ("verdict", "numerical", "bounds") and value:
         yield name, str(value)
     elif isinstance(value, tuple):
         for index, part in enumerate(value):
@@ -215,6 +215,10 @@ def _share(now: float, before: float) -> str:
     return f"{now:,} ({now / before:.1%})" if before else f"{now:,}"
 
 
+def _at_batch(median: float, batch: int | None) -> Cell:
+    return Cell(f"{figures(median)} at batch {batch}" if batch else figures(median), median)
+
+
 def _layers(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "–"
 
@@ -241,11 +245,13 @@ def _light(key: str, title: str, write: Callable[..., Cell], *also: str) -> Colu
 # Columns of more than one kind.
 VARIANT = _text("variant", "variant")
 VERDICT = _light("verdict", "parity", verdict_cell)
+NUMERICAL = _light("verdict", "numerical", lambda whole, own: verdict_cell(own or whole), "numerical")
+BOUNDS = _light("bounds", "bounds", verdict_cell)
 RUN = _light("valid", "run", _run)
 BATCH = Column("batch", "batch", "d")
 QUERIES = Column("queries", "queries", ",d")
 P50, P90, P99 = (Column(f"p{p}_ms", f"p{p} ms", FIGURES) for p in (50, 90, 99))
-IMAGES = Column("images_per_second", "images/s", FIGURES)
+ONE_IMAGE, IMAGES = "p50 ms of one image", Column("images_per_second", "images/s", FIGURES)
 SPEED = Column("ratio", "speed × (95%)", _interval(FIGURES), ("ratio_low", "ratio_high"))
 JOULES = Column("joules_per_image", "J/image", FIGURES)
 OF_THE_ROOF = Column("roof_share", "of the roof", ".0%")
@@ -295,7 +301,7 @@ TRIES = (
     Column("batch", "batches up to", "d"), QUERIES,
 )  # fmt: skip
 PARITY = (
-    VARIANT, VERDICT, ON, _text("output", "output", wide=True), MAX_ABS,
+    VARIANT, NUMERICAL, BOUNDS, ON, _text("output", "output", wide=True), MAX_ABS,
     Column("mean_abs", "mean |Δ|", ".1e", wide=True), RELATIVE_L2, COSINE, Column("snr_db", "SNR dB", ".1f", wide=True),
     Column("tolerance", "smallest tolerance", ".1e", wide=True),
     Column("flips.upper", "top-1 flips (one-sided 95%)", _flips, ("flips.flips", "flips.samples")),
@@ -323,6 +329,11 @@ EVALUATIONS = (
     Column("balanced_accuracy", "balanced accuracy", ".2%"), Column("macro_f1", "macro F1", ".2%"), RAN_ON,
     *_data("accuracy", "top5", "seconds"),
 )  # fmt: skip
+SHADOWS = (
+    _text("label", "which"), _text("model", "model"), _text("variant", "variant"), _text("digest", "bundle", wide=True),
+    Column("p50_ms", "p50 ms a request", FIGURES), Column("p99_ms", "p99 ms a request", FIGURES),
+    *_data("compared", "repeated", "shed", "errors", "sample", "limit", "flips.flips", "flips.lower", "flips.upper"),
+)  # fmt: skip
 CLASSES = (
     Column("index", "#", "d"), _text("label", "class"), Column("images", "images", ",d"),
     Column("precision", "precision", ".2%"), Column("recall", "recall", ".2%"), Column("f1", "F1", ".2%"),
@@ -332,7 +343,7 @@ CONFUSED = (_text("label", "true class"), _text("predicted", "taken for"), Colum
 CANDIDATES = (
     VARIANT, Column("trial", "trial", lambda trial: str(trial + 1)),
     _light("chosen", "choice", _mood({True: "chosen", False: ""}, {True: Verdict.PASS})),
-    Column("latency_ms", "p50 ms", FIGURES), SPEED, Column("macs", "million MACs", FIGURES, scale=1e-6, wide=True),
+    Column("latency_ms", ONE_IMAGE, FIGURES), SPEED, Column("macs", "million MACs", FIGURES, scale=1e-6, wide=True),
     Column("bytes", "size MB", FIGURES, scale=1e-6), OF_THE_ROOF,
     Column("drop.drop", "accuracy, points", "+z.2f", scale=-100), Column("drop.upper", "at worst", "+z.2f", scale=-100),
     Column("test_drop.drop", "on the test split", _points, ("test_drop.upper",), wide=True),
@@ -349,9 +360,9 @@ SUMMARY = (
     _text("measured_in", "measured in"),
 )  # fmt: skip
 VARIANTS = (
-    _text("name", "variant"), _light("verdict", "parity", verdict_cell),
+    _text("name", "variant"), NUMERICAL, BOUNDS,
     Column("proof.layers", "layers by type", _layers, left=True), Column("size", "size MB", FIGURES, scale=1e-6),
-    Column("batch", "batch"), Column("relative_l2", "relative L2", ".1e"), Column("p50_ms", "p50 ms here", FIGURES),
+    Column("batch", "batch"), RELATIVE_L2, Column("p50_ms", "p50 ms here", _at_batch, ("p50_batch",)),
 )  # fmt: skip
 STEPS = (
     _text("step", "step"), Column("accuracy.validation", "validation", ".2%"), Column("accuracy.test", "test", ".2%"),

@@ -11,17 +11,20 @@ from typing import Any
 
 from vggdeploy.errors import UsageError, one_line
 from vggdeploy.records import BenchReport, ParityRecord, ParityReport, SearchReport
-from vggdeploy.records.conclusions import Recommended, ReportSummary, VariantLight
+from vggdeploy.records.conclusions import ComparisonReport, Recommended, ReportSummary, VariantLight
 from vggdeploy.records.evaluation import EvaluationReport
+from vggdeploy.records.fit import FitReport
 from vggdeploy.records.gpu import GpuReport
 from vggdeploy.records.gpu_day import CopyRate, GpuDay, NetworkRate, OperationRate
 from vggdeploy.records.profile import ProfileReport
-from vggdeploy.report import gpu_day_sections, gpu_tables, layer_times, tables
+from vggdeploy.records.shadow import ShadowReport
+from vggdeploy.report import fits, gpu_day_sections, gpu_tables, layer_times, tables
 from vggdeploy.report.answers import Answer, answers
-from vggdeploy.report.documents import Result, Results, read_results
+from vggdeploy.report.documents import Document, Result, Results, read_results
 from vggdeploy.report.findings import RULE, recommend
 from vggdeploy.report.pictures import need_plots
 from vggdeploy.report.sections import sections
+from vggdeploy.report.server_tables import SERVER
 from vggdeploy.report.subjects import Cast, gather, short_path
 from vggdeploy.report.tables import Cell, Grid
 from vggdeploy.system.files import atomic_write
@@ -32,13 +35,16 @@ _Line = tuple[dict[str, Any], Sequence[tables.Column], tables.Row]
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~$"})
 
 
-def write_report(sources: Sequence[Path], target: Path, *, title: str = "") -> ReportSummary:
+def write_report(
+    sources: Sequence[Path], target: Path, *, title: str = "", made: Sequence[Document] = ()
+) -> ReportSummary:
     """Make one report of several results of ``verify``, ``bench`` and ``evaluate``; whole, or not at all.
 
     Args:
         sources: JSON files, in any order.
         target: its suffix is the format: .html (self-contained), .md or .csv.
         title: default: the names of the bundles.
+        made: results that are in no file, such as a comparison with a baseline; each with the file that it is about.
 
     Raises:
         UsageError: another suffix.
@@ -51,6 +57,7 @@ def write_report(sources: Sequence[Path], target: Path, *, title: str = "") -> R
     if suffix == ".html":
         need_plots()
     results = read_results(sources)
+    results = Results((*results.documents, *made))
     cast = gather(results)
     name = one_line(title) or _title(results)
     if suffix == ".html":
@@ -67,6 +74,7 @@ def write_report(sources: Sequence[Path], target: Path, *, title: str = "") -> R
 
 def _title(results: Results) -> str:
     paths = [getattr(d.result, "bundle", "") or getattr(d.result, "target", "") for d in results.documents]
+    paths += [s.shadow.model for s in results.shadows]
     gpus = [day.gpu.partition(",")[0] for day in results.gpu_days]
     return one_line(f"Report: {', '.join(dict.fromkeys([*map(short_path, filter(None, paths)), *gpus]))}")
 
@@ -81,7 +89,15 @@ def _summary(results: Results, cast: Cast, target: Path) -> ReportSummary:
         file=str(target),
         sources=tuple(str(d.path) for d in results.documents),
         lights=tuple(
-            VariantLight(label=s.label, variant=s.variant, sha256=s.sha256, verdict=s.verdict, why=s.why)
+            VariantLight(
+                label=s.label,
+                variant=s.variant,
+                sha256=s.sha256,
+                verdict=s.verdict,
+                numerical=s.numerical,
+                bounds=s.bounds,
+                why=s.why,
+            )
             for s in cast.subjects
         ),
         recommended=tuple(
@@ -97,9 +113,9 @@ def markdown(results: Results, cast: Cast, *, title: str) -> str:
     for answer in answers(results, cast):
         lines += _answer(answer)
     if cast.subjects:
-        lines += [_text(RULE), "", "| variant | verdict | why |", "|---|---|---|"]
+        lines += [_text(RULE), "", "| variant | verdict | of which | why |", "|---|---|---|---|"]
     for s in cast.subjects:
-        lines.append(f"| {_text(s.label)} | {_cell(tables.verdict_cell(s.verdict))} | {_text(s.why)} |")
+        lines.append(f"| {_text(s.label)} | {_cell(tables.verdict_cell(s.verdict))} | {s.apart} | {_text(s.why)} |")
     for part in sections(results, cast):
         if not (part.grids or part.commands or part.notes):
             continue  # a picture, whose numbers are in another part's table
@@ -173,17 +189,32 @@ def _records(result: Result) -> Iterator[_Line]:
         yield from _bench_records(result)
     elif isinstance(result, EvaluationReport):
         yield {"kind": "evaluation", **_who(result), "on": result.data}, tables.EVALUATIONS, (result,)
-    elif isinstance(result, SearchReport):
-        for c in result.front:
-            about = {"kind": "search", "variant": c.variant, "backend": c.backend, "output": f"trial {c.trial + 1}"}
-            yield about, tables.CANDIDATES, (c,)
+    elif isinstance(result, (SearchReport, FitReport)):
+        yield from _tried(result)
+    elif isinstance(result, ShadowReport):
+        yield from _shadow_records(result)
     elif isinstance(result, ProfileReport):
         yield from _profile_records(result)
     elif isinstance(result, GpuDay):
         yield from _day_records(result)
+    elif isinstance(result, ComparisonReport):
+        yield from _comparison_records(result)
     elif isinstance(result, GpuReport):
         gpu = {"kind": "gpu", "variant": result.variant, "backend": result.backend}
         yield from (({**gpu, "batch": t.batch}, gpu_tables.TIMES, (t,)) for t in result.times)
+
+
+def _tried(result: SearchReport | FitReport) -> Iterator[_Line]:
+    found = isinstance(result, SearchReport)
+    for one in result.front if isinstance(result, SearchReport) else result.variants:
+        about = {"variant": one.variant, "backend": one.backend, "output": f"trial {one.trial + 1}"}
+        yield {"kind": "search" if found else "fit", **about}, tables.CANDIDATES if found else fits.FILES, (one,)
+
+
+def _shadow_records(report: ShadowReport) -> Iterator[_Line]:
+    about = {"kind": "shadow"}
+    yield {**about, "variant": report.served.variant, "output": "served"}, tables.SHADOWS, (report.served,)
+    yield {**about, "variant": report.shadow.variant, "output": "shadow"}, tables.SHADOWS, (report.shadow, report)
 
 
 def _profile_records(result: ProfileReport) -> Iterator[_Line]:
@@ -191,6 +222,12 @@ def _profile_records(result: ProfileReport) -> Iterator[_Line]:
         about = {"kind": "layer times", **_who(profile), "batch": profile.batch, "on": result.data}
         for kernel, row in zip(profile.kernels, layer_times.rows(profile), strict=True):
             yield {**about, "output": " + ".join(kernel.layers)}, layer_times.COLUMNS, row
+
+
+def _comparison_records(result: ComparisonReport) -> Iterator[_Line]:
+    for row in result.rows:
+        about = {"kind": "comparison", **_who(row), "batch": row.batch, "scenario": row.scenario}
+        yield about, tables.COMPARISON, (row,)
 
 
 def _day_records(day: GpuDay) -> Iterator[_Line]:
@@ -225,7 +262,7 @@ def _bench_records(bench: BenchReport) -> Iterator[_Line]:
         yield {"kind": "bench", **_who(row), "batch": row.batch, "on": bench.data}, columns, (row,)
     for case in bench.scenarios:
         about = {"kind": "bench", **_who(case), "batch": case.batch, "scenario": case.scenario, "on": bench.data}
-        yield about, tables.SCENARIOS, (case,)
+        yield about, tables.SCENARIOS if bench.server is None else SERVER, (case,)
     for f in bench.fresh:
         about = {"kind": "start", "variant": f.variant, "backend": f.backend, "batch": f.batch}
         yield about, tables.STARTS, (f,)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdeploy.bundle import BuildRecord
-from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError
+from vggdeploy.errors import IncompatibleError, InputError, UsageError, VggdeployError, counted
 from vggdeploy.spec import ModelSpec, PreprocessSpec
 from vggdeploy.system.forks import Birthplace
 from vggdeploy.system.machine import usable_cores
@@ -78,6 +78,14 @@ class ProfiledSession(Protocol):
 
     def kernels(self) -> list[tuple[Kernel, ...]]:
         """The kernels of each call since the session was opened, in order. Asked once, after the last call."""
+
+
+@runtime_checkable
+class CompiledSession(Protocol):
+    """What a session of code that was compiled here has beside `vggdeploy.runtime.base.Session`: the SHA-256 of that code,
+    since the bundle's file is not what runs."""
+
+    compiled_sha256: str
 
 
 Array = NDArray[Any]
@@ -303,17 +311,23 @@ class CheckedSession:
         for name, array in results.items():
             if array.shape != (rows, *self._shapes.get(name, array.shape[1:])):
                 raise VggdeployError(
-                    f"{self.name} gave '{name}' as {list(array.shape)} for {rows} images",
+                    f"{self.name} gave '{name}' as {list(array.shape)} for {counted(rows, 'image')}",
                     "its file is not the network that the manifest describes: run vggdeploy verify BUNDLE --layers",
                 )
             if not np.isfinite(array).all():
                 raise VggdeployError(
                     f"{self.name} gave a NaN or infinity in '{name}'",
-                    "the variant overflows on this input: use one of higher precision, and run vggdeploy verify",
+                    "the variant overflows on this input: use one of higher precision, and run vggdeploy verify BUNDLE",
                 )
         return results
 
-    def _check_names(self, feeds: Mapping[str, Any]) -> None:
+    def _check_names(self, feeds: Any) -> None:
+        if not isinstance(feeds, Mapping):
+            first = self.inputs[0].name
+            raise InputError(
+                f"a {type(feeds).__name__} names no input of the graph",
+                f"give a dict: {{'{first}': batch}}; pictures of any size go to engine.classify",
+            )
         if len(feeds) != len(self._checks) or any(name not in feeds for name, *_ in self._checks):
             wanted = ", ".join(str(s) for s in self.inputs)
             raise InputError(f"inputs {sorted(feeds)} are not the graph's", f"give {wanted}")

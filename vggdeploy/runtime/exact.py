@@ -1,34 +1,11 @@
-"""FP32 that is FP32 in PyTorch, whatever the application around it allows."""
+"""FP32 that is FP32 in PyTorch, whatever the application around it allows; and TF32 where that was asked for, alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Condition
 from typing import Any, NamedTuple
-
-
-class _Exactness:
-    """PyTorch's precisions of FP32 work are one setting for the process: whoever comes first sets them, the last gives
-    them back, so that calls which overlap neither lose exactness nor keep it."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._holders = 0
-        self._before = _Precisions((), None, None)
-
-    def take(self, torch: Any) -> None:
-        with self._lock:
-            if not self._holders:
-                self._before = _read(torch)
-                _set(torch, _Precisions(("ieee",) * len(_kinds(torch)), False, "highest"))
-            self._holders += 1
-
-    def give_back(self, torch: Any) -> None:
-        with self._lock:
-            self._holders -= 1
-            if not self._holders:
-                _set(torch, self._before)
 
 
 class _Precisions(NamedTuple):
@@ -38,6 +15,11 @@ class _Precisions(NamedTuple):
     kinds: tuple[str, ...]
     convolutions_in_tf32: bool | None
     products: str | None
+
+
+# In the order of `_kinds`. TF32 is a GPU's: what runs on the CPU meanwhile stays exact.
+_EXACT = _Precisions(("ieee",) * 5, False, "highest")
+_TF32 = _Precisions(("tf32", "tf32", "tf32", "ieee", "ieee"), True, "high")
 
 
 def _kinds(torch: Any) -> list[Any]:
@@ -76,7 +58,34 @@ def _set(torch: Any, wanted: _Precisions) -> None:
             kind.fp32_precision = precision
 
 
-_exactness = _Exactness()
+class _Mode:
+    """PyTorch's precisions of FP32 work are one setting for the process: whoever comes first sets them, the last gives
+    them back, so that calls which overlap neither lose exactness nor keep it. Who needs the other setting waits for that."""
+
+    def __init__(self) -> None:
+        self._free = Condition()
+        self._holders = 0
+        self._wanted = _EXACT
+        self._before = _EXACT
+
+    def take(self, torch: Any, wanted: _Precisions) -> None:
+        with self._free:
+            self._free.wait_for(lambda: not self._holders or self._wanted == wanted)
+            if not self._holders:
+                self._before = _read(torch)
+                _set(torch, wanted)
+                self._wanted = wanted
+            self._holders += 1
+
+    def give_back(self, torch: Any) -> None:
+        with self._free:
+            self._holders -= 1
+            if not self._holders:
+                _set(torch, self._before)
+                self._free.notify_all()
+
+
+_mode = _Mode()
 
 
 @contextmanager
@@ -86,8 +95,25 @@ def exact_fp32(torch: Any) -> Iterator[None]:
     Args:
         torch: the module, which what imports this file must not need.
     """
-    _exactness.take(torch)
+    with _held(torch, _EXACT):
+        yield
+
+
+@contextmanager
+def fp32_in_tf32(torch: Any) -> Iterator[None]:
+    """Inside it a GPU may round the factors of FP32 convolutions and products to 11 significant bits.
+
+    Never together with `exact_fp32` of another thread, which would be blurred: whoever comes second waits. A thread that
+    holds one must not take the other.
+    """
+    with _held(torch, _TF32):
+        yield
+
+
+@contextmanager
+def _held(torch: Any, wanted: _Precisions) -> Iterator[None]:
+    _mode.take(torch, wanted)
     try:
         yield
     finally:
-        _exactness.give_back(torch)
+        _mode.give_back(torch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import ModuleType
 
 from vggdeploy.bundle import Variant
@@ -77,6 +78,13 @@ BACKENDS: tuple[Backend, ...] = (
         ("cpu", "cuda"),
     ),
     Backend(
+        "torch-export", "torch.export", ("pt2",), "torch-export", "vggdeploy.runtime.torch_export", "torch", "train",
+        ("cpu",),
+    ),
+    Backend(
+        "aoti", "AOTInductor", ("aotinductor", "inductor"), "aoti", "vggdeploy.runtime.aoti.session", "torch", "train", ("cpu",)
+    ),
+    Backend(
         "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime.session", "onnxruntime", "cpu",
         _ORT_DEVICES, hints=("latency", "memory"), profiles_on=("cpu",),
     ),
@@ -116,7 +124,10 @@ def _named(name: str, among: tuple[Backend, ...], what: str) -> Backend:
     for backend in among:
         if wanted in (backend.name, *backend.aliases):
             return backend
-    raise unknown_name(what, name, [backend.name for backend in among])
+    aliases = [alias for backend in among for alias in (backend.name, *backend.aliases)]
+    meant = get_close_matches(wanted, aliases, n=1, cutoff=0.5)
+    near = next((b.name for b in among if meant and meant[0] in (b.name, *b.aliases)), name)
+    raise unknown_name(what, name, [backend.name for backend in among], meant=near)
 
 
 def library_title(library: str) -> str:
@@ -133,7 +144,9 @@ def backend_for(variant: Variant) -> Backend:
     for backend in BACKENDS:
         if backend.format == variant.format:
             return backend
-    raise IncompatibleError(f"nothing here runs the format '{variant.format}'", "update vggdeploy")
+    raise IncompatibleError(
+        f"nothing here runs the format '{variant.format}'", "install a newer vggdeploy, from its repository or a wheel"
+    )
 
 
 def default_device(backend: Backend) -> Device:

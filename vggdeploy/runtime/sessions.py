@@ -18,7 +18,7 @@ from vggdeploy.model.formats.admission import admit, admitted
 from vggdeploy.runtime import preflight
 from vggdeploy.runtime.base import Array, Availability, CheckedSession, GpuOptions, Hint, Session, Source
 from vggdeploy.runtime.registry import BACKENDS, backend_for, default_device
-from vggdeploy.system.machine import ISA_VARIABLES, fingerprint, int8_saturates
+from vggdeploy.system.machine import ISA_VARIABLES, allowed_cores, fingerprint, int8_saturates
 from vggdeploy.system.sealed import HashedFile, SealedFile
 from vggdeploy.types import Device, Precision, TensorSpec
 
@@ -31,7 +31,9 @@ def runnable(variant: Variant, device: Device | None = None) -> Availability:
     availability = backend.probe(where)
     if availability.runs and variant.precision in availability.lacks:
         reason = f"{backend.title} has no {variant.precision} arithmetic on this {where.kind}"
-        return replace(availability, runs=False, reason=reason, fix="use another variant of the bundle")
+        elsewhere = variant.precision is Precision.TF32 and where.kind == "cpu"
+        fix = "give a GPU that has it: --device cuda" if elsewhere else "use another variant of the bundle"
+        return replace(availability, runs=False, reason=reason, fix=fix)
     if availability.runs and _may_saturate(variant):
         return replace(availability, runs=False, reason=_SATURATES, fix=_REQUANTISE)
     if not availability.runs or variant.build is None:
@@ -59,12 +61,13 @@ def depends_on_machine(variant: Variant, device: Device) -> bool:
     """Whether the same bytes may answer otherwise on another machine than rounding of FP32 explains.
 
     An engine does, and so does whatever runs on a GPU. On a CPU the instructions decide what narrow types are computed
-    in; OpenVINO and TorchScript choose their kernels by them, too.
+    in; OpenVINO and PyTorch choose their kernels by them, too.
     """
     narrow = variant.precision is not Precision.FP32
-    return bool(variant.build) or device.kind != "cpu" or narrow or variant.format in ("openvino", "torchscript")
+    return bool(variant.build) or device.kind != "cpu" or narrow or variant.format in _BY_MACHINE
 
 
+_BY_MACHINE = ("openvino", "torchscript", "torch-export", "aoti")
 _SATURATES = "INT8 products may saturate on this CPU, which has no VNNI, and nothing proves that this file's cannot"
 _REQUANTISE = "quantise it again: vggdeploy optimize BUNDLE --step int8"
 
@@ -210,7 +213,7 @@ R = TypeVar("R")
 
 def in_order(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Generator[tuple[T, Future[R]]]:
     """Each item with its result, computed on a few threads at most ``ahead`` items before it is asked for."""
-    workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    workers = min(MAX_WORKERS, allowed_cores())
     waiting: deque[tuple[T, Future[R]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
     try:

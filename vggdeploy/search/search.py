@@ -116,11 +116,13 @@ def search(
         int8=Int8Options(data=settings.dataset, targets=(target.int8,)),
     )
     with ExitStack() as stack:
+        stack.callback(state.claim.close)
         stack.callback(state.remove_if_empty)  # a slip, or a Ctrl-C before the first trial, leaves nothing to trip over
         stack.enter_context(thread_count(settings.threads))
         original = prepare(
             root,
             state.home,
+            limit=goal.accuracy_drop,
             dataset=settings.dataset,
             data_dir=settings.data_dir,
             work=work,

@@ -19,6 +19,7 @@ from vggdeploy.build.targets import resolve_targets
 from vggdeploy.build.tensorrt import open_library
 from vggdeploy.bundle import REFERENCE, Bundle, Variant
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from vggdeploy.data.loaders import Images
 from vggdeploy.errors import IncompatibleError, MissingDependencyError, ParityError, TargetError, UsageError
 from vggdeploy.export.bundle import ExportOptions, export_bundle
 from vggdeploy.model.layers import summarise
@@ -75,18 +76,27 @@ class Original:
 
 
 def prepare(
-    source: Path, home: Path, *, dataset: str, data_dir: Path | None, work: StepContext, on_progress: OnProgress
+    source: Path,
+    home: Path,
+    *,
+    limit: float,
+    dataset: str,
+    data_dir: Path | None,
+    work: StepContext,
+    on_progress: OnProgress,
 ) -> Original:
-    """What a search needs of the network it starts from, in ``home``.
+    """What a search needs of the network it starts from, in ``home``. ``limit``: the accuracy that may be lost, a fraction.
 
     Raises:
         DataError: no data set is known, or its classes are not the model's.
+        TargetError: its images are too few to show that a network keeps to the limit.
         MissingDependencyError: Torch-Pruning is not installed.
     """
     from vggdeploy.optimize.steps.prune import measure_sensitivity, taylor_scores  # late: Torch-Pruning
 
     checkpoint = read_checkpoint(source)
     data = HeldOut.of(checkpoint, dataset=dataset, data_dir=data_dir)
+    data.check_shows(limit)
     model = load_model(source)
     root = home / "original"
     if not root.exists():
@@ -154,11 +164,15 @@ def candidates(
 
 def drop_of(original: Original, bundle: Bundle, variant: Variant, split: str, work: StepContext) -> AccuracyDrop:
     """The paired drop of a variant, run from its shipped bytes, against the network that was trained."""
-    images, manifest = original.data.splits[split], bundle.manifest
+    return paired_drop(original.hits(split), variant_hits(bundle, variant, original.data.splits[split], work.threads))
+
+
+def variant_hits(bundle: Bundle, variant: Variant, images: Images, threads: int | None) -> Hits:
+    """Which images a variant has right, run from its shipped bytes."""
+    manifest = bundle.manifest
     places = [np.arange(start, min(start + _BATCH, len(images))) for start in range(0, len(images), _BATCH)]
-    with open_session(bundle, variant, threads=work.threads) as session:
-        right = hits_of(session, ((to_input(images.batch(part), manifest), images.labels[part]) for part in places))
-    return paired_drop(original.hits(split), right)
+    with open_session(bundle, variant, threads=threads) as session:
+        return hits_of(session, ((to_input(images.batch(part), manifest), images.labels[part]) for part in places))
 
 
 @dataclass(frozen=True)

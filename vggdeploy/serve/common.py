@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
-from vggdeploy.engine.async_engine import AsyncEngine
-from vggdeploy.engine.engine import Engine
+from vggdeploy.engine.async_engine import Answer
 from vggdeploy.errors import DeadlineError, InputError, Overloaded, UsageError, VggdeployError
-from vggdeploy.serve.settings import Settings
-from vggdeploy.serve.telemetry import Metrics
+from vggdeploy.serve.models import Models
+from vggdeploy.serve.served import NotLoaded, Served
 
 
-@dataclass
-class Served:
-    """The engine that is served, and whether it still takes requests."""
-
-    batching: AsyncEngine
-    settings: Settings
-    metrics: Metrics
-    draining: bool = False
-
-    @property
-    def engine(self) -> Engine:
-        return self.batching.engine
-
-    @property
-    def model(self) -> str:
-        return self.engine.bundle.manifest.name
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests are taken. A failure of the last one changes nothing: a server that is left out by its
-        balancer for that would get no request that could show it to be well.
-        """
-        return not self.draining and not self.engine.closed
-
-    def refuse_when_full(self) -> None:
-        """Before a body is read: one that nobody has room for need not arrive.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
-        waiting = self.batching.waiting
-        if waiting >= self.settings.queue:
-            raise Overloaded(f"{waiting} requests are waiting already", "try again a little later")
+def models(request: Request) -> Models:
+    """All models of the application that a request came to."""
+    return cast(Models, request.app.state.models)
 
 
-def served(request: Request) -> Served:
-    """The state of the application that a request came to."""
-    return cast(Served, request.app.state.served)
+def answered(request: Request, here: Served, question: Any, answer: Answer) -> None:
+    """Count the graph's answer to a request: `Served.answered`."""
+    here.answered(question, answer, request.scope["state"].get("trace"))
 
 
 RETRY_AFTER = "1"  # seconds; a queue of the default length is worked off in about that
@@ -79,13 +47,18 @@ def json_reply(value: Any, status: int = 200, headers: dict[str, str] | None = N
 def error_reply(status: int, cause: str, fix: str = "", headers: dict[str, str] | None = None) -> Response:
     """``{"error": …, "fix": …}``: ``error`` is the key that the Open Inference Protocol names."""
     headers = {"Retry-After": RETRY_AFTER, **(headers or {})} if status == 503 else headers
-    return json_reply({"error": _ADDRESS.sub("0x…", cause), "fix": _ADDRESS.sub("0x…", fix)}, status, headers)
+    return json_reply({"error": without_addresses(cause), "fix": without_addresses(fix)}, status, headers)
+
+
+def without_addresses(text: str) -> str:
+    """A text for strangers: where something stands in memory helps nobody else."""
+    return _ADDRESS.sub("0x…", text)
 
 
 def known_error(error: VggdeployError) -> Response:
     """The caller's mistakes are 400; what a later try may mend is 503; the rest, a runtime that failed, is 500."""
     if isinstance(error, (InputError, UsageError)):
         return error_reply(400, error.cause, error.hint)
-    if isinstance(error, (Overloaded, DeadlineError)):
+    if isinstance(error, (Overloaded, DeadlineError, NotLoaded)):
         return error_reply(503, error.cause, error.hint)
     return error_reply(500, "the model could not be run", "see the server's log under this X-Request-Id")

@@ -9,9 +9,10 @@ import re
 import time
 import uuid
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,10 +20,15 @@ from vggdeploy.serve.common import error_reply
 from vggdeploy.serve.settings import LOOPBACK, Settings
 from vggdeploy.serve.telemetry import LOGGER, Metrics, say
 
+if TYPE_CHECKING:
+    from vggdeploy.serve.tracing import Trace, Tracing
+
 # Open without a token: probes hold no secrets, and the page has to be there before it can ask for one.
-OPEN = frozenset({"/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready"})
+PAGES = frozenset({"/", "/status"})
+OPEN = PAGES | {"/page.css", "/page.js", "/status.css", "/status.js", "/v2/health/live", "/v2/health/ready"}
 # Of these a log line for each request would bury the others.
-QUIET = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
+QUIET = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics", "/status/data"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -31,18 +37,28 @@ HEADERS = (
 )
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_LEFT = 499  # nginx's number; nobody is there to see it
 _GONE_AFTER = 0.25  # seconds before it is looked whether the client is still there: most answers are quicker
 
 
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, token: bytes | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        token: bytes | None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.app = app
+        self.tracing = tracing
         self.settings = settings
         self.metrics = metrics
         self.bodies = Bodies(settings)
-        self._token = None if token is None else hashlib.sha256(token).digest()
+        self._token = token_digest(token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,15 +74,27 @@ class Guard:
             return error_reply(
                 421, "this server answers to localhost only", "start it with --host to be reached by name"
             )
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["path"] != "/":
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["path"] not in PAGES:
             return error_reply(403, "a page of another site asked", "open this server's own page, or use no browser")
-        if self._token is not None and scope["path"] not in OPEN:
-            kind, _, given = headers.get("authorization", "").partition(" ")
-            digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
-            if kind.lower() != "bearer" or not hmac.compare_digest(digest, self._token):
-                challenge = {"WWW-Authenticate": "Bearer"}
-                return error_reply(401, "no valid bearer token", "send: Authorization: Bearer TOKEN", challenge)
+        if scope["path"] not in OPEN and not admitted(self._token, headers.get("authorization", "")):
+            challenge = {"WWW-Authenticate": "Bearer"}
+            return error_reply(401, "no valid bearer token", "send: Authorization: Bearer TOKEN", challenge)
         return None
+
+
+def token_digest(token: bytes | None) -> bytes | None:
+    """What `admitted` compares with."""
+    return None if token is None else hashlib.sha256(token).digest()
+
+
+def admitted(digest: bytes | None, authorization: str) -> bool:
+    """Whether this is the header of who has the token; everybody is admitted where there is none."""
+    if digest is None:
+        return True
+    kind, _, given = authorization.partition(" ")
+    return kind.lower() == "bearer" and hmac.compare_digest(
+        hashlib.sha256(given.strip().encode("latin-1", "replace")).digest(), digest
+    )
 
 
 def _plain_host(host: str) -> bool:
@@ -91,10 +119,21 @@ class Exchange:
         self._watcher: asyncio.Task[None] | None = None
         self._task = asyncio.current_task()
         self._left = False
+        self._trace: Trace | None = None
+        self._ended = ""  # how, where that was not by an answer
 
     async def run(self) -> None:
         started = time.perf_counter()
-        self.scope.setdefault("state", {})["request_id"] = self.id
+        state = self.scope.setdefault("state", {})
+        state["request_id"] = self.id
+        if self.guard.tracing is not None and self.scope["path"] not in QUIET:
+            about = {
+                "http.request.method": self.scope["method"],
+                "url.path": self.scope["path"][:200],
+                "url.scheme": self.scope["scheme"],
+                "vggdeploy.request_id": self.id,
+            }
+            state["trace"] = self._trace = self.guard.tracing.begin("http", self.headers, about)
         try:
             await self._answer()
         finally:
@@ -125,10 +164,20 @@ class Exchange:
             if not self._left or self._task is None:
                 raise
             self._task.uncancel()
-            self.status = 499  # nginx's number for a client that went away; nobody is there to see it
+            self.status = _CLIENT_LEFT
+        except ClientDisconnect:  # while it sent its body: nothing of ours failed, and nobody is there to be answered
+            self.status = self.status or _CLIENT_LEFT
+            self._ended = "the client left while it sent"
+            self.guard.metrics.broken_off.inc()
         except Exception:
-            LOGGER.exception("a bug: the request was answered with 500", extra={"about": {"request_id": self.id}})
+            LOGGER.exception(
+                "a bug: the request was answered with 500", extra={"about": {"request_id": self.id, **self._ids}}
+            )
             await self._reply(error_reply(500, "internal error", "see the server's log under this X-Request-Id"))
+
+    @property
+    def _ids(self) -> dict[str, str]:
+        return self._trace.ids if self._trace is not None else {}
 
     async def _reply(self, reply: Response) -> None:
         if not self.status:  # of an answer that has begun, nothing else can be said
@@ -140,6 +189,8 @@ class Exchange:
             self._body.take(len(message.get("body", b"")))
             if not message.get("more_body", False) and not self._complete:
                 self._complete = True
+                if self._trace is not None:
+                    self._trace.received()
                 self._watch = asyncio.get_running_loop().call_later(_GONE_AFTER, self._start_watching)
         return message
 
@@ -157,6 +208,8 @@ class Exchange:
     async def _sending(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self._trace is not None:
+                self._trace.responding()
             headers: list[tuple[bytes, bytes]] = [*message.get("headers", []), *HEADERS]
             if not any(name.lower() == POLICY[0] for name, _ in headers):
                 headers.append(POLICY)
@@ -169,6 +222,10 @@ class Exchange:
         route = getattr(self.scope.get("route"), "path", "other")  # not the path: a client could invent any number
         metrics.requests.labels(route, str(self.status)).inc()
         metrics.seconds.labels(route).observe(seconds)
+        if self._trace is not None:
+            method = self.scope["method"] if self.scope["method"] in METHODS else "_OTHER"
+            about = {"http.request.method": method, "http.route": route, "http.response.status_code": self.status}
+            self._trace.end(f"{method} {route}", about, failed=self.status >= 500)
         if self.scope["path"] in QUIET and self.status < 400:
             return
         client: Any = self.scope.get("client") or ("", 0)
@@ -181,6 +238,8 @@ class Exchange:
             ms=round(seconds * 1e3, 3),
             bytes=self._body.taken,
             client=client[0],
+            **({"ended": self._ended} if self._ended else {}),
+            **self._ids,
         )
 
 

@@ -11,9 +11,11 @@ from starlette.datastructures import UploadFile
 from vggdeploy.engine.async_engine import Answer
 from vggdeploy.engine.embedding import POOLS
 from vggdeploy.errors import InputError, UsageError
-from vggdeploy.serve.common import ERRORS, json_reply, served
+from vggdeploy.serve.common import ERRORS, answered, json_reply, models
+from vggdeploy.serve.served import Served
 
 router = APIRouter(tags=["Images"])
+ModelName = Annotated[str | None, Query(description="Of several models; default: the first.", max_length=100)]
 
 _IMAGE = {
     "requestBody": {
@@ -35,15 +37,17 @@ _IMAGE = {
 
 
 @router.post("/classify", summary="Labels and probabilities", responses=ERRORS, openapi_extra=_IMAGE)
-async def classify(request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 5) -> Response:
-    here = served(request)
+async def classify(
+    request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 5, model: ModelName = None
+) -> Response:
     started = time.perf_counter()
-    here.refuse_when_full()
+    models(request).refuse_early(model)
     image = await _image(request)
     arrived = time.perf_counter()
-    answer, predictions = await here.batching.classified(image, top=top)
-    here.metrics.answer(answer)
-    return json_reply({"predictions": predictions, **_about(request, answer, started, arrived)})
+    async with models(request).use(model) as here:
+        answer, predictions = await here.batching.classified(image, top=top)
+        answered(request, here, image, answer)
+        return json_reply({"predictions": predictions, **_about(request, here, answer, started, arrived)})
 
 
 @router.post("/embed", summary="A feature vector", responses=ERRORS, openapi_extra=_IMAGE)
@@ -52,15 +56,16 @@ async def embed(
     output: Annotated[str | None, Query(max_length=80)] = None,
     pool: Annotated[str, Query(description=f"Of a feature map: {', '.join(POOLS)}.", max_length=10)] = "avg",
     normalise: bool = False,
+    model: ModelName = None,
 ) -> Response:
-    here = served(request)
     started = time.perf_counter()
-    here.refuse_when_full()
+    models(request).refuse_early(model)
     image = await _image(request)
     arrived = time.perf_counter()
-    answer, vector = await here.batching.embedded(image, output=output, pool=pool, normalise=normalise)
-    here.metrics.answer(answer)
-    return json_reply({"vector": vector.tolist(), **_about(request, answer, started, arrived)})
+    async with models(request).use(model) as here:
+        answer, vector = await here.batching.embedded(image, output=output, pool=pool, normalise=normalise)
+        answered(request, here, image, answer)
+        return json_reply({"vector": vector.tolist(), **_about(request, here, answer, started, arrived)})
 
 
 async def _image(request: Request) -> bytes:
@@ -81,7 +86,7 @@ async def _image(request: Request) -> bytes:
     return data
 
 
-def _about(request: Request, answer: Answer, started: float, arrived: float) -> dict[str, Any]:
+def _about(request: Request, here: Served, answer: Answer, started: float, arrived: float) -> dict[str, Any]:
     """What every answer says beside its result; milliseconds."""
     split = {
         "receive": (arrived - started) * 1e3,
@@ -91,7 +96,7 @@ def _about(request: Request, answer: Answer, started: float, arrived: float) -> 
         "total": (time.perf_counter() - started) * 1e3,
     }
     return {
-        "model": answer.manifest.name,
+        "model": here.name or answer.manifest.name,
         "variant": answer.variant,
         "batch": answer.batch,
         "time_ms": {name: round(ms, 3) for name, ms in split.items()},

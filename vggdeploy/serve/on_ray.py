@@ -9,18 +9,67 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+from fastapi import FastAPI
+
 from vggdeploy.bundle.trust import Trust
 from vggdeploy.engine.engine import load
 from vggdeploy.errors import UsageError, VggdeployError, first_line
 from vggdeploy.serve.app import create_app
+from vggdeploy.serve.common import RETRY_AFTER
+from vggdeploy.serve.queue_time import Load, wanted_replicas
 from vggdeploy.serve.replicas import ReplicaMetrics, new_ledger
-from vggdeploy.serve.settings import TOKEN_VARIABLE, Settings
+from vggdeploy.serve.resend import CALLBACK
+from vggdeploy.serve.settings import SETTINGS_VARIABLE, TOKEN_VARIABLE, Settings
 from vggdeploy.system.ending import patience
 from vggdeploy.system.ray import cluster, ray_module
 
 NAME = "vggdeploy"
 _CLOSING_SECONDS = 60.0  # after the last request: replicas, proxies, and the processes of a local cluster
 _BATCH = 32  # of a variant that takes more
+_TELL_SECONDS = 2.0  # how often replicas tell what requests waited,
+_LOOK_BACK_SECONDS = 10.0  # and over how long that is judged
+_UP_SECONDS, _DOWN_SECONDS = 5.0, 60.0  # for so long it has to be so: a replica more is cheap beside callers that wait
+
+
+class Replica:
+    """One replica: the application, and what Ray asks beside requests."""
+
+    def __init__(self, settings: Settings, ledger: Any) -> None:
+        self._settings = settings
+        self._load = Load(settings.queue_time_ms / 1e3)
+        self._metrics = ReplicaMetrics(ledger, self._load)
+        self._app: FastAPI | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Ray's name for it
+        self._app = create_app(self._settings, metrics=self._metrics)
+        return self._app
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `wanted_replicas` is told."""
+        models = getattr(self._app.state, "models", None) if self._app is not None else None
+        seat = models.first.seat if models is not None else None
+        return self._load.told(seat.served.batching.longest_wait if seat is not None else 0.0)
+
+
+def _deployment(settings: Settings) -> Any:
+    serve = ray_module("serve").serve
+    return serve.deployment(serve.ingress()(Replica)).options(
+        name=NAME,
+        ray_actor_options={"num_cpus": settings.threads or 1},
+        max_ongoing_requests=settings.queue + (settings.max_batch or _BATCH),
+        # What no replica has taken yet waits in the proxy, while one starts: it is bounded, too.
+        max_queued_requests=settings.queue,
+        backpressure_config={"retry_after_s": float(RETRY_AFTER)},
+        autoscaling_config={
+            "min_replicas": settings.min_workers,
+            "max_replicas": settings.workers,
+            "look_back_period_s": _LOOK_BACK_SECONDS,
+            "upscale_delay_s": _UP_SECONDS,
+            "downscale_delay_s": _DOWN_SECONDS,
+            "policy": {"policy_function": f"{wanted_replicas.__module__}:{wanted_replicas.__name__}"},
+        },
+    )
 
 
 def serve_on_ray(settings: Settings, address: str, *, on_start: Callable[[str], None]) -> int:
@@ -42,30 +91,24 @@ def serve_on_ray(settings: Settings, address: str, *, on_start: Callable[[str], 
         )
     settings.token()
     ray_module("serve")
-    threads = settings.threads or 1
     port = settings.port or _free_port(settings.host)
     # Opened here for its errors; a replica has its own.
     with load(
-        settings.bundle, backend=settings.backend, variant=settings.variant, device=settings.device, threads=threads,
-        trust=Trust(settings.trusted_keys) if settings.trusted_keys else None,
-    ) as engine:  # fmt: skip
-        batch = settings.max_batch or min(_BATCH, engine.variant.batch.max)
-
-    with cluster(address) as ray:
+        settings.bundle, backend=settings.backend, variant=settings.variant, device=settings.device,
+        threads=settings.threads or 1, trust=Trust(settings.trusted_keys) if settings.trusted_keys else None,
+    ):  # fmt: skip
+        pass
+    # Of the proxies, and of the replicas.
+    variables = {
+        SETTINGS_VARIABLE: msgspec.json.encode(settings).decode(),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(_TELL_SECONDS),
+    }
+    with cluster(address, variables) as ray:
         serve, ledger = ray.serve, new_ledger()
-
-        def build() -> Any:
-            return create_app(settings, metrics=ReplicaMetrics(ledger))
-
-        deployment = serve.deployment(serve.ingress(build)()).options(
-            name=NAME,
-            ray_actor_options={"num_cpus": threads},
-            max_ongoing_requests=settings.queue + batch,
-            autoscaling_config={"min_replicas": 1, "max_replicas": settings.workers, "target_ongoing_requests": batch},
-        )
         serve.start(http_options={"host": settings.host, "port": port})
         try:
-            serve.run(deployment.bind(), name=NAME, route_prefix="/")
+            serve.run(_deployment(settings).bind(settings, ledger), name=NAME, route_prefix="/")
         except (RuntimeError, OSError) as error:
             raise VggdeployError(
                 f"Ray Serve did not start: {first_line(error)}", "see the log of its replica"

@@ -11,7 +11,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vggdeploy.engine.async_engine import Answer
+from vggdeploy.engine.microbatch import BatchDone
 from vggdeploy.errors import DeadlineError
+from vggdeploy.serve.queue_time import Load
 from vggdeploy.serve.telemetry import Metrics
 from vggdeploy.system.ray import ray_module
 
@@ -70,10 +73,19 @@ class _Together:
 class ReplicaMetrics(Metrics):
     """The counters of one replica, whose page is that of all. It tells the ledger every two seconds, and when it is asked."""
 
-    def __init__(self, ledger: Any) -> None:
+    def __init__(self, ledger: Any, load: Load) -> None:
         super().__init__()
+        self._load = load
         self._ledger, self._name = ledger, uuid.uuid4().hex
         threading.Thread(target=self._go_on_telling, name="vggdeploy-metrics", daemon=True).start()
+
+    def answer(self, answer: Answer) -> None:
+        super().answer(answer)
+        self._load.answered(answer.queue_ms / 1e3)
+
+    def batch(self, done: BatchDone) -> None:
+        super().batch(done)
+        self._load.computed(done.seconds)
 
     def text(self) -> bytes:
         """Raises DeadlineError where the ledger does not answer in time."""

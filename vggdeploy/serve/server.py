@@ -15,17 +15,19 @@ import msgspec
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
-from uvicorn.supervisors import Multiprocess
 
 from vggdeploy.engine.engine import Engine
 from vggdeploy.errors import VggdeployError
 from vggdeploy.serve import telemetry
-from vggdeploy.serve.app import SETTINGS_VARIABLE, create_app, open_engine
-from vggdeploy.serve.settings import Settings
+from vggdeploy.serve.app import create_app, open_engine
+from vggdeploy.serve.catalogue import check_others
+from vggdeploy.serve.settings import SETTINGS_VARIABLE, Settings
+from vggdeploy.serve.shadow import check_shadow
 from vggdeploy.serve.telemetry import SHARED_DIRECTORY, Metrics
+from vggdeploy.serve.workers import Workers
 from vggdeploy.system.drafts import temporary_directory
 from vggdeploy.system.ending import GRACE, end_within, patience
-from vggdeploy.system.machine import usable_cores
+from vggdeploy.system.machine import limit_arenas, usable_cores
 
 _BACKLOG = 512
 # A worker that does not answer its supervisor for so long is replaced; so long it may take to import and open everything, also
@@ -45,11 +47,19 @@ def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int
         not start.
     """
     settings.token()  # a wrong one is found before anything is opened
+    check_others(settings)
     telemetry.write_to_stderr()
-    with _listening(settings) as listener:
+    limit_arenas()
+    with _listening(settings) as listener, _grpc_port(settings) as port:
+        settings = msgspec.structs.replace(settings, grpc_port=port)
         metrics = Metrics()
         batching = open_engine(settings, metrics)
-        on_start(_url(listener), batching.engine)
+        try:
+            check_shadow(settings, batching.engine)
+        except BaseException:
+            batching.close()
+            raise
+        on_start(_url(listener) + ("" if port is None else f", gRPC on port {port}"), batching.engine)
         # Requests that are under way have their time; only then is it a hang.
         closing = settings.timeout + _CLOSING_SECONDS
         with patience(terminate=settings.drain + closing, interrupt=closing):
@@ -57,6 +67,18 @@ def serve(settings: Settings, *, on_start: Callable[[str, Engine], None]) -> int
                 return _one(settings, create_app(settings, batching, metrics=metrics), listener)
             batching.close()  # it was opened for its errors: each worker has its own
             return _several(settings, listener)
+
+
+@contextmanager
+def _grpc_port(settings: Settings) -> Iterator[int | None]:
+    """The port for gRPC, where it is asked for: this server's alone within the block."""
+    if settings.grpc_port is None:
+        yield None
+        return
+    from vggdeploy.serve.grpc.server import reserved
+
+    with reserved(settings.host, settings.grpc_port) as port:
+        yield port
 
 
 def _one(settings: Settings, app: object, listener: socket.socket) -> int:
@@ -77,7 +99,7 @@ def _several(settings: Settings, listener: socket.socket) -> int:
         group = Workers(config, [listener])
         group.closing = settings.drain + settings.timeout + _CLOSING_SECONDS
         group.run()
-        if any(process.exitcode == STARTUP_FAILURE for process in group.processes):
+        if not group.once_ready and any(process.exitcode == STARTUP_FAILURE for process in group.processes):
             raise VggdeployError("a worker could not start", "its reason stands in the log above")
         return 130 if group.interrupted else 0
 
@@ -92,22 +114,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         end_within(GRACE if self.should_exit and sig == signal.SIGINT else self._closing, sig)
         super().handle_exit(sig, frame)
-
-
-class Workers(Multiprocess):
-    """uvicorn's supervisor; it also knows that Ctrl-C ended it. A worker that hangs is ended, as in `Server`."""
-
-    interrupted = False
-    closing = 0.0
-
-    def handle_int(self) -> None:
-        end_within(GRACE if self.interrupted else self.closing, signal.SIGINT)
-        self.interrupted = True
-        super().handle_int()
-
-    def handle_term(self) -> None:
-        end_within(self.closing, signal.SIGTERM)
-        super().handle_term()
 
 
 def _config(settings: Settings, app: object, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -47,6 +48,9 @@ def write_to_stderr() -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
+    exporting = logging.getLogger("opentelemetry")  # which says when a collector cannot be reached
+    exporting.handlers[:] = [handler]
+    exporting.propagate = False
 
 
 def say(message: str, **about: Any) -> None:
@@ -56,12 +60,14 @@ def say(message: str, **about: Any) -> None:
 
 # prometheus_client's own name; it has to stand in the environment before that package is first imported.
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
     """The counters of one server process."""
+
+    also_told: Callable[[BatchDone], None] | None = None  # of each batch
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -71,21 +77,24 @@ class Metrics:
             "vggdeploy_request_seconds",
             "From the first byte of a request to its answer.",
             ("route",),
-            buckets=_SECONDS,
+            buckets=SECONDS_BUCKETS,
             registry=r,
         )
         self.stages = Histogram(
             "vggdeploy_stage_seconds",
             "Parts of a request: decode, queue, compute.",
             ("stage",),
-            buckets=_SECONDS,
+            buckets=SECONDS_BUCKETS,
             registry=r,
         )
         self.batches = Histogram(
-            "vggdeploy_batch_rows", "Rows of the batches that were run.", buckets=_ROWS, registry=r
+            "vggdeploy_batch_rows", "Rows of the batches that were run.", buckets=ROWS_BUCKETS, registry=r
         )
         self.failures = Counter("vggdeploy_batch_failures", "Batches whose run failed.", registry=r)
         self.overloads = Counter("vggdeploy_overloads", "Requests refused because too many were waiting.", registry=r)
+        self.broken_off = Counter(
+            "vggdeploy_uploads_broken_off", "Requests whose client left before it had sent them.", registry=r
+        )
         self.waiting = Gauge("vggdeploy_queue_waiting", "Requests waiting.", multiprocess_mode="livesum", registry=r)
         self.ready = Gauge("vggdeploy_ready", "Workers that take requests.", multiprocess_mode="livesum", registry=r)
         self.model = Gauge(
@@ -93,19 +102,22 @@ class Metrics:
             multiprocess_mode="livemax", registry=r,
         )  # fmt: skip
 
-    def served(self, engine: Engine) -> None:
+    def served(self, *engines: Engine) -> None:
         """Name what is served from now on."""
-        manifest = engine.bundle.manifest
         if not os.environ.get(SHARED_DIRECTORY):  # there a label cannot be taken back
             self.model.clear()
-        self.model.labels(
-            manifest.name, engine.variant.name, str(engine.device), manifest.digest[:12], __version__
-        ).set(1)
+        for engine in engines:
+            manifest = engine.bundle.manifest
+            self.model.labels(
+                manifest.name, engine.variant.name, str(engine.device), manifest.digest[:12], __version__
+            ).set(1)
 
     def batch(self, done: BatchDone) -> None:
         self.batches.observe(done.rows)
         if done.failed:
             self.failures.inc()
+        if self.also_told is not None:
+            self.also_told(done)
 
     def answer(self, answer: Answer) -> None:
         for stage, ms in (("decode", answer.decode_ms), ("queue", answer.queue_ms), ("compute", answer.compute_ms)):

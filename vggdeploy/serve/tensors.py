@@ -25,7 +25,7 @@ Array = NDArray[Any]
 HEADER_LENGTH = "inference-header-content-length"
 DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 _DTYPES = {name: np.dtype(dtype).newbyteorder("<") for dtype, name in DATATYPES.items()}  # the protocol's byte order
-_FIX = "see GET /v2/models/NAME for names, types and shapes"
+FIX = "see GET /v2/models/NAME for names, types and shapes"
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
@@ -91,12 +91,12 @@ def read_request(body: bytes, json_length: int | None) -> tuple[InferRequest, di
     try:
         request = msgspec.json.decode(body[:length], type=InferRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"the request is not of the protocol: {error}", _FIX) from None
+        raise InputError(f"the request is not of the protocol: {error}", FIX) from None
     rest = memoryview(body)[length:]
     tensors: dict[str, Array] = {}
     for tensor in request.inputs:
         if tensor.name in tensors:
-            raise InputError(f"the input {tensor.name[:80]!r} is given twice", _FIX)
+            raise InputError(f"the input {tensor.name[:80]!r} is given twice", FIX)
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             tensors[tensor.name] = _from_json(tensor)
@@ -106,7 +106,7 @@ def read_request(body: bytes, json_length: int | None) -> tuple[InferRequest, di
                 f"binary_data_size is {str(size)[:20]}, and {len(rest)} bytes are there",
                 "send as many bytes as announced",
             )
-        tensors[tensor.name] = _from_bytes(tensor, rest[:size])
+        tensors[tensor.name] = from_bytes(tensor, rest[:size])
         rest = rest[size:]
     if len(rest):
         raise InputError(f"{len(rest)} bytes belong to no input", "give each binary input its binary_data_size")
@@ -115,14 +115,14 @@ def read_request(body: bytes, json_length: int | None) -> tuple[InferRequest, di
 
 def _dtype(tensor: InputTensor) -> np.dtype[Any]:
     if tensor.datatype not in _DTYPES:
-        raise InputError(f"the datatype {tensor.datatype[:20]!r} is none of {', '.join(_DTYPES)}", _FIX)
+        raise InputError(f"the datatype {tensor.datatype[:20]!r} is none of {', '.join(_DTYPES)}", FIX)
     return _DTYPES[tensor.datatype]
 
 
-def _from_bytes(tensor: InputTensor, data: memoryview) -> Array:
+def from_bytes(tensor: InputTensor, data: memoryview) -> Array:
     dtype = _dtype(tensor)
     if prod(tensor.shape) * dtype.itemsize != len(data):
-        raise InputError(f"{len(data)} bytes are no {tensor.datatype}{tensor.shape}", _FIX)
+        raise InputError(f"{len(data)} bytes are no {tensor.datatype}{tensor.shape}", FIX)
     return np.frombuffer(data, dtype).reshape(tensor.shape).astype(dtype.newbyteorder("="), copy=False)
 
 
@@ -133,15 +133,15 @@ def _from_json(tensor: InputTensor) -> Array:
     try:
         values = np.asarray(tensor.data)
     except (ValueError, OverflowError) as error:  # lists of different lengths; a number beyond 64 bits
-        raise InputError("the data are no array of numbers", _FIX) from error
+        raise InputError("the data are no array of numbers", FIX) from error
     if values.size != prod(tensor.shape):
-        raise InputError(f"{values.size} numbers are no {tensor.datatype}{tensor.shape}", _FIX)
+        raise InputError(f"{values.size} numbers are no {tensor.datatype}{tensor.shape}", FIX)
     values = values.reshape(tensor.shape)
     if dtype.kind == "u":
         if values.size and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255):
-            raise InputError("the data are no whole numbers from 0 to 255", _FIX)
+            raise InputError("the data are no whole numbers from 0 to 255", FIX)
     elif values.size and values.dtype.kind not in "iuf":
-        raise InputError("the data are no numbers", _FIX)
+        raise InputError("the data are no numbers", FIX)
     with np.errstate(over="ignore"):  # what becomes infinite is refused with a better word
         return values.astype(dtype.newbyteorder("="))
 
@@ -159,13 +159,16 @@ def check_outputs(request: InferRequest, manifest: Manifest) -> None:
         if "classification" in wanted.parameters:
             count = wanted.parameters["classification"]
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise InputError("classification has to be a whole number above 0", _FIX)
+                raise InputError("classification has to be a whole number above 0", FIX)
             if wanted.name not in SCORES:
                 raise InputError(f"{wanted.name} is no class score", "ask for the classification of logits")
 
 
-def write_answer(request: InferRequest, outputs: Mapping[str, Array], manifest: Manifest) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON where binary tensors follow it."""
+def write_answer(
+    request: InferRequest, outputs: Mapping[str, Array], manifest: Manifest, *, name: str = ""
+) -> tuple[bytes, int | None]:
+    """The body of the answer, and the length of its JSON where binary tensors follow it. ``name`` is the model's where that
+    is not the manifest's."""
     wanted = request.outputs or [WantedOutput(spec.name) for spec in manifest.outputs]
     binary_too = request.parameters.get("binary_data_output") is True
     described: list[dict[str, Any]] = []
@@ -176,23 +179,23 @@ def write_answer(request: InferRequest, outputs: Mapping[str, Array], manifest: 
         datatype: str = "FP32"
         array: Array = values
         if count is not None:
-            datatype, array = "BYTES", _classified(output.name, outputs, manifest, count)
+            datatype, array = "BYTES", classified(output.name, outputs, manifest, count)
         entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(array.shape)}
         if output.parameters.get("binary_data", binary_too) is True:
-            blob = _text_bytes(array) if datatype == "BYTES" else array.astype("<f4", copy=False).tobytes()
+            blob = text_bytes(array) if datatype == "BYTES" else array.astype("<f4", copy=False).tobytes()
             entry["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
             entry["data"] = array.ravel().tolist()
         described.append(entry)
-    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": "1", "outputs": described}
+    answer: dict[str, Any] = {"model_name": name or manifest.name, "model_version": "1", "outputs": described}
     if request.id:
         answer["id"] = request.id
     head = msgspec.json.encode(answer)
     return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
 
 
-def _classified(name: str, outputs: Mapping[str, Array], manifest: Manifest, count: int) -> Array:
+def classified(name: str, outputs: Mapping[str, Array], manifest: Manifest, count: int) -> Array:
     """``"score:index:label"`` of the highest classes, ``[N, count]``: what the classification extension defines."""
     scores = probabilities(outputs) if name == "probabilities" else outputs[name]
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
@@ -204,7 +207,7 @@ def _classified(name: str, outputs: Mapping[str, Array], manifest: Manifest, cou
     return np.asarray(rows, object)
 
 
-def _text_bytes(texts: Array) -> bytes:
+def text_bytes(texts: Array) -> bytes:
     encoded = [text.encode() for text in texts.ravel().tolist()]
     return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
 

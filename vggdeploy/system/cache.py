@@ -243,15 +243,18 @@ def _open_home(path: Path) -> int:
         OSError: there is none, it is a link itself, or another user may write it or what is above it.
     """
     whole = Path(os.path.realpath(path.parent)) / path.name  # above it links are common: what they lead to is looked at
-    fd = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    fd = os.open("/", _PASS | os.O_DIRECTORY)
     for place in (*reversed(whole.parents), whole)[1:]:
         above = fd
         try:
-            # O_PATH: a directory above may be one that this user can pass, and not list.
-            fd = _open_own(place.name, os.O_PATH | os.O_DIRECTORY, dir_fd=above, shown=place, sticky=place != whole)
+            fd = _open_own(place.name, _PASS | os.O_DIRECTORY, dir_fd=above, shown=place, sticky=place != whole)
         finally:
             os.close(above)
     return fd
+
+
+# A directory above may be one that this user can pass, and not list. (macOS has no such flag.)
+_PASS = getattr(os, "O_PATH", os.O_RDONLY)
 
 
 def _open_own(

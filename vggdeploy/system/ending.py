@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Thread, Timer, current_thread, main_thread
 from typing import NoReturn
 
 from vggdeploy.system.drafts import remove_unfinished
@@ -31,24 +31,73 @@ _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 @dataclass(frozen=True)
 class _Patience:
-    """Seconds from a signal to the end."""
+    """Seconds from a signal to the end, and what is said meanwhile."""
 
     terminate: float = GRACE
     interrupt: float = GRACE
+    note: str = ""
 
 
 _patience = _Patience()
 
 
 @contextmanager
-def patience(*, terminate: float = GRACE, interrupt: float = GRACE) -> Iterator[None]:
-    """In this block an end in order takes longer, and may: seconds after SIGTERM, and after the first Ctrl-C."""
+def patience(*, terminate: float = GRACE, interrupt: float = GRACE, note: str = "") -> Iterator[None]:
+    """In this block an end in order takes longer, and may: seconds after SIGTERM, and after the first Ctrl-C. ``note`` is the
+    line on stderr that says so."""
     global _patience  # noqa: PLW0603  # of the process, as its signals are
-    before, _patience = _patience, _Patience(terminate, interrupt)
+    before, _patience = _patience, _Patience(terminate, interrupt, note)
     try:
         yield
     finally:
         _patience = before
+
+
+class Ending:
+    """The signal that asked for an end while the work went on; see `deferred`."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def asked(self) -> bool:
+        return self.number != 0
+
+    def end(self) -> NoReturn:
+        """End as the signal would have.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: what Ctrl-C and SIGTERM raise.
+        """
+        if self.number == signal.SIGTERM:
+            _exit(self.number, None)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred(*, terminate: float, interrupt: float, note: str) -> Iterator[Ending]:
+    """In this block the first Ctrl-C, or SIGTERM, is noted and raises nothing: the work asks for it where it can stop. A
+    second one raises at once. In another thread than the main one, which gets no signals, nothing is noted.
+
+    Args:
+        terminate, interrupt, note: see `patience`.
+    """
+    ending = Ending()
+    if current_thread() is not main_thread():
+        yield ending
+        return
+
+    def noted(number: int, frame: object) -> None:
+        again, ending.number = ending.asked(), number
+        if again:
+            ending.end()
+
+    before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with patience(terminate=terminate, interrupt=interrupt, note=note):
+            yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_within(seconds: float, number: int) -> None:
@@ -104,6 +153,8 @@ def _watch(reading: int) -> None:
                 end = min(end, now + _patience.terminate) if first != signal.SIGTERM else end
             else:
                 continue
+            if not first and _patience.note:
+                os.write(2, f"\n{_patience.note}\n".encode())
             first = first or number
 
 

@@ -30,7 +30,8 @@ CPUINFO = ROOT / "proc/cpuinfo"  # an emulated process puts another file here: q
 
 # Each multiplies bytes into 32 bits. An x86 CPU without any of them uses vpmaddubsw, whose sums of two products have 16.
 _WIDE_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-# Values of oneDNN's ONEDNN_MAX_CPU_ISA that hide them; OpenVINO follows it, too.
+_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that hide _WIDE_INT8; OpenVINO follows it, too.
 _NARROW_ISAS = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
 
 
@@ -49,7 +50,7 @@ def machine() -> Machine:
         python=platform.python_version(),
         gpu=_gpu(),
         caches=_caches(),
-        affinity=len(os.sched_getaffinity(0)),
+        affinity=allowed_cores(),
         quota=cpu_quota(),
     )
 
@@ -58,8 +59,17 @@ def int8_saturates() -> bool:
     """Whether INT8 kernels on this CPU may cut sums of two products off at 16 bits: see `vggdeploy.parity.saturation`."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    limits = {os.environ.get(f"{name}_MAX_CPU_ISA", "").upper() for name in ("ONEDNN", "DNNL")}
-    return bool(limits & _NARROW_ISAS) or not _WIDE_INT8 & set(machine().features)
+    return bool(_onednn_limits() & _NARROW_ISAS) or not _WIDE_INT8 & set(machine().features)
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU has products in BF16, and oneDNN is not kept from them. Others take several times FP32's time."""
+    narrow = _NARROW_ISAS | {"AVX512_CORE_VNNI", "AVX2_VNNI"}
+    return bool(_BF16 & set(machine().features)) and not _onednn_limits() & narrow
+
+
+def _onednn_limits() -> set[str]:
+    return {os.environ.get(f"{name}_MAX_CPU_ISA", "").upper() for name in ("ONEDNN", "DNNL")}
 
 
 def fingerprint() -> str:
@@ -118,9 +128,15 @@ def _gpu() -> str | None:
         pynvml.nvmlShutdown()
 
 
+def allowed_cores() -> int:
+    """Cores that this process is bound to; all of them where the system binds none (macOS)."""
+    bound = getattr(os, "sched_getaffinity", None)
+    return len(bound(0)) if bound is not None else os.cpu_count() or 1
+
+
 def usable_cores(root: Path = ROOT) -> int:
     """Cores this process may use: its affinity, or the CPU quota rounded up where that is less; at least 1."""
-    cores = len(os.sched_getaffinity(0))
+    cores = allowed_cores()
     quota = cpu_quota(root)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
@@ -197,7 +213,7 @@ def _number(path: Path) -> int | None:
 
 
 # glibc's mallopt(3), and the state that its rule for large blocks settles in (malloc.c, DEFAULT_MMAP_THRESHOLD_MAX).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
 _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
 
@@ -208,9 +224,24 @@ def release_memory() -> None:
     For between two stages: each of them holds a whole model, and only one of them at a time may.
     """
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Hand the allocator's free pages back to the system: some milliseconds, without Python's lock."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def limit_arenas() -> None:
+    """Let glibc have one heap for each core, where it may have eight.
+
+    Each new thread may begin a heap of its own, and a model that was opened in one of them leaves free pages there when it is
+    closed: a server that reloads grows until every heap has held a model. It changes the whole process, so only a
+    command calls it, never the library.
+    """
+    _set({_ARENA_MAX: max(2, usable_cores())})
 
 
 def return_large_blocks_at_once() -> None:

@@ -48,9 +48,12 @@ def require(module: str, *, to: str, extra: str) -> ModuleType:
     try:
         return import_silent(module)
     except Exception as error:  # a broken native library answers with any error: RuntimeError and AttributeError too
+        import importlib.metadata
+
+        [home, *_] = importlib.metadata.packages_distributions().get(module.partition(".")[0], [module])
         raise IncompatibleError(
             f"the Python package '{module}' is installed but does not import: {first_line(error)}",
-            f"reinstall it: pip install --force-reinstall 'vggdeploy[{extra}]'",
+            f"reinstall it: pip install --force-reinstall {home}",
         ) from error
 
 

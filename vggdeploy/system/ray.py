@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -42,8 +42,11 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[Any]:
+def cluster(address: str, variables: Mapping[str, str] | None = None) -> Iterator[Any]:
     """Ray, connected to ``local`` (a new cluster of this machine, which ends with the block), ``auto`` or ``HOST:PORT``.
+
+    Args:
+        variables: of the environment of every process that this one has started there.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -55,11 +58,13 @@ def cluster(address: str) -> Iterator[Any]:
         return
     # Of a worker that dies Ray tells on stdout, where the result of the command belongs.
     with redirect_stdout(sys.stderr):
-        yield from _connected(ray, address)
+        yield from _connected(ray, address, variables or {})
 
 
-def _connected(ray: Any, address: str) -> Iterator[Any]:
+def _connected(ray: Any, address: str, variables: Mapping[str, str]) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if variables:
+        quiet["runtime_env"] = {"env_vars": dict(variables)}
     try:
         if address == LOCAL:
             cores = len(os.sched_getaffinity(0))
@@ -72,6 +77,11 @@ def _connected(ray: Any, address: str) -> Iterator[Any]:
         raise VggdeployError(
             f"no Ray cluster answers at {address}: {first_line(error)}",
             "start one: ray start --head; or give --ray local",
+        ) from error
+    except Exception as error:  # Ray's own word for a node that takes more than 30 s
+        ray.shutdown()
+        raise VggdeployError(
+            f"a Ray cluster does not start here: {first_line(error)}", "try again when the machine is less busy"
         ) from error
     try:
         yield ray

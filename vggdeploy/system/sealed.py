@@ -3,6 +3,9 @@
 A path can lead to another file a moment later, and a file can be written to while a library reads it. So the bytes are copied
 while they are hashed, into memory that has no name (``memfd_create``) and is then sealed: the kernel refuses every further
 write, ours too. Libraries that want a path get ``/proc/self/fd/N``, those that want a buffer a map of the same pages.
+
+Other systems than Linux have no such memory. There the copy is a file in a directory of its own that only this user can enter,
+and it is removed when it is closed: other users can do nothing to it, other programs of the same user could.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import io
 import mmap
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ from vggdeploy.system.files import open_regular, sha256_of
 
 _BLOCK = 2**20
 _MAX_NAME = 128  # bytes; the kernel takes 249
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_HAS_SEALS = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 _LINK = "/memfd:"
 _AGAIN = "restore the bundle from its source, or export it again"
 
@@ -38,11 +42,12 @@ class SealedFile:
     fd: int
     name: str
     size: int
+    place: Path | None = None  # where there is no sealed memory
 
     @property
     def path(self) -> Path:
         """Where this process, and no other user, can open it."""
-        return Path(f"/proc/self/fd/{self.fd}")
+        return self.place or Path(f"/proc/self/fd/{self.fd}")
 
     def map(self) -> mmap.mmap | bytes:
         """The bytes without another copy."""
@@ -99,6 +104,9 @@ class HashedFile:
             IntegrityError: they have another hash, or there are none.
             BundleError: it may not be read, or there is no memory to copy it to.
         """
+        if not _HAS_SEALS:
+            yield from self._private()
+            return
         fd, size = self._sealed()
         try:
             yield SealedFile(fd, self.path.name, size)
@@ -121,11 +129,27 @@ class HashedFile:
         try:
             with os.fdopen(os.dup(writer), "wb", buffering=0) as file:
                 size = self._copy(lambda block: _write(file, block))
-            fcntl.fcntl(writer, fcntl.F_ADD_SEALS, _SEALS)
+            fcntl.fcntl(
+                writer,
+                fcntl.F_ADD_SEALS,
+                fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL,
+            )
             # Opened again for reading alone: older kernels map a sealed file from no other descriptor.
             return os.open(f"/proc/self/fd/{writer}", os.O_RDONLY | os.O_CLOEXEC), size
         finally:
             os.close(writer)
+
+    def _private(self) -> Iterator[SealedFile]:
+        """A copy in a file that no other user can reach."""
+        with tempfile.TemporaryDirectory(prefix="vggdeploy-") as directory:  # its mode is 0700
+            place = Path(directory, "copy")
+            with place.open("xb", buffering=0) as file:
+                size = self._copy(lambda block: _write(file, block))
+            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield SealedFile(fd, self.path.name, size, place)
+            finally:
+                os.close(fd)
 
     def _copy(self, write: Callable[[memoryview], object], *, limit: int | None = None) -> int:
         """Hand the bytes on block by block; their number. They are the right ones only when this returns."""

@@ -7,13 +7,16 @@ here every image gets its own numbers, from a generator of the step's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-# Pixels that a crop may move by, for every 8 of the side: 4 of 32, as He et al. 2016 (section 4.2) train on CIFAR-10.
-CROP_SHARE = 8
+# Of the side, what an image may move by: 4 pixels of 32, as He et al. 2016 (section 4.2) train on CIFAR-10, and for short
+# trainings 2, as Jordan 2024 (arXiv:2404.00498).
+CROP_SHARE, SHIFT_SHARE = 8, 16
 MAX_ANGLE = 15.0  # degrees
 JITTER = 0.2  # brightness and contrast are multiplied by 1 ± this
 
@@ -29,16 +32,23 @@ def augment(images: Tensor, kinds: Sequence[str], seed: int) -> Tensor:
 
 def _flip(batch: Tensor, generator: Generator) -> Tensor:
     mirrored = torch.rand(len(batch), generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], functional.horizontal_flip(batch), batch)
+    # NumPy, in the thread that prepares batches: torch's threads are at work on the network.
+    images, places = batch.numpy().copy(), mirrored.numpy()
+    images[places] = images[places][..., ::-1]
+    return torch.from_numpy(images)
 
 
-def _crop(batch: Tensor, generator: Generator) -> Tensor:
+def _moved(batch: Tensor, generator: Generator, *, share: int) -> Tensor:
     side = batch.shape[-1]
-    border = max(1, side // CROP_SHARE)
-    padded = functional.pad(batch, [border])
+    border = max(1, side // share)
     places = torch.randint(0, 2 * border + 1, (len(batch), 2), generator=generator).tolist()
-    cut = [functional.crop(image, *place, side, side) for image, place in zip(padded, places, strict=True)]
-    return torch.stack(cut)
+    before, (count, channels) = batch.numpy(), batch.shape[:2]
+    padded = np.zeros((count, channels, side + 2 * border, side + 2 * border), np.uint8)
+    padded[:, :, border:-border, border:-border] = before
+    cut = np.empty_like(before)
+    for image, (top, left) in enumerate(places):
+        cut[image] = padded[image, :, top : top + side, left : left + side]
+    return torch.from_numpy(cut)
 
 
 def _rotate(batch: Tensor, generator: Generator) -> Tensor:
@@ -66,7 +76,8 @@ def _between(low: float, high: float, count: int, generator: Generator) -> list[
 
 _KINDS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "flip": _flip,
-    "crop": _crop,
+    "crop": partial(_moved, share=CROP_SHARE),
+    "shift": partial(_moved, share=SHIFT_SHARE),
     "rotate": _rotate,
     "colour": _colour,
 }

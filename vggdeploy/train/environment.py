@@ -20,9 +20,10 @@ from vggdeploy.system.machine import machine
 from vggdeploy.train.recipe import Recipe
 from vggdeploy.types import Device, Precision
 
-# Multiply-accumulates of a batch from which bf16 is faster on a CPU that has it: below, casting costs more than it
-# saves. (Quarter-width VGG-11, two AVX-512 cores: 0.5 to 1 × at 32 px and batch 64, 1.7 × at 64 px and 128.)
-BF16_MACS = 4e9
+# Multiply-accumulates of a batch, in all and for each parameter, from which bf16 is faster on a CPU that has it: below,
+# casting activations and weights costs more than it saves. (Quarter-width VGG-11, two AVX-512 cores: at 32 px 0.5 to 1 × with
+# fc6 and fc7 of 4096 and batch 64, 1.3 × with 128 and batch 128; at 64 px, with 4096 and batch 128, 1.7 ×.)
+BF16_MACS, BF16_REUSE = 1e9, 180
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
@@ -56,7 +57,9 @@ def pick_precision(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Pre
         # bf16 needs no loss scaling; before Ampere it is emulated, slowly.
         return Precision.BF16 if torch.cuda.get_device_capability(device) >= (8, 0) else Precision.FP16
     has = {"avx512_bf16", "amx_bf16"} & set(machine().features)
-    return Precision.BF16 if has and summarise(spec).macs * recipe.batch_size >= BF16_MACS else Precision.FP32
+    network = summarise(spec)
+    enough = max(BF16_MACS, BF16_REUSE * network.parameters)
+    return Precision.BF16 if has and network.macs * recipe.batch_size >= enough else Precision.FP32
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vggdeploy.model.foreign.initial import load_initial_weights
 from vggdeploy.model.vgg import VGG, new_vgg
 from vggdeploy.model.weights import new_with_state, save_checkpoint
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.system.ending import deferred
 from vggdeploy.system.files import atomic_directory, check_replaceable, check_writable
 from vggdeploy.system.optional import version
 from vggdeploy.train.distill import Teacher
@@ -37,11 +38,22 @@ from vggdeploy.train.environment import (
 )
 from vggdeploy.train.quantisation import simulate_int8
 from vggdeploy.train.recipe import LIKE_INIT, Recipe
-from vggdeploy.train.record import HISTORY_NAME, OnNote, OnStep, TrainingRecord, TrainingResult, history_lines
+from vggdeploy.train.record import (
+    HISTORY_NAME,
+    OnNote,
+    OnScoring,
+    OnStep,
+    TrainingRecord,
+    TrainingResult,
+    history_lines,
+)
 from vggdeploy.train.run import Data, Run, Setup
-from vggdeploy.train.state import Saver
+from vggdeploy.train.state import Asked, Saver
 from vggdeploy.train.zeros import hold_zeros
 from vggdeploy.types import Device
+
+# A step of a full VGG-16 takes most of a minute on two cores. Kubernetes kills half a minute after SIGTERM.
+INTERRUPT_SECONDS, TERMINATE_SECONDS = 120.0, 25.0
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,12 @@ class TrainOptions:
 
     Attributes:
         overwrite: replace a checkpoint that stands there, and forget an interrupted run.
-        resume: go on with the interrupted run.
+        resume: go on with the interrupted run; its ``data_dir``, ``device`` and ``threads`` stand where none is given here.
         data_dir: see `vggdeploy.data.loaders.load_split`.
         device: default the first CUDA device, else the CPU.
         threads: CPU threads to compute with; default PyTorch's own choice. Set back when the run ends.
+        save_on_interrupt: Ctrl-C and SIGTERM end the run after the step that is under way, with its state saved; a second
+            one ends it at once. In the main thread only.
         memory: a split whose prepared pixels take more bytes is prepared batch by batch, again in every epoch.
     """
 
@@ -63,15 +77,34 @@ class TrainOptions:
     device: Device | None = None
     threads: int | None = None
     memory: int = MEMORY
+    save_on_interrupt: bool = False
+
+    @property
+    def asked(self) -> Asked:
+        """What a resumed run takes over."""
+        data_dir = os.path.abspath(self.data_dir) if self.data_dir else ""  # noqa: PTH100  # Path.absolute() keeps ".."
+        return Asked(data_dir=data_dir, device=str(self.device or ""), threads=self.threads)
+
+    def over(self, asked: Asked) -> TrainOptions:
+        """These options, and in place of what they leave open what the interrupted run was asked for."""
+        device = Device.parse(asked.device) if asked.device else None
+        return replace(
+            self,
+            data_dir=self.data_dir or asked.data_dir or None,
+            device=self.device or device,
+            threads=self.threads or asked.threads,
+        )
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | None,
     *,
     output: str | os.PathLike[str],
     options: TrainOptions = TrainOptions(),
     teacher: Teacher | None = None,
+    data: Data | None = None,
     on_step: OnStep | None = None,
+    on_scoring: OnScoring | None = None,
     on_note: OnNote | None = None,
 ) -> TrainingResult:
     """Train a network and write its checkpoint, in one step, at the end.
@@ -81,11 +114,13 @@ def train(
     interrupted or not. Until it is over, its state stands beside ``output`` (see `vggdeploy.train.state`).
 
     Args:
-        recipe: what to train, on what, and how.
+        recipe: what to train, on what, and how; None is the recipe of the run that is resumed.
         output: the checkpoint's directory.
         options: where it computes, and whether it goes on with what stands there.
         teacher: of ``recipe.distill``, opened already: it keeps the answers that it has given.
+        data: the splits, opened already and prepared as the recipe says; default those of ``recipe.dataset``.
         on_step: called after every step and every epoch.
+        on_scoring: called after every batch that is scored at an epoch's end.
         on_note: called with sentences that a user should read, before the first step.
 
     Raises:
@@ -95,12 +130,17 @@ def train(
         CheckpointError: the weights to start from, or the teacher, do not fit.
         IncompatibleError: the device is not here.
         TrainingError: the loss became infinite or not a number; what stood at ``output`` stays.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM. See ``save_on_interrupt``.
     """
     target = Path(os.path.abspath(output))  # noqa: PTH100  # Path.absolute() keeps ".."
     saver = Saver(target)
     resume, overwrite = options.resume, options.overwrite
     if resume:
-        overwrite = saver.standing().overwrite or overwrite
+        standing = saver.standing()
+        overwrite = standing.overwrite or overwrite
+        recipe, options = recipe or standing.recipe, options.over(standing.asked)
+    if recipe is None:
+        raise UsageError("no recipe was given", "give one, or resume a run that has its own")
     check_replaceable(Path(output), marker=CHECKPOINT_NAME, overwrite=overwrite)
     if saver.found() and not resume and not overwrite:
         raise UsageError(
@@ -119,9 +159,11 @@ def train(
             )
         if processes.first and not resume:
             saver.remove()
-        setup = _prepare(recipe, where, processes, options, teacher)
-        if setup.init is not None and on_note is not None:
-            for line in setup.init.lines():
+        setup = _prepare(recipe, where, processes, options, teacher, data)
+        parts = (setup.data.train, setup.data.validation, setup.data.test)
+        left_out = [part.left_out for part in parts if part is not None and part.left_out]
+        for line in (*(setup.init.lines() if setup.init else ()), *left_out):
+            if on_note is not None:
                 on_note(line)
 
         def record(run: Run) -> TrainingRecord:
@@ -130,11 +172,17 @@ def train(
         def write(run: Run, path: Path, *, replace: bool = False) -> Checkpoint:
             return _write(setup, run, record(run), path, overwrite=replace)
 
-        run = Run(setup, saver=saver, overwrite=overwrite, write_best=write, on_step=on_step)
+        run = Run(setup, saver=saver, overwrite=overwrite, write_best=write, on_step=on_step, on_scoring=on_scoring)
         if resume:
             run.resume()
         processes.wait()  # before the first one may replace the state that the others read
-        run.all_epochs()
+        ending = deferred(
+            terminate=TERMINATE_SECONDS,
+            interrupt=INTERRUPT_SECONDS,
+            note="stopping after this step, and saving; Ctrl-C again stops at once",
+        )
+        with ending if options.save_on_interrupt else nullcontext() as asked:
+            run.all_epochs(asked)
         if processes.first:
             write(run, target, replace=overwrite)
             saver.remove()
@@ -143,7 +191,12 @@ def train(
 
 
 def _prepare(
-    recipe: Recipe, where: torch.device, processes: Processes, options: TrainOptions, teacher: Teacher | None
+    recipe: Recipe,
+    where: torch.device,
+    processes: Processes,
+    options: TrainOptions,
+    teacher: Teacher | None,
+    data: Data | None,
 ) -> Setup:
     dataset = get_dataset(recipe.dataset)
     spec = recipe.model_spec(dataset)
@@ -159,18 +212,29 @@ def _prepare(
         teacher = Teacher(recipe.distill, labels=dataset.classes, preprocess=preprocess, device=where, precision=asked)
 
     def split(name: str) -> Images:
-        return open_split(recipe.dataset, name, preprocess, data_dir=options.data_dir, memory=options.memory)
+        return open_split(
+            recipe.dataset,
+            name,
+            preprocess,
+            data_dir=options.data_dir,
+            memory=options.memory,
+            hold_out=recipe.hold_out,
+        )
 
     # The test split too is read now: a damaged file is to be found before the work, not after it. The first process
     # downloads what is missing; the others find it.
     if not processes.first:
         processes.wait()
-    data = Data(split("train"), split("validation"), split("test"))
+    if data is None:
+        train, test = split("train"), split("test")
+        data = Data(train, split("validation") if recipe.hold_out else test, test)
     if processes.first:
         processes.wait()
     if recipe.per_class:
         chosen = per_class(data.train.labels, recipe.per_class, data.train.classes, seed=recipe.seed)
         data = Data(data.train.take(chosen), data.validation, data.test)
+    if recipe.max_images:
+        data = data.first(recipe.max_images)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.quantisation_aware:
         simulate_int8(model)
@@ -179,7 +243,9 @@ def _prepare(
     if processes.count > 1:
         share_batch_norms(model)
     network = Deployable(model, preprocess).to(where)
-    return Setup(recipe, dataset, preprocess, data, model, network, init, teacher, where, processes)
+    return Setup(
+        recipe, dataset, preprocess, data, model, network, init, teacher, where, processes, asked=options.asked
+    )
 
 
 def _record(setup: Setup, run: Run, *, threads: int) -> TrainingRecord:
@@ -195,7 +261,11 @@ def _record(setup: Setup, run: Run, *, threads: int) -> TrainingRecord:
         validation_accuracy=best.validation_accuracy,
         test_loss=best.test_loss,
         test_accuracy=best.test_accuracy,
-        samples={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        samples={
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test) if data.test is not None else 0,
+        },
         images_per_second=round(run.whole.speed, 1),
         seconds=round(run.seconds, 2),
         device=str(setup.device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,27 +12,35 @@ from torch.optim import SGD, AdamW, Optimizer
 from vggdeploy.model.layers import layers_of
 from vggdeploy.model.vgg import VGG
 from vggdeploy.spec import ModelSpec
+from vggdeploy.train.muon import Muon
 from vggdeploy.train.recipe import ALL_FEATURES, NO_FREEZE, Recipe
 
 BETA2 = 0.999  # of AdamW (Kingma & Ba 2015); β₁ is the recipe's momentum
 
 
 def new_optimizer(recipe: Recipe, model: VGG) -> Optimizer:
-    """Fused SGD or AdamW over four groups: the weights and the rest, of features and head.
+    """Fused SGD or AdamW, or Muon, over at most four groups: the weights and the rest, of features and head.
 
     Only weights of convolutions and linear layers decay. Biases and batch norms do not: it would pull the output's mean
     and scale to 0 without making the network simpler (Goyal et al. 2017, section 5.3; He et al. 2019, section 3.1).
-    Every group has its peak learning rate as ``peak``.
+    Every group has its peak learning rate as ``peak``. With Muon the linear layers are among the rest: no batch norm
+    follows them, so their scale means something, and for 4096 × 4096 weights the step would take longer than the network.
     """
-    groups: list[dict[str, object]] = []
+    groups: list[dict[str, Any]] = []
+    muon = recipe.optimizer == "muon"
     for part, peak in ((model.features, recipe.lr_features or recipe.lr), (model.classifier, recipe.lr)):
         layers = [m for m in part.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        if muon and part is model.classifier:
+            layers = []
         decaying = {id(layer.weight) for layer in layers}
         for decay in (True, False):
             chosen = [p for p in part.parameters() if (id(p) in decaying) == decay]
             if chosen:
-                weight_decay = recipe.weight_decay if decay else 0.0
-                groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": weight_decay})
+                rate = peak if decay else recipe.lr_rest or peak
+                kind = {"turn": decay} if muon else {"weight_decay": recipe.weight_decay if decay else 0.0}
+                groups.append({"params": chosen, "lr": rate, "peak": rate, **kind})
+    if muon:
+        return Muon(groups, momentum=recipe.momentum)
     if recipe.optimizer == "adamw":
         return AdamW(groups, betas=(recipe.momentum, BETA2), fused=True)
     sgd = SGD(groups, momentum=recipe.momentum, fused=True)

@@ -17,12 +17,12 @@ from vggdeploy.errors import UsageError, unknown_name
 from vggdeploy.records import Record
 from vggdeploy.spec import CUSTOM, ModelSpec, PreprocessSpec, at_width, parse_blocks, split_arch
 
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["cosine", "step", "one-cycle", "constant"]
 Keep = Literal["best", "last"]
 Fresh = Literal["auto", "nothing", "head", "classifier"]
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
-Augmentation = Literal["flip", "crop", "rotate", "colour"]
+Augmentation = Literal["flip", "crop", "shift", "rotate", "colour"]
 
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 CUSTOM_NAMES = (CUSTOM, f"{CUSTOM}_bn")
@@ -34,8 +34,11 @@ NO_FREEZE, ALL_FEATURES = "none", "features"
 class Recipe(Record, frozen=True, kw_only=True):
     """Network, data, and how it is trained. The same recipe gives the same weights; docs/reference/recipe.md has it all.
 
-    ``channels`` 0 are the data set's; ``per_class`` 0 takes every training image; ``clip``, ``patience`` and
-    ``unfreeze_every`` are off at 0; ``lr_features`` is ``lr`` where it is not given. ``warmup`` is the share of all
+    Without ``normalise`` the network sees pixels from 0 to 1 as they are; without ``hold_out`` it trains on the validation
+    images, too, and is validated on the test images, which then may decide nothing.
+    ``channels`` 0 are the data set's; ``per_class`` 0 takes every training image, ``max_images`` 0 every image of every
+    split; ``max_steps``, ``clip``, ``patience`` and ``unfreeze_every`` are off at 0; ``lr_features`` and ``lr_rest`` (of
+    biases and batch norms, and with Muon of linear layers) are ``lr`` where they are not given. ``warmup`` is the share of all
     steps in which the learning rate rises to ``lr``; then it follows ``schedule``. ``precision`` is that of the forward
     and backward pass; weights are FP32 always. With ``arch`` ``"init"`` the network is that of the checkpoint ``init``.
     With ``distill`` the network also learns from the answers of that checkpoint, its teacher (see
@@ -46,7 +49,10 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     dataset: str = "digits"
     per_class: int = 0
+    max_images: int = 0
     augment: tuple[Augmentation, ...] = ()
+    normalise: bool = True
+    hold_out: bool = True
     arch: str = "vgg11_bn"
     blocks: str = ""
     width: float = 1.0
@@ -59,10 +65,12 @@ class Recipe(Record, frozen=True, kw_only=True):
     freeze: str = NO_FREEZE
     unfreeze_every: int = 0
     epochs: int = 6
+    max_steps: int = 0
     batch_size: int = 64
     optimizer: Optimizer = "sgd"
     lr: float = 0.05
     lr_features: float | None = None
+    lr_rest: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
@@ -122,6 +130,16 @@ class Recipe(Record, frozen=True, kw_only=True):
             f"learning rate {self.lr_features} of the features",
             "give a number above 0, such as 0.005; --freeze features keeps them as they are",
         )
+        yield (
+            self.lr_rest is None or positive(self.lr_rest),
+            f"learning rate {self.lr_rest} of biases and batch norms",
+            "give a number above 0, such as 0.05",
+        )
+        yield (
+            self.optimizer != "muon" or not self.keep_zeros,
+            "Muon turns every weight of a matrix: zeros would not stay",
+            "keep zeros with --optimizer sgd or adamw",
+        )
         yield share(self.momentum, "momentum")
         yield (
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
@@ -133,8 +151,15 @@ class Recipe(Record, frozen=True, kw_only=True):
         yield self.step_every >= 1, f"a step every {self.step_every} epochs", "give at least 1"
         yield 0 < self.step_factor < 1, f"step factor {self.step_factor}", "give a number between 0 and 1, such as 0.1"
         yield math.isfinite(self.clip) and self.clip >= 0, f"clip {self.clip}", "give the largest norm, or 0 for none"
+        yield (
+            self.hold_out or (self.keep == "last" and not self.patience),
+            "without images held out, the test images would choose the epoch",
+            "keep the last epoch: --keep last --patience 0, or leave --no-hold-out out",
+        )
         yield self.patience >= 0, f"patience {self.patience}", "give a number of epochs, or 0 for never"
         yield self.per_class >= 0, f"{self.per_class} images a class", "give a number of images, or 0 for all"
+        yield self.max_images >= 0, f"at most {self.max_images} images", "give a number of images, or 0 for all"
+        yield self.max_steps >= 0, f"at most {self.max_steps} steps", "give a number of steps, or 0 for all epochs"
         yield self.channels in (0, 1, 3), f"{self.channels} input channels", "give 1 (grey), 3 (RGB) or 0 (the data's)"
         yield len(set(self.augment)) == len(self.augment), f"augment {','.join(self.augment)}", "name each only once"
         yield 0 <= self.seed < 2**32, f"seed {self.seed}", "give a whole number from 0 to 4294967295"
@@ -237,4 +262,7 @@ class Recipe(Record, frozen=True, kw_only=True):
         """The data set's preprocessing at the recipe's image size and channels."""
         if self.arch == LIKE_INIT:
             return self._like().preprocess
-        return default_preprocess(self.dataset, self.image_size, channels=self.channels)
+        found = default_preprocess(self.dataset, self.image_size, channels=self.channels)
+        if self.normalise:
+            return found
+        return msgspec.structs.replace(found, mean=(0.0,) * found.channels, std=(1.0,) * found.channels)

@@ -1,4 +1,4 @@
-"""Recipes as TOML files: two that come with the package, and those that users write. Torch-free."""
+"""Recipes as TOML files: those that come with the package, and those that users write. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from vggdeploy.errors import UsageError, first_line, unknown_name
 from vggdeploy.system.files import read_regular
 from vggdeploy.train.recipe import CUSTOM_NAMES, LIKE_INIT, NETWORK, Recipe
 
-BUILT_IN = ("classic", "modern")
+BUILT_IN = ("classic", "modern", "fast", "textbook")
 _MAX_BYTES = 2**20
 _STEP_ONLY = {"step_every", "step_factor"}
 _DISTILL_ONLY = {"temperature", "distill_weight"}
 
 
-def resolve_recipe(source: str | None, changes: Mapping[str, Any]) -> Recipe:
-    """A complete recipe: the values of ``source`` (a built-in name or a TOML file; none for the defaults), and over
-    them ``changes``.
+def resolve_recipe(source: str | Recipe | None, changes: Mapping[str, Any]) -> Recipe:
+    """A complete recipe: the values of ``source`` (a built-in name, a TOML file, or another recipe; none for the defaults),
+    and over them ``changes``.
 
     Raises:
         UsageError: no such recipe, not TOML, an unknown key (with the closest match), a value of another type, or
             values that cannot work together.
     """
+    if isinstance(source, Recipe):  # complete: only what changes is still to be looked at
+        return _converted({**msgspec.to_builtins(source), **changes}, "the options")
     where = "the options" if source is None else f"recipe {source}"
     values = {} if source is None else _read(source)
     _check_keys(values, where)
@@ -43,10 +45,7 @@ def resolve_recipe(source: str | None, changes: Mapping[str, Any]) -> Recipe:
     elif values.get("blocks") and "arch" not in values:
         values["arch"] = CUSTOM_NAMES[1]
     merged = {**values, **changes}
-    try:
-        recipe = msgspec.convert(merged, Recipe)
-    except msgspec.ValidationError as error:
-        raise _type_error(error, merged, where) from error
+    recipe = _converted(merged, where)
     given = _STEP_ONLY & merged.keys()
     if given and recipe.schedule != "step":
         raise UsageError(
@@ -61,6 +60,13 @@ def resolve_recipe(source: str | None, changes: Mapping[str, Any]) -> Recipe:
             f"{' and '.join(sorted(given))} would change the network of {recipe.init}", "leave it out, or --arch init"
         )
     return recipe
+
+
+def _converted(values: Mapping[str, Any], where: str) -> Recipe:
+    try:
+        return msgspec.convert(values, Recipe)
+    except msgspec.ValidationError as error:
+        raise _type_error(error, values, where) from error
 
 
 def to_toml(recipe: Recipe) -> str:

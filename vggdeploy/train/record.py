@@ -66,21 +66,33 @@ class TrainingStep:
     points: tuple[CurvePoint, ...] = ()
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """While an epoch's end is scored: ``done`` of the ``images`` of ``split``."""
+
+    epoch: int
+    split: Split
+    done: int
+    images: int
+
+
 OnStep = Callable[[TrainingStep], None]
+OnScoring = Callable[[Scoring], None]
 OnNote = Callable[[str], None]
 
 
 class EpochRecord(Record, frozen=True, kw_only=True):
     """One epoch. ``loss`` and ``train_accuracy`` are means over its steps, dropout on, while the weights changed; every
-    loss is the cross-entropy without label smoothing. The test split decides nothing: it is only looked at."""
+    loss is the cross-entropy without label smoothing. The test split decides nothing: it is only looked at, or (None) not
+    even that."""
 
     epoch: int
     loss: float
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
     seconds: float
 
 
@@ -99,8 +111,8 @@ class TrainingRecord(Record, frozen=True, kw_only=True):
     loss: float
     train_accuracy: float
     validation_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
     samples: dict[str, int]
     images_per_second: float
     seconds: float

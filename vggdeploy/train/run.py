@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,14 +24,15 @@ from vggdeploy.model.foreign.facts import InitReport
 from vggdeploy.model.vgg import VGG
 from vggdeploy.model.weights import load_model
 from vggdeploy.spec import PreprocessSpec
+from vggdeploy.system.ending import Ending
 from vggdeploy.train.distill import Teacher
 from vggdeploy.train.environment import Processes
 from vggdeploy.train.feed import Batch, Feed, batches_per_epoch
 from vggdeploy.train.optimizer import freeze, frozen_layers, moments, set_moments
 from vggdeploy.train.recipe import Recipe
-from vggdeploy.train.record import CurvePoint, EpochRecord, OnStep, TrainingStep
-from vggdeploy.train.state import BEST_NAME, Saver, Standing, Tally
-from vggdeploy.train.step import Score, Stepper, evaluate
+from vggdeploy.train.record import CurvePoint, EpochRecord, OnScoring, OnStep, Scoring, TrainingStep
+from vggdeploy.train.state import BEST_NAME, Asked, Saver, Standing, Tally
+from vggdeploy.train.step import EVALUATION_BATCH, Score, Stepper, evaluate
 from vggdeploy.types import Precision
 
 POINTS = 5  # of the training curve, an epoch
@@ -38,18 +42,27 @@ WriteBest = Callable[["Run", Path], object]
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits of a run."""
+    """The splits of a run. Without ``test`` that split is not even opened: whoever chooses among runs must not see it."""
 
     train: Images
     validation: Images
-    test: Images
+    test: Images | None
+
+    def first(self, images: int) -> Data:
+        """The first so many of each split, which are a random sample of it."""
+
+        def few(part: Images) -> Images:
+            return part.take(np.arange(min(images, len(part))))
+
+        return Data(few(self.train), few(self.validation), None if self.test is None else few(self.test))
 
     @property
     def digest(self) -> str:
         """Identifies labels and their order: a run that resumes on other images would not be the same run."""
         sha256 = hashlib.sha256()
         for part in (self.train, self.validation, self.test):
-            sha256.update(part.labels.tobytes())
+            if part is not None:
+                sha256.update(part.labels.tobytes())
         return sha256.hexdigest()
 
 
@@ -67,13 +80,21 @@ class Setup:
     teacher: Teacher | None
     device: torch.device
     processes: Processes
+    asked: Asked
 
 
 class Run:
     """One run of a recipe. `all_epochs` trains; afterwards ``model`` holds the weights that are kept."""
 
     def __init__(
-        self, setup: Setup, *, saver: Saver, overwrite: bool, write_best: WriteBest, on_step: OnStep | None
+        self,
+        setup: Setup,
+        *,
+        saver: Saver,
+        overwrite: bool,
+        write_best: WriteBest,
+        on_step: OnStep | None,
+        on_scoring: OnScoring | None = None,
     ) -> None:
         self.recipe = recipe = setup.recipe
         self.model = setup.model
@@ -84,16 +105,19 @@ class Run:
         self.whole = Tally()
         self._network, self._data = setup.network, setup.data
         self._device, self._processes = setup.device, setup.processes
-        self._saver, self._write_best, self._on_step = saver, write_best, on_step
-        self._overwrite = overwrite
+        self._saver, self._write_best = saver, write_best
+        self._on_step, self._on_scoring = on_step, on_scoring
+        self._overwrite, self._asked = overwrite, setup.asked
         self._teacher = setup.teacher.record.sha256 if setup.teacher else ""
         self._per_epoch = batches_per_epoch(len(setup.data.train), recipe.batch_size)
+        steps = recipe.epochs * self._per_epoch
+        self._steps = min(steps, recipe.max_steps or steps)
         self._feed = Feed(setup.data.train, recipe, setup.device, setup.processes.rank, setup.processes.count)
         self._stepper = Stepper(
             recipe,
             setup.network,
             setup.model,
-            steps=recipe.epochs * self._per_epoch,
+            steps=self._steps,
             precision=Precision(recipe.precision),
             device=setup.device,
             processes=setup.processes,
@@ -103,6 +127,7 @@ class Run:
         self._step = 0
         self._epoch, self._window = Tally(), Tally()
         self._reported = 0
+        self._ending = Ending()
         self._started, self._elapsed = time.perf_counter(), 0.0
 
     def _teach(self, teacher: Teacher | None) -> None:
@@ -119,13 +144,15 @@ class Run:
         """Since the run began, the time between a kill and its resumption left out."""
         return self._elapsed + time.perf_counter() - self._started
 
-    def all_epochs(self) -> None:
+    def all_epochs(self, ending: Ending | None = None) -> None:
         """Train every epoch that is left, then put the kept epoch's weights into the model.
 
         Raises:
             TrainingError: a loss became infinite or not a number. The state that was saved last stays.
+            KeyboardInterrupt, SystemExit: ``ending`` was asked for; the state after the last step is saved.
         """
-        for epoch in range(len(self.history), self.recipe.epochs):
+        self._ending = ending or self._ending
+        for epoch in range(len(self.history), math.ceil(self._steps / self._per_epoch)):
             if self._given_up():
                 break
             try:
@@ -175,19 +202,21 @@ class Run:
             self.kept = {key: tensor.to(self._device) for key, tensor in best.items()}
 
     def _one_epoch(self, epoch: int) -> None:
-        done = self._step - epoch * self._per_epoch
+        done, end = self._step - epoch * self._per_epoch, min((epoch + 1) * self._per_epoch, self._steps)
         self._network.train()
         freeze(self.model, frozen_layers(self.recipe, self.model.spec, epoch))
         with closing(self._feed.epoch(epoch, skip=done)) as batches:  # type: ignore[type-var]
             before = time.perf_counter()
-            for batch in batches:
+            for batch in islice(batches, end - self._step):
                 loss, hits = self._stepper(batch)
                 now = time.perf_counter()
                 self._count(batch, loss, hits, now - before, epoch)
-                if self._step < (epoch + 1) * self._per_epoch:
+                self._stop_if_asked()
+                if self._step < end:
                     self._save(epoch_over=False)
                 before = time.perf_counter()
         self._end(epoch)
+        self._stop_if_asked()
         self._save(epoch_over=True)
 
     def _count(self, batch: Batch, loss: float, hits: float, seconds: float, epoch: int) -> None:
@@ -203,13 +232,23 @@ class Run:
     def _end(self, epoch: int) -> None:
         """Score the epoch, and keep its weights if it is the best."""
         scores: dict[Split, Score] = {}
-        splits: tuple[tuple[Split, Images], ...] = (("validation", self._data.validation), ("test", self._data.test))
+        splits: tuple[tuple[Split, Images | None], ...] = (
+            ("validation", self._data.validation),
+            ("test", self._data.test),
+        )
         for split, images in splits:
-            score = evaluate(self._network, images, device=self._device, processes=self._processes)
+            if images is None:
+                continue
+            if split == "test" and images is self._data.validation:  # nothing is held out
+                scores[split] = scores["validation"]
+                continue
+            told = self._scoring(epoch, split, len(images))
+            score = evaluate(self._network, images, device=self._device, processes=self._processes, on_batch=told)
             self._stepper.check(score.loss, f"{split} loss", self._step - 1)
-            self._point(split, score.loss, score.accuracy)
             scores[split] = score
-        validation, test = scores["validation"], scores["test"]
+        for split, score in scores.items():
+            self._point(split, score.loss, score.accuracy)
+        validation, test = scores["validation"], scores.get("test")
         self.history.append(
             EpochRecord(
                 epoch=epoch + 1,
@@ -217,8 +256,8 @@ class Run:
                 train_accuracy=self._epoch.accuracy,
                 validation_loss=validation.loss,
                 validation_accuracy=validation.accuracy,
-                test_loss=test.loss,
-                test_accuracy=test.accuracy,
+                test_loss=test.loss if test else None,
+                test_accuracy=test.accuracy if test else None,
                 seconds=round(self._epoch.seconds, 3),
             )
         )
@@ -227,8 +266,23 @@ class Run:
         if self.recipe.keep == "last" or validation.accuracy >= best:
             self.best_epoch = epoch + 1
             self.kept = self._copy()
-        self._report(epoch, validation.accuracy, test.accuracy)
+        self._report(epoch, validation.accuracy, test.accuracy if test else None)
         self._epoch = Tally()
+
+    def _scoring(self, epoch: int, split: Split, images: int) -> Callable[[], None]:
+        """What is done after each batch that is scored: it is told, and the run ends here where that was asked for."""
+        done = 0
+
+        def scored() -> None:
+            nonlocal done
+            done = min(images, done + EVALUATION_BATCH * self._processes.count)
+            if self._on_scoring is not None:
+                self._on_scoring(Scoring(epoch=epoch + 1, split=split, done=done, images=images))
+            # One of several processes cannot stop here: the others have another number of batches.
+            if self._processes.count == 1:
+                self._stop_if_asked()
+
+        return scored
 
     def _given_up(self) -> bool:
         """Early stopping: ``patience`` epochs in a row were no better than the best before them."""
@@ -245,9 +299,20 @@ class Run:
         epoch = round(self._step / self._per_epoch, 6)
         self.curve.append(CurvePoint(step=self._step, epoch=epoch, split=split, loss=loss, accuracy=accuracy))
 
+    def _stop_if_asked(self) -> None:
+        """End here, with the state saved: between two steps, or before an epoch's scores are known. Of several processes
+        all end, when one was asked to."""
+        if self._processes.total(float(self._ending.asked()))[0]:
+            if self._processes.first:
+                self._save_now()
+            self._processes.wait()
+            self._ending.end()
+
     def _save(self, *, epoch_over: bool) -> None:
-        if not self._processes.first or not self._saver.due(epoch_over=epoch_over):
-            return
+        if self._processes.first and self._saver.due(epoch_over=epoch_over):
+            self._save_now()
+
+    def _save_now(self) -> None:
         scaler: dict[str, Any] = self._stepper.scaler.state_dict()
         standing = Standing(
             recipe=self.recipe,
@@ -263,6 +328,7 @@ class Run:
             whole=self.whole,
             elapsed=self.seconds,
             scaler={name: value for name, value in scaler.items() if isinstance(value, (int, float))},
+            asked=self._asked,
         )
         tensors = {WEIGHTS + key: tensor for key, tensor in self.model.state_dict().items()}
         tensors |= {MOMENTS + key: t for key, t in moments(self._stepper.optimizer, self.model).items()}
@@ -283,7 +349,7 @@ class Run:
         self._on_step(
             TrainingStep(
                 epoch=epoch + 1,
-                epochs=self.recipe.epochs,
+                epochs=math.ceil(self._steps / self._per_epoch),
                 step=self._step,
                 steps=self._stepper.steps,
                 loss=self._epoch.loss,

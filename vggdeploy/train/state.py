@@ -62,6 +62,14 @@ class Tally(msgspec.Struct):
         return self.images / self.seconds if self.seconds else 0.0
 
 
+class Asked(Record, frozen=True, kw_only=True):
+    """What a run was asked for beside its recipe, with which it goes on unless another wish is said."""
+
+    data_dir: str = ""
+    device: str = ""
+    threads: int | None = None
+
+
 class Standing(Record, frozen=True, kw_only=True):
     """Where a run stands after ``step`` steps. ``data`` identifies the training images' labels and order, ``teacher`` the
     weights that it learns from."""
@@ -80,6 +88,7 @@ class Standing(Record, frozen=True, kw_only=True):
     whole: Tally
     elapsed: float
     scaler: dict[str, float] = {}
+    asked: Asked = Asked()
 
 
 def resume_directory(output: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -123,10 +124,12 @@ def evaluate(
     device: torch.device,
     batch_size: int = EVALUATION_BATCH,
     processes: Processes = ALONE,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Score:
     """Score ``network`` (``uint8 [N, H, W, C]`` → a tuple whose first output is the logits) on every image of ``data``.
 
-    Several processes share the work; each gets the whole score. The network comes back in the mode it was in.
+    Several processes share the work; each gets the whole score. The network comes back in the mode it was in, also where
+    ``on_batch``, called after each batch, raises.
     """
     modes = [(module, module.training) for module in network.modules()]  # frozen parts have a mode of their own
     network.eval()
@@ -139,6 +142,7 @@ def evaluate(
                 logits = network(images)[0]
                 loss += functional.cross_entropy(logits, labels, reduction="sum").item()
                 hits += int((logits.argmax(dim=1) == labels).sum())
+                on_batch()
     finally:
         for module, training in modes:
             module.training = training

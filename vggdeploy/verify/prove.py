@@ -63,7 +63,7 @@ def prove(
     except ParityError as error:
         wrong = error.cause
     except ForeignModelError as error:  # no library opens it, so nothing was compared
-        return [msgspec.structs.replace(unproven(variant, error.cause, where), verdict=Verdict.FAIL)]
+        return [unproven(variant, error.cause, where).failed((error.cause,))]
     fitness = runnable(variant, where)
     if fitness.runs:
         criteria = (limits or Limits()).over(criteria_of(bundle, variant))
@@ -96,13 +96,12 @@ def _with_note(record: ParityRecord, note: str) -> ParityRecord:
 def _with_products(record: ParityRecord, products: dict[str, int], wrong: str) -> ParityRecord:
     if not wrong:
         return msgspec.structs.replace(record, products=products)
-    reasons = (wrong, *record.reasons)
-    return msgspec.structs.replace(record, products=products, verdict=Verdict.FAIL, reasons=reasons)
+    return msgspec.structs.replace(record.failed((wrong, *record.reasons)), products=products)
 
 
 def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str = "") -> Manifest:
     """The manifest with the last record of each variant (the one with the most images) written to it, with what only the
-    golden pair was asked; and the distances of all its records where none stand there yet."""
+    golden pair was asked; and the distances of all its records where none stand there yet. Who fails one of them fails."""
     changed = {}
     for name in dict.fromkeys(r.variant for r in records if r.variant != REFERENCE):
         own = [r for r in records if r.variant == name]
@@ -118,6 +117,10 @@ def with_parity(manifest: Manifest, records: Sequence[ParityRecord], note: str =
         )
         variant = manifest.variant(name)
         passed = all(r.verdict is not Verdict.FAIL for r in own)
+        if (
+            not passed and written.verdict is not Verdict.FAIL
+        ):  # a batch size, say, that only the golden pair was asked in
+            written = written.failed(written.reasons)
         distances = variant.distances or (tuple(d for r in own for d in r.distances) if passed else ())
         changed[name] = msgspec.structs.replace(variant, parity=written, distances=distances)
     return manifest.with_variants(*changed.values())

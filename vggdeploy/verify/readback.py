@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from vggdeploy.bundle import REFERENCE, Bundle, PrecisionProof, SaturationRecord, Variant
 from vggdeploy.bundle.precision import Product, by_type, check, check_engine
 from vggdeploy.errors import ForeignModelError, ParityError
 from vggdeploy.model.formats.admission import admitted
-from vggdeploy.model.formats.objects import parameters
+from vggdeploy.model.formats.exported import exported_parameters
+from vggdeploy.model.formats.objects import Tensor, parameters
 from vggdeploy.model.formats.sparsity import sparse_products, sparse_weights
 from vggdeploy.model.layers import layer_names
 from vggdeploy.parity.products import read_onnx
@@ -31,17 +34,25 @@ def read_products(bundle: Bundle, variant: Variant) -> tuple[Product, ...] | Non
         return _READERS[variant.format](file.path, layer_names(bundle.manifest.spec))
 
 
-def _torchscript_products(path: Path, layers: dict[str, str]) -> tuple[Product, ...]:
+def _torch_products(
+    read: Callable[[memoryview, str], Mapping[str, Tensor]], path: Path, layers: dict[str, str]
+) -> tuple[Product, ...]:
     """A product computes in the type of its weights. ``layers`` as `layer_names`."""
     products = []
-    for name, tensor in parameters(mapped(path), shown(path)).items():
+    for name, tensor in read(mapped(path), shown(path)).items():
         key, _, last = name.rpartition(".")
         if last == "weight" and len(tensor.shape) in (2, 4):
             products.append(Product(layers.get(".".join(key.split(".")[:2]), key), tensor.type))
     return tuple(products)
 
 
-_READERS = {"onnx": read_onnx, "torchscript": _torchscript_products}
+Read = Callable[[Path, dict[str, str]], tuple[Product, ...]]
+_READERS: dict[str, Read] = {
+    "onnx": read_onnx,
+    "torchscript": partial(_torch_products, parameters),
+    "torch-export": partial(_torch_products, exported_parameters),
+    "aoti": partial(_torch_products, exported_parameters),
+}
 
 
 def check_precision(variant: Variant, products: tuple[Product, ...] | None) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from vggdeploy.bundle import Bundle, Manifest
 from vggdeploy.bundle.checkpoint import Checkpoint
 from vggdeploy.data.specs import match_classes
-from vggdeploy.errors import DataError, MissingDependencyError, UsageError
+from vggdeploy.errors import DataError, MissingDependencyError, UsageError, counted
 from vggdeploy.parity.reference import Rows, sample_bytes
 from vggdeploy.preprocess import normalise
 from vggdeploy.spec import PreprocessSpec
@@ -87,8 +87,9 @@ def open_samples(
         labels, note = match_classes(
             split.labels, split.classes, about.labels, about.spec.classes, data=dataset, option="--data"
         )
+    note = "; ".join(filter(None, (note, split.left_out)))
     images = PreparedImages(split, about.preprocess, dtype)
-    return Samples(images, labels, f"{split.name} test ({len(split)} images)", note, dataset, split.classes)
+    return Samples(images, labels, f"{split.name} test ({counted(len(split), 'image')})", note, dataset, split.classes)
 
 
 def samples_or_synthetic(
@@ -142,7 +143,7 @@ def measuring_pool(bundle: Bundle, data: str, limit: int, data_dir: Path | None)
             raise
         inputs, _ = bundle.golden()
         images = inputs[manifest.input.name]
-        return Pool(images, None, f"golden pair ({len(images)} images)")
+        return Pool(images, None, f"golden pair ({counted(len(images), 'image')})")
 
 
 def synthetic_images(count: int, spec: PreprocessSpec, *, seed: int = 0) -> NDArray[np.uint8]:

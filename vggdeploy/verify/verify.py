@@ -10,7 +10,7 @@ import msgspec
 
 from vggdeploy.bundle import REFERENCE, Bundle, Manifest, Variant, update_bundle
 from vggdeploy.bundle.store import now
-from vggdeploy.errors import BuildError, IncompatibleError, UsageError
+from vggdeploy.errors import BuildError, IncompatibleError, ParityError, TargetError, UsageError, counted
 from vggdeploy.parity import Reference, reference_outputs
 from vggdeploy.parity.anchor import check_anchor
 from vggdeploy.parity.reference import GOLDEN, golden_reference
@@ -128,9 +128,16 @@ def verify_bundle(
 
 
 def exit_code(report: ParityReport) -> int:
-    """0 when nothing failed and everything that ran was decided; 3 for a failure or what was not decided; 5 when nothing
-    ran at all. A variant that cannot run here, among others that can, is not a failure here."""
-    return {Verdict.PASS: 0, Verdict.UNPROVEN: IncompatibleError.exit_code}.get(report.verdict, 3)
+    """0 when nothing failed and everything that ran was decided; 3 for a failure of either verdict; 4 when numerical parity
+    passed everywhere and a bound is open: a target that was not shown to be met; 5 when nothing ran at all. A variant that
+    cannot run here, among others that can, is not a failure here."""
+    codes = {
+        Verdict.PASS: 0,
+        Verdict.FAIL: ParityError.exit_code,
+        Verdict.INCONCLUSIVE: TargetError.exit_code,
+        Verdict.UNPROVEN: IncompatibleError.exit_code,
+    }
+    return codes[report.verdict]
 
 
 def _wanted(manifest: Manifest, variants: Sequence[str], backends: Sequence[str]) -> list[Variant]:
@@ -169,7 +176,7 @@ def _choose_samples(bundle: Bundle, options: VerifyOptions) -> tuple[Samples | N
 
 
 def _run_reference(bundle: Bundle, chosen: Samples, threads: int | None, on_progress: OnProgress) -> Reference:
-    on_progress(None, f"running the FP32 reference on {len(chosen.images)} images")
+    on_progress(None, f"running the FP32 reference on {counted(len(chosen.images), 'image')}")
     with open_session(bundle, bundle.manifest.reference(), threads=threads) as session:
         return reference_outputs(session, chosen.images, data=chosen.data, labels=chosen.labels)
 
@@ -223,7 +230,7 @@ def _passes(records: Sequence[ParityRecord], variant: Variant) -> bool:
 
 
 def _failed(record: ParityRecord, reason: str) -> ParityRecord:
-    return msgspec.structs.replace(record, verdict=Verdict.FAIL, reasons=(reason, *record.reasons))
+    return record.failed((reason, *record.reasons))
 
 
 def _take_apart(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vggdeploy.export.onnx import export_onnx
+from vggdeploy.export.torch_export import export_program
 from vggdeploy.export.torchscript import export_torchscript
 from vggdeploy.model.deployable import Deployable
 from vggdeploy.model.formats.chain import Chain, chain_of
@@ -52,6 +53,10 @@ class Case:
 
     def torchscript(self, path: Path) -> bytes:
         export_torchscript(self.module(), path, image=self.chain.image)
+        return path.read_bytes()
+
+    def program(self, path: Path) -> bytes:
+        export_program(self.module(), path, image=self.chain.image, batch=BatchRange(1, 4, 16))
         return path.read_bytes()
 
     def onnx(self, path: Path) -> bytes:

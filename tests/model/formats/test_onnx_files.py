@@ -328,7 +328,7 @@ def test_the_weights_are_passed_over(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_leads_to_anything_but_an_answer_or_that_error(honest: bytes, data: st.DataObject) -> None:
     damaged = bytearray(honest)
@@ -347,7 +347,7 @@ def test_no_damage_leads_to_anything_but_an_answer_or_that_error(honest: bytes, 
     assert session.run(None, {"image": np.zeros((1, 32, 32, 3), np.uint8)})[0].shape == (1, 7)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_graph_of_other_parts_is_refused_or_answers_in_the_network_s_shape(
     honest: bytes, data: st.DataObject

@@ -97,7 +97,7 @@ def test_bytes_behind_the_last_tensor_are_refused_by_load(tmp_path: Path) -> Non
         load_model(tmp_path / "ckpt")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_what_is_admitted_the_library_reads(honest: bytes, data: st.DataObject) -> None:
     damaged = bytearray(honest)

@@ -31,7 +31,7 @@ NAMES = ["conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv
 
 
 @given(WEIGHTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_two_of_four_inputs_are_kept_and_they_are_the_largest(weights: np.ndarray) -> None:
     mask = largest_two(torch.from_numpy(weights)).numpy()
     assert mask.shape == weights.shape
@@ -45,7 +45,7 @@ def test_two_of_four_inputs_are_kept_and_they_are_the_largest(weights: np.ndarra
 
 
 @given(WEIGHTS, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_third_weight_in_any_four_breaks_the_pattern(weights: np.ndarray, data: st.DataObject) -> None:
     kept = largest_two(torch.from_numpy(weights)).numpy() != 0
     cut = np.argwhere(~kept)

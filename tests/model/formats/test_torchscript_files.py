@@ -285,7 +285,7 @@ def test_bytes_that_belong_to_no_entry_are_refused(put: bytes, where: str, hones
         check(data)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_leads_to_anything_but_an_answer_or_that_error(honest: bytes, data: st.DataObject) -> None:
     damaged = bytearray(honest)

@@ -21,7 +21,7 @@ EVEN = {name: {max(1, width // 2): 1.0, max(1, width // 8): 4.0} for name, width
     st.lists(st.floats(0, 3), min_size=20, max_size=20),
     st.sampled_from([(0, 0), (100, 0), (64, 48)]),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_target_and_the_floor_hold(keep: float, rises: list[float], ranks: tuple[int, int]) -> None:
     spec = msgspec.structs.replace(VGG11, ranks=ranks)
     own = widths_of(spec)

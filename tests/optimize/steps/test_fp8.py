@@ -26,7 +26,7 @@ HALF_STEP, SMALLEST = 2**-4, 2**-10  # of E4M3's significand; half of its smalle
 
 
 @given(WEIGHTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_weight_is_within_half_a_step_of_its_channels_scale(weights: np.ndarray) -> None:
     codes, scale = rounded_weights(weights)
     assert codes.dtype == ml_dtypes.float8_e4m3fn and scale.shape == weights.shape[:1]
@@ -37,7 +37,7 @@ def test_every_weight_is_within_half_a_step_of_its_channels_scale(weights: np.nd
 
 
 @given(WEIGHTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_zeros_stay_zeros_and_the_largest_weight_is_at_the_end_of_the_range(weights: np.ndarray) -> None:
     codes, _ = rounded_weights(weights)
     assert (codes.astype(np.float32)[weights == 0] == 0).all()

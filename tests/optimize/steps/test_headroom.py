@@ -23,7 +23,7 @@ def squared_error(codes: np.ndarray, factors: np.ndarray, exact: np.ndarray) -> 
     return float(np.square(codes * factors[:, None, None] - exact).sum())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 7), st.sampled_from([1, 9]), st.integers(128, 255))
 def test_no_two_neighbours_are_too_wide(seed: int, outputs: int, channels: int, positions: int, limit: int) -> None:
     exact = np.random.default_rng(seed).uniform(-127.5, 127.5, (outputs, channels, positions)).astype(np.float32)

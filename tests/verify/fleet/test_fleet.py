@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from attacks.planting import rewrite_onnx
@@ -107,7 +108,7 @@ child.Client.send = slowly
     assert found["onnx-fp32"].verdict is Verdict.UNPROVEN
     assert found["onnx-fp32"].reasons == ("it did not answer within 4 s (--timeout)",)
     assert found["altered"].verdict is Verdict.FAIL
-    assert found["altered"].data == "golden pair (1 images), in batches of 1"
+    assert found["altered"].data == "golden pair (1 image), in batches of 1"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ child.Client.send = slowly
     [
         ("if path.startswith('answer/0/1'): return", "not every image was answered"),
         ("if path.startswith('answer'): return", "not every image was answered"),
-        ("data = data[:-4] if path.startswith('answer') else data", "'logits' of 1 images has 36 bytes, not 40"),
+        ("data = data[:-4] if path.startswith('answer') else data", "'logits' of 1 image has 36 bytes, not 40"),
         ("path = path.replace('answer/0', 'answer/9')", "tuple index out of range"),
     ],
 )
@@ -297,3 +298,23 @@ def test_a_tool_that_is_not_there_is_named() -> None:
 def test_what_qemu_cannot_emulate_is_not_the_reason() -> None:
     said = b"Illegal instruction\n\nqemu-x86_64: warning: TCG doesn't support requested feature: CPUID.07H:EBX.rtm\n"
     assert last_line(said) == "Illegal instruction"
+
+
+@pytest.mark.parametrize("name", ["haswell", "cortex-a72"])
+def test_kernels_that_were_chosen_for_this_processor_are_not_asked_of_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OPENBLAS_CORETYPE=Haswell ends NumPy with an illegal instruction on an older processor."""
+    from vggdeploy.verify.fleet import emulated
+    from vggdeploy.verify.fleet.targets import find_targets
+
+    (target,) = find_targets([name])
+    (tmp_path / "root/usr/bin").mkdir(parents=True)
+    (tmp_path / "root/usr/bin/python3.11").touch()
+    monkeypatch.setattr(emulated, "_prefix", lambda: SimpleNamespace(path=lambda: tmp_path))
+    chosen = {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx512", "NPY_ENABLE_CPU_FEATURES": "AVX512F"}
+    for variable, value in {**chosen, "KEPT": "yes"}.items():
+        monkeypatch.setenv(variable, value)
+    _, environment = target.command("address", tmp_path)
+    assert not chosen.keys() & environment.keys()
+    assert environment["KEPT"] == "yes"

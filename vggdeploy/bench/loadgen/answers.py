@@ -120,8 +120,7 @@ def _against_golden(
         outputs.append(stat.result())
     ours, theirs = top1(answered), top1(expected)
     flips = flip_count(int((ours != theirs).sum()), len(ours)) if ours is not None and theirs is not None else None
-    verdict, reasons = judge(tuple(outputs), flips, thresholds, golden=True)
-    return tuple(outputs), reasons if verdict is Verdict.FAIL else ()
+    return tuple(outputs), judge(tuple(outputs), flips, thresholds, golden=True).reasons
 
 
 def _count(session: CheckedSession, pool: Array, load: Load, golden: int) -> int:

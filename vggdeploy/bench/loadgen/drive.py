@@ -14,7 +14,7 @@ import numpy as np
 
 from vggdeploy.bench.interference import CpuWatch
 from vggdeploy.bench.loadgen.scenarios import MULTI_STREAM_SAMPLES, PERCENTILE, Issued, Load
-from vggdeploy.bench.loadgen.sut import SystemUnderTest
+from vggdeploy.bench.loadgen.sut import Answering, SystemUnderTest
 from vggdeploy.bench.stats import percentile
 from vggdeploy.parity.reference import Array
 from vggdeploy.runtime import CheckedSession
@@ -39,12 +39,20 @@ def issue(session: CheckedSession, images: Array, load: Load, samples: Literal["
     Raises:
         VggdeployError: the session failed under load.
     """
-    system = SystemUnderTest(session, images, load)
+    return issue_to(SystemUnderTest(session, images, load), len(images), load, samples)
+
+
+def issue_to(system: Answering, count: int, load: Load, samples: Literal["unique", "same"] = "unique") -> Issued:
+    """`issue`, to whatever answers: ``count`` distinct samples.
+
+    Raises:
+        VggdeployError: it failed under load.
+    """
     settings = _settings(system, load)
     settings.mode = lg.TestMode.PerformanceOnly
     settings.performance_issue_same = samples == "same"
     watch = CpuWatch()
-    with _run(system, settings, len(images)) as logs:
+    with _run(system, settings, count) as logs:
         others = watch.others()
         return _issued(read_log(logs / "mlperf_log_detail.txt"), load, system, others)
 
@@ -79,7 +87,7 @@ def answer_log(session: CheckedSession, images: Array, load: Load) -> tuple[list
 
 
 @contextmanager
-def _run(system: SystemUnderTest, settings: Any, images: int) -> Iterator[Path]:
+def _run(system: Answering, settings: Any, images: int) -> Iterator[Path]:
     """Run LoadGen to its end; gives the directory of its logs."""
     with temporary_directory("vggdeploy-loadgen-") as directory:
         log = lg.LogSettings()
@@ -99,7 +107,7 @@ def _run(system: SystemUnderTest, settings: Any, images: int) -> Iterator[Path]:
         yield directory
 
 
-def _settings(system: SystemUnderTest, load: Load) -> Any:
+def _settings(system: Answering, load: Load) -> Any:
     settings = lg.TestSettings()
     settings.scenario = _SCENARIOS[load.scenario]
     settings.min_duration_ms = int(load.seconds * 1e3)
@@ -134,7 +142,7 @@ def read_log(path: Path) -> dict[str, Any]:
     return {record["key"]: record["value"] for record in records}
 
 
-def _issued(found: dict[str, Any], load: Load, system: SystemUnderTest, others: float | None) -> Issued:
+def _issued(found: dict[str, Any], load: Load, system: Answering, others: float | None) -> Issued:
     early = " ".join(str(found.get("early_stopping_result", "")).split())
     return Issued(
         valid=found["result_validity"] == "VALID",

@@ -6,7 +6,7 @@ LoadGen itself decides when a query is sent, how long it took, and whether the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -68,7 +68,8 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     ``needed`` is how many queries its early stopping wants, None where it has enough; ``words`` is its own reason for an
     INVALID. ``queue_ms`` and ``run_ms`` are the (p50, p99) of ``server``: from the arrival of a query to the start of the
-    batch that it is in, and of that batch. ``others`` is the share of the cores that other processes used.
+    batch that it is in, and of that batch. ``others`` is the share of the cores that other processes used. ``failed`` says
+    in words which queries had no answer: of a server that is asked over a network.
     """
 
     valid: bool
@@ -87,6 +88,7 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     others: float | None = None
     version: str = ""
     seeds: dict[str, int] = {}
+    failed: str = ""
 
 
 Issue = Callable[[Load, Literal["unique", "same"]], Issued]
@@ -142,26 +144,27 @@ def scenario_row(
     if answers is not None and answers.verdict is Verdict.FAIL:
         verdict = Verdict.FAIL
         reasons += [f"wrong output under load: {reason}" for reason in answers.reasons]
+    return filled_row(
+        found, reasons, scenario=load.scenario, batch=load.largest_batch, target_qps=load.target_qps,
+        latency_bound_ms=load.latency_bound_ms, samples_per_second=found.samples_per_second, unique_over_same=ratio,
+        verdict=verdict, answers=answers, **about,
+    )  # fmt: skip
+
+
+def filled_row(found: Issued, reasons: Sequence[str], **about: Any) -> ScenarioRow:
+    """A row with what was found under one load; it counts where nothing speaks against it. ``about``: the other fields."""
     return ScenarioRow(
-        scenario=load.scenario,
         queries=found.queries,
-        batch=load.largest_batch,
-        target_qps=load.target_qps,
-        latency_bound_ms=load.latency_bound_ms,
-        samples_per_second=found.samples_per_second,
         p50_ms=found.p50_ms,
         p90_ms=found.p90_ms if found.queries >= calls_needed(90) else None,
         p99_ms=found.p99_ms if found.queries >= calls_needed(99) else None,
         estimate_ms=found.estimate_ms,
-        unique_over_same=ratio,
-        verdict=verdict,
         valid=not reasons,
         reasons=tuple(reasons),
         queue_p50_ms=found.queue_ms[0],
         queue_p99_ms=found.queue_ms[1],
         run_p50_ms=found.run_ms[0],
         run_p99_ms=found.run_ms[1],
-        answers=answers,
         loadgen=found.version,
         seeds=found.seeds,
         **about,
@@ -172,6 +175,8 @@ def invalid_reasons(load: Load, found: Issued) -> list[str]:
     """Why LoadGen calls a run INVALID, in a sentence that says what to change; empty for a VALID one."""
     if found.valid:
         return []
+    if found.failed:
+        return [found.failed]
     if found.piled_up:
         return [f"queries piled up: {load.target_qps:g} a second are more than the session answers"]
     if not found.bound_met:

@@ -1,10 +1,11 @@
-"""LoadGen's system under test: a session, and the queue in front of it in the ``server`` scenario."""
+"""LoadGen's system under test: what answers its queries, and the queue in front of it in the ``server`` scenario."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -20,23 +21,20 @@ from vggdeploy.runtime.sessions import run_batch
 _CALIBRATION_CALLS = 5
 
 
-class SystemUnderTest:
-    """Answers LoadGen's queries from a session. In ``server`` they queue for one worker, which takes what is waiting as
-    one batch; in the other scenarios LoadGen waits for the answer anyway.
+class Answering(ABC):
+    """Answers LoadGen's queries. In ``server`` they queue for the workers, each of which takes what is waiting as one batch
+    of at most the load's; in the other scenarios LoadGen waits for the answer anyway.
 
-    ``hand_over``: give LoadGen the answers, which it writes to its accuracy log: of each sample the values of all
-    outputs, in the session's order, as float32. ``queue_ms`` and ``run_ms`` are kept of every query and batch of
-    ``server``.
+    ``queue_ms`` and ``run_ms`` are kept of every query and batch of ``server``.
     """
 
-    def __init__(self, session: CheckedSession, images: Array, load: Load, *, hand_over: bool = False) -> None:
-        self._session = session
-        self._images = images
+    def __init__(self, load: Load, *, workers: int = 1) -> None:
         self._load = load
-        self._hand_over = hand_over
-        self._input = session.inputs[0].name
         self._queue: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
-        self._worker = threading.Thread(target=self.serve, name="server-scenario", daemon=True)
+        self._workers = [
+            threading.Thread(target=self.serve, name=f"server-scenario-{number}", daemon=True)
+            for number in range(workers)
+        ]
         self._lock = threading.Lock()
         self._held: list[Any] = []
         self._flushed = False
@@ -44,15 +42,25 @@ class SystemUnderTest:
         self.queue_ms: list[float] = []
         self.run_ms: list[float] = []
 
+    @abstractmethod
+    def milliseconds(self, samples: int) -> float:
+        """Median time of a call, to tell LoadGen what to expect."""
+
+    @abstractmethod
+    def _run(self, rows: list[int]) -> Array | None:
+        """Answer some samples: ``[N, values]``, or None where LoadGen gets no answers."""
+
     def __enter__(self) -> Self:
-        self._worker.start()
+        for worker in self._workers:
+            worker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        self._worker.join()
+        for worker in self._workers:
+            worker.join()
 
     def issue(self, samples: Sequence[Any]) -> None:
         """LoadGen's callback. An error ends up in ``error``: raised in here it would end the process."""
@@ -67,7 +75,7 @@ class SystemUnderTest:
             self._answer(samples)
 
     def serve(self) -> None:
-        """The worker of ``server``; ends at a None."""
+        """A worker of ``server``; ends at a None."""
         while (first := self._queue.get()) is not None:
             waiting = [first]
             while len(waiting) < self._load.batch:
@@ -85,7 +93,8 @@ class SystemUnderTest:
             self.queue_ms += [(start - arrived) / 1e6 for arrived, _ in waiting]
 
     def stop(self) -> None:
-        self._queue.put(None)
+        for _ in self._workers:
+            self._queue.put(None)
 
     def _answer(self, samples: Sequence[Any]) -> None:
         """What happens in here beside the session's own call is part of LoadGen's latency: it is kept short."""
@@ -121,8 +130,22 @@ class SystemUnderTest:
         if held:
             self._answer(held)
 
+
+class SystemUnderTest(Answering):
+    """A session under load.
+
+    ``hand_over``: give LoadGen the answers, which it writes to its accuracy log: of each sample the values of all
+    outputs, in the session's order, as float32.
+    """
+
+    def __init__(self, session: CheckedSession, images: Array, load: Load, *, hand_over: bool = False) -> None:
+        super().__init__(load)
+        self._session = session
+        self._images = images
+        self._hand_over = hand_over
+        self._input = session.inputs[0].name
+
     def _run(self, rows: list[int]) -> Array | None:
-        """Answer some images of the pool: ``[N, values]``, or None where LoadGen gets no answers."""
         # A slice of one image is a view; a list of rows is a copy.
         images = self._images[rows[0] : rows[0] + 1] if len(rows) == 1 else self._images[rows]
         outputs = self._call(images)
@@ -134,7 +157,6 @@ class SystemUnderTest:
         return self._session.run({self._input: images})
 
     def milliseconds(self, samples: int) -> float:
-        """Median time of a call, to tell LoadGen what to expect."""
         rows = np.arange(samples) % len(self._images)
         times = []
         for _ in range(_CALIBRATION_CALLS):

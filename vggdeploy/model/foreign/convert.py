@@ -46,7 +46,7 @@ def convert(foreign: Foreign, spec: ModelSpec, *, without: Collection[str] = ())
     fresh: list[str] = []
     used: set[str] = set()
     wrong = [
-        f"unexpected {key}" for key in foreign.strange if not without or key.startswith(f"{foreign.prefix}features.")
+        f"{_STRANGE}{key}" for key in foreign.strange if not without or key.startswith(f"{foreign.prefix}features.")
     ]
     for layer in layers_of(spec):
         if layer.kind not in parts:
@@ -70,12 +70,21 @@ def convert(foreign: Foreign, spec: ModelSpec, *, without: Collection[str] = ())
                 state[key] = tensor
                 used |= {f"{part.key}.{leaf}", *part.read}
     if wrong:
-        raise CheckpointError(f"{foreign.where} does not fit {spec.title}: {shortened(wrong)}", _HINT)
+        raise CheckpointError(f"{foreign.where} does not fit {spec.title}: {shortened(wrong)}", _remedy(wrong))
     unused = tuple(key for key in foreign.file.tensors if key not in used)
     return Converted(state, tuple(fresh), unused, _notes(foreign, spec, state, without, no_bias=no_bias))
 
 
-_HINT = "use the network that it was saved from"
+def _remedy(wrong: list[str]) -> str:
+    """What helps against these faults, where all of them are of one kind."""
+    if all(fault.endswith(_NOT_FINITE) for fault in wrong):
+        return "its training diverged: take weights that were saved before that"
+    if all(fault.startswith(_STRANGE) for fault in wrong):
+        return "these belong to no VGG: save the VGG alone, as torch.save(model.vgg.state_dict(), FILE)"
+    return "use the network that it was saved from"
+
+
+_NOT_FINITE, _STRANGE = " holds NaN or infinity", "unexpected "
 
 
 def _shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
@@ -106,7 +115,7 @@ def _faults(name: str, tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
         return [f"{name} is {str(tensor.dtype).removeprefix('torch.')}"]
     # The extremes of a tensor with a NaN are NaN; unlike isfinite() they need no second tensor of its size.
     low, high = tensor.aminmax()
-    return [] if low.isfinite() and high.isfinite() else [f"{name} holds NaN or infinity"]
+    return [] if low.isfinite() and high.isfinite() else [f"{name}{_NOT_FINITE}"]
 
 
 def fold_pool(weight: Tensor, inputs: int, channels: int) -> Tensor:

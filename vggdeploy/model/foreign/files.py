@@ -29,10 +29,13 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network
 _TENSORS = (Tensor, Described)
 _MAX_ENTRIES = 100_000
 # What else is handed over as weights: how it begins, what it is, what to do.
+_FROM_KERAS = (
+    "copy its weights into the same network in PyTorch, and give what torch.save(model.state_dict(), FILE) writes"
+)
 _OTHERS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself", "fetch the file: git lfs pull"),
     (b"<", "is a web page, not weights", "download the file itself: the link leads to a page about it"),
-    (b"\x89HDF", "is an HDF5 file, as Keras writes it", "convert it to a PyTorch state dict first"),
+    (b"\x89HDF", "is an HDF5 file, as Keras writes it", _FROM_KERAS),
     (b"\x80", "is a bare pickle, which could run anything", SAVE_AGAIN),
 )  # fmt: skip
 
@@ -68,6 +71,8 @@ def read_state_file(path: str | os.PathLike[str], *, where: str = "") -> StateFi
         ) from error
     if not size:
         raise CheckpointError(f"{where} is empty (0 bytes)", FETCH_AGAIN)
+    if head.startswith(b"PK") and path.suffix.lower() == ".keras":  # a zip archive too
+        raise CheckpointError(f"{where} is a Keras file", _FROM_KERAS)
     if head.startswith(b"PK"):
         loaded, numbers = read_archive(path, where)
     elif LEGACY in head[:32]:

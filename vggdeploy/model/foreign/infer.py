@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 from torch import Tensor
 
-from vggdeploy.errors import CheckpointError, UsageError
+from vggdeploy.errors import CheckpointError, UntoldError, UsageError
 from vggdeploy.model.foreign.facts import POOLED, Facts, Head
 from vggdeploy.model.foreign.files import StateFile
 from vggdeploy.model.foreign.head import settled
@@ -148,17 +148,21 @@ def _blocks(facts: Facts, where: str, arch: str | None, blocks: Blocks | None) -
         width = named_width(base, facts.channels)
     found = scaled_blocks(ARCHITECTURES[base], width) if base != CUSTOM and width else None
     if found and facts.odd and not arch:
-        raise CheckpointError(
+        option = f"--arch {base}{'_bn' * facts.batch_norm}"
+        raise UntoldError(
             f"{where} has the convolutions of {base}, and more layers between them than ReLUs and single pools",
-            f"if those do nothing in use, as Dropout, say so: --arch {base}{'_bn' * facts.batch_norm}",
+            f"if those do nothing in use, as Dropout, say so: {option}",
+            option,
         )
     if found is None or (facts.pools is not None and facts.pools != pools(found)):
         guess = "" if facts.pools is None else format_blocks(grouped(facts.channels, facts.pools))
         what = f"{arch} at any width" if arch else "one of vgg11, vgg13, vgg16, vgg19 at any width"
-        raise CheckpointError(
+        option = f"--blocks {guess or '1x64,1x128,2x256'}"
+        raise UntoldError(
             f"{where} is not {what}: {len(facts.channels)} convolutions of {facts.channels[0]} … "
             f"{facts.channels[-1]} channels{'' if found is None else ', with the pools elsewhere'}",
-            f"say where the pools stand: --blocks {guess or '1x64,1x128,2x256'}{' (as its keys look)' if guess else ''}",
+            f"say where the pools stand: {option}{' (as its keys look)' if guess else ''}",
+            option,
         )
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vggdeploy.bundle.checkpoint import WEIGHTS_NAME, read_checkpoint
-from vggdeploy.errors import CheckpointError, unknown_name
+from vggdeploy.errors import CheckpointError, nearby, unknown_name
 from vggdeploy.model.foreign.convert import Converted, convert
 from vggdeploy.model.foreign.facts import (
     KEEP_FRESH,
@@ -108,7 +108,7 @@ def locate(source: str, spec: ModelSpec) -> Published | Path:
         return wanted
     path = Path(source)
     if not path.exists():
-        raise CheckpointError(f"{source} does not exist", SOURCES)
+        raise CheckpointError(f"{source} does not exist", f"{nearby(source)}{SOURCES}")
     return path
 
 

@@ -86,9 +86,7 @@ def published(source: str, *, arch: str | None) -> Published:
     elif name.lower() in ("", "default") or name.upper().startswith("IMAGENET"):
         name = name or "DEFAULT"
         if arch is None or arch == CUSTOM:
-            raise UsageError(
-                f"'{source}' does not say which network", "add --arch, or give a name such as torchvision:vgg16"
-            )
+            raise UsageError(f"'{source}' does not say which network", f"give a name that does, such as {SCHEME}vgg16")
     else:
         arch, name = name, "DEFAULT"
     base, batch_norm = split_arch(arch or "")
@@ -138,7 +136,7 @@ def _download(wanted: Published) -> None:
         raise DataError(
             f"{wanted.source} cannot be downloaded from {wanted.weights.url}: {first_line(error)}",
             f"download {wanted.file_name} elsewhere, then put it into {wanted.cached.parent}, or give the file itself: "
-            f"vggdeploy export {SCHEME}{wanted.arch} --weights FILE, vggdeploy train --init FILE",
+            f"vggdeploy export {SCHEME}{wanted.arch} --weights FILE -o BUNDLE",
         ) from error
 
 

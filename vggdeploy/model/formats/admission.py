@@ -7,11 +7,18 @@ from contextlib import contextmanager
 
 from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.model.formats.chain import chain_of
+from vggdeploy.model.formats.exported import check_exported
 from vggdeploy.model.formats.graph import check_onnx
 from vggdeploy.model.formats.torchscript import check_torchscript
 from vggdeploy.system.sealed import SealedFile
 
-CHECKED = {"torchscript": check_torchscript, "onnx": check_onnx, "openvino": check_onnx}
+CHECKED = {
+    "torchscript": check_torchscript,
+    "torch-export": check_exported,
+    "aoti": check_exported,
+    "onnx": check_onnx,
+    "openvino": check_onnx,
+}
 
 
 def admit(manifest: Manifest, variant: Variant, file: SealedFile) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vggdeploy.bundle import Manifest
-from vggdeploy.errors import DataError, UsageError, unknown_name
+from vggdeploy.errors import DataError, UsageError, counted, unknown_name
 from vggdeploy.verify.samples import Samples, to_input
 
 MIN_IMAGES = 32  # fewer leave the tails of the ranges to chance
@@ -95,8 +95,10 @@ def load_calibration(dataset: str, manifest: Manifest, *, images: int, data_dir:
         )
     held = load_split(name, "validation", manifest.preprocess, data_dir=data_dir, limit=MAX_JUDGED)
     return CalibrationData(
-        Samples(to_input(train.images, manifest), train.labels, f"{train.name} train ({len(train)} images)"),
-        Samples(to_input(held.images, manifest), held.labels, f"{held.name} validation ({len(held)} images)"),
+        Samples(to_input(train.images, manifest), train.labels, f"{train.name} train ({counted(len(train), 'image')})"),
+        Samples(
+            to_input(held.images, manifest), held.labels, f"{held.name} validation ({counted(len(held), 'image')})"
+        ),
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from vggdeploy.bundle import Bundle, QuantisationRecord, Variant
-from vggdeploy.errors import TargetError
+from vggdeploy.errors import TargetError, counted
 from vggdeploy.export.openvino import openvino_variant
 from vggdeploy.model.layers import layer_names
 from vggdeploy.optimize.steps.calibration import (
@@ -143,7 +143,7 @@ class _Judge:
         self._measure_shifts(flavour, data)
         kept: list[str] = []
         while True:
-            self.work.on_progress(None, f"quantising for {target}" + (f", {len(kept)} layers in FP32" if kept else ""))
+            self.work.on_progress(None, f"quantising for {target}{_left(kept)}")
             variant, file = self._quantised(NAMES[target], flavour, kept)
             record = self._compare(variant, file, self.reference)
             if self._holds(record) and self._keeps_what_was_trained(variant, file):
@@ -281,3 +281,7 @@ class _Judge:
 def _single_look(drop: AccuracyDrop) -> AccuracyDrop:
     """The same counts with the tighter bounds for a number of images that is not raised afterwards: the whole split."""
     return accuracy_drop(drop.lost, drop.won, drop.samples)
+
+
+def _left(kept: Sequence[str]) -> str:
+    return f", {counted(len(kept), 'layer')} in FP32" if kept else ""

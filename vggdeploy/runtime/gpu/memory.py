@@ -15,7 +15,7 @@ import numpy as np
 from vggdeploy.errors import GpuMemoryError
 from vggdeploy.runtime.base import Source
 from vggdeploy.runtime.gpu import cuda
-from vggdeploy.types import Device
+from vggdeploy.types import Device, TensorSpec
 
 _REBUILD = "build an engine for smaller batches: vggdeploy build BUNDLE --batch 1,8"
 
@@ -100,8 +100,12 @@ def lane_scratch(scratch: Sequence[int]) -> int:
 
 def buffer_bytes(source: Source) -> int:
     """Bytes of a lane's inputs and outputs on the GPU, for the largest batch."""
-    specs = (*source.inputs, *source.outputs)
-    return sum(source.batch.max * prod(spec.item_shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+    return tensor_bytes((*source.inputs, *source.outputs), source.batch.max)
+
+
+def tensor_bytes(specs: Sequence[TensorSpec], batch: int) -> int:
+    """Bytes of tensors for so many images."""
+    return sum(batch * prod(spec.item_shape) * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
 def size_text(size: int) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from vggdeploy.errors import IncompatibleError, MissingDependencyError, first_line
+from vggdeploy.errors import IncompatibleError, MissingDependencyError, counted, first_line
 from vggdeploy.runtime import tiny_onnx
 from vggdeploy.runtime.base import Availability, Source
 from vggdeploy.runtime.gpu.cuda import check_driver
@@ -135,7 +135,7 @@ def check_places(session: Any, name: str, device: Device) -> None:
     ]
     if elsewhere:
         raise IncompatibleError(
-            f"on {device} ONNX Runtime runs {len(elsewhere)} layers elsewhere, the first: {elsewhere[0]}",
+            f"on {device} ONNX Runtime runs {counted(len(elsewhere), 'layer')} elsewhere, the first: {elsewhere[0]}",
             "use --device cuda, or export another precision",
         )
 

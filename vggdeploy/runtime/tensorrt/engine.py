@@ -139,7 +139,9 @@ class LoadedEngine:
 
     def failed(self, what: str, since: int) -> VggdeployError:
         """The error for a call that the library answered with False."""
-        return VggdeployError(f"{what}: {self.log.cause(since)}", "try a smaller batch, or prove it: vggdeploy verify")
+        return VggdeployError(
+            f"{what}: {self.log.cause(since)}", "try a smaller batch, or prove it: vggdeploy verify BUNDLE"
+        )
 
     def _made(self, make: Callable[[], Any], verb: str) -> Any:
         """What the library made, or why it made nothing."""

@@ -16,10 +16,13 @@ _KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/jav
 _FILES = {name: (_HERE / name).read_bytes() for name in _KINDS}
 
 
+def file_reply(data: bytes, kind: str) -> Response:
+    """A file of a page, with its policy."""
+    return Response(data, headers={"Content-Security-Policy": _POLICY}, media_type=f"{kind}; charset=utf-8")
+
+
 def _file(name: str) -> Response:
-    return Response(
-        _FILES[name], headers={"Content-Security-Policy": _POLICY}, media_type=f"{_KINDS[name]}; charset=utf-8"
-    )
+    return file_reply(_FILES[name], _KINDS[name])
 
 
 @router.get("/")

@@ -81,7 +81,9 @@ async function classify(file) {
   say("Looking at it …");
   const started = performance.now();
   try {
-    const reply = await fetch("/classify?top=5", {
+    const asked = new URLSearchParams({ top: 5 });
+    if (!at("choice").hidden) asked.set("model", at("models").value);
+    const reply = await fetch(`/classify?${asked}`, {
       method: "POST", body: file, headers: { "Content-Type": "application/octet-stream", ...headers() },
     });
     const found = await reply.json();
@@ -99,7 +101,11 @@ async function describe() {
   try {
     const reply = await fetch("/v2/repository/index", { method: "POST", headers: headers() });
     at("token-form").hidden = reply.status !== 401;
-    if (reply.ok) at("model").textContent = `The model is ${(await reply.json())[0].name}.`;
+    if (!reply.ok) return;
+    const names = (await reply.json()).map((each) => each.name);
+    at("model").textContent = names.length === 1 ? `The model is ${names[0]}.` : `One of ${names.length} models answers.`;
+    at("models").replaceChildren(...names.map((name) => new Option(name, name)));
+    at("choice").hidden = names.length === 1;
   } catch { /* the first image will tell */ }
 }
 
@@ -110,6 +116,7 @@ at("token-form").addEventListener("submit", (event) => {
   describe();
   if (last) classify(last);
 });
+at("models").addEventListener("change", () => { if (last) classify(last); });
 const drop = at("drop");
 for (const kind of ["dragenter", "dragover"]) {
   addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });

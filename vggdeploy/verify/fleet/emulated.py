@@ -19,6 +19,8 @@ _DEBIAN = "use a Debian machine, or leave this target out"
 # imported under qemu 7.2 (checked 2026-11).
 _WHEELS = ("onnxruntime==1.20.1", "numpy", "msgspec", "pillow")
 _DEBS = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
+# What makes a library take the kernels of one kind of processor, which another one cannot run.
+_KERNELS = ("OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "NPY_ENABLE_CPU_FEATURES")
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 
 
@@ -36,7 +38,7 @@ class X86(Target):
     def command(self, address: str, folder: Path) -> tuple[list[str], dict[str, str]]:
         path = [str(_package(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
         args = ["qemu-x86_64", "-cpu", self.cpu, sys.executable, "-P", *_CHILD, address]
-        return args, {**os.environ, **_own(folder), "PYTHONPATH": os.pathsep.join(path)}
+        return args, {**_without(*_KERNELS), **_own(folder), "PYTHONPATH": os.pathsep.join(path)}
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,16 @@ class AArch64(Target):
         prefix = _prefix().path()
         assert prefix is not None  # noqa: S101  # nothing is missing
         foreign = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")  # for this machine's programs
-        kept = {name: value for name, value in os.environ.items() if name not in foreign}
+        kept = _without(*_KERNELS, *foreign)
         path = os.pathsep.join(map(str, (prefix / "site", _package(folder))))
         root = prefix / "root"
         args = ["qemu-aarch64", "-cpu", self.cpu, "-L", str(root), str(_python(root)), "-P", *_CHILD, address]
         return args, {**kept, **_own(folder), "PYTHONPATH": path}
+
+
+def _without(*names: str) -> dict[str, str]:
+    """This process's environment, but for these variables."""
+    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def _own(folder: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from vggdeploy.errors import VggdeployError, one_line
+from vggdeploy.errors import VggdeployError, counted, one_line
 from vggdeploy.parity.reference import Array
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import TensorSpec
@@ -157,7 +157,9 @@ class Exchange:
         shape = (stop - start, *spec.item_shape)
         due = prod(shape) * np.dtype(spec.dtype).itemsize
         if len(data) != due:
-            raise VggdeployError(f"'{spec.name}' of {stop - start} images has {len(data)} bytes, not {due}", "")
+            raise VggdeployError(
+                f"'{spec.name}' of {counted(stop - start, 'image')} has {len(data)} bytes, not {due}", ""
+            )
         self.answers[variant, batch, output] = np.frombuffer(data, spec.dtype).reshape(shape)
 
     def longest(self) -> int:

@@ -145,7 +145,7 @@ class _Proof:
     def _judged(self, variant: Variant, found: _Answers) -> ParityRecord:
         """The worst of its batch sizes. Answers that are not all there can fail, and never pass."""
         if found.foreign:
-            return msgspec.structs.replace(unproven(variant, found.trouble, self._target.name), verdict=Verdict.FAIL)
+            return unproven(variant, found.trouble, self._target.name).failed((found.trouble,))
         sizes = batches_of(variant, len(self._images))
         records = [record for size in sizes if (record := self._compared(variant, found, size))]
         failed = next((r for r in records if r.verdict is not Verdict.PASS), None)

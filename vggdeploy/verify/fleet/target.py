@@ -58,6 +58,8 @@ class Target(ABC):
         """Why a variant can never run there; "" where it may."""
         if self.onnx_only and variant.format != "onnx":
             return f"this target has ONNX Runtime alone, and the variant is of the format {variant.format}"
+        if variant.format == "aoti":
+            return "AOTInductor compiles it where it runs, and what an emulated processor starts is not emulated"
         devices = backend_for(variant).devices
         return (
             "" if "cpu" in devices else f"{variant.format} runs on {' and '.join(devices)}, and this target has no GPU"

@@ -50,7 +50,7 @@ struct PngReader {
 std::uint8_t scaled(std::uint32_t value) { return static_cast<std::uint8_t>((value + 128) / 257); }
 
 // All that has a destructor lives in `decode_png`: libpng leaves this function with a longjmp, which runs none.
-bool read_png(png_structp png, png_infop info, Image& image, Bytes& wide, std::vector<png_bytep>& rows, int& orientation) {
+bool read_png(png_structp png, png_infop info, Image& image, Bytes& wide, std::vector<png_bytep>& rows) {
     if (setjmp(png_jmpbuf(png))) return false;
     png_read_info(png, info);
     const auto width = png_get_image_width(png, info), height = png_get_image_height(png, info);
@@ -72,10 +72,26 @@ bool read_png(png_structp png, png_infop info, Image& image, Bytes& wide, std::v
     png_read_end(png, info);
     for (std::size_t i = 0; grey16 && i < image.pixels.size(); ++i)
         image.pixels[i] = scaled(static_cast<std::uint32_t>(wide[2 * i]) << 8 | wide[2 * i + 1]);
+    return true;
+}
+
+// Of several texts of one name the last one counts, and an eXIf chunk more than a text.
+int png_orientation(png_structp png, png_infop info) {
+    Metadata metadata;
+    png_textp texts = nullptr;
+    int count = 0;
+    png_get_text(png, info, &texts, &count);
+    for (int i = 0; i < count; ++i) {
+        const bool international = texts[i].compression > 0;
+        const std::string_view text(texts[i].text, international ? texts[i].itxt_length : texts[i].text_length);
+        const std::string_view key(texts[i].key);
+        if (key == "XML:com.adobe.xmp") metadata.xmp = text;
+        if (key == "Raw profile type exif") metadata.exif = from_raw_profile(text);
+    }
     png_bytep exif = nullptr;
     png_uint_32 size = 0;
-    if (png_get_eXIf_1(png, info, &size, &exif)) orientation = exif_orientation(exif, size);
-    return true;
+    if (png_get_eXIf_1(png, info, &size, &exif)) metadata.exif.assign(exif, exif + size);
+    return orientation_of(metadata);
 }
 
 Image decode_png(const Bytes& file) {
@@ -94,7 +110,8 @@ Image decode_png(const Bytes& file) {
     int orientation = 1;
     bool good = false;
     try {
-        good = read_png(png, info, image, wide, rows, orientation);
+        good = read_png(png, info, image, wide, rows);
+        if (good) orientation = png_orientation(png, info);
     } catch (...) {
         png_destroy_read_struct(&png, &info, nullptr);
         throw;
@@ -123,13 +140,19 @@ void jpeg_warn(j_common_ptr jpeg, int level) {
     if (level < 0) jpeg_fail(jpeg);
 }
 
+// EXIF may go on in further segments; of XMP the last one counts.
 int jpeg_orientation(const jpeg_decompress_struct& jpeg) {
-    constexpr std::string_view head("Exif\0\0", 6);
-    for (auto marker = jpeg.marker_list; marker; marker = marker->next)
-        if (marker->marker == JPEG_APP0 + 1 && marker->data_length > head.size() &&
-            std::memcmp(marker->data, head.data(), head.size()) == 0)
-            return exif_orientation(marker->data + head.size(), marker->data_length - head.size());
-    return 1;
+    constexpr std::string_view exif("Exif\0\0", 6), xmp("http://ns.adobe.com/xap/1.0/\0", 29);
+    Metadata metadata;
+    for (auto marker = jpeg.marker_list; marker; marker = marker->next) {
+        if (marker->marker != JPEG_APP0 + 1) continue;
+        const std::string_view data(reinterpret_cast<const char*>(marker->data), marker->data_length);
+        if (data.substr(0, exif.size()) == exif)
+            metadata.exif.insert(metadata.exif.end(), marker->data + exif.size(), marker->data + data.size());
+        else if (data.substr(0, xmp.size()) == xmp)
+            metadata.xmp = data.substr(xmp.size());
+    }
+    return orientation_of(metadata);
 }
 
 // As `read_png`: left with a longjmp.

@@ -1,0 +1,93 @@
+"""What becomes of workers that die while their bundle cannot be opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from attacks.processes import children
+from serve.conftest import Command, Starts
+
+from vggdeploy.serve.workers import StandIn
+
+
+def workers(command: Command) -> set[int]:
+    """Its worker processes."""
+    found = children(command.process.pid)
+    return {pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def until(command: Command, text: str, times: int) -> None:
+    """Until its log has that many lines with this text."""
+    end = time.monotonic() + 90
+    while sum(text in line for line in command.lines) < times:
+        assert time.monotonic() < end, command.lines
+        time.sleep(0.05)
+
+
+@pytest.mark.late
+def test_workers_whose_bundle_was_altered_are_tried_later_and_later_and_nothing_is_ready_meanwhile(
+    start: Starts, bundle_dir: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "served"
+    shutil.copytree(bundle_dir, home)
+    manifest = (home / "manifest.json").read_bytes()
+    command = start(home, "--variant", "onnx-fp32", "--workers", "2", "--drain", "0")
+    until(command, '"ready"', 2)
+    time.sleep(1)  # its supervisor has seen that, too
+    (home / "manifest.json").write_text("{}")
+    first, second = workers(command)
+    os.kill(first, signal.SIGKILL)
+    until(command, "a worker could not start", 2)
+    assert httpx.get(f"{command.url}/v2/health/ready").status_code == 200  # the other one goes on
+    os.kill(second, signal.SIGKILL)
+    until(command, "a worker could not start", 5)
+    for path, status in (("ready", 503), ("live", 200)):
+        assert httpx.get(f"{command.url}/v2/health/{path}").status_code == status
+    refused = httpx.post(f"{command.url}/classify", content=b"x")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "no worker could be started" in refused.json()["error"]
+    waits = [json.loads(line)["again_in_seconds"] for line in command.lines if "a worker could not start" in line]
+    assert sorted(waits[:5]) == [1, 1, 2, 2, 4]  # of either of them
+    assert not [line for line in command.lines if "Traceback" in line or '"traceback"' in line]
+    told = [json.loads(line) for line in command.lines if "the bundle cannot be opened" in line]
+    assert all("manifest.json" in line["error"] for line in told)
+    (home / "manifest.json").write_bytes(manifest)
+    command.process.send_signal(signal.SIGHUP)  # now, and not in up to a minute
+    until(command, '"ready"', 4)
+    assert httpx.get(f"{command.url}/v2/health/ready").status_code == 200
+    assert command.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n", b"200"),
+        (b"GET /v2/health/ready HTTP/1.1\r\nHost: h\r\n\r\n", b"503"),
+        (b"POST /classify HTTP/1.1\r\n\r\n" + b"x" * 10_000, b"503"),
+        (b"\x16\x03\x01", b"503"),
+    ],
+)
+def test_the_stand_in_answers_everybody_in_time_and_leaves_the_socket_to_others(sent: bytes, status: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        stand_in = StandIn(listener)
+        with socket.create_connection(address, timeout=10), socket.create_connection(address, timeout=10) as asking:
+            asking.sendall(sent)  # while another says nothing
+            assert asking.recv(4096).split()[1] == status
+        stand_in.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "vggdeploy-stand-in"]
+        with socket.create_connection(address, timeout=10) as asking:
+            listener.setblocking(True)
+            taken, _ = listener.accept()
+            taken.sendall(b"mine")
+            taken.close()
+            assert asking.recv(4) == b"mine"
