@@ -138,7 +138,7 @@ def _proven_here(bundle: Bundle, variant: Variant, device: Device) -> bool:
     proof = variant.parity
     if variant.name == REFERENCE:
         return True
-    if variant.format == "aoti":
+    if backend_for(variant).compiles:
         return False
     if proof is None or proof.verdict is Verdict.UNPROVEN:
         return False

@@ -105,7 +105,7 @@ def _grounds(variant: Variant, machine: str, device: str, batch: int | None) -> 
     best = _best(variant, machine, batch)
     if best:
         return f"{proof}, {best.p50_ms:.2f} ms at batch {best.batch} here", "", (0.0, _duration(best, batch))
-    if variant.format == "aoti":  # a minute of compiling is for those who asked for it
+    if backend_for(variant).compiles:  # a minute of compiling is for those who asked for it
         return f"{proof}, not measured here, and compiled when it is first opened", "", (2.0, *assumed)
     return f"{proof}, not measured here", "", (1.0, *assumed)
 

@@ -22,7 +22,9 @@ class Backend:
     has ``SESSION`` (a class that takes a `Source`) and ``probe(device) -> Availability``. ``library`` is the Python
     module that does the work, ``extra`` what installs it, and ``builds_on`` the devices on which that library builds
     engines; it is empty for a backend that runs what others wrote. ``exact_int8``: its INT8 products are right on every
-    CPU, or can be made so. ``profiles_on``: the devices on which it can time its kernels.
+    CPU, or can be made so. ``profiles_on``: the devices on which it can time its kernels. ``by_machine``: it chooses its
+    FP32 kernels by the CPU, so that a proof holds for the CPU that it was made on. ``compiles``: it makes native code of
+    the file where it opens it, which takes a minute the first time and which nobody proved elsewhere.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Backend:
     builds_on: tuple[str, ...] = ()
     exact_int8: bool = True
     profiles_on: tuple[str, ...] = ()
+    by_machine: bool = False
+    compiles: bool = False
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -75,14 +79,15 @@ BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         "torchscript", "TorchScript", (), "torchscript", "vggdeploy.runtime.torchscript", "torch", "train",
-        ("cpu", "cuda"),
+        ("cpu", "cuda"), by_machine=True,
     ),
     Backend(
         "torch-export", "torch.export", ("pt2",), "torch-export", "vggdeploy.runtime.torch_export", "torch", "train",
-        ("cpu",),
+        ("cpu",), by_machine=True,
     ),
     Backend(
-        "aoti", "AOTInductor", ("aotinductor", "inductor"), "aoti", "vggdeploy.runtime.aoti.session", "torch", "train", ("cpu",)
+        "aoti", "AOTInductor", ("aotinductor", "inductor"), "aoti", "vggdeploy.runtime.aoti.session", "torch", "train",
+        ("cpu",), by_machine=True, compiles=True,
     ),
     Backend(
         "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime.session", "onnxruntime", "cpu",
@@ -90,7 +95,7 @@ BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         "openvino", "OpenVINO", ("ov",), "openvino", "vggdeploy.runtime.openvino", "openvino", "cpu", ("cpu",),
-        hints=("latency", "throughput"), exact_int8=False, profiles_on=("cpu",),
+        hints=("latency", "throughput"), exact_int8=False, profiles_on=("cpu",), by_machine=True,
     ),
     Backend(
         "tensorrt", "TensorRT", ("trt",), "tensorrt", "vggdeploy.runtime.tensorrt.session", "tensorrt", "gpu", ("cuda",),

@@ -64,10 +64,9 @@ def depends_on_machine(variant: Variant, device: Device) -> bool:
     in; OpenVINO and PyTorch choose their kernels by them, too.
     """
     narrow = variant.precision is not Precision.FP32
-    return bool(variant.build) or device.kind != "cpu" or narrow or variant.format in _BY_MACHINE
+    return bool(variant.build) or device.kind != "cpu" or narrow or backend_for(variant).by_machine
 
 
-_BY_MACHINE = ("openvino", "torchscript", "torch-export", "aoti")
 _SATURATES = "INT8 products may saturate on this CPU, which has no VNNI, and nothing proves that this file's cannot"
 _REQUANTISE = "quantise it again: vggdeploy optimize BUNDLE --step int8"
 

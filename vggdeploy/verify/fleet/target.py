@@ -58,12 +58,11 @@ class Target(ABC):
         """Why a variant can never run there; "" where it may."""
         if self.onnx_only and variant.format != "onnx":
             return f"this target has ONNX Runtime alone, and the variant is of the format {variant.format}"
-        if variant.format == "aoti":
-            return "AOTInductor compiles it where it runs, and what an emulated processor starts is not emulated"
-        devices = backend_for(variant).devices
-        return (
-            "" if "cpu" in devices else f"{variant.format} runs on {' and '.join(devices)}, and this target has no GPU"
-        )
+        backend = backend_for(variant)
+        if backend.compiles:
+            return f"{backend.title} compiles it where it runs, and what an emulated processor starts is not emulated"
+        where = " and ".join(backend.devices)
+        return "" if "cpu" in backend.devices else f"{variant.format} runs on {where}, and this target has no GPU"
 
     def library(self) -> Path | None:
         """The script of ONNX Runtime Web, with all that it loads beside it; None where none is needed."""
