@@ -28,6 +28,12 @@ from vggdeploy.types import Precision
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """A machine with a GPU need not have pytest-timeout: then its option in pyproject.toml is known, and does nothing."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds for a test, where pytest-timeout is installed")
+
+
 def pytest_configure() -> None:
     """How long a machine takes to make an example says nothing about the package, so no property test fails for it."""
     if installed("hypothesis"):

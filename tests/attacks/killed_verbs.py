@@ -47,6 +47,13 @@ VERBS = (
     Verb("package-triton", ("package", "bundle", "--target", "triton", "-o", "triton", "--variant", "onnx-fp32", "--force"), 5),
     Verb("package-oci", ("package", "bundle", "--target", "oci", "-o", "oci", "--variant", "onnx-fp32", "--force"), 5),
     Verb("package-cpp", ("package", "bundle", "--target", "cpp", "-o", "cpp", "--variant", "onnx-fp32", "--force"), 5),
+    Verb("package-kserve", ("package", "bundle", "--target", "kserve", "-o", "kserve", "--variant", "onnx-fp32",
+                            "--image", "registry.example/vgg:1", "--force"), 2),
+    Verb("package-mlflow", ("package", "bundle", "--target", "mlflow", "-o", "mlflow", "--variant", "onnx-fp32", "--force"), 2),
+    Verb("nearest", ("nearest", "bundle", "collection.npy", "images/00.png", "-o", "nearest.html", "--threads", "1"), 2),
+    Verb("predict-explain", ("predict", "bundle", "images/00.png", "--explain", "why", "--threads", "1"), 1),
+    Verb("fit", ("fit", "digits", "-o", "fitted", "--max-size", "100kB", "--budget", "1", "--samples", "20", "--threads", "1",
+                 "--force"), 0.1),
     Verb("sign", ("sign", "bundle", "--key", "key.pem"), 7),
 )  # fmt: skip
 
@@ -67,6 +74,7 @@ def prepare(work: Path) -> Path:
     said = home.log.read_text()  # with what it said to people
     result, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])
     (home.work / "verify.json").write_text(json.dumps(result))
+    whole((*_EMBED, "-o", "collection.npy"), home)
     whole(("sign", "bundle", "--new-key", "key.pem"), home)
     whole(("package", "bundle", "--target", "slim", "-o", "other", "--variant", "onnx-fp32"), home)
     given = work / "given"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +117,31 @@ def test_more_memory_that_a_server_takes_is_seen(bundle_dir: Path, monkeypatch: 
     bundle = Bundle.open(bundle_dir)
     variant = bundle.manifest.variant("onnx-fp32")
     plain = memory.measure_server(bundle, variant, threads=1, batch=4)
-    code = "import sys, runpy; held = b'x' * (200 * 2**20); sys.argv = sys.argv[1:]; "
-    code += "runpy.run_module('vggdeploy', run_name='__main__')"
-    real = subprocess.Popen
-
-    def fat(command: list[str], **more: Any) -> Any:
-        at = command.index("-m")
-        return real([*command[:at], "-c", code, "vggdeploy", *command[at + 2 :]], **more)
-
-    monkeypatch.setattr("vggdeploy.package.memory.subprocess.Popen", fat)
+    monkeypatch.setattr(memory, "_SERVE", f"held = b'x' * (200 * 2**20)\n{memory._SERVE}")
     assert memory.measure_server(bundle, variant, threads=1, batch=4).peak - plain.peak > 150 * MIB
+
+
+def test_the_server_that_is_measured_ends_with_a_command_that_is_killed(bundle_dir: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom vggdeploy.bundle import Bundle\nfrom vggdeploy.package import memory\n"
+        "bundle = Bundle.open(sys.argv[1])\n"
+        "memory._ask = lambda *a: (Path(sys.argv[2]).touch(), __import__('time').sleep(60))\n"
+        "memory.measure_server(bundle, bundle.manifest.variant('onnx-fp32'), threads=1, batch=1)\n"
+    )
+    asked = tmp_path / "asked"
+    with subprocess.Popen([sys.executable, "-c", code, str(bundle_dir), str(asked)]) as command:
+        wait_until(asked.exists)
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+        assert children
+        command.kill()
+    wait_until(lambda: not any(Path("/proc", child, "cmdline").is_file() for child in children))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_the_arguments_are_those_of_a_server_that_starts_and_drains(

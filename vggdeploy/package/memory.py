@@ -27,6 +27,16 @@ from vggdeploy.system.optional import require
 MIB = 2**20
 REQUESTS = 20  # of full batches: from the second on the peak hardly grows
 _START_SECONDS = 300.0
+# The server, which ends with the command that measures it, also when that is killed.
+_SERVE = """
+import os, signal, sys
+from vggdeploy.system.ending import end_with_parent
+end_with_parent(signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the command that wanted it has ended")
+from vggdeploy.cli.app import run
+sys.exit(run(sys.argv[2:]))
+"""
 _PAUSE = 0.05
 
 
@@ -50,8 +60,8 @@ def measure_server(bundle: Bundle, variant: Variant, *, threads: int, batch: int
     """
     for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         require(module, to="measure what a server takes", extra="serve")
-    command = [sys.executable, "-P", "-m", "vggdeploy", "serve", str(bundle.root.resolve()), "--variant", variant.name]
-    command += ["--threads", str(threads), "--max-batch", str(batch), "--port", "0"]
+    command = [sys.executable, "-P", "-c", _SERVE, str(os.getpid()), "serve", str(bundle.root.resolve())]
+    command += ["--variant", variant.name, "--threads", str(threads), "--max-batch", str(batch), "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if name != "VGGDEPLOY_TOKEN"}
     home = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
