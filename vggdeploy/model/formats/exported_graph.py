@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 from vggdeploy.model.formats.chain import Chain, Shape, refused
 from vggdeploy.model.formats.objects import Tensor
+from vggdeploy.types import TensorSpec
 
 _UINT8, _FLOATS = 1, (6, 7, 13)  # half, float, bfloat16: the numbers of PyTorch's schema
+_IMAGES = {"uint8": _UINT8, "float32": 7}  # what a manifest calls them
 _CPU, _STRIDED = {"type": "cpu", "index": None}, 7
 # PyTorch evaluates the text of a size. One symbol, the batch, is all that a VGG has.
 _SYMBOL = re.compile(r"Symbol\('(s[0-9]{1,6})', positive=True, integer=True\)")
@@ -235,6 +238,8 @@ class Program:
             strides = [self._size(each) for each in self._list(meta["strides"])]
             shape = [*value.shape] if isinstance(value, Weight) else ["N", *self._chain.shape(value.place)]
             known = meta["dtype"] in (_UINT8, *_FLOATS) and type(meta["dtype"]) is int
+            if name == self._chain.image.name and not _as_given(meta, self._chain.image):
+                raise refused(self._file, f"its {name} lies in memory otherwise than images are given")
             # Only the values before and behind the permutation have the image's axes in two orders.
             if not ordinary(meta) or not known or len(strides) != len(sizes) or sizes != shape:
                 raise refused(self._file, f"{name} is {str(sizes)[:100]} where the network has {shape}")
@@ -257,6 +262,13 @@ class Program:
         about = self._fields(self._fields(ranges, tuple(self._symbols))[min(self._symbols)], ("min_val", "max_val"))
         if not all(type(number) is int and 0 <= number < _MOST for number in about.values()):
             raise refused(self._file, f"its batch is {str(about)[:100]}")
+
+
+def _as_given(meta: Mapping[str, Any], image: TensorSpec) -> bool:
+    """Whether an image's type and strides are those of the arrays that come: AOTInductor's code reads memory by them, and looks
+    at no array's own."""
+    steps = [{"as_int": prod(image.item_shape[axis:])} for axis in range(len(image.item_shape) + 1)]
+    return _same((meta["dtype"], meta["strides"]), (_IMAGES.get(image.dtype), steps))
 
 
 def _call(chain: Chain) -> dict[str, Any]:
