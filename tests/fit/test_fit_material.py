@@ -141,7 +141,7 @@ def test_a_picture_in_two_classes_is_counted(tmp_path: Path) -> None:
 
 def test_a_source_is_a_name_a_folder_or_a_checkpoint(tmp_path: Path, checkpoint: Path, bundle_dir: Path) -> None:
     root = folder(tmp_path / "a")
-    assert Source.parse("digits") == Source("digits")
+    assert Source.parse("digits") == Source.parse("Digits") == Source("digits")  # by which a checkpoint knows it, too
     assert Source.parse(str(root)) == Source.parse(f"folder:{root}") == Source(f"folder:{root}")
     assert Source.parse(str(checkpoint)) == Source("digits", checkpoint)
     taught = Source.parse(str(bundle_dir))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from vggdeploy.cli.app import run
-from vggdeploy.data.sources import get_dataset
+from vggdeploy.data.sources import default_preprocess, get_dataset
 from vggdeploy.errors import CheckpointError
 from vggdeploy.fit import finish, ladder, latency, material
 from vggdeploy.fit.family import BANDS, Family
@@ -176,6 +177,21 @@ def test_a_backbone_of_the_same_pictures_is_a_teacher(
     assert run(line) == 1
     assert "none.pth does not exist" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("written", ["folder:photos", "folder:photos/", "folder+skip-bad:photos"])
+def test_a_backbone_of_the_same_folder_is_one_however_its_path_is_written(
+    written: str, digits: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = ModelSpec.named("vgg11", width=0.125, in_channels=1, classes=10, image_size=32, hidden=32)
+    about = Checkpoint(
+        spec=spec, preprocess=default_preprocess("digits", 32), labels=tuple("0123456789"), dataset=written
+    )
+    save_checkpoint(tmp_path / "backbone", new_vgg(spec), about)
+    Backbone.of(str(tmp_path / "backbone"), digits)
+    with pytest.raises(CheckpointError, match="itself, with images that judge here"):
+        Backbone.of(str(tmp_path / "backbone"), replace(digits, name=f"folder:{tmp_path / 'photos'}"))
 
 
 def test_a_backbone_from_elsewhere_brings_its_own_mean_and_its_own_size(

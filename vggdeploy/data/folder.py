@@ -50,6 +50,14 @@ def skipping(name: str) -> str:
     return SKIPPING + _path(name)
 
 
+def same_pictures(one: str, other: str) -> bool:
+    """Whether two data sets' names mean the same pictures: of a folder, however its path is written, with or without its bad
+    ones."""
+    if is_folder(one) and is_folder(other):
+        return Path(_path(one)).resolve() == Path(_path(other)).resolve()
+    return one == other
+
+
 def _path(name: str) -> str:
     return name.removeprefix(PREFIX).removeprefix(SKIPPING)
 

@@ -57,11 +57,11 @@ class Source:
                     )
                 return cls(name, given)
             data = f"{PREFIX}{data}"
-        get_dataset(data)  # refuses
+        name = get_dataset(data).name  # refuses
         root = checkpoint_in(teacher) if teacher else None
         if root is not None:
             read_checkpoint(root)  # refuses
-        return cls(data, root)
+        return cls(name, root)
 
 
 @dataclass

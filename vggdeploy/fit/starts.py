@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vggdeploy.bundle.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from vggdeploy.data.folder import same_pictures
 from vggdeploy.data.loaders import Images
 from vggdeploy.data.sources import default_preprocess
 from vggdeploy.errors import CheckpointError, TargetError, UntoldError
@@ -177,7 +178,7 @@ def _spec_of(source: str, material: Material) -> ModelSpec:
                 f"{source} is no checkpoint", "give one, a bundle, torchvision:vgg11_bn or a file of weights"
             )
         about = read_checkpoint(root)
-        if about.dataset == material.name:
+        if same_pictures(about.dataset, material.name):
             raise CheckpointError(
                 f"{source} was trained on {material.name} itself, with images that judge here",
                 f"let it teach, which also makes it narrower: --teacher {source}",
