@@ -20,6 +20,7 @@ from vggdeploy.runtime import get_backend
 from vggdeploy.runtime import tiny_onnx as tiny
 from vggdeploy.runtime.aoti import package, session
 from vggdeploy.runtime.base import Source
+from vggdeploy.system import machine
 from vggdeploy.system.sealed import HashedFile
 from vggdeploy.types import Device
 
@@ -153,11 +154,24 @@ def test_the_key_is_all_that_decides_the_code(source: Source, monkeypatch: pytes
         (package.torch, "__version__", "0"),
         (package, "settings", lambda source: "{}"),
         (package, "compiler", lambda: "another"),
-        (package, "machine", lambda real=package.machine(): type(real)(**{**fields(real), "features": ("avx2",)})),
+        (package, "machine", lambda real=package.machine(): type(real)(**{**fields(real), "cpu": "another"})),
     ):
         monkeypatch.setattr(owner, name, value)
         keys.append(package.about(source))
     assert len({str(key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("name", ["flags", "Features"])
+def test_a_processor_that_lacks_any_instruction_compiles_anew(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The compiler takes all that this one has, also what decides no kernel of a library: a home may be on several machines."""
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    found = []
+    for flags in ("avx2 bmi2", "avx2"):
+        (tmp_path / "cpuinfo").write_text(f"model name : CPU\n{name} : {flags}\n")
+        found.append(package.about(source))
+    assert found[0] != found[1]
 
 
 def fields(record: object) -> dict[str, object]:

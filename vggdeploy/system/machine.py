@@ -38,8 +38,7 @@ _NARROW_ISAS = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
 @functools.cache
 def machine() -> Machine:
     """This machine, as far as this process may use it: the limits of a container are its cores and its memory."""
-    lines = _cpuinfo()
-    flags = set((lines.get("flags") or lines.get("Features") or "").split())
+    lines, flags = _cpuinfo(), set(instructions().split())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
         cpu=lines.get("model name") or platform.processor() or platform.machine(),
@@ -53,6 +52,12 @@ def machine() -> Machine:
         affinity=allowed_cores(),
         quota=cpu_quota(),
     )
+
+
+def instructions() -> str:
+    """Every feature of the CPU, as the system names it: what code for this very machine may use. "" where it does not tell."""
+    lines = _cpuinfo()
+    return lines.get("flags") or lines.get("Features") or ""
 
 
 def int8_saturates() -> bool:

@@ -28,7 +28,7 @@ from vggdeploy.records import Record, from_json, to_json
 from vggdeploy.runtime.base import Source
 from vggdeploy.system.cache import Cache, cache_home, key_of
 from vggdeploy.system.drafts import temporary_directory
-from vggdeploy.system.machine import ISA_VARIABLES, machine
+from vggdeploy.system.machine import ISA_VARIABLES, instructions, machine
 from vggdeploy.system.sealed import HashedFile, SealedFile
 
 PACKAGE, ENTRY = "model.pt2", "entry.json"
@@ -89,7 +89,7 @@ def about(source: Source) -> dict[str, str]:
         "vggdeploy": __version__,
         "torch": f"{torch.__version__} {torch.version.git_version}",
         "compiler": compiler(),
-        "cpu": " ".join((here.cpu, here.system.rpartition(" ")[2], *here.features, *here.caches)),
+        "cpu": " ".join((here.cpu, here.system.rpartition(" ")[2], instructions(), *here.caches)),
         "settings": settings(source),
         **{name: os.environ[name] for name in ISA_VARIABLES if name in os.environ},
     }
