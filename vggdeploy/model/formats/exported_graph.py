@@ -17,7 +17,8 @@ _IMAGES = {"uint8": _UINT8, "float32": 7}  # what a manifest calls them
 _CPU, _STRIDED = {"type": "cpu", "index": None}, 7
 # PyTorch evaluates the text of a size. One symbol, the batch, is all that a VGG has.
 _SYMBOL = re.compile(r"Symbol\('(s[0-9]{1,6})', positive=True, integer=True\)")
-_NAME = re.compile(r"[a-z_][a-z0-9_]{0,127}")  # it becomes a name in code that PyTorch generates
+# It becomes a name in code that PyTorch generates, which has one of its own that it does not guard.
+_NAME = re.compile(r"(?!self$)[a-z_][a-z0-9_]{0,127}")
 _MODULE = re.compile(r"[a-z0-9_.]{1,128}")
 _NODES = 8  # that a step of the chain may take: itself, casts, assertions
 _MOST = 2**31

@@ -1,13 +1,14 @@
-"""Where a program says that its image lies: code that is compiled of it reads memory there, whatever array comes."""
+"""What a program says that becomes code: compiled, it reads memory where the image is said to be; written, it has its names."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from networks import CASES
-from test_exported_files import ASSERTION, FOREIGN, GRAPH, Change, check, edited, graph, tensor
+from test_exported_files import ASSERTION, FOREIGN, GRAPH, Change, check, edited, graph, node, tensor
 
 from vggdeploy.errors import BundleError
 
@@ -20,9 +21,9 @@ def four_bytes_for_one(document: Any) -> None:
     """Nothing in the graph asserts the type any more."""
     image(document)["dtype"] = 7
     graph(document)["nodes"] = [
-        node
-        for node in graph(document)["nodes"]
-        if not (node["target"].endswith(ASSERTION) and node["inputs"][0]["arg"] == tensor("image"))
+        each
+        for each in graph(document)["nodes"]
+        if not (each["target"].endswith(ASSERTION) and each["inputs"][0]["arg"] == tensor("image"))
     ]
 
 
@@ -46,3 +47,17 @@ def test_an_image_that_would_be_read_elsewhere_is_refused(name: str, place: str,
     made = edited(case.program(tmp_path / "model.pt2"), GRAPH, PLACES[place])
     with pytest.raises(BundleError, match=FOREIGN):
         check(made, case)
+
+
+def test_a_value_named_as_the_module_is_in_its_own_code_is_refused(tmp_path: Path) -> None:
+    """PyTorch writes ``self = torch.ops…`` then, and the next line that means the module fails."""
+
+    def renamed(document: Any) -> None:
+        old = node(document, "relu_.default")["name"]
+        found = json.loads(json.dumps(document).replace(f'"{old}"', '"self"'))
+        document.clear()
+        document.update(found)
+
+    made = edited(CASES["small"].program(tmp_path / "model.pt2"), GRAPH, renamed)
+    with pytest.raises(BundleError, match="a value named 'self'"):
+        check(made)
