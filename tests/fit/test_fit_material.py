@@ -76,6 +76,22 @@ def test_equal_images_are_in_one_fold(tmp_path: Path) -> None:
     assert len(set(judged.tolist())) == len(judged)
 
 
+@pytest.mark.parametrize("few", [0, 2000])
+def test_copies_of_an_image_judge_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Bounds on accuracy are of independent pictures: ten copies of each would be taken for ten times as many."""
+    monkeypatch.setattr("vggdeploy.fit.material.FEW", few)
+    for seed, part in enumerate(("train", "validation", "test")):
+        for image in sorted(folder(tmp_path / part, images=8, seed=seed).rglob("*.png")):
+            for copy in range(9):
+                (image.parent / f"copy{copy}-{image.name}").write_bytes(image.read_bytes())
+    found = material(tmp_path)
+    for part in range(len(found.parts)):
+        held = found.data(32, part).validation
+        images = {image.tobytes() for image in held.batch(np.arange(len(held)))}
+        assert 0 < len(held) == len(images)
+    assert (found.test, found.repeated) == (240, 216)
+
+
 def test_few_images_are_judged_by_a_cross_validation_and_many_as_they_are_divided(tmp_path: Path) -> None:
     assert len(material(folder(tmp_path / "few", images=10)).parts) == 5
     digits = Material.of("digits", None, seed=0, on_progress=silent)

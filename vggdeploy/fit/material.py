@@ -70,9 +70,9 @@ class Material:
 
     ``parts`` are pairs of positions, (training, validation), within all of both: one pair as the data set is divided, or the
     folds of a cross-validation where images are few. ``duplicates``: how many were left out, as an equal image is a test
-    image; ``test``: how many those are. Images that are equal are in one fold. ``held_out``: the validation images of the data
-    set's own division that equal no training image of it, which a network that was trained on it has not seen. ``sha256`` is of
-    the images, as they are compared, their labels and ``parts``.
+    image; ``test``: how many those are, ``repeated`` of them copies of others. Images that are equal are in one fold, and judge
+    as one. ``held_out``: the validation images of the data set's own division that equal no training image of it, which a
+    network that was trained on it has not seen. ``sha256`` is of the images, as they are compared, their labels and ``parts``.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Material:
     labels: NDArray[np.int64]
     duplicates: int
     test: int
+    repeated: int
     contradictions: int
     held_out: Positions
     sha256: str
@@ -110,18 +111,20 @@ class Material:
         seen = {digests[at] for at in training}
         # What was trained on judges nothing.
         both = np.array([digests[at] in seen for at in validation], bool)
-        validation = validation[~both]
         labelled = list(zip(digests, labels.tolist(), strict=True))
+        validation = _different(validation[~both], labelled)
         known = {labelled[at] for at in np.flatnonzero(kept)}
-        _check_classes(dataset, known, set(zip(test, splits["test"].labels.tolist(), strict=True)))
+        asked = set(zip(test, splits["test"].labels.tolist(), strict=True))
+        _check_classes(dataset, known, asked)
         everything = np.concatenate([training, validation])
         parts = [(training, validation)]
         if len(everything) < FEW:
             folds = _MANY_FOLDS if len(everything) < VERY_FEW else _FOLDS
             parts = _folds(np.flatnonzero(kept), labels, digests, folds, seed)
+            parts = [(training, _different(held, labelled)) for training, held in parts]
         return cls(
             name=name, data_dir=data_dir, dataset=dataset, parts=parts, labels=labels,
-            duplicates=len(labels) - int(kept.sum()), test=len(splits["test"]),
+            duplicates=len(labels) - int(kept.sum()), test=len(splits["test"]), repeated=len(test) - len(asked),
             contradictions=_contradictions([*digests, *test], np.concatenate([labels, splits["test"].labels])),
             held_out=validation, sha256=_identity([*digests, *test], labels, parts),
             sizes={split: len(found) for split, found in splits.items()},
@@ -237,6 +240,12 @@ def _check_classes(dataset: DatasetSpec, known: set[tuple[bytes, int]], tested: 
                 "equal ones left out",
                 f"add some: {LEAST} or more different ones of each class",
             )
+
+
+def _different(positions: Positions, labelled: list[tuple[bytes, int]]) -> Positions:
+    """The first of each image in a class: copies would narrow the bounds, and say nothing of other pictures."""
+    first = {labelled[at]: at for at in reversed(positions.tolist())}
+    return np.array(sorted(first.values()), np.int64)
 
 
 def _folds(

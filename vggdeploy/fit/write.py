@@ -174,6 +174,11 @@ def _notes(material: Material, won: FitVariant, yardstick: Yardstick | None) -> 
         notes.append(
             f"left out of training and validation: {counted(material.duplicates, 'image')}, equal to test images"
         )
+    if material.repeated:
+        notes.append(
+            f"copies of others among the {material.test:,} test images: {material.repeated:,}; the interval is narrower than "
+            "that of as many different ones"
+        )
     if material.contradictions:
         notes.append(f"in more than one class: {counted(material.contradictions, 'picture')}")
     if len(material.parts) > 1:
