@@ -94,6 +94,21 @@ def test_a_training_that_would_not_end_in_time_is_not_begun_and_a_resumed_fit_go
     assert len(done.rungs) == 3
 
 
+def test_a_fit_that_goes_on_after_its_end_knows_its_time_and_who_was_judged(started: Trials) -> None:
+    """Else a goal that the third winner holds on the same test images would be told as if they had been asked once."""
+    started._put(started._next(math.inf)[0])
+    assert not started.state.told()
+    for seconds in (100.0, 250.0):
+        started.state.end(seconds)
+        started.state.claim.close()
+        started.state = FitState.begin(
+            started.state.home.with_name("b"), started.state.standing.question, resume=True, overwrite=False
+        )
+        assert started.state.standing.seconds == seconds
+    [note] = started.state.told()
+    assert "asked before, about 2 winners" in note
+
+
 def test_a_training_is_stopped_when_the_time_is_over(started: Trials) -> None:
     begun = started._next(time.monotonic() + 1000)
     assert begun is not None

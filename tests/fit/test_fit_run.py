@@ -114,18 +114,25 @@ def test_a_target_that_nothing_reaches_keeps_the_best_and_ends_with_4(
     assert "Collect " in said.out
     assert " images of " in said.out
     assert Bundle.open(tmp_path / "b").manifest.name == "b"
+    before = from_json((tmp_path / "b" / "fit.json").read_bytes(), FitReport, what="fit.json")
+    assert not any("asked before" in note for note in before.notes)
     with pytest.raises(UsageError, match="already exists"):
         fit("digits", tmp_path / "b", FitGoal(accuracy=1.0), Budget(trials=1), QUICK, overwrite=False)
     # More of it goes on where it was.
     seen: list[int] = []
+    started = time.monotonic()
     report = fit(
         "digits", tmp_path / "b", FitGoal(accuracy=1.0), Budget(trials=2),
         Settings(threads=1, samples=50, on_trial=lambda trial, front: seen.append(trial.number)),
         resume=True, overwrite=True,
     )  # fmt: skip
     assert set(seen) == {1}
+    spent = time.monotonic() - started
     assert not report.reached
     assert len(report.trials) == 2
+    assert any("asked before, about 1 winner of this fit" in note for note in report.notes)
+    assert before.seconds < report.seconds < before.seconds + spent
+    assert report.seconds > before.seconds + 0.5 * spent  # the first end took its time, too
 
 
 @pytest.mark.late

@@ -123,6 +123,7 @@ def fit(
             interrupted = ending.asked()
         if (late := time.monotonic() - end) > 0:
             finish.notes.append(f"the budget was overrun by {late:.0f} s: an export and its proof cannot be cut short")
+        finish.notes += state.told()
         report = write_fit(
             output, finish, won, run.yardstick(), state.trials, replace=overwrite,
             about={
@@ -131,8 +132,10 @@ def fit(
                 "seconds": round(state.standing.seconds + time.monotonic() - began - run.counted, 1),
             },
         )  # fmt: skip
-    if report.reached and not interrupted:
-        state.remove()
+        if report.reached and not interrupted:
+            state.remove()
+        else:
+            state.end(report.seconds)
     return report
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from vggdeploy.errors import counted
 from vggdeploy.records import Record, to_json
 from vggdeploy.records.fit import FitGoal, FitTrial
 from vggdeploy.search.state import Claim, open_progress, remove_progress
@@ -29,14 +30,16 @@ class FitRequest(Record, frozen=True, kw_only=True):
 
 
 class FitProgress(Record, frozen=True, kw_only=True):
-    """The trials so far, and the seconds that they took. A trial whose training was killed stands at its last rung.
-    ``first``: images that the first rung shows, where the time made it shorter (see `vggdeploy.fit.ladder.epochs_of`)."""
+    """The trials so far, and the seconds that they took, with those of each end that was written. A trial whose training was
+    killed stands at its last rung. ``first``: images that the first rung shows, where the time made it shorter (see
+    `vggdeploy.fit.ladder.epochs_of`). ``judged``: how many winners the test images were asked about."""
 
     schema_version: int = 1
     question: FitRequest
     trials: tuple[FitTrial, ...] = ()
     seconds: float = 0.0
     first: int | None = None
+    judged: int = 0
 
 
 @dataclass
@@ -70,6 +73,20 @@ class FitState:
         trials = tuple(kept[number] for number in sorted(kept))
         self.standing = msgspec.structs.replace(self.standing, trials=trials, seconds=seconds, first=first)
         self.write()
+
+    def end(self, seconds: float) -> None:
+        """Keep that a winner was judged and written, after so many seconds of all calls: the fit can go on."""
+        self.standing = msgspec.structs.replace(self.standing, seconds=seconds, judged=self.standing.judged + 1)
+        self.write()
+
+    def told(self) -> list[str]:
+        """What the report of a fit that went on has to say."""
+        if not self.standing.judged:
+            return []
+        return [
+            f"the test images were asked before, about {counted(self.standing.judged, 'winner')} of this fit: a goal that is "
+            "held after going on may be luck, and the interval does not know of it"
+        ]
 
     def write(self) -> None:
         atomic_write(self.home / STATE_NAME, to_json(self.standing))
