@@ -173,9 +173,9 @@ class FitReport(Record, frozen=True, kw_only=True):
     ``images`` counts those that trained and judged, and the ``duplicates`` that were left out because an equal image is
     a test image. ``folds``: above 1, ``validation`` is a cross-validation. ``frontier`` are the trials that no other beats in
     accuracy and latency, by number, the fastest first. ``variants`` are those of the networks that were exported.
-    ``test`` is the winner's accuracy on the test images, which decided nothing and were asked once, or again
-    by a fit that went on after its end, which ``notes`` then say. ``roof`` is None where
-    the time did not suffice to measure it. ``opponents`` are there where a benchmark made some.
+    ``test`` is the winner's accuracy on the test images, which decided nothing and were asked once, or again by a fit that went
+    on after its end, which ``notes`` then say. ``roof`` is None where the time did not suffice to measure it. ``opponents`` are
+    there where a benchmark made some.
     """
 
     schema_version: int = SCHEMA_VERSION
