@@ -75,7 +75,7 @@ def bench(
     find_qps: Annotated[
         bool,
         typer.Option(
-            "--find-qps", help="Search the highest rate of the server scenario whose p99 stays under --latency-bound."
+            "--find-qps", help="Find the highest rate of the server scenario whose p99 stays under --latency-bound."
         ),
     ] = False,
     threads: Threads = None,
@@ -99,7 +99,8 @@ def bench(
     gpu_detail: Annotated[
         bool,
         typer.Option(
-            "--gpu-detail", help="Take one TensorRT engine apart: copies, compute, graphs, streams, energy, the roof."
+            "--gpu-detail",
+            help="Measure one TensorRT engine in detail: copies, compute, graphs, streams, energy, the roof.",
         ),
     ] = False,
     profile_layers: Annotated[
@@ -120,7 +121,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="PERCENT",
-            help="With two bundles, old and new: exit with 4 when the new one takes so much longer, or it cannot be told.",
+            help="With two bundles, old and new: exit with 4 when the new one is slower by more, or that cannot be told.",
         ),
     ] = None,
     require_valid: Annotated[

@@ -32,7 +32,7 @@ def build(
     precision: Annotated[
         str,
         typer.Option(
-            help="The ONNX to build from: fp16, bf16, fp8, int8 or fp32. tf32: fp32, of which the GPU may round factors."
+            help="The ONNX to build from: fp16, bf16, fp8, int8 or fp32. tf32: fp32 whose factors the GPU may round."
         ),
     ] = "fp16",
     batch: Annotated[
@@ -104,7 +104,7 @@ def build(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Build a TensorRT engine into the bundle, and prove the precision it computes in."""
+    """Build a TensorRT engine into the bundle, and check the precision it computes in."""
     from vggdeploy.build.choice import choose_engine
     from vggdeploy.build.options import BuildOptions, parse_size
     from vggdeploy.build.profiles import parse_profiles

@@ -27,7 +27,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="PERCENT",
-            help="Exit with 4 when a variant takes so much longer, or it cannot be told whether it does.",
+            help="Exit with 4 when a variant is slower by more than this, or when that cannot be told.",
         ),
     ] = None,
     json: Json = False,

@@ -26,15 +26,15 @@ def doctor(
         bool, typer.Option("--self-test", help="Prove it: run a tiny network on everything that is here.")
     ] = False,
     gpu_day: Annotated[
-        bool, typer.Option("--gpu-day", help="Measure everything on this machine's GPU; run again to go on.")
+        bool, typer.Option("--gpu-day", help="Measure everything on this machine's GPU; run it again to continue.")
     ] = False,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The file of the GPU day, written after each step.")
     ] = Path("gpu-day.json"),
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="That the GPU day may take.")] = 40,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Minutes that the GPU day may take.")] = 40,
     json: Json = False,
 ) -> int:
-    """Say which backends run here, which can only build, and why not for the rest."""
+    """Say which backends run here, which can only build engines, and what the others lack."""
     from vggdeploy.cli import render, tables
     from vggdeploy.doctor.doctor import diagnose
 

@@ -34,7 +34,7 @@ def evaluate(
     force: Annotated[bool, typer.Option("--force", help="Replace the report that stands there.")] = False,
     json: Json = False,
 ) -> None:
-    """Accuracy with its interval, each class, and the confusion matrix, on a split of a data set."""
+    """Measure accuracy with its interval, over all and for each class, and the confusion matrix, on a split of a data set."""
     from vggdeploy.cli import render, tables
     from vggdeploy.cli.options import with_command
     from vggdeploy.cli.render import escape

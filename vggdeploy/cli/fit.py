@@ -29,11 +29,15 @@ def fit(
             help="Percentage points below the teacher (else the most accurate network that was trained), at most.",
         ),
     ] = None,
-    min_accuracy: Annotated[float | None, typer.Option(metavar="PERCENT", help="Accuracy, at least.")] = None,
-    max_latency: Annotated[
-        str | None, typer.Option(metavar="TIME", help="For one image on this machine, at most: 1ms, 800us.")
+    min_accuracy: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Smallest accuracy that will do.")
     ] = None,
-    max_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Of the file, at most: 300kB, 1.5MB.")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Largest latency of one image on this machine: 1ms, 800us.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest size of the file: 300kB, 1.5MB.")
+    ] = None,
     budget: Annotated[str, typer.Option(metavar="TIME|TRIALS", help="20m, 2h; or a number of networks.")] = "20m",
     teacher: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT", help="A checkpoint or bundle whose answers teach, too.")
@@ -42,10 +46,10 @@ def fit(
         str | None,
         typer.Option(
             metavar="BACKBONE",
-            help="Trained elsewhere, to start from, too: a checkpoint, torchvision:vgg11_bn, a .pth or .safetensors.",
+            help="A trained backbone to start from as well: a checkpoint, torchvision:vgg11_bn, a .pth or .safetensors.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights, the folds and the choices.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the folds and the choices.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit.")] = False,
     samples: Annotated[int, typer.Option(help="Test images to prove variants on.")] = 1000,
     data_dir: DataDir = None,

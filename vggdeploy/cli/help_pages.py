@@ -21,7 +21,7 @@ WIDTH = 80  # no wider, so that a sentence stays a line that the eye can follow
 _LEFT = 32  # letters of the column with names
 
 START = (
-    ("vggdeploy demo", "the whole way, on digits"),
+    ("vggdeploy demo", "every step, on handwritten digits"),
     ("vggdeploy export my_vgg.pth -o my-bundle", "your weights, exported, proven"),
     ("vggdeploy --help", "every verb"),
 )
@@ -40,7 +40,7 @@ class Page:
 _FIRST, _MAKE, _PROVE, _USE = "Begin", "Make", "Prove and measure", "Use and ship"
 
 PAGES: dict[str, Page] = {
-    "demo": Page(_FIRST, "vggdeploy demo", "The whole way on real digits: two minutes, no GPU"),
+    "demo": Page(_FIRST, "vggdeploy demo", "Every step on real digits: two minutes, no GPU"),
     "doctor": Page(_FIRST, "vggdeploy doctor", "Which backends run here, and what the others lack"),
     "explain": Page(_FIRST, "vggdeploy explain artifacts/demo/bundle", "A bundle in plain words, and what to do next"),
     "fit": Page(
@@ -87,7 +87,7 @@ PAGES: dict[str, Page] = {
     ),
     "build": Page(
         _MAKE,
-        "vggdeploy build my-bundle --engine tensorrt-rtx",
+        "vggdeploy build my-bundle",
         "A TensorRT engine in the bundle",
         (("Options", "--engine --precision --batch --target --device --workspace --opt-level --no-cache --json"),),
     ),
@@ -113,13 +113,15 @@ PAGES: dict[str, Page] = {
             ("Result", "--record --require-valid --fail-if-slower --json"),
         ),
     ),
-    "compare": Page(_PROVE, "vggdeploy compare old.json new.json --fail-if-slower 5%", "Two results of bench"),
-    "report": Page(_PROVE, "vggdeploy report bench.json parity.json -o report.html", "One page of several results"),
+    "compare": Page(
+        _PROVE, "vggdeploy compare old.json new.json --fail-if-slower 5%", "Two results of bench, side by side"
+    ),
+    "report": Page(_PROVE, "vggdeploy report verify.json bench.json -o report.html", "One page of several results"),
     "predict": Page(_USE, "vggdeploy predict my-bundle photo.jpg", "Classify images"),
     "embed": Page(
         _USE,
         "vggdeploy embed my-bundle photos/ --output fc7 -o vectors.npy",
-        "Images to vectors",
+        "Turn images into feature vectors",
         (
             (
                 "Options",
@@ -143,14 +145,16 @@ PAGES: dict[str, Page] = {
             ("Limits", "--max-batch --max-delay-ms --queue --timeout"),
         ),
     ),
-    "package": Page(_USE, "vggdeploy package my-bundle --target triton -o models", "For Triton, C++, containers, …"),
+    "package": Page(
+        _USE, "vggdeploy package my-bundle --target oci --serve -o my-image", "For containers, Triton, C++, the web, …"
+    ),
     "push": Page(_USE, "vggdeploy push my-bundle hf://me/my-vgg", "To the Hugging Face Hub, with a card of its proofs"),
     "pull": Page(_USE, "vggdeploy pull hf://me/my-vgg -o my-bundle", "From the Hub, as far as your policy trusts it"),
     "sign": Page(_USE, "vggdeploy sign my-bundle --new-key release.pem", "Sign every file of a bundle"),
     "verify-signature": Page(
         _USE, "vggdeploy verify-signature my-bundle --key release.pub", "Check who signed a bundle"
     ),
-    "inspect": Page(_USE, "vggdeploy inspect my-bundle", "Check its files, and which variant is taken here"),
+    "inspect": Page(_USE, "vggdeploy inspect my-bundle", "A bundle's files, and which variant is taken here"),
 }
 
 _show_all: ContextVar[bool] = ContextVar("show_all", default=False)

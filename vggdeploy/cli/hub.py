@@ -16,12 +16,11 @@ def push(
     bundle: BundlePath,
     place: Address,
     license_: Annotated[
-        str, typer.Option("--license", help="Of the weights, as the Hub names it: apache-2.0. Default: not stated.")
+        str,
+        typer.Option("--license", help="License of the weights, as the Hub names it: apache-2.0. Default: not stated."),
     ] = "",
-    public: Annotated[
-        bool, typer.Option("--public", help="A new repository is for everybody. Default: private.")
-    ] = False,
-    message: Annotated[str, typer.Option(help="Of the commit. Default: the bundle's name and digest.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Default: private.")] = False,
+    message: Annotated[str, typer.Option(help="Commit message. Default: the bundle's name and digest.")] = "",
     json: Json = False,
 ) -> None:
     """Push a bundle to the Hugging Face Hub, with a card made from its proofs and its bill of materials."""
@@ -53,7 +52,7 @@ def pull(
         list[Path] | None, typer.Option(help="A public key (PEM) that must have signed it; may be repeated.")
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="A policy file. $VGGDEPLOY_POLICY is heeded in any case.")] = None,
-    max_size: Annotated[str, typer.Option(metavar="SIZE", help="Of all files together.")] = "16GiB",
+    max_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest size of all files together.")] = "16GiB",
     force: Force = False,
     json: Json = False,
 ) -> None:

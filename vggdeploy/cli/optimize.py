@@ -118,7 +118,7 @@ def optimize(
     force: Force = False,
     json: Json = False,
 ) -> int:
-    """Change a model step by step; every variant that comes of it is proven."""
+    """Make a model smaller or faster, step by step; every new variant is proven."""
     from vggdeploy.bundle import MANIFEST_NAME, Bundle
     from vggdeploy.bundle.checkpoint import read_checkpoint
     from vggdeploy.cli import render, tables

@@ -52,7 +52,7 @@ def package(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write a bundle in the form that something else takes."""
+    """Package a bundle for something else to run: a container, Kubernetes, Triton, MLflow, C++ or a browser."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.cli import render
     from vggdeploy.cli.render import escape

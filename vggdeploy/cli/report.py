@@ -18,7 +18,7 @@ def report(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULT.json...",
+            metavar="RESULT.json",
             help="What verify, bench, compare, evaluate and search print with --json; a GPU day.",
         ),
     ],
@@ -32,7 +32,7 @@ def report(
             help="An earlier bench of the same bundle, which the new one is held against; several runs with commas.",
         ),
     ] = None,
-    title: Annotated[str, typer.Option(help="Of the report. Default: the bundles' names.")] = "",
+    title: Annotated[str, typer.Option(help="Title of the report. Default: the bundles' names.")] = "",
     json: Json = False,
 ) -> None:
     """Make one file of several results: verdicts, what to take and why, pictures and every number."""

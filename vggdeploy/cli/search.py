@@ -47,7 +47,7 @@ def search(
     force: Force = False,
     json: Json = False,
 ) -> int:
-    """Search the fastest variant that keeps the accuracy, over widths, precisions and threads; write its bundle."""
+    """Find the fastest variant that keeps the accuracy, over widths, precisions and threads; write its bundle."""
     from vggdeploy.cli import render
     from vggdeploy.cli.options import command_line
     from vggdeploy.cli.render import escape

@@ -22,7 +22,7 @@ def serve(
     bundle: Annotated[
         list[str],
         typer.Argument(
-            metavar="BUNDLE...", help="A bundle, or several: paths, NAME=PATH, or a directory with bundles in it."
+            metavar="BUNDLE", help="A bundle, or several: paths, NAME=PATH, or a directory with bundles in it."
         ),
     ],
     backend: Annotated[str, typer.Option(help="A backend's name, or auto.")] = "auto",
@@ -32,7 +32,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on. 0.0.0.0: every one, reachable from other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     workers: Annotated[
         int, typer.Option(help="Processes, each with an engine of its own; one that dies is replaced.")
     ] = 1,
@@ -41,7 +41,9 @@ def serve(
     ] = None,
     max_delay_ms: Annotated[float, typer.Option(help="How long a batch waits for more images at most.")] = 2.0,
     queue: Annotated[int, typer.Option(help="Requests that wait at most; one more is answered 503.")] = 256,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For a request, from start to end.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time limit of a request, from start to end.")
+    ] = 30.0,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Of a request.")] = "16MiB",
     max_pixels: Annotated[int, typer.Option(help="An image with more is refused before it is decoded.")] = 25_000_000,
     isolate: Annotated[

@@ -14,13 +14,15 @@ from vggdeploy.embed.embed import about_rows
 from vggdeploy.embed.vectors import paths_file
 from vggdeploy.engine.embedding import unit_length
 from vggdeploy.engine.engine import Engine
-from vggdeploy.errors import InputError, UsageError, first_line
+from vggdeploy.errors import InputError, UsageError, first_line, nearby
 from vggdeploy.preprocess import ImageLike
 from vggdeploy.records.base import Record
 from vggdeploy.system.optional import require
 
 _BLOCK = 2**11  # rows that are compared at a time: 32 MB of a VGG's fc7
-_AGAIN = "embed the collection again: vggdeploy embed BUNDLE IMAGES -o VECTORS"
+_EMBED = "vggdeploy embed BUNDLE IMAGES -o VECTORS"
+_AGAIN = f"embed the collection again: {_EMBED}"
+_MAKE = f"embed the collection first: {_EMBED}"
 
 
 class Neighbour(Record, frozen=True, kw_only=True):
@@ -59,6 +61,8 @@ def open_collection(file: Path) -> Collection:
     Raises:
         InputError: no such file, one of another kind, a damaged one, or one whose paths are not beside it.
     """
+    if not file.exists():
+        raise InputError(f"{file} does not exist", f"{nearby(file)}{_MAKE}")
     try:
         opened = _parquet(file) if file.suffix.lower() == ".parquet" else _npy(file)
     except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:

@@ -75,7 +75,7 @@ def embedding(
         if not features:
             raise UsageError(
                 "this bundle has class scores and no features",
-                f"export it with --outputs {USUAL}, or take the scores: {_names(specs)}",
+                f"export it again with --outputs {USUAL},logits; or embed the scores: --output {next(iter(specs))}",
             )
         if len(features) > 1 and USUAL not in features:
             raise UsageError("this bundle has several features", f"name one as the output: {_names(features)}")

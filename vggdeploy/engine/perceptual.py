@@ -63,11 +63,19 @@ def perceptual_distance(
     return np.asarray(found, np.float64)
 
 
+def _export(manifest: Manifest) -> str:
+    """The command that exports the last map of each block, by the names that this network has."""
+    last = ",".join(f"relu{number}_{len(block)}" for number, block in enumerate(manifest.spec.blocks, 1))
+    return f"vggdeploy export CHECKPOINT -o BUNDLE --outputs {last}"
+
+
 def _weights(manifest: Manifest, heads: Heads | None) -> dict[str, NDArray[np.float64]]:
     """The channels' weights of each layer that is compared, checked against the outputs that the bundle has."""
     maps = {spec.name: spec.item_shape[0] for spec in manifest.outputs if len(spec.item_shape) == 3}
     if not maps:
-        raise UsageError("this bundle has no feature maps to compare", f"export it with some: {EXPORT}")
+        raise UsageError(
+            "this bundle has no feature maps to compare", f"export it again with some: {_export(manifest)}"
+        )
     if heads is None:
         return {name: np.ones(channels) for name, channels in maps.items()}
     missing = [name for name in heads if name not in maps]

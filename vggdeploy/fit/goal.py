@@ -29,7 +29,7 @@ def read_goal(
     """
     if max_accuracy_drop is None and min_accuracy is None and max_latency is None and max_size is None:
         raise UsageError(
-            "nothing is asked for",
+            "nothing is asked for: a fit needs a goal",
             "give one or more of --min-accuracy 92, --max-accuracy-drop 0.5, --max-latency 1ms, --max-size 300kB",
         )
     if max_accuracy_drop is not None and not 0 <= max_accuracy_drop < 100:

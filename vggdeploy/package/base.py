@@ -230,6 +230,9 @@ TARGETS: tuple[PackageKind, ...] = (
 )
 
 
+_HABITS = {"docker": "oci", "container": "oci", "kubernetes": "kserve", "k8s": "kserve", "browser": "web"}
+
+
 def get_target(name: str) -> PackageKind:
     """The target of that name.
 
@@ -239,4 +242,4 @@ def get_target(name: str) -> PackageKind:
     for target in TARGETS:
         if target.name == name.strip().lower():
             return target
-    raise unknown_name("target", name, [t.name for t in TARGETS])
+    raise unknown_name("target", name, [t.name for t in TARGETS], meant=_HABITS.get(name.lower(), ""))
