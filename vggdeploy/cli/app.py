@@ -43,7 +43,7 @@ from vggdeploy.cli import (
     train,
     verify,
 )
-from vggdeploy.cli.help_pages import ALL, START, Verb, Verbs, whole_help
+from vggdeploy.cli.help_pages import ALL, PAGES, START, Verb, Verbs, whole_help
 from vggdeploy.cli.options import HABITS, VERBS, invoked
 from vggdeploy.errors import EXIT_INTERRUPTED, UsageError, VggdeployError
 from vggdeploy.system.cache import user_home
@@ -237,6 +237,9 @@ def _usage_hint(error: Exception, args: Sequence[str]) -> str:
     others = [verb for verb, command in _commands() if any(wrong in p.opts for p in command.params)]
     if 1 <= len(others) <= 2:
         return f"{wrong} belongs to {' and '.join(f'vggdeploy {verb}' for verb in others)}; see {name} --help"
+    page = PAGES.get(name.split()[-1])
+    if page and type(error).__name__ == "MissingParameter":  # Typer has its own copy of Click
+        return f"for example: {page.example} (see {name} --help)"
     close = get_close_matches(wrong, known, n=1) if wrong else []
     return f"did you mean {close[0]}? See {name} --help" if close else f"see {name} --help"
 
