@@ -53,7 +53,7 @@ def bench(
     seconds: Annotated[
         float,
         typer.Option(
-            "--duration", "--seconds", metavar="S", help="Measuring time in seconds, a variant and batch size."
+            "--duration", "--seconds", metavar="S", help="Measuring time in seconds, per variant and batch size."
         ),
     ] = 2.0,
     rounds: Annotated[

@@ -16,15 +16,20 @@ RayAddress = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Run on a Ray cluster: local, auto or HOST:PORT. -o is then a directory of Parquet files, and what was "
-        "interrupted goes on.",
+        help="Run on a Ray cluster: local, auto or HOST:PORT. -o is then a directory of Parquet files, and the same line "
+        "continues an interrupted run.",
     ),
 ]
 RayWorkers = Annotated[
     int | None,
     typer.Option("--ray-workers", help="With --ray: engines at most. Default: what the cluster has cores for."),
 ]
-ShardSize = Annotated[int, typer.Option("--shard", help="With --ray: images of a file, and of what is done again.")]
+ShardSize = Annotated[
+    int,
+    typer.Option(
+        "--shard", help="With --ray: images per output file; after a failure only one file's are computed again."
+    ),
+]
 
 
 # Of every command that takes --ray.

@@ -22,7 +22,7 @@ def demo(
         Path, typer.Option("--output", "-o", help="Where the checkpoint, the bundle and sample images go.")
     ] = Path("artifacts/demo"),
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = 6,
-    seconds: Annotated[float, typer.Option(help="Measuring time a variant and batch size.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Measuring time per variant and batch size, in seconds.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     threads: Threads = None,
 ) -> int:

@@ -27,12 +27,12 @@ def embed(
     ] = None,
     pool: Annotated[
         str | None,
-        typer.Option(help="What makes a vector of a feature map: avg, max or none (all its values). Default: avg."),
+        typer.Option(help="How a feature map becomes a vector: avg, max or none (all its values). Default: avg."),
     ] = None,
     normalise: Annotated[
         bool, typer.Option("--normalise", "--normalize", help="Divide each vector by its length (L2).")
     ] = False,
-    batch: Annotated[int | None, typer.Option(help="Images a run. Default: the variant's optimum.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per batch. Default: the variant's optimum.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with exit code 1 at the first image that cannot be used.")
     ] = False,

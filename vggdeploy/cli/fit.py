@@ -50,7 +50,7 @@ def fit(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the folds and the choices.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     samples: Annotated[int, typer.Option(help="Test images to prove variants on.")] = 1000,
     data_dir: DataDir = None,
     threads: Threads = None,

@@ -24,7 +24,7 @@ def nearest(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Find the images of a collection that look most like other ones, the nearest first; every vector is compared."""
+    """Find the images of a collection that look most like the given ones, the nearest first; every vector is compared."""
     from vggdeploy.cli import render
     from vggdeploy.embed.nearest import nearest as find
     from vggdeploy.embed.nearest import open_collection

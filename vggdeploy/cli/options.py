@@ -22,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output directory.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads to compute with. Default: every core.")]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where data sets lie or are downloaded to. Default: the user cache.")
+    Path | None, typer.Option("--data-dir", help="Where data sets are, or are downloaded to. Default: the user cache.")
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the directory that 'export' made.")]
 BundlePaths = Annotated[

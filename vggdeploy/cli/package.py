@@ -25,7 +25,7 @@ def package(
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="What goes in. Default: the best here. Repeat it for engines of several GPUs."),
+        typer.Option(help="The variant to package. Default: the best here. Repeat it for engines of several GPUs."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="The model's name (triton, kserve, web). Default: the bundle's.")
@@ -46,9 +46,7 @@ def package(
     prepare: Annotated[
         bool, typer.Option("--prepare", help="Fetch ONNX Runtime Web with npm into the user's cache first (web).")
     ] = False,
-    image: Annotated[
-        str | None, typer.Option(help="What the container's image is to be called (kserve), with its registry.")
-    ] = None,
+    image: Annotated[str | None, typer.Option(help="Name of the container image, with its registry (kserve).")] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:

@@ -51,7 +51,8 @@ def serve(
         typer.Option("--isolate", help="Decode images in processes that can do nothing else: for anybody's uploads."),
     ] = False,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token to ask for. Default: $VGGDEPLOY_TOKEN, or none.")
+        Path | None,
+        typer.Option(help="File with the bearer token that requests must have. Default: $VGGDEPLOY_TOKEN, or none."),
     ] = None,
     trusted_key: Annotated[
         list[Path] | None, typer.Option(help="Public key (PEM) that must have signed the bundle; may be repeated.")

@@ -25,7 +25,7 @@ def sign(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Sign every file of a bundle with a key that lies in a file; the signature becomes its model.sig."""
+    """Sign every file of a bundle with a key file; the signature becomes its model.sig."""
     from vggdeploy.bundle import Bundle
     from vggdeploy.bundle.sign import sign_bundle
     from vggdeploy.cli import render

@@ -38,9 +38,7 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint's directory.")],
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="classic, textbook, modern, fast, or a TOML file: where the values come from that no option gives."
-        ),
+        typer.Option(help="classic, textbook, modern, fast, or a TOML file. Options override its values."),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10 or folder:PATH. Default: digits.")
@@ -175,7 +173,7 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the interrupted run of this output. It needs no other option."),
+        typer.Option("--resume", help="Continue the interrupted run of this output. It needs no other option."),
     ] = False,
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write TensorBoard events into this directory, as they come.")

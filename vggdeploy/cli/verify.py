@@ -49,9 +49,11 @@ def verify(
         ),
     ] = "",
     samples: Annotated[str, typer.Option(metavar="N|all", help="Test images to prove on.")] = "1000",
-    max_flips: Annotated[float | None, typer.Option(metavar="PERCENT", help="Top-1 classes that may change.")] = None,
+    max_flips: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Share of top-1 classes that may change.")
+    ] = None,
     max_accuracy_drop: Annotated[
-        float | None, typer.Option(metavar="POINTS", help="Percentage points of accuracy to lose.")
+        float | None, typer.Option(metavar="POINTS", help="Percentage points of accuracy that may be lost.")
     ] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest relative L2 distance of an output.")] = None,
     min_cosine: Annotated[float | None, typer.Option(help="Smallest cosine similarity of a sample.")] = None,
