@@ -164,3 +164,69 @@ def test_what_was_not_foreseen_does_not_end_the_watching(store: Path) -> None:
         watching.cancel()
 
     asyncio.run(scenario())
+
+
+def test_who_goes_away_while_a_model_is_unloaded_leaves_none_half_closed(store: Path) -> None:
+    """The attack: its memory would stay taken, and nobody would know of it any more."""
+
+    async def scenario() -> None:
+        models = opened(settings_of(store))
+        await models.open()
+        async with models.use("bob") as here:
+            unloading = asyncio.create_task(models.unload("bob"))
+            await asyncio.sleep(0.05)
+            unloading.cancel()
+            await asyncio.wait([unloading])
+            assert not here.engine.closed
+        while not here.engine.closed:
+            await asyncio.sleep(0.02)
+        await models.load("bob")
+        assert models.find("bob").state == "READY"
+        await models.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_two_looks_at_once_do_not_stumble_over_each_other(store: Path) -> None:
+    async def scenario() -> None:
+        models = opened(settings_of(store))
+        await models.open()
+        models.note()
+        async with models.use("bob"):
+            shutil.rmtree(store / "bob")
+            shutil.rmtree(store / "cleo")
+            looks = [asyncio.create_task(models.refresh()) for _ in range(2)]
+            await asyncio.sleep(0.2)
+        await asyncio.gather(*looks)
+        assert [model.name for model in models] == ["ann"]
+        models.note()
+        gauge = models.metrics.registry.get_sample_value
+        assert [gauge("vggdeploy_model_open", {"model": name}) for name in ("ann", "bob", "cleo")] == [1, 0, 0]
+        assert gauge("vggdeploy_model_bytes", {"model": "bob"}) == 0
+        await models.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_a_directory_whose_bundles_have_gone_is_no_model_itself(store: Path) -> None:
+    async def scenario() -> None:
+        models = opened(settings_of(store, memory=2**30))
+        store.rename(store.with_name("elsewhere"))
+        store.mkdir()
+        await models.refresh()
+        assert [model.name for model in models] == ["ann"]  # the first one stays, whatever comes
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_took_too_long_has_failed(store: Path) -> None:
+    async def scenario() -> None:
+        models = opened(settings_of(store / "ann"))
+        await models.open()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01), models.use() as here:
+                await asyncio.sleep(5)
+        assert here.statistics.fail.count == 1
+        await models.aclose()
+
+    asyncio.run(scenario())

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from vggdeploy.bundle.store import now
 from vggdeploy.engine.async_engine import AsyncEngine
@@ -18,15 +18,16 @@ from vggdeploy.serve.catalogue import places, shadow_place
 from vggdeploy.serve.drift import Drift
 from vggdeploy.serve.model import Model, Seat
 from vggdeploy.serve.model_metrics import ModelMetrics
-from vggdeploy.serve.served import NotLoaded, Served
+from vggdeploy.serve.served import NotLoaded, Served, unloaded
 from vggdeploy.serve.settings import MIB, Settings
 from vggdeploy.serve.shadow import Shadow
-from vggdeploy.serve.sizes import Sizes, resident
+from vggdeploy.serve.sizes import Sizes, TooLarge, resident
 from vggdeploy.serve.telemetry import LOGGER, Metrics, say
 from vggdeploy.system.machine import trim_heap
 
 _STAY = 5.0  # seconds that a busy model stays at least before it has to make room: else two would only take turns in loading
 _AGAIN, _LONGEST = 10.0, 600.0  # seconds after which what could not be opened is tried again; doubled for a new version
+T = TypeVar("T")
 Opener = Callable[[Settings, Metrics], AsyncEngine]
 
 
@@ -50,6 +51,8 @@ class Models:
         self._all = [Model(place) for place in places(settings)]
         self._counts = ModelMetrics(metrics.registry) if settings.several or self._all[0].place.name else None
         self._opening = asyncio.Lock()
+        self._refreshing = asyncio.Lock()  # a second one would go through a list that the first has changed meanwhile
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Any:
         return iter(tuple(self._all))
@@ -122,7 +125,7 @@ class Models:
         started = time.perf_counter()
         try:
             yield seat.served
-        except Exception:
+        except BaseException:  # also one that took too long, or whose caller went away
             seat.served.statistics.failed(time.perf_counter() - started)
             raise
         finally:
@@ -164,7 +167,7 @@ class Models:
             model.unloaded, model.failed = False, 0.0
         if model.seat is None:
             await self._wait_for(model)
-        elif error := await self._renew(model, forced=False):
+        elif error := await self._to_its_end(self._renew(model, forced=False)):
             raise error
 
     async def unload(self, name: str) -> None:
@@ -176,9 +179,7 @@ class Models:
         model = self.find(name)
         if len(self._all) == 1:
             raise UsageError(f"'{model.name}' is all that this server has", "stop the server")
-        async with self._opening:  # after an opening that is under way, which would put it back
-            model.unloaded, model.reason = True, "unloaded"
-            await self._close(model)
+        await self._to_its_end(self._unload(model))
 
     async def refresh(self, *, forced: bool = False) -> None:
         """Take what now stands in the places: new versions, which have to repeat their golden pair first; bundles that are new
@@ -187,24 +188,26 @@ class Models:
         Args:
             forced: open each again, whether it seems to have changed or not.
         """
-        try:
-            found = {place.path: place for place in await asyncio.to_thread(places, self.settings)}
-        except VggdeployError as error:  # two of one name, say
-            LOGGER.error("the bundles cannot be listed", extra={"about": {"error": str(error)}})
-            found = {model.place.path: model.place for model in self._all}
-        known = {model.place.path for model in self._all}
-        taken = {model.place.name for model in self._all}
-        for path, place in found.items():
-            if path not in known and place.name and place.name not in taken:
-                self._all.append(Model(place))
-                say("a new model", model=place.name)
-        for model in tuple(self._all):
-            if model.place.path not in found and model is not self.first:
-                await self._forget(model)
-            else:
-                await self._renew(model, forced=forced)
-        if self.shadow is not None:
-            await asyncio.to_thread(self.shadow.renew, forced=forced)
+        async with self._refreshing:
+            try:
+                found = {place.path: place for place in await asyncio.to_thread(places, self.settings)}
+            except VggdeployError as error:  # two of one name, say
+                LOGGER.error("the bundles cannot be listed", extra={"about": {"error": str(error)}})
+                found = {model.place.path: model.place for model in self._all}
+            known = {model.place.path for model in self._all}
+            taken = {model.place.name for model in self._all}
+            for path, place in found.items():
+                # A directory whose bundles have all gone stands there itself, and is none.
+                if path not in known and place.name and place.name not in taken and place.stamp() is not None:
+                    self._all.append(Model(place))
+                    say("a new model", model=place.name)
+            for model in tuple(self._all):
+                if model.place.path not in found and model is not self.first:
+                    await self._forget(model)
+                else:
+                    await self._renew(model, forced=forced)
+            if self.shadow is not None:
+                await asyncio.to_thread(self.shadow.renew, forced=forced)
 
     async def watch(self) -> None:
         """`refresh` again and again, whatever comes of one."""
@@ -238,7 +241,7 @@ class Models:
 
     async def _wait_for(self, model: Model) -> None:
         if model.unloaded:
-            raise _unloaded(model)
+            raise unloaded(model.name)
         if model.loading is None and model.failed and time.monotonic() - model.failed < _AGAIN:
             raise NotLoaded(f"the model '{model.name}' cannot be opened at present", "the server's log has the reason")
         if model.waiting >= model.place.settings.queue:
@@ -262,7 +265,7 @@ class Models:
             if model.seat is not None:
                 return None
             if model.unloaded:  # meanwhile
-                return _unloaded(model)
+                return unloaded(model.name)
             try:
                 needed, there = self.sizes.needed(model.place), batching is not None
                 await self._make_room(model, needed)
@@ -271,7 +274,7 @@ class Models:
                     batching = await asyncio.to_thread(self._opener, model.place.settings, self.metrics)
             except (VggdeployError, OSError) as error:
                 known = self._failed(model, error)
-                if isinstance(error, _TooLarge) and self.sizes.forget(model.place):
+                if isinstance(error, TooLarge) and self.sizes.forget(model.place):
                     # Others' requests may have grown the process while it was measured: once more, much later.
                     model.failed += _LONGEST - _AGAIN
                 return known
@@ -306,10 +309,10 @@ class Models:
         the requests that have it.
 
         Raises:
-            _TooLarge: it takes more than the whole budget; no other was closed for it.
+            TooLarge: it takes more than the whole budget; no other was closed for it.
         """
         if self._budget is not None and needed > self._budget:
-            raise _TooLarge(
+            raise TooLarge(
                 f"{model.name} takes {needed // MIB} MiB, and the budget is {self._budget // MIB} MiB a process",
                 "give more: --memory",
             )
@@ -321,6 +324,18 @@ class Models:
                 await asyncio.sleep(min(stay, 0.1))  # and look again: another may be idle by then
             else:
                 await self._close(victim)
+
+    async def _unload(self, model: Model) -> None:
+        async with self._opening:  # after an opening that is under way, which would put it back
+            model.unloaded, model.reason = True, "unloaded"
+            await self._close(model)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Also when who asked for it goes away: a model that is half closed would stay in memory, and be nobody's."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
 
     async def _close(self, model: Model) -> None:
         seat, model.seat = model.seat, None  # from here on a request waits for a new one
@@ -368,6 +383,8 @@ class Models:
         self._all.remove(model)
         async with self._opening:
             await self._close(model)
+        if self._counts:  # else it would be open for ever
+            self._counts.note(model.name, taken=None, waiting=0)
         say("a model has gone", model=model.name)
 
     def _tell(self, model: Model, what: str) -> None:
@@ -379,11 +396,3 @@ class Models:
             engine = model.seat.served.engine
             about |= {"variant": engine.variant.name, "digest": engine.bundle.manifest.digest}
         say(what, **about)
-
-
-def _unloaded(model: Model) -> NotLoaded:
-    return NotLoaded(f"the model '{model.name}' is unloaded", "load it first")
-
-
-class _TooLarge(VggdeployError):
-    """A model for which there is no room, whatever is closed."""

@@ -74,3 +74,8 @@ class Served:
 
 class NotLoaded(VggdeployError):
     """A model that is not open at present."""
+
+
+def unloaded(name: str) -> NotLoaded:
+    """What is said to who asks for a model that somebody closed."""
+    return NotLoaded(f"the model '{name}' is unloaded", "load it first")

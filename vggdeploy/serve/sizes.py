@@ -23,6 +23,10 @@ def resident() -> int:
         return 0
 
 
+class TooLarge(VggdeployError):
+    """A model for which there is no room, whatever is closed."""
+
+
 class Sizes:
     """What models have been seen to take, by the bytes that they ran."""
 
