@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from starlette.routing import Route
 
+from vggdeploy.serve import images, operations, page, protocol, status
 from vggdeploy.serve.resend import Resend, middlewares
 from vggdeploy.serve.settings import SETTINGS_VARIABLE, Settings
 
@@ -89,6 +91,22 @@ def test_one_that_kills_whoever_has_it_takes_two_replicas_and_is_told_so() -> No
     assert headers[b"retry-after"] == b"1"
     assert headers[b"x-content-type-options"] == b"nosniff"
     assert json.loads(data) == {"error": "the replica that had the request has ended", "fix": "send it again"}
+
+
+def test_every_path_of_the_server_is_known() -> None:
+    routers = (module.router for module in (images, operations, page, protocol, status))
+    paths = {route.path for router in routers for route in router.routes if isinstance(route, Route)}
+    assert len(paths) > 20
+    for path in sorted(paths | {"/metrics", "/openapi.json"}):
+        inner, seen = dying(1)
+        assert told(ask(inner, path=path))[:2] == (200, b"right"), path
+        assert len(seen) == 2
+
+
+def test_a_path_without_a_slash_is_answered() -> None:
+    """The attack: "OPTIONS *" is a request that HTTP has."""
+    inner, _ = dying(0)
+    assert told(ask(inner, path="*"))[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/another/application", "/v2x", "/classify2"])

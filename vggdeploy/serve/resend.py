@@ -19,7 +19,10 @@ from vggdeploy.serve.settings import SETTINGS_VARIABLE, Settings
 
 CALLBACK = f"{__name__}:middlewares"
 # How the paths of this server begin.
-_FIRST = frozenset({"", "classify", "embed", "v2", "metrics", "openapi.json", "status", "drift", "shadow"})
+_FIRST = frozenset(
+    {"", "classify", "embed", "v2", "metrics", "openapi.json", "status", "drift", "shadow"}
+    | {"page.css", "page.js", "status.css", "status.js"}
+)
 _MARGIN_SECONDS = 2.0  # a replica that is late says so itself, and better
 # Once: a request that itself kills what computes it, by an image that breaks a decoder, say, takes two replicas, and not all.
 _ATTEMPTS = 2
@@ -47,10 +50,15 @@ class Resend:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # On a shared cluster the proxy has other applications' requests, too.
-        if scope["type"] == "http" and scope["path"].split("/")[1] in _FIRST:
+        if scope["type"] == "http" and _first(scope["path"]) in _FIRST:
             await _Request(self, scope, receive, send).run()
         else:
             await self.app(scope, receive, send)
+
+
+def _first(path: str) -> str:
+    """What stands after the first slash; "OPTIONS *" has none."""
+    return path.partition("/")[2].partition("/")[0]
 
 
 class _Request:
