@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vggdeploy.serve import replicas
 from vggdeploy.serve.replicas import Ledger
 from vggdeploy.serve.telemetry import Metrics
 
@@ -76,6 +77,21 @@ def test_a_replica_that_ended_keeps_its_counts_and_loses_its_gauges() -> None:
     page = samples(ledger.page())
     assert page["vggdeploy_requests_total{route=/classify,status=200}"] == 4
     assert (page["vggdeploy_queue_waiting{}"], page["vggdeploy_ready{}"]) == (0, 1)
+
+
+def test_many_that_ended_become_one_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attack: a load that comes and goes starts replicas for ever, and each would be read for every page."""
+    monkeypatch.setattr(replicas, "_ENDED", 4)
+    clock = Clock()
+    ledger, page = Ledger(clock), generate_latest(replica(3, 7).registry)
+    for number in range(1, 31):
+        clock.now += 20
+        ledger.tell(str(number), page)
+        found = samples(ledger.page())
+        assert found["vggdeploy_requests_total{route=/classify,status=200}"] == 3 * number
+        assert found["vggdeploy_request_seconds_bucket{le=0.005,route=/classify}"] == 3 * number
+        assert (found["vggdeploy_queue_waiting{}"], found["vggdeploy_ready{}"]) == (7, 1)
+    assert len(ledger._told) <= 6
 
 
 def test_one_page_is_the_replicas_own() -> None:

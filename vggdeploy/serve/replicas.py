@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -21,6 +22,7 @@ from vggdeploy.system.ray import ray_module
 _EVERY_SECONDS = 2.0  # a replica that is killed takes the counts of so long with it
 _LIVING_SECONDS = 15.0  # since a replica was heard of
 _ANSWER_SECONDS = 5.0
+_ENDED = 64  # pages of replicas that ended are kept singly: a page takes 15 ms to read, and a busy deployment has many
 
 
 class Ledger:
@@ -35,14 +37,23 @@ class Ledger:
 
     def tell(self, replica: str, page: bytes) -> None:
         self._told[replica] = (self._clock(), page.decode())
+        silent = sorted((moment, name) for name, (moment, _) in self._told.items() if not self._lives(moment))
+        if len(silent) > _ENDED:  # those that ended long ago become one
+            ended = [(self._told.pop(name)[1], False) for _, name in silent[: _ENDED // 2]]
+            self._told[""] = -math.inf, _together(ended).decode()
 
     def page(self) -> bytes:
         """All of them together, in Prometheus' text format."""
-        now = self._clock()
-        told = [(text, now - moment < _LIVING_SECONDS) for moment, text in self._told.values()]
-        registry = CollectorRegistry()
-        registry.register(_Together(told))
-        return generate_latest(registry)
+        return _together([(text, self._lives(moment)) for moment, text in self._told.values()])
+
+    def _lives(self, moment: float) -> bool:
+        return self._clock() - moment < _LIVING_SECONDS
+
+
+def _together(pages: Iterable[tuple[str, bool]]) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(_Together(pages))
+    return generate_latest(registry)
 
 
 class _Together:
