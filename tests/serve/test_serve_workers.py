@@ -73,6 +73,7 @@ def test_workers_whose_bundle_was_altered_are_tried_later_and_later_and_nothing_
         (b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n", b"200"),
         (b"GET /v2/health/ready HTTP/1.1\r\nHost: h\r\n\r\n", b"503"),
         (b"POST /classify HTTP/1.1\r\n\r\n" + b"x" * 10_000, b"503"),
+        (b"POST /classify HTTP/1.1\r\n\r\n" + b"x" * 5_000_000, b"503"),
         (b"\x16\x03\x01", b"503"),
     ],
 )

@@ -168,3 +168,6 @@ class StandIn:
                     "retry-after: 1", "connection: close", "", "",
                 )  # fmt: skip
                 await self._loop.sock_sendall(caller, "\r\n".join(fields).encode() + body)
+                caller.shutdown(socket.SHUT_WR)
+                while await self._loop.sock_recv(caller, 65_536):  # closed with a body unread, the answer would be lost
+                    pass
