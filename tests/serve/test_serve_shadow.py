@@ -214,6 +214,7 @@ def test_a_version_that_was_never_compared_has_no_verdict(
     with live_server(settings_of(served, own_bundle, max_flips=0.3)) as live:
         ask(live, digits_test.images[:20])
         assert told(live).verdict is Verdict.PASS
+        assert "vggdeploy_shadow_flip_bound{" in live.client.get("/metrics").text
         turn(own_bundle)
         shadow_of(live).renew()
         unproven(live)
@@ -229,7 +230,9 @@ def test_a_version_that_was_never_compared_has_no_verdict(
 def unproven(live: Live) -> None:
     found = told(live)
     assert (found.compared, found.flips, found.verdict) == (0, None, Verdict.UNPROVEN)
-    assert 'vggdeploy_shadow_verdict{verdict="pass"} 0.0' in live.client.get("/metrics").text
+    text = live.client.get("/metrics").text
+    assert 'vggdeploy_shadow_verdict{verdict="pass"} 0.0' in text
+    assert "vggdeploy_shadow_flip_bound{" not in text
 
 
 def test_a_version_that_was_half_copied_is_tried_again(

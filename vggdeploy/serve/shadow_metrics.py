@@ -34,7 +34,9 @@ class ShadowMetrics:
         self._verdict = Gauge("vggdeploy_shadow_verdict", "1 for the verdict of now.", ("verdict",), registry=registry)
 
     def note(self, report: ShadowReport) -> None:
-        if report.flips is not None:
+        if report.flips is None:  # a new version of either: what was known of the one before says nothing
+            self._bounds.clear()
+        else:
             self._bounds.labels("lower").set(report.flips.lower)
             self._bounds.labels("upper").set(report.flips.upper)
         for verdict in Verdict:
