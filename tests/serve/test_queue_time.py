@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from vggdeploy.errors import UsageError
+from vggdeploy.serve import on_ray
 from vggdeploy.serve.queue_time import Load, wanted_replicas
-from vggdeploy.serve.settings import known_settings
+from vggdeploy.serve.settings import SETTINGS_VARIABLE, Settings, known_settings
 from vggdeploy.system.optional import installed
 
 
@@ -112,3 +115,22 @@ def test_ray_takes_the_policy_and_waits_before_it_acts() -> None:
     config = config.model_copy(update={"upscale_delay_s": 0.0})
     asked.config = config
     assert policy(asked)[0] == 2
+
+
+def test_a_replica_computes_with_as_many_threads_as_it_asks_ray_for_cores(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attack: without --threads each would have as many threads as its machine has cores, and one core."""
+
+    class Begun(Exception):
+        pass
+
+    def cluster(address: str, variables: dict[str, str]) -> None:
+        raise Begun(variables[SETTINGS_VARIABLE])
+
+    monkeypatch.setattr(on_ray, "ray_module", lambda *parts: None)
+    monkeypatch.setattr(on_ray, "cluster", cluster)
+    for given, threads in ((None, 1), (2, 2)):
+        with pytest.raises(Begun) as begun:
+            on_ray.serve_on_ray(Settings(bundle=str(bundle_dir), threads=given), "local", on_start=print)
+        assert msgspec.json.decode(str(begun.value), type=Settings).threads == threads

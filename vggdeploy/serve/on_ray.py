@@ -56,7 +56,7 @@ def _deployment(settings: Settings) -> Any:
     serve = ray_module("serve").serve
     return serve.deployment(serve.ingress()(Replica)).options(
         name=NAME,
-        ray_actor_options={"num_cpus": settings.threads or 1},
+        ray_actor_options={"num_cpus": settings.threads},
         max_ongoing_requests=settings.queue + (settings.max_batch or _BATCH),
         # What no replica has taken yet waits in the proxy, while one starts: it is bounded, too.
         max_queued_requests=settings.queue,
@@ -91,11 +91,12 @@ def serve_on_ray(settings: Settings, address: str, *, on_start: Callable[[str], 
         )
     settings.token()
     ray_module("serve")
+    settings = msgspec.structs.replace(settings, threads=settings.threads or 1)  # else each takes all of its machine
     port = settings.port or _free_port(settings.host)
     # Opened here for its errors; a replica has its own.
     with load(
         settings.bundle, backend=settings.backend, variant=settings.variant, device=settings.device,
-        threads=settings.threads or 1, trust=Trust(settings.trusted_keys) if settings.trusted_keys else None,
+        threads=settings.threads, trust=Trust(settings.trusted_keys) if settings.trusted_keys else None,
     ):  # fmt: skip
         pass
     # Of the proxies, and of the replicas.
