@@ -162,6 +162,39 @@ def test_callers_who_send_nothing_stop_nobody(
         ended.set()
 
 
+@pytest.mark.parametrize(
+    "method", [f"{messages.SERVICE}/ServerLive", f"{messages.HEALTH}/Check", f"{messages.HEALTH}/Watch"]
+)
+def test_who_asks_without_a_message_is_not_waited_for(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The attack: as many calls as there may be, without a token, and each of them would be waited for without end."""
+    monkeypatch.setattr(calls_module, "_ARRIVAL", 0.5)
+    ended = threading.Event()
+    with (
+        reserved("127.0.0.1", 0) as port,
+        live_server(settings(bundle_dir, port, connections=4)),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        silent = [channel.stream_unary(f"/{method}").future(_nothing(ended)) for _ in range(4)]
+        with pytest.raises(grpc.RpcError) as error:
+            silent[-1].result(timeout=15)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "the message took too long to arrive" in error.value.details()
+        for call in silent:
+            assert call.exception(timeout=15) is not None
+        with rpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            assert client.is_server_live(client_timeout=15)
+        ended.set()
+
+
+@pytest.mark.parametrize("method", ["ModelMetadata", "RepositoryIndex"])
+def test_bytes_that_are_no_message_of_another_method_are_an_invalid_argument_too(address: str, method: str) -> None:
+    code, details = raw(address, b"\xff\xff", method)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "not of the protocol" in details
+
+
 def test_there_are_no_more_streams_than_messages_that_fit(bundle_dir: Path, golden: Golden) -> None:
     ended = threading.Event()
     with (

@@ -18,6 +18,7 @@ from vggdeploy.serve.guard import Bodies, BodyRefused, admitted, token_digest
 from vggdeploy.serve.served import NotLoaded
 from vggdeploy.serve.settings import Settings
 from vggdeploy.serve.telemetry import LOGGER, Metrics, say
+from vggdeploy.serve.tensors import FIX
 
 if TYPE_CHECKING:
     from vggdeploy.serve.tracing import Trace, Tracing
@@ -39,6 +40,7 @@ _TOLD: dict[Any, tuple[str, str]] = {  # what these errors do not say themselves
 }
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PATIENCE = 2.0  # seconds that a message may take to arrive while other calls wait to be received
+_ARRIVAL = 10.0  # seconds that the message of any other method may take, as a request's headers over HTTP
 _LONGEST = 500  # characters of a message; all metadata together may be 8 KiB
 
 
@@ -61,7 +63,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio is untyp
         """grpcio's hook: the handler of a call."""
         given = next((value for name, value in details.invocation_metadata if name == "authorization"), "")
         if details.method in OPEN or admitted(self._digest, given if isinstance(given, str) else ""):
-            return await continuation(details)
+            return in_time(await continuation(details))
         return grpc.stream_stream_rpc_method_handler(self._refuse(details.method))
 
     def _refuse(self, method: str) -> Any:
@@ -76,6 +78,38 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio is untyp
             await Call(self._calls, name, context).run(answer)
 
         return refuse
+
+
+def in_time(handler: Any) -> Any:
+    """The handler of a method with one message, which no caller can keep waiting for that message.
+
+    grpcio waits for it without end, and each call that waits is one of the few that there may be at a time.
+    """
+    if handler is None or handler.request_streaming:
+        return handler
+
+    async def read(context: Any) -> Any:
+        try:
+            async with asyncio.timeout(_ARRIVAL):
+                body = await context.read()
+        except TimeoutError:
+            await context.abort(Code.DEADLINE_EXCEEDED, "the message took too long to arrive — send it again")
+        if body is grpc.aio.EOF:
+            await context.abort(Code.INVALID_ARGUMENT, "no message was sent — send one")
+        try:
+            return body if handler.request_deserializer is None else handler.request_deserializer(body)
+        except Exception:  # google.protobuf's own DecodeError; which class that is depends on its implementation
+            await context.abort(Code.INVALID_ARGUMENT, f"the request is not of the protocol — {FIX}")
+
+    async def unary(requests: Any, context: Any) -> Any:
+        return await handler.unary_unary(await read(context), context)
+
+    async def stream(requests: Any, context: Any) -> None:
+        await handler.unary_stream(await read(context), context)
+
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
 
 class Calls:
