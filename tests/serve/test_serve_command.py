@@ -146,6 +146,13 @@ def test_a_port_that_is_taken_is_told(bundle_dir: Path, capsys: pytest.CaptureFi
     assert "Address already in use" in capsys.readouterr().err
 
 
+def until_page_says(url: str, line: str) -> None:
+    end = time.monotonic() + 15
+    while line not in (text := httpx.get(f"{url}/metrics").text).splitlines():
+        assert time.monotonic() < end, text
+        time.sleep(0.2)
+
+
 def workers(command: Command) -> set[int]:
     """Its worker processes."""
     found = children(command.process.pid)
@@ -203,6 +210,7 @@ def test_a_killed_worker_is_replaced_and_only_its_requests_fail(
         if line.startswith('vggdeploy_requests_total{route="/classify",status="200"}')
     )
     assert float(served.split()[-1]) >= sum(answered)  # of all workers, the dead one's too
+    until_page_says(command.url, "vggdeploy_ready 2.0")  # of those that live
     assert command.stop() == 0
     assert not children_left(before | {command.process.pid})
 

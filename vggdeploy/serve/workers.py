@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from multiprocessing import connection
 
+from prometheus_client.multiprocess import mark_process_dead
 from uvicorn import Config
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
@@ -38,6 +39,7 @@ class Workers(Multiprocess):
         super().__init__(config, sockets)
         self.once_ready = False
         self._waits: dict[int, float] = {}  # of the places whose workers could not start: seconds until the next one
+        self._living: set[int | None] = set()  # process numbers, whose gauges are on the page of metrics
         self._again: dict[Process, float] = {}  # those that could not start, and when they are tried again
         self._stand_in: StandIn | None = None
 
@@ -69,6 +71,10 @@ class Workers(Multiprocess):
                 say("a worker could not start", worker=process.pid, again_in_seconds=wait)
             else:
                 self.should_exit.set()
+        living = {process.pid for process in self.processes if process not in self._again}
+        for ended in self._living - living:  # what it only had, such as requests that wait, goes with it
+            mark_process_dead(ended)  # type: ignore[no-untyped-call]
+        self._living = living
         if self._again and len(self._again) == len(self.processes) and self._stand_in is None:
             self._stand_in = StandIn(self.sockets[0])
 
