@@ -1,4 +1,4 @@
-"""What becomes of workers that die while their bundle cannot be opened."""
+"""What becomes of workers that die while their bundle cannot be opened, and what one says of the others."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 from attacks.processes import children
-from serve.conftest import Command, Starts
+from serve.conftest import Command, Starts, live_server
+from serve.stores import until as until_so
 
+from vggdeploy.serve import operations
+from vggdeploy.serve.settings import Settings
+from vggdeploy.serve.telemetry import Metrics
 from vggdeploy.serve.workers import StandIn
 
 
@@ -92,3 +96,18 @@ def test_the_stand_in_answers_everybody_in_time_and_leaves_the_socket_to_others(
             taken.sendall(b"mine")
             taken.close()
             assert asking.recv(4) == b"mine"
+
+
+def test_what_other_processes_show_too_is_written_without_being_asked_for(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attack: one worker or replica is asked, and the other's queue stands there as it was an hour ago, or not at all."""
+    monkeypatch.setattr(Metrics, "shared", True)
+    monkeypatch.setattr(operations, "_EVERY_SECONDS", 0.05)
+    with live_server(Settings(bundle=str(bundle_dir), variant="onnx-fp32")) as live:
+        models = live.app.state.models
+        gauge = models.metrics.registry.get_sample_value
+        models.first.waiting = 3
+        until_so(lambda: gauge("vggdeploy_queue_waiting") == 3)
+        models.first.waiting = 0
+        until_so(lambda: gauge("vggdeploy_queue_waiting") == 0)

@@ -111,7 +111,9 @@ def create_app(settings: Settings, batching: AsyncEngine | None = None, *, metri
         here = app.state.served = models.first.seat.served
         rpc = await _start_grpc(models, tracing) if settings.grpc_port is not None else None
         measured.ready.set(1)
-        watching = asyncio.create_task(models.watch()) if settings.watch else None
+        beside = [models.watch()] if settings.watch else []
+        beside += [operations.go_on_noting(models)] if measured.shared else []
+        tasks = [asyncio.create_task(work) for work in beside]
         with _signals(models):
             say("ready", model=here.model, variant=here.engine.variant.name, device=str(here.engine.device))
             try:
@@ -120,8 +122,8 @@ def create_app(settings: Settings, batching: AsyncEngine | None = None, *, metri
                 measured.ready.set(0)
                 if rpc is not None:
                     await rpc.stop()
-                if watching is not None:
-                    watching.cancel()
+                for task in tasks:
+                    task.cancel()
                 count = await models.aclose()
                 if tracing is not None:
                     await asyncio.to_thread(tracing.close)
@@ -208,7 +210,6 @@ class _signals:  # used like a function
 
 async def _metrics(request: Request) -> Response:
     here = models(request)
-    here.note()
     await operations.note(here)
     page = await asyncio.to_thread(here.metrics.text)  # which may ask other processes
     return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")

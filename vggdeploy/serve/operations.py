@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request, Response
 from vggdeploy.records import to_json
 from vggdeploy.serve.common import ERRORS, error_reply, models
 from vggdeploy.serve.models import Models
+from vggdeploy.serve.telemetry import LOGGER
 
+_EVERY_SECONDS = 2.0
 router = APIRouter(tags=["Operations"])
 
 
@@ -31,6 +33,17 @@ async def drift(request: Request) -> Response:
 
 async def note(here: Models) -> None:
     """Write what is only known when it is asked into the metrics."""
+    here.note()
     for beside in (here.shadow, here.drift):
         if beside is not None:
             await asyncio.to_thread(beside.note)
+
+
+async def go_on_noting(here: Models) -> None:
+    """`note` again and again: other processes show these metrics, too, and this one may not be asked for long."""
+    while True:
+        try:
+            await note(here)
+        except Exception:
+            LOGGER.exception("a bug: the metrics of this process were not written this time")
+        await asyncio.sleep(_EVERY_SECONDS)

@@ -90,6 +90,10 @@ class ReplicaMetrics(Metrics):
         self._ledger, self._name = ledger, uuid.uuid4().hex
         threading.Thread(target=self._go_on_telling, name="vggdeploy-metrics", daemon=True).start()
 
+    @property
+    def shared(self) -> bool:
+        return True
+
     def answer(self, answer: Answer) -> None:
         super().answer(answer)
         self._load.answered(answer.queue_ms / 1e3)

@@ -102,9 +102,14 @@ class Metrics:
             multiprocess_mode="livemax", registry=r,
         )  # fmt: skip
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes have it on their pages, as it was last written here."""
+        return bool(os.environ.get(SHARED_DIRECTORY))
+
     def served(self, *engines: Engine) -> None:
         """Name what is served from now on."""
-        if not os.environ.get(SHARED_DIRECTORY):  # there a label cannot be taken back
+        if not self.shared:  # there a label cannot be taken back
             self.model.clear()
         for engine in engines:
             manifest = engine.bundle.manifest
@@ -125,7 +130,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """The page of /metrics, in Prometheus' text format."""
-        if not os.environ.get(SHARED_DIRECTORY):
+        if not self.shared:
             return generate_latest(self.registry)
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
