@@ -135,6 +135,7 @@ def zeros(shape: list[int] | None = None, **changes: Any) -> dict[str, Any]:
         (zeros(parameters={"binary_data_size": True}, data=...), "binary_data_size is True"),
         ({**zeros(), "outputs": [{"name": "logit"}]}, "output 'logit' is unknown"),
         ({**zeros(), "outputs": [{"name": "logits", "parameters": {"classification": 0}}]}, "above 0"),
+        ({**zeros(), "outputs": [{"name": "logits"}] * 2}, "'logits' is asked for twice"),
         ({"inputs": [zeros()["inputs"][0]] * 2}, "given twice"),
     ],
 )

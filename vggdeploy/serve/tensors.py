@@ -150,9 +150,10 @@ def check_outputs(request: InferRequest, manifest: Manifest) -> None:
     """Refuse outputs that there are not, before anything is computed.
 
     Raises:
-        UsageError: an unknown name. InputError: a classification of what is no class score.
+        UsageError: an unknown name. InputError: a classification of what is no class score, or the same twice.
     """
     names = {spec.name for spec in manifest.outputs}
+    asked: set[tuple[str, bool]] = set()
     for wanted in request.outputs:
         if wanted.name not in names:
             raise unknown_name("output", wanted.name[:80], names)
@@ -162,6 +163,10 @@ def check_outputs(request: InferRequest, manifest: Manifest) -> None:
                 raise InputError("classification has to be a whole number above 0", FIX)
             if wanted.name not in SCORES:
                 raise InputError(f"{wanted.name} is no class score", "ask for the classification of logits")
+        kind = wanted.name, "classification" in wanted.parameters
+        if kind in asked:  # else a small request would have a feature map written 64 times
+            raise InputError(f"the output {wanted.name[:80]!r} is asked for twice", "ask for it once")
+        asked.add(kind)
 
 
 def write_answer(
