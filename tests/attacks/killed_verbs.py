@@ -50,6 +50,8 @@ VERBS = (
     Verb("package-kserve", ("package", "bundle", "--target", "kserve", "-o", "kserve", "--variant", "onnx-fp32",
                             "--image", "registry.example/vgg:1", "--force"), 2),
     Verb("package-mlflow", ("package", "bundle", "--target", "mlflow", "-o", "mlflow", "--variant", "onnx-fp32", "--force"), 2),
+    Verb("package-bentoml", ("package", "bundle", "--target", "bentoml", "-o", "bento", "--variant", "onnx-fp32",
+                             "--force"), 2),
     Verb("nearest", ("nearest", "bundle", "collection.npy", "images/00.png", "-o", "nearest.html", "--threads", "1"), 2),
     Verb("predict-explain", ("predict", "bundle", "images/00.png", "--explain", "why", "--threads", "1"), 1),
     Verb("fit", ("fit", "digits", "-o", "fitted", "--max-size", "100kB", "--budget", "1", "--samples", "20", "--threads", "1",

@@ -18,7 +18,7 @@ def package(
         typer.Option(
             help="triton: a model repository. slim: a bundle of one variant without the FP32 reference. "
             "oci: a Dockerfile around that bundle. kserve: that, and manifests for Kubernetes with and without KServe. "
-            "mlflow: an mlflow.pyfunc model. "
+            "mlflow: an mlflow.pyfunc model. bentoml: a BentoML service. "
             "cpp: a CMake project. web: a static site.",
         ),
     ],

@@ -226,6 +226,7 @@ TARGETS: tuple[PackageKind, ...] = (
     PackageKind("oci", "vggdeploy.package.oci", "package_oci", ("serve",)),
     PackageKind("kserve", "vggdeploy.package.kserve", "package_kserve", ("name", "max_batch", "instances", "image")),
     PackageKind("mlflow", "vggdeploy.package.mlflow", "package_mlflow"),
+    PackageKind("bentoml", "vggdeploy.package.bentoml", "package_bentoml"),
     PackageKind("web", "vggdeploy.package.web", "package_web", ("name", "runtime", "prepare")),
 )
 
