@@ -14,19 +14,27 @@ import pytest
 import typer
 
 import vggdeploy
-from vggdeploy.cli import bench, embed, optimize, predict, search, serve, verify
+from vggdeploy.cli import bench, embed, fit, optimize, predict, search, serve, verify
 from vggdeploy.cli.app import app, run
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 WITH_MODES = {
     "bench": bench,
     "embed": embed,
+    "fit": fit,
     "optimize": optimize,
     "predict": predict,
     "serve": serve,
     "verify": verify,
 }
-ARGUMENTS = {"bench": ["x"], "embed": ["x", "y", "-o", "v.npy"], "predict": ["x", "y"], "serve": ["x"], "verify": ["x"]}
+ARGUMENTS = {
+    "bench": ["x"],
+    "embed": ["x", "y", "-o", "v.npy"],
+    "fit": ["x", "-o", "y"],
+    "predict": ["x", "y"],
+    "serve": ["x"],
+    "verify": ["x"],
+}
 CASES = [
     (verb, flag, mode) for verb, module in WITH_MODES.items() for flag, modes in module.MODES.items() for mode in modes
 ]

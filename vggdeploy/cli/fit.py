@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggdeploy.cli.options import DataDir, Force, Json, Threads
+from vggdeploy.cli.options import DataDir, Force, Json, Modes, Threads, check_modes
 
 if TYPE_CHECKING:
     from vggdeploy.records.fit import FitReport
 
 
+MODES: Modes = {"--ray-workers": ("--ray",)}
+
+
 def fit(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
@@ -54,6 +58,15 @@ def fit(
     samples: Annotated[int, typer.Option(help="Test images to prove variants on.")] = 1000,
     data_dir: DataDir = None,
     threads: Threads = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Train on a Ray cluster, several networks at a time: local, auto or HOST:PORT."
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None, typer.Option(help="With --ray: trainings at a time, at most. Default: one for each core.")
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> int:
@@ -68,6 +81,7 @@ def fit(
     from vggdeploy.fit.write import check_page, write_page
     from vggdeploy.search.goals import Budget
 
+    check_modes(context, MODES)
     goal = read_goal(max_accuracy_drop, min_accuracy, max_latency, max_size)
     spent = Budget.parse(budget)
     check_page(output, overwrite=force)
@@ -79,6 +93,8 @@ def fit(
             data_dir=data_dir,
             threads=threads,
             samples=samples,
+            ray=ray,
+            ray_workers=ray_workers,
             command=command_line(),
             on_progress=tell,
             on_trial=note,

@@ -17,6 +17,7 @@ from vggdeploy.bundle.checkpoint import read_checkpoint
 from vggdeploy.data.sources import default_preprocess
 from vggdeploy.errors import TargetError, UsageError, counted
 from vggdeploy.fit import planner
+from vggdeploy.fit.cluster import ClusterTrials
 from vggdeploy.fit.family import BANDS, Family
 from vggdeploy.fit.finish import Finish
 from vggdeploy.fit.ladder import Ladder
@@ -88,8 +89,9 @@ def fit(
         stack.enter_context(thread_count(settings.threads))
         # Ctrl-C ends the trials, and the best is still written; a second one ends the command.
         stack.enter_context(patience(interrupt=math.inf))
-        ladder = Ladder(material, state.home, settings.seed, settings.threads, source.teacher, starts)
-        run = Trials(material, family, ladder, state, goal, settings)
+        training = settings.threads if settings.ray is None else settings.threads or 1
+        ladder = Ladder(material, state.home, settings.seed, training, source.teacher, starts)
+        run = (Trials if settings.ray is None else ClusterTrials)(material, family, ladder, state, goal, settings)
         end = began + budget.seconds if budget.seconds else math.inf
         interrupted = run.trials(end, budget)
         if not any(trial.rungs for trial in state.trials):
@@ -98,20 +100,7 @@ def fit(
                 f"give more time: --budget {_longer(budget)}, or fewer images",
             )
         finish = Finish(material, ladder, goal, settings.samples, settings.threads, settings.on_progress)
-        if ladder.short():
-            finish.notes.append(
-                f"the budget is short: the first training of a network showed {counted(ladder.shown(0), 'image')}, and with "
-                "more time would have shown more"
-            )
-        if starts.left_out:
-            finish.notes.append(f"the teacher itself was not made narrower: {starts.left_out}")
-        if starts.backbone:
-            finish.notes += starts.backbone.told.lines()
-            if all(trial.band != BANDS for trial in state.trials):
-                finish.notes.append(
-                    "the backbone was not tried: it cannot keep the limits, or one training of it takes more than half of the "
-                    "time that was left; give a larger --budget"
-                )
+        finish.notes += _notes(run)
         order = planner.export_order(goal, state.trials, run.holds)
         ending = stack.enter_context(deferred(terminate=GRACE, interrupt=math.inf, note=_ENDING))
         run.asked = ending.asked
@@ -137,6 +126,27 @@ def fit(
         else:
             state.end(report.seconds)
     return report
+
+
+def _notes(run: Trials) -> list[str]:
+    """What has to be known of how the networks were trained."""
+    ladder, starts = run.ladder, run.starts
+    notes = [run.told] if run.told else []
+    if ladder.short():
+        notes.append(
+            f"the budget is short: the first training of a network showed {counted(ladder.shown(0), 'image')}, and with "
+            "more time would have shown more"
+        )
+    if starts.left_out:
+        notes.append(f"the teacher itself was not made narrower: {starts.left_out}")
+    if starts.backbone:
+        notes += starts.backbone.told.lines()
+        if all(trial.band != BANDS for trial in run.state.trials):
+            notes.append(
+                "the backbone was not tried: it cannot keep the limits, or one training of it takes more than half of the "
+                "time that was left; give a larger --budget"
+            )
+    return notes
 
 
 def _check_answers(state: FitState, material: Material) -> None:

@@ -44,7 +44,8 @@ _ROOM = 1.5  # times as long as its steps is a training, with scoring and writin
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to fit. ``init``: see `vggdeploy.fit.starts.Backbone.of`. ``samples`` test images that each variant is proven on;
-    ``command`` is the line that asked for it."""
+    ``command`` is the line that asked for it. ``ray``: the address of a cluster that trains, with ``ray_workers`` trainings at
+    a time at most, each on ``threads`` cores (default: one); see `vggdeploy.fit.cluster`."""
 
     seed: int = 0
     teacher: Path | None = None
@@ -52,6 +53,8 @@ class Settings:
     data_dir: Path | None = None
     threads: int | None = None
     samples: int | None = 1000
+    ray: str | None = None
+    ray_workers: int | None = None
     command: str = ""
     on_progress: OnProgress = silent
     on_trial: Callable[[FitTrial, list[FitTrial]], None] = lambda trial, front: None
@@ -60,7 +63,7 @@ class Settings:
 @dataclass
 class Trials:
     """The trials of one call. ``counted`` are the seconds of it that the state has counted already; ``asked``: whether it is to
-    end."""
+    end; ``told``: what the report says of how they were trained."""
 
     material: Material
     family: Family
@@ -74,6 +77,7 @@ class Trials:
     starts: Starts = field(init=False)
     counted: float = 0.0
     asked: Callable[[], bool] = lambda: False
+    told: str = ""
     _began: float = field(default_factory=time.monotonic)
     _end: float = math.inf
     _teacher_hits: Hits | None = None
@@ -283,7 +287,7 @@ class Trials:
         while self._pays(trial, end):
             rung = len(trial.rungs)
             try:
-                found = self.ladder.climb(trial.number, trial.shape, rung, self._watch(trial, rung, self._latest(end)))
+                found = self._train(trial, rung, self._latest(end))
             except TrainingError as error:  # a learning rate that this network cannot bear; others can
                 trial = msgspec.structs.replace(trial, ended=error.cause)
             else:
@@ -291,6 +295,10 @@ class Trials:
             self._keep(trial)
         if asked is not None:
             self.studies.tell(asked, trial)
+
+    def _train(self, trial: FitTrial, rung: int, end: float) -> Rung:
+        """One training, until ``end`` at most. Raises as `Ladder.climb`."""
+        return self.ladder.climb(trial.number, trial.shape, rung, self._watch(trial, rung, end))
 
     def _pays(self, trial: FitTrial, end: float) -> bool:
         """Whether a trial is trained once more: one that would not end in time stands at its last rung, and a fit that is
