@@ -28,8 +28,8 @@ def line(rows: list[dict[str, float]], name: str, title: str, marks: list[dict[s
     rules = alt.Chart(alt.Data(values=marks)).mark_rule(strokeDash=[4, 3]).encode(y="at:Q")
     names = (
         alt.Chart(alt.Data(values=marks))
-        .mark_text(align="left", baseline="bottom", dx=4, dy=-2)
-        .encode(x=alt.value(0), y="at:Q", text="text:N")
+        .mark_text(align="left", baseline="middle", dx=6)
+        .encode(x=alt.value(SIZE["width"]), y="at:Q", text="text:N")
     )
     return (curve + rules + names).properties(**SIZE)
 
@@ -40,13 +40,17 @@ def main() -> None:
     quiet = day["quiet_p99_ms"]
     marks = [
         {"at": quiet, "text": f"quiet: {quiet:.3g} ms"},
-        {"at": LIMIT * quiet, "text": f"the limit: {LIMIT:g} × quiet"},
+        {"at": LIMIT * quiet, "text": f"limit: {LIMIT:g} × quiet"},
     ]
+    unsent = [f"{day['unsent']:,} were not sent: all connections of the caller waited"] if day["unsent"] else []
     latency = line(spread(day["p99_ms_by_window"], day["minutes"], "p99"), "p99", "99th percentile, ms", marks)
     memory = line(spread(day["memory_mib"], day["minutes"], "mib"), "mib", "memory, MiB", [])
     chart = (latency & memory).properties(
-        title=f"{day['requests']:,} requests at {day['rate_per_s']:.0f}/s with {day['reloads']} reloads: "
-        f"{day['wrong']} wrong, {day['lost']} lost"
+        title=[
+            f"{day['requests']:,} requests at {day['rate_per_s']:.0f}/s with {day['reloads']} reloads: "
+            f"{day['wrong']} wrong, {day['lost']} lost",
+            *unsent,
+        ]
     )
     spec = chart.to_dict() | {"config": theme(dark=False) | {"font": FONT}}
     (HERE / "day.svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")

@@ -30,7 +30,7 @@ from starlette.testclient import TestClient
 import bentoml
 service = bentoml.load(sys.argv[1])
 images, picture = np.load(sys.argv[2]), Path(sys.argv[3]).read_bytes()
-with TestClient(service.to_asgi(is_main=True, init=True)) as client:
+with TestClient(service.to_asgi()) as client:
     said = {
         "run": client.post("/run", json={"image": images.tolist()}).json(),
         "classify": client.post("/classify", files={"image": ("a.png", picture)}, data={"top": "3"}).json(),
@@ -55,13 +55,15 @@ def package(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bin_(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BentoML pins much: it has an environment of its own, beside the packages that are here already."""
+def bin_(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BentoML pins much: it has an environment of its own, beside the packages that are here, with the package's wheel."""
     home = tmp_path_factory.mktemp("bentoml") / "venv"
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     [site] = (home / "lib").glob("python3*/site-packages")
     (site / "here.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
-    subprocess.run([home / "bin/python", "-m", "pip", "install", "-q", BENTOML], check=True, capture_output=True)
+    pip = [home / "bin/python", "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, BENTOML], check=True, capture_output=True)
+    subprocess.run([*pip, "--no-deps", *package.glob("*.whl")], check=True, capture_output=True)
     return home / "bin"
 
 
@@ -96,8 +98,7 @@ def test_bentoml_builds_a_bento_with_the_bundle_and_this_vggdeploy(
     package: Path, bin_: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [bin_ / "bentoml", "build", package, "-o", "tag"], env=environment, cwd=tmp_path, capture_output=True, text=True,
-        check=False,
+        [bin_ / "bentoml", "build"], env=environment, cwd=package, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     [manifest] = (tmp_path / "home").rglob("manifest.json")
@@ -112,7 +113,10 @@ def test_an_altered_bundle_is_not_served(
     own = shutil.copytree(package, tmp_path / "own")
     (model,) = (own / "bundle").rglob("*.onnx")
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
-    code = "import sys, bentoml; bentoml.load(sys.argv[1]).to_asgi(is_main=True, init=True)"
+    code = (
+        "import sys, bentoml\nfrom starlette.testclient import TestClient\n"
+        "with TestClient(bentoml.load(sys.argv[1]).to_asgi()): pass"
+    )
     done = subprocess.run(
         [bin_ / "python", "-W", "ignore", "-c", code, own], env=environment, cwd=tmp_path, capture_output=True, text=True,
         check=False,

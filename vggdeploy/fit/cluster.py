@@ -173,8 +173,9 @@ class ClusterTrials(Trials):
                     begun = (unfinished.pop(0), None) if unfinished else self._new(budget)
                     if begun is None:
                         return
-                    self._put(begun[0])  # the next one takes another number
-                    self._climb(*begun, self._trained_by(self._end, budget))
+                    trial, asked = begun
+                    self._put(trial)  # the next one takes another number
+                    self._climb(trial, asked, self._trained_by(self._end, budget))
         except BaseException as error:
             if not self._ending:
                 self._errors.append(error)

@@ -83,4 +83,4 @@ def package_bentoml(order: Order) -> Made:
         about = {"service": "service:Classifier", "include": ["service.py", "bundle/"], "python": python}
         (root / "bentofile.yaml").write_text(to_yaml(about), encoding="utf-8")
         package = finish(root, order, "bentoml", [variant])
-    return Made(package, next=(f"bentoml serve {order.output}", f"bentoml build {order.output}"))
+    return Made(package, next=(f"bentoml serve {order.output}", f"(cd {order.output} && bentoml build)"))
