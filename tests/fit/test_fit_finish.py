@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from vggdeploy.errors import IncompatibleError, ParityError
 from vggdeploy.fit.finish import Finish
 from vggdeploy.fit.goal import rate_of
 from vggdeploy.fit.ladder import Ladder
@@ -69,3 +73,32 @@ def test_ctrl_c_leaves_the_second_measurement_out(tmp_path: Path, monkeypatch: p
     asked = measured({"one": 1.5}, monkeypatch, finish)
     won = finish.choose([], None, 0.0, lambda: True)
     assert (won.latency_ms, asked) == (1.0, [])
+
+
+def test_a_network_that_cannot_be_measured_is_left_out_and_the_next_one_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = finished(FitGoal(accuracy=0.8), tmp_path)
+    trials = [types.SimpleNamespace(number=number) for number in (0, 1)]
+    good = made(1, "onnx-fp32", 1.0)
+    finish._judged[1, "onnx-fp32"] = np.arange(100) < 95
+
+    def variants(trial: Any, *_: object) -> list[FitVariant]:
+        if trial.number == 0:
+            raise IncompatibleError("the process that measured it ended", "")
+        return [good]
+
+    monkeypatch.setattr(finish, "_bundle", lambda trial: trial)
+    monkeypatch.setattr(finish, "_variants", variants)
+    measured({"onnx-fp32": 1.1}, monkeypatch, finish)
+    won = finish.choose(trials, None, math.inf, lambda: False)  # type: ignore[arg-type]
+    assert (won.trial, won.latency_ms) == (1, 1.1)
+    assert finish.notes == ["trial 1 is left out, the process that measured it ended"]
+
+
+def test_where_no_variant_runs_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = finished(FitGoal(accuracy=0.8), tmp_path)
+    monkeypatch.setattr(finish, "_bundle", lambda trial: trial)
+    monkeypatch.setattr(finish, "_variants", lambda *_: [])
+    with pytest.raises(ParityError, match="none of its variants runs here"):
+        finish.choose([types.SimpleNamespace(number=0)], None, math.inf, lambda: False)  # type: ignore[list-item]

@@ -94,22 +94,19 @@ class Finish:
             if late or len(self.bundles) >= MOST_EXPORTED:
                 break
             try:
-                bundle = self._bundle(trial)
+                bundle = self.bundles[trial.number] = self._bundle(trial)
+                found = self._variants(trial, bundle, yardstick)
             except VggdeployError as error:  # this network does not ship, whatever its accuracy is; others can
                 why = "its proof fails: " if isinstance(error, ParityError) else ""
                 self.notes.append(f"trial {trial.number + 1} is left out, {why}{error.cause}")
                 failed = error
                 continue
-            self.bundles[trial.number] = bundle
-            found = self._variants(trial, bundle, yardstick)
             self.variants += found
             if any(not one.misses for one in found) and (asked() or not self._confirmed().misses):
                 break
         if not self.variants:
-            assert failed is not None  # noqa: S101  # the caller has trained something
-            raise ParityError(
-                f"no network could be proven; the last: {failed.cause}", "run again with --debug, and report it"
-            )
+            why = failed.cause if failed else "none of its variants runs here"
+            raise ParityError(f"no network could be proven; the last: {why}", "run again with --debug, and report it")
         return self._best() if asked() else self._confirmed()
 
     def _best(self) -> FitVariant:
