@@ -54,8 +54,6 @@ VERBS = (
                              "--force"), 2),
     Verb("nearest", ("nearest", "bundle", "collection.npy", "images/00.png", "-o", "nearest.html", "--threads", "1"), 2),
     Verb("predict-explain", ("predict", "bundle", "images/00.png", "--explain", "why", "--threads", "1"), 1),
-    Verb("fit", ("fit", "digits", "-o", "fitted", "--max-size", "100kB", "--budget", "1", "--samples", "20", "--threads", "1",
-                 "--force"), 0.1),
     Verb("sign", ("sign", "bundle", "--key", "key.pem"), 7),
 )  # fmt: skip
 
