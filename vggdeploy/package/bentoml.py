@@ -76,8 +76,7 @@ def package_bentoml(order: Order) -> Made:
     with package_directory(order) as root:
         write_slim(replace(order, output=root / "bundle", overwrite=False), variant)
         wheel = write_wheel(root)
-        lines = requirements((*BASE, *RUNTIMES[variant.format]), wheel.name).splitlines()
-        (root / "requirements.txt").write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
+        (root / "requirements.txt").write_text(requirements((*BASE, *RUNTIMES[variant.format])), encoding="utf-8")
         (root / "service.py").write_text(SERVICE, encoding="utf-8")
         python = {"requirements_txt": "./requirements.txt", "wheels": [f"./{wheel.name}"]}
         about = {"service": "service:Classifier", "include": ["service.py", "bundle/"], "python": python}

@@ -37,9 +37,8 @@ def package_mlflow(order: Order) -> Made:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(root / "code")
         wheel.unlink()
-        lines = requirements((*BASE, *RUNTIMES[variant.format]), wheel.name).splitlines()
-        packages = [line for line in lines if not line.startswith("./")]  # vggdeploy itself lies in code/
-        (root / "requirements.txt").write_text("".join(f"{line}\n" for line in packages), encoding="utf-8")
+        packages = requirements((*BASE, *RUNTIMES[variant.format]))  # vggdeploy itself lies in code/
+        (root / "requirements.txt").write_text(packages, encoding="utf-8")
         environment = {"python": _python(), "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
         (root / "python_env.yaml").write_text(to_yaml(environment), encoding="utf-8")
         (root / "MLmodel").write_text(to_yaml(_description(order.bundle.manifest, variant)), encoding="utf-8")

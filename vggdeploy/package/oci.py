@@ -45,7 +45,7 @@ def package_oci(order: Order) -> Made:
         write_slim(replace(order, output=root / "bundle", overwrite=False), variant)
         wheel = write_wheel(root)
         names = (*BASE, *RUNTIMES[variant.format], *(SERVER if serve else ()))
-        (root / "requirements.txt").write_text(requirements(names, wheel.name), encoding="utf-8")
+        (root / "requirements.txt").write_text(f"{requirements(names)}./{wheel.name}\n", encoding="utf-8")
         (root / "Dockerfile").write_text(dockerfile(order, variant, serve=serve), encoding="utf-8")
         (root / ".dockerignore").write_text("*\n!bundle\n!requirements.txt\n!*.whl\n", encoding="utf-8")
         package = finish(root, order, "oci", [variant])
@@ -63,10 +63,10 @@ def _readable(bundle: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def requirements(names: tuple[str, ...], wheel: str) -> str:
-    """The packages in the versions that are installed here, with which the bundle was proven, and the wheel."""
+def requirements(names: tuple[str, ...]) -> str:
+    """The packages in the versions that are installed here, with which the bundle was proven, a line each."""
     versions = [(name, version(name)) for name in names]
-    return "".join(f"{name}=={number}\n" if number else f"{name}\n" for name, number in versions) + f"./{wheel}\n"
+    return "".join(f"{name}=={number}\n" if number else f"{name}\n" for name, number in versions)
 
 
 def dockerfile(order: Order, variant: Variant, *, serve: bool) -> str:
