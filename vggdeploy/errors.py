@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
 EXIT_INTERRUPTED = 130
@@ -155,9 +155,23 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, meant: str = "")
     names = sorted(known)
     letters = sorted(name.lower())
     swapped = [known for known in names if sorted(known) == letters]  # vgg61 is vgg16, not vgg19
-    close = [meant] * (meant in names) or swapped or get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    close = [meant] * (meant in names) or swapped or _closest(name.lower(), names)
     offer = f"did you mean '{close[0]}'? " if close else ""
     return UsageError(f"the {kind} '{name}' is unknown", f"{offer}known: {', '.join(names) or 'none'}")
+
+
+def _closest(name: str, names: list[str]) -> list[str]:
+    """The likeliest of ``names``, as a list of one or none; of those that are as likely the one with the nearest number."""
+    number = _number(name)
+
+    def rank(known: str) -> tuple[float, int, str]:
+        return -SequenceMatcher(None, known, name).ratio(), abs(_number(known) - number), known
+
+    return sorted(get_close_matches(name, names, n=len(names) or 1, cutoff=0.5), key=rank)[:1]
+
+
+def _number(name: str) -> int:
+    return int("0" + "".join(letter for letter in name if letter in "0123456789")[:9])
 
 
 def nearby(path: str | os.PathLike[str]) -> str:

@@ -65,6 +65,7 @@ def test_without_a_verb_there_are_three_lines_to_start(capsys: pytest.CaptureFix
         (["convert", "my.pth", "-o", "b"], "did you mean: vggdeploy export my.pth -o b"),
         (["zzzz"], "see vggdeploy --help"),
         (["summary", "vgg61"], "did you mean 'vgg1"),
+        (["summary", "vgg12"], "did you mean 'vgg11'"),
         (["summary", "vgg16", "--widht", "2"], "did you mean --width"),
         (["export", "x", "-o", "y", "--fp16"], "--precision fp16"),
         (["build", "x", "--half"], "--precision fp16"),

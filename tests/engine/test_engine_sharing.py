@@ -64,16 +64,21 @@ def test_health_tells_a_failure_of_the_runtime_from_a_callers(bundle_dir: Path, 
     assert not engine.health().ok
 
 
-def test_warm_up_runs_what_will_be_served_and_refuses_what_cannot_be(bundle_dir: Path) -> None:
-    with vggdeploy.load(bundle_dir, variant="onnx-fp32") as engine:
+@pytest.mark.parametrize(
+    ("variant", "expected"), [("torchscript-fp32", [4, 4, 2, 2, 1, 1]), ("onnx-fp32", [4])], ids=["by size", "any size"]
+)
+def test_warm_up_runs_what_will_be_served_and_refuses_what_cannot_be(
+    bundle_dir: Path, variant: str, expected: list[int]
+) -> None:
+    with vggdeploy.load(bundle_dir, variant=variant) as engine:
         sizes: list[int] = []
         real = engine._session.run
         engine._session.run = lambda feeds: (sizes.append(len(feeds["image"])), real(feeds))[1]  # type: ignore[method-assign]
         engine.warm_up([1, 4, 2, 4])
-        assert sizes == [4, 4, 2, 2, 1, 1]
+        assert sizes == expected
         for size in (0, 257):
             with pytest.raises(UsageError, match=f"a batch of {size}"):
-                engine.warm_up([size])
+                engine.warm_up([1, size])
 
 
 _SPAWNED = """

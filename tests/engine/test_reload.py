@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import os
 import shutil
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +30,8 @@ from vggdeploy import (
     VggdeployError,
 )
 from vggdeploy.bundle import Bundle, update_bundle
+from vggdeploy.engine import engine as engine_module
+from vggdeploy.engine import loading
 from vggdeploy.types import BatchRange
 
 
@@ -119,6 +125,31 @@ def test_a_damaged_or_missing_bundle_changes_nothing(
     with pytest.raises(BundleError):
         engine.reload(tmp_path / "nowhere")
     assert engine.classify(digit_png)[0].label == digit_png.stem
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a priority belongs to the whole process")
+def test_the_new_one_is_proven_behind_the_requests_and_then_answers_with_the_priority_of_the_old_one(
+    bundle_dir: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nice(thread: int) -> int:
+        return os.getpriority(os.PRIO_PROCESS, thread)
+
+    found: list[int] = []
+    for module, name in ((loading, "prove_at_load"), (engine_module, "run_batch")):
+        real = getattr(module, name)
+        seen = functools.partial(lambda real, *given, **named: (found.append(nice(0)), real(*given, **named))[1], real)
+        monkeypatch.setattr(module, name, seen)
+    with vggdeploy.load(bundle_dir, variant="onnx-fp32", threads=2) as engine:
+        engine.warm_up([4])
+        mine = nice(0)
+        found.clear()
+        before = set(Path("/proc/self/task").iterdir())
+        engine.reload(other)
+        assert found == [19, 19]  # the golden pair, the warm-up
+        end = time.monotonic() + 20
+        while 19 in (born := [nice(int(t.name)) for t in set(Path("/proc/self/task").iterdir()) - before]):
+            assert time.monotonic() < end  # Python has joined a thread a moment before it has gone
+        assert set(born) == {mine} == {nice(0)}  # the pool of the new session, and this thread
 
 
 def test_a_bundle_that_takes_smaller_batches_than_are_served_is_refused(

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +272,38 @@ def test_its_threads_have_the_lowest_priority(bundle_dir: Path, digits_test: Ima
         assert shadow_of(live)._aside._thread.native_id in low
         assert len(low) >= 2  # the runtime's own thread, too
         assert found[os.getpid()] < 19
+        shadow_of(live).renew(forced=True)
+        ask(live, digits_test.images[:2])
+        assert shadow_of(live).settle()
+        # Those of the new version, too.
+        assert {thread for thread, nice in niceness().items() if nice == 19} - before - low
+
+
+def _divide() -> None:
+    1 // 0  # noqa: B018
+
+
+def test_a_job_beside_goes_before_what_waits_and_is_told_what_came_of_it() -> None:
+    gate, done = threading.Event(), []
+    aside: Aside[int] = Aside("test", lambda item: (gate.wait(20), done.append(item))[1])
+    aside.start()
+    aside.offer(0)
+    while aside._items:
+        time.sleep(0.005)
+    aside.offer(1)
+    asked = threading.Thread(target=aside.do, args=(lambda: done.append("job"),))
+    asked.start()
+    while not aside._jobs:
+        time.sleep(0.005)
+    gate.set()
+    asked.join(20)
+    assert aside.settle(20)
+    assert done == [0, "job", 1]
+    with pytest.raises(ZeroDivisionError):
+        aside.do(_divide)
+    aside.close()
+    with pytest.raises(CancelledError):
+        aside.do(lambda: done.append("late"))
 
 
 def test_labels_decide_and_not_their_order(bundle: Bundle) -> None:

@@ -139,9 +139,9 @@ def export(
         return
     tables.bundle_table(bundle)
     render.next_steps(
-        f"vggdeploy build {output} --engine tensorrt-rtx",
         f"vggdeploy bench {output}",
         f"vggdeploy {'predict' if bundle.manifest.spec.classes else 'embed'} {output} IMAGE",
+        f"vggdeploy build {output} --engine tensorrt-rtx",
     )
 
 

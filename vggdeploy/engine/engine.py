@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
@@ -24,6 +24,7 @@ from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.registry import backend_for
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.system import html
+from vggdeploy.system.priority import at_lowest_priority
 from vggdeploy.system.streams import is_file
 from vggdeploy.types import Device, OnProgress
 
@@ -98,7 +99,8 @@ class Engine:
         return html.heading("Engine") + html.facts(about) + (self.bundle._repr_html_() or "")
 
     def warm_up(self, batches: Iterable[int]) -> None:
-        """Run each batch size twice on black images, so that no request pays for buffers, kernels or compilation.
+        """Run black images, so that no request pays for buffers, kernels or compilation: each batch size twice, or the
+        largest once where the backend prepares nothing for a size.
 
         A bundle that is loaded by `reload` is warmed up with the same sizes before it answers anybody.
 
@@ -123,9 +125,11 @@ class Engine:
         """
         self._holder.check_process()
         target = self.bundle.root if path is None else path
-        opened = open_best(target, replace(self._options, verify="always", rebuild=bool(self._options.rebuild)))
+        options = replace(self._options, verify="always", rebuild=bool(self._options.rebuild))
+        # Requests are answered meanwhile, and come first. The session is opened here, whose own threads will answer them.
+        opened = open_best(target, options, computing=at_lowest_priority)
         try:
-            _warm_up(opened, self._warm)
+            at_lowest_priority(lambda: _warm_up(opened, self._warm))
         except BaseException:
             opened.session.__exit__(None, None, None)
             raise
@@ -290,7 +294,8 @@ def _batches(opened: OpenVariant, images: Any, wanted: int | None) -> Iterator[d
         yield run_batch(opened.session, graph_input(manifest, prepare_batch(batch, manifest.preprocess)))
 
 
-def _warm_up(opened: OpenVariant, sizes: Iterable[int]) -> None:
+def _warm_up(opened: OpenVariant, sizes: Sequence[int]) -> None:
+    """``sizes``: the largest first."""
     spec, limits = opened.bundle.manifest.input, opened.variant.batch
     for size in sizes:
         if not 1 <= size <= limits.max:
@@ -298,8 +303,10 @@ def _warm_up(opened: OpenVariant, sizes: Iterable[int]) -> None:
                 f"a batch of {size} is outside 1…{limits.max} of {opened.variant.name}",
                 "serve smaller batches, or export/build with a larger maximum batch",
             )
+    any_batch = opened.device.kind in backend_for(opened.variant).any_batch_on
+    for size in sizes[:1] if any_batch else sizes:
         batch = np.zeros((size, *spec.item_shape), spec.dtype)
-        for _ in range(2):  # TorchScript compiles for the shapes that it saw in its first run
+        for _ in range(1 if any_batch else 2):  # TorchScript compiles for the shapes that it saw in its first run
             run_batch(opened.session, batch)
 
 

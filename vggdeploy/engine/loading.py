@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,8 +71,24 @@ class LoadOptions:
         return self.rebuild if callable(self.rebuild) else silent
 
 
-def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()) -> OpenVariant:
-    """What `vggdeploy.load` opens; its errors."""
+Computing = Callable[[Callable[[], ParityRecord]], ParityRecord]
+
+
+def _at_once(work: Callable[[], ParityRecord]) -> ParityRecord:
+    return work()
+
+
+def open_best(
+    path: str | os.PathLike[str],
+    options: LoadOptions = LoadOptions(),
+    *,
+    computing: Computing = _at_once,
+) -> OpenVariant:
+    """What `vggdeploy.load` opens; its errors.
+
+    Args:
+        computing: runs the golden pair, and gives what that gave.
+    """
     if options.verify not in VERIFY:
         raise unknown_name("time to verify", options.verify, VERIFY)
     bundle = Bundle.open(path, only=(), trust=signer_rules(options.trust))
@@ -87,7 +103,7 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
         on = where or default_device(backend_for(candidate))
         try:
             count = options.threads if options.threads is not None else measured_threads(candidate)
-            return _open(bundle, candidate, on, count, options.verify)
+            return _open(bundle, candidate, on, count, options.verify, computing)
         except IncompatibleError:  # the library's own objection, to an engine that looked as if it fitted
             if not options.rebuild or candidate.build is None:
                 raise
@@ -101,7 +117,14 @@ def open_best(path: str | os.PathLike[str], options: LoadOptions = LoadOptions()
     )
 
 
-def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None, verify: str) -> OpenVariant:
+def _open(
+    bundle: Bundle,
+    variant: Variant,
+    device: Device,
+    threads: int | None,
+    verify: str,
+    computing: Computing,
+) -> OpenVariant:
     session = open_session(bundle, variant, device=device, threads=threads)
     with ExitStack() as keep:
         with bundle.checking_all(but=main_path(variant)):
@@ -111,7 +134,7 @@ def _open(bundle: Bundle, variant: Variant, device: Device, threads: int | None,
             sha256 = code.compiled_sha256 if isinstance(code, CompiledSession) else bundle.sha256(variant.path)
             proofs = Proofs(bundle, variant, sha256, conditions(variant, device))
             if verify == "always" or not proofs.passed():
-                proofs.keep(_prove(session, bundle, variant, device, sha256))
+                proofs.keep(computing(lambda: _prove(session, bundle, variant, device, sha256)))
         keep.pop_all()  # it stays open
     return OpenVariant(bundle, variant, session, device)
 

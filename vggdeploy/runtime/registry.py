@@ -24,7 +24,8 @@ class Backend:
     engines; it is empty for a backend that runs what others wrote. ``exact_int8``: its INT8 products are right on every
     CPU, or can be made so. ``profiles_on``: the devices on which it can time its kernels. ``by_machine``: it chooses its
     FP32 kernels by the CPU, so that a proof holds for the CPU that it was made on. ``compiles``: it makes native code of
-    the file where it opens it, which takes a minute the first time and which nobody proved elsewhere.
+    the file where it opens it, which takes a minute the first time and which nobody proved elsewhere. ``any_batch_on``:
+    the devices on which it prepares nothing for a batch size that it has not met, once its largest has been run.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Backend:
     profiles_on: tuple[str, ...] = ()
     by_machine: bool = False
     compiles: bool = False
+    any_batch_on: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -91,7 +93,7 @@ BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime.session", "onnxruntime", "cpu",
-        _ORT_DEVICES, hints=("latency", "memory"), profiles_on=("cpu",),
+        _ORT_DEVICES, hints=("latency", "memory"), profiles_on=("cpu",), any_batch_on=("cpu",),
     ),
     Backend(
         "openvino", "OpenVINO", ("ov",), "openvino", "vggdeploy.runtime.openvino", "openvino", "cpu", ("cpu",),

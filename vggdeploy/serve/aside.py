@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from vggdeploy.serve.telemetry import LOGGER
+from vggdeploy.system.priority import lowest_priority
 
 Item = TypeVar("Item")
-_LOWEST = 19  # nice
 _JOIN_SECONDS = 10.0
 
 
 class Aside(Generic[Item]):
     """A thread that does ``work`` for each item, in their order.
 
-    On Linux a priority belongs to a thread, and the threads that it starts have it too: so also a runtime's own that are
-    started by ``begin``.
+    The threads that it starts have that priority too: so also a runtime's own that are started by ``begin`` or by a job of
+    `do`.
 
     Args:
         begin: called first, in the thread.
@@ -43,6 +42,7 @@ class Aside(Generic[Item]):
         self._work, self._begin, self._end = work, begin, end
         self._most, self._room, self._held = most, room, 0
         self._items: deque[tuple[Item, int]] = deque()
+        self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._changed = threading.Condition()
         self._closing = self._working = False
         self._thread = threading.Thread(target=self._run, name=f"vggdeploy-{name}", daemon=True)
@@ -59,6 +59,20 @@ class Aside(Generic[Item]):
             self._held += size
             self._changed.notify_all()
         return True
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Do this in the thread, before what waits, and come back when it is done.
+
+        Raises:
+            What ``job`` raises. CancelledError: the thread ends, and it was not done.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closing:
+                done.cancel()
+            self._jobs.append((job, done))
+            self._changed.notify_all()
+        done.result()
 
     def clear(self) -> int:
         """Forget what waits; how much that was."""
@@ -83,21 +97,36 @@ class Aside(Generic[Item]):
             self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # elsewhere a priority belongs to the whole process
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        lowest_priority()
         self._begin()
         while True:
             with self._changed:
                 self._working = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._items or self._closing)
+                self._changed.wait_for(lambda: self._items or self._jobs or self._closing)
                 if self._closing:
                     break
-                item, size = self._items.popleft()
-                self._held -= size
                 self._working = True
+                job, done = self._jobs.popleft() if self._jobs else (None, None)
+                if job is None:
+                    item, size = self._items.popleft()
+                    self._held -= size
+            if job is not None and done is not None:
+                _finish(job, done)
+                continue
             try:
                 self._work(item)
             except Exception:
                 LOGGER.exception("a bug beside the callers' path; they are not concerned")
+        for _, done in self._jobs:
+            done.cancel()
         self._end()
+
+
+def _finish(job: Callable[[], None], done: Future[None]) -> None:
+    try:
+        job()
+    except BaseException as error:  # whoever waits for it is told
+        done.set_exception(error)
+    else:
+        done.set_result(None)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from typing import Any
 
 import msgspec
@@ -165,11 +166,13 @@ class Shadow:
         if not forced and (stamp == self._stamp or paused):
             return
         try:
-            self.engine.reload()
+            self._aside.do(self.engine.reload)  # there: what the new version starts has the low priority, too
             self._stamp, self._tried = stamp, None
         except (VggdeployError, OSError) as error:
             self._tried, self._not_before = stamp, time.monotonic() + _AGAIN
             LOGGER.error("the reload of the shadow failed, the old one goes on", extra={"about": {"error": str(error)}})
+        except CancelledError:  # the server ends
+            return
 
     def settle(self, seconds: float = _CLOSE_SECONDS) -> bool:
         """Wait until all that was offered is compared; whether it is."""

@@ -22,6 +22,7 @@ from vggdeploy.types import Precision
 
 # ONNX Runtime's severity for what ends the process: errors are raised, and its log could hold a model's escape codes.
 _QUIET = 4
+_SMALL = 16 * 2**20  # bytes of a file
 
 
 class OnnxRuntimeSession:
@@ -72,6 +73,9 @@ class OnnxRuntimeSession:
             options.graph_optimization_level = EXACT_FP8
         try:
             with source.open() as file:
+                # A pattern is a block for a batch size beside what the arena holds already. It spares a call some
+                # microseconds, which only a tiny network notices, and takes 0.7 GiB of memory for VGG-16.
+                options.enable_mem_pattern = source.device.kind != "cpu" or file.size < _SMALL
                 return open_on(source, file.path, options, graphs=graphs)
         except VggdeployError:
             raise
