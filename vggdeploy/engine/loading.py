@@ -71,23 +71,23 @@ class LoadOptions:
         return self.rebuild if callable(self.rebuild) else silent
 
 
-Computing = Callable[[Callable[[], ParityRecord]], ParityRecord]
+Opening = Callable[[Callable[[], CheckedSession]], CheckedSession]
 
 
-def _at_once(work: Callable[[], ParityRecord]) -> ParityRecord:
-    return work()
+def _at_once(opens: Callable[[], CheckedSession]) -> CheckedSession:
+    return opens()
 
 
 def open_best(
     path: str | os.PathLike[str],
     options: LoadOptions = LoadOptions(),
     *,
-    computing: Computing = _at_once,
+    opening: Opening = _at_once,
 ) -> OpenVariant:
     """What `vggdeploy.load` opens; its errors.
 
     Args:
-        computing: runs the golden pair, and gives what that gave.
+        opening: calls what opens a session, whose threads have the priority of the calling one, and gives what that gives.
     """
     if options.verify not in VERIFY:
         raise unknown_name("time to verify", options.verify, VERIFY)
@@ -103,7 +103,7 @@ def open_best(
         on = where or default_device(backend_for(candidate))
         try:
             count = options.threads if options.threads is not None else measured_threads(candidate)
-            return _open(bundle, candidate, on, count, options.verify, computing)
+            return _open(bundle, candidate, on, count, options.verify, opening)
         except IncompatibleError:  # the library's own objection, to an engine that looked as if it fitted
             if not options.rebuild or candidate.build is None:
                 raise
@@ -123,18 +123,18 @@ def _open(
     device: Device,
     threads: int | None,
     verify: str,
-    computing: Computing,
+    opening: Opening,
 ) -> OpenVariant:
     session = open_session(bundle, variant, device=device, threads=threads)
     with ExitStack() as keep:
         with bundle.checking_all(but=main_path(variant)):
-            keep.enter_context(session)
+            opening(lambda: keep.enter_context(session))
         if verify == "always" or (verify == "first-load" and not _proven_here(bundle, variant, device)):
             code = session.unchecked
             sha256 = code.compiled_sha256 if isinstance(code, CompiledSession) else bundle.sha256(variant.path)
             proofs = Proofs(bundle, variant, sha256, conditions(variant, device))
             if verify == "always" or not proofs.passed():
-                proofs.keep(computing(lambda: _prove(session, bundle, variant, device, sha256)))
+                proofs.keep(_prove(session, bundle, variant, device, sha256))
         keep.pop_all()  # it stays open
     return OpenVariant(bundle, variant, session, device)
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from vggdeploy.serve.telemetry import LOGGER
-from vggdeploy.system.priority import lowest_priority
+from vggdeploy.system.priority import finish, lowest_priority
 
 Item = TypeVar("Item")
 _JOIN_SECONDS = 10.0
@@ -112,7 +112,7 @@ class Aside(Generic[Item]):
                     item, size = self._items.popleft()
                     self._held -= size
             if job is not None and done is not None:
-                _finish(job, done)
+                finish(job, done)
                 continue
             try:
                 self._work(item)
@@ -121,12 +121,3 @@ class Aside(Generic[Item]):
         for _, done in self._jobs:
             done.cancel()
         self._end()
-
-
-def _finish(job: Callable[[], None], done: Future[None]) -> None:
-    try:
-        job()
-    except BaseException as error:  # whoever waits for it is told
-        done.set_exception(error)
-    else:
-        done.set_result(None)

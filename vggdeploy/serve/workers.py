@@ -20,8 +20,21 @@ from vggdeploy.serve.telemetry import LOGGER, say
 from vggdeploy.system.ending import GRACE, end_within
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds until a worker that could not start is tried again; doubled each time
+_STEP = 0.5  # seconds after which a wait for a worker looks whether the server is to end
 _PATIENCE = 2.0  # seconds for the head of a request that only a "not ready" answers
 _NOT_READY = b'{"error":"no worker could be started","fix":"see the server\'s log; it is tried again by itself"}'
+
+
+class Exit(threading.Event):
+    """Whether the server is to end: also where the signal has come, and the supervisor, which waits for a worker, has not yet
+    acted on it."""
+
+    def __init__(self, signals: list[int]) -> None:
+        super().__init__()
+        self._signals = signals
+
+    def is_set(self) -> bool:
+        return super().is_set() or signal.SIGTERM in self._signals or signal.SIGINT in self._signals
 
 
 class Workers(Multiprocess):
@@ -37,6 +50,7 @@ class Workers(Multiprocess):
 
     def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
+        self.should_exit = Exit(self.signal_queue)
         self.once_ready = False
         self._waits: dict[int, float] = {}  # of the places whose workers could not start: seconds until the next one
         self._living: set[int | None] = set()  # process numbers, whose gauges are on the page of metrics
@@ -86,11 +100,17 @@ class Workers(Multiprocess):
     def _started(self, process: Process) -> bool | None:
         """Whether it takes requests; None where it is dead, or does not answer in time.
 
-        uvicorn's own question to a worker that dies over it waits for its whole patience: the answer's pipe stays open.
+        uvicorn's own question to a worker that dies over it waits for its whole patience: the answer's pipe stays open. So it
+        does when the server is to end, and no other worker learns of that meanwhile.
         """
+        end = time.monotonic() + self.config.timeout_worker_healthcheck
         try:
             process.parent_conn.send(b"ping")
-            connection.wait([process.parent_conn, process.process.sentinel], self.config.timeout_worker_healthcheck)
+            while not connection.wait([process.parent_conn, process.process.sentinel], _STEP):
+                if self.should_exit.is_set():
+                    return False
+                if time.monotonic() > end:
+                    return None
             return bool(process.parent_conn.recv()) if process.parent_conn.poll() else None
         except (OSError, EOFError):
             return None

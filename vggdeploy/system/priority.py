@@ -7,7 +7,8 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _LOWEST = 19  # nice
@@ -22,20 +23,47 @@ def lowest_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
-def at_lowest_priority(work: Callable[[], T]) -> T:
-    """What ``work`` gives, from a thread of its own with the lowest priority; raises what it raises."""
-    done: Future[T] = Future()
+class Background:
+    """Work in a thread of the lowest priority, which hands back what has to be done with the priority of who waits for it."""
 
-    def run() -> None:
-        lowest_priority()
+    def __init__(self) -> None:
+        self._handed_back: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives; raises what it raises. Once."""
+        done: Future[T] = Future()
+
+        def all_of_it() -> None:
+            lowest_priority()
+            finish(work, done)
+            self._handed_back.put(None)
+
+        thread = threading.Thread(target=all_of_it, name="vggdeploy-background", daemon=True)
+        thread.start()
         try:
-            done.set_result(work())
-        except BaseException as error:  # whoever waits for it is told
-            done.set_exception(error)
-
-    thread = threading.Thread(target=run, name="vggdeploy-background", daemon=True)
-    thread.start()
-    try:
-        return done.result()
-    finally:
+            while job := self._handed_back.get():
+                finish(*job)
+        except BaseException:  # Ctrl-C: nobody waits any more, and what is handed back fails
+            while job := self._handed_back.get():
+                job[1].cancel()
+            raise
         thread.join()
+        return done.result()
+
+    def in_front(self, job: Callable[[], T]) -> T:
+        """For the work: what ``job`` gives in the thread that waits for the work, whose priority its own threads have too.
+
+        Raises:
+            What ``job`` raises. CancelledError: nobody waits any more.
+        """
+        done: Future[T] = Future()
+        self._handed_back.put((job, done))
+        return done.result()
+
+
+def finish(work: Callable[[], T], done: Future[T]) -> None:
+    """Do it, and put what came of it into ``done``."""
+    try:
+        done.set_result(work())
+    except BaseException as error:  # whoever waits for it is told
+        done.set_exception(error)

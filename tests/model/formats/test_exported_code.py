@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exported_edits import Change, edited, graph, node, tensor
 from networks import CASES
-from test_exported_files import ASSERTION, FOREIGN, GRAPH, Change, check, edited, graph, node, tensor
+from test_exported_files import ASSERTION, FOREIGN, GRAPH, check
 
 from vggdeploy.errors import BundleError
 

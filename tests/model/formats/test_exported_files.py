@@ -17,6 +17,21 @@ from typing import Any
 
 import pytest
 import torch
+from exported_edits import (
+    Change,
+    argument,
+    calls,
+    contents,
+    edited,
+    graph,
+    node,
+    packed,
+    set_argument,
+    set_target,
+    signature,
+    size_of_image,
+    tensor,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CASES, SMALL
@@ -32,7 +47,6 @@ FOREIGN = "not what vggdeploy writes of this network"
 GRAPH = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
 CONSTANTS = "data/constants/model_constants_config.json"
-Change = Callable[[Any], object]
 
 
 def check(data: bytes, case=SMALL) -> None:
@@ -60,69 +74,6 @@ def test_a_file_of_another_network_is_refused(honest: bytes) -> None:
     for name in ("vgg11", "a mean pool", "no classes", "low ranks", "before a ReLU", "one block"):
         with pytest.raises(BundleError, match=FOREIGN):
             check(honest, CASES[name])
-
-
-# Edits of an honest archive.
-
-
-def contents(data: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
-
-
-def packed(entries: dict[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as new:
-        for name, content in entries.items():
-            fresh = zipfile.ZipInfo(f"archive/{name}")
-            fresh.create_system = 0
-            new.writestr(fresh, content)
-    return made.getvalue()
-
-
-def edited(data: bytes, entry: str, change: Change) -> bytes:
-    """Another document: ``change`` is given the parsed one."""
-    entries = contents(data)
-    document = json.loads(entries[entry])
-    change(document)
-    entries[entry] = json.dumps(document).encode()
-    return packed(entries)
-
-
-def graph(document: Any) -> Any:
-    return document["graph_module"]["graph"]
-
-
-def node(document: Any, operator: str) -> Any:
-    return next(each for each in graph(document)["nodes"] if each["target"] == f"torch.ops.aten.{operator}")
-
-
-def argument(document: Any, operator: str, name: str) -> Any:
-    return next(each for each in node(document, operator)["inputs"] if each["name"] == name)
-
-
-def tensor(name: str) -> Any:
-    return {"as_tensor": {"name": name}}
-
-
-def set_argument(operator: str, name: str, **value: Any) -> Change:
-    return lambda document: argument(document, operator, name).update(arg=value)
-
-
-def set_target(target: str) -> Change:
-    return lambda document: node(document, "relu_.default").update(target=target)
-
-
-def size_of_image(document: Any) -> Any:
-    return graph(document)["tensor_values"]["image"]["sizes"][0]["as_expr"]
-
-
-def signature(document: Any) -> Any:
-    return document["graph_module"]["signature"]
-
-
-def calls(document: Any) -> Any:
-    return document["graph_module"]["module_call_graph"]
 
 
 def test_an_archive_that_is_only_packed_anew_is_admitted(honest: bytes) -> None:
