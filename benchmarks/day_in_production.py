@@ -3,12 +3,12 @@
     python benchmarks/day_in_production.py [--minutes 10] [--bundle DIR]
 
 Ten minutes of that in turns of 30 s. In the middle of each comes a reload, so that for a moment the server holds two versions;
-one request in twenty is hostile. Before each turn a second server, which has nothing of all that, is asked at the same rate
-for 10 s: its latencies are what the others are compared with. A machine that is shared gets faster and slower by the second,
-here by a fifth: capacity is what the server answers in nine of ten seconds, of the last thirty that 32 callers kept it busy
-in, five of them before each turn. The callers have the last core for themselves, and the servers the others: else each would slow the other down, and
-nobody could say whose latencies these are. A run of less than ten minutes prints its figures, and is no result. All traffic
-goes to 127.0.0.1.
+one request in twenty is hostile. Before or after each turn a second server, which has nothing of all that, is asked for as long
+and at the same rate, as a queue takes its time to grow: its latencies are what the others are compared with. A machine that is shared gets faster and slower by the second,
+here by a fifth: capacity is what the server answers in nine of ten seconds, of the last thirty in which 32 callers kept it
+busy, five of them before each turn. The callers have the last core for themselves, and the servers the others: else each would
+slow the other down, and nobody could say whose latencies these are. A run of less than ten minutes prints its figures, and is
+no result. All traffic goes to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ import vggdeploy
 from vggdeploy.bundle import Bundle, update_bundle
 
 LOAD, HOSTILE = 0.8, 0.05  # of the capacity; of the requests
-TURN, QUIET_TURN = 30.0, 10.0  # seconds; in the middle of a turn there is a reload
+TURN = 30.0  # seconds; in the middle of a busy one there is a reload
 STEADY, WINDOWS, WINDOWS_A_TURN = 0.1, 30, 5  # capacity is this quantile of the answers in so many seconds
 TOLERANCE = 1e-4  # of logits: another batch adds in another order
 WHOLE = 10.0  # minutes of a run that counts
@@ -236,18 +236,19 @@ async def whole_day(bundle: Path, minutes: float) -> dict[str, Any]:
                 LOAD * float(np.quantile(windows, STEADY)), QUIET_TURN, 0
             )  # what the closed loop did not warm up
         memory: list[int] = []
-        watch = asyncio.create_task(watched(server.process, turns * (TURN + QUIET_TURN) / 300, memory))
+        watch = asyncio.create_task(watched(server.process, turns * TURN / 150, memory))
         quiet, busy, by_turn, rates = Tally(), Tally(), [], []
         for turn in range(turns):
             windows.extend([await calm.capacity(CALLERS, 1.0) for _ in range(WINDOWS_A_TURN)])
             rate = LOAD * float(np.quantile(windows, STEADY))
             rates.append(rate)
-            before = await calm.pass_by(rate, QUIET_TURN, 0)
+            first = await calm.pass_by(rate, TURN, 0) if turn % 2 else None
             change = asyncio.create_task(reload(server.process, bundle, turn + 1))
             while_busy = await day.pass_by(rate, TURN, HOSTILE)
             await change
-            by_turn.append([before.p99_ms(), while_busy.p99_ms()])
-            quiet.add(before)
+            alone = first or await calm.pass_by(rate, TURN, 0)
+            by_turn.append([alone.p99_ms(), while_busy.p99_ms()])
+            quiet.add(alone)
             busy.add(while_busy)
         watch.cancel()
         shadow = httpx.get(f"http://127.0.0.1:{server.port}/shadow").json()
@@ -255,7 +256,8 @@ async def whole_day(bundle: Path, minutes: float) -> dict[str, Any]:
     fifth = max(1, len(memory) // 5)
     return {
         "minutes": minutes, "server_cores": len(cores[:-1] or cores), "callers_cores": 1,
-        "capacity_per_s": median(rates) / LOAD, "rate_per_s": median(rates), "rate_per_s_by_turn": rates, "requests": sum(busy.statuses.values()),
+        "capacity_per_s": median(rates) / LOAD, "rate_per_s": median(rates), "rate_per_s_by_turn": rates,
+        "requests": sum(busy.statuses.values()),
         "statuses": dict(busy.statuses), "wrong": busy.wrong + quiet.wrong, "lost": busy.lost + quiet.lost,
         "unsent": busy.unsent + quiet.unsent, "reloads": text.count('"reloaded"'),
         "failed_reloads": text.count("reload failed"),
