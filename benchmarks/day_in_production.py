@@ -4,11 +4,11 @@
 
 Ten minutes of that in turns of 30 s. In the middle of each comes a reload, so that for a moment the server holds two versions;
 one request in twenty is hostile. Before or after each turn a second server, which has nothing of all that, is asked for as long
-and at the same rate, as a queue takes its time to grow: its latencies are what the others are compared with. A machine that is shared gets faster and slower by the second,
-here by a fifth: capacity is what the server answers in nine of ten seconds, of the last thirty in which 32 callers kept it
-busy, five of them before each turn. The callers have the last core for themselves, and the servers the others: else each would
-slow the other down, and nobody could say whose latencies these are. A run of less than ten minutes prints its figures, and is
-no result. All traffic goes to 127.0.0.1.
+and at the same rate, as a queue takes its time to grow: its latencies are what the others are compared with. A machine that is
+shared gets faster and slower by the second, here by a fifth: capacity is what the server answers in nine of ten seconds, of the
+last thirty in which 32 callers kept it busy, five of them before each turn. The callers have the last core for themselves, and
+the servers the others: else each would slow the other down, and nobody could say whose latencies these are. A run of less than
+ten minutes prints its figures, and is no result. All traffic goes to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -231,10 +231,8 @@ async def whole_day(bundle: Path, minutes: float) -> dict[str, Any]:
         os.sched_setaffinity(0, cores[-1:])
         calm, day = (Day(each.port, model, images, expected) for each in (plain, server))
         windows = deque([await calm.capacity(CALLERS, 1.0) for _ in range(WINDOWS)], maxlen=WINDOWS)
-        for each in (calm, day):
-            await each.pass_by(
-                LOAD * float(np.quantile(windows, STEADY)), QUIET_TURN, 0
-            )  # what the closed loop did not warm up
+        for each in (calm, day):  # warms up what the closed loop did not
+            await each.pass_by(LOAD * float(np.quantile(windows, STEADY)), TURN / 3, 0)
         memory: list[int] = []
         watch = asyncio.create_task(watched(server.process, turns * TURN / 150, memory))
         quiet, busy, by_turn, rates = Tally(), Tally(), [], []
