@@ -151,6 +151,8 @@ class Day:
                 number += callers
 
         await asyncio.gather(*map(caller, range(callers)))
+        if tally.wrong or tally.lost or set(tally.statuses) != {"good 200"}:
+            raise RuntimeError(f"the closed loop got {dict(tally.statuses)}, {tally.wrong} of them wrong")
         return len(tally.seconds) / (time.perf_counter() - start)
 
     async def pass_by(self, rate: float, seconds: float, share: float) -> Tally:
@@ -257,8 +259,8 @@ async def whole_day(bundle: Path, minutes: float) -> dict[str, Any]:
         "capacity_per_s": median(rates) / LOAD, "rate_per_s": median(rates), "rate_per_s_by_turn": rates,
         "requests": sum(busy.statuses.values()),
         "statuses": dict(busy.statuses), "wrong": busy.wrong + quiet.wrong, "lost": busy.lost + quiet.lost,
-        "unsent": busy.unsent + quiet.unsent, "reloads": text.count('"reloaded"'),
-        "failed_reloads": text.count("reload failed"),
+        "unsent": busy.unsent + quiet.unsent, "turns": turns, "reloads": text.count('"reloaded"'),
+        "failed_reloads": text.count("reload failed") + text.count("reload of the shadow failed"),
         "tracebacks": text.count("traceback"), "quiet_p99_ms": quiet.p99_ms(), "p99_ms": busy.p99_ms(),
         "p99_ratio": busy.p99_ms() / quiet.p99_ms(),
         "memory_growth": median(memory[-fifth:]) / median(memory[fifth : 2 * fifth]) - 1,
@@ -298,6 +300,7 @@ def main() -> int:
         target("lost requests", measured["lost"] + measured["unsent"], 0, "requests"),
         target("99th percentile beside the quiet one", measured["p99_ratio"], 1.5, "×"),
         target("growth of memory", measured["memory_growth"], 0.05, "of the second fifth, when four reloads are over"),
+        target("reloads that did not come about", measured["turns"] - measured["reloads"], 0, "reloads"),
         target("tracebacks and failed reloads", measured["tracebacks"] + measured["failed_reloads"], 0, "lines"),
     ]
     if given.minutes < WHOLE:

@@ -16,7 +16,7 @@ from vggdeploy.bundle import Bundle, Manifest, Variant
 from vggdeploy.bundle.trust import Trust
 from vggdeploy.engine.embedding import embedding
 from vggdeploy.engine.lifetime import Health, Holder, Lease, LeasedHandle
-from vggdeploy.engine.loading import LoadOptions, Opening, OpenVariant, open_best
+from vggdeploy.engine.loading import LoadOptions, OpenVariant, beside, open_best
 from vggdeploy.engine.predictions import Prediction, PredictionLists, need_scores, predictions, probabilities, softmax
 from vggdeploy.errors import UsageError
 from vggdeploy.preprocess import ImageLike, OneImage, normalise, prepare_batch
@@ -24,7 +24,6 @@ from vggdeploy.runtime import CheckedSession
 from vggdeploy.runtime.registry import backend_for
 from vggdeploy.runtime.sessions import run_batch
 from vggdeploy.system import html
-from vggdeploy.system.priority import Background
 from vggdeploy.system.streams import is_file
 from vggdeploy.types import Device, OnProgress
 
@@ -126,9 +125,13 @@ class Engine:
         self._holder.check_process()
         target = self.bundle.root if path is None else path
         options = replace(self._options, verify="always", rebuild=bool(self._options.rebuild))
-        # Requests are answered meanwhile, and come first. The session is opened in front: its threads will answer them.
-        background = Background()
-        self._holder.replace(background.run(lambda: _open_warm(target, options, self._warm, background.in_front)))
+        opened = open_best(target, options, gently=True)
+        try:
+            beside(opened.variant, opened.device)(lambda: _warm_up(opened, self._warm))
+        except BaseException:
+            opened.session.__exit__(None, None, None)
+            raise
+        self._holder.replace(opened)
 
     def hold(self) -> Lease:
         """The present variant, kept open through a reload until `release` gives it back: for what spans threads."""
@@ -287,18 +290,6 @@ def _batches(opened: OpenVariant, images: Any, wanted: int | None) -> Iterator[d
     rest = iter([images] if _is_one(images) else images)
     while batch := list(islice(rest, min(wanted or sizes.opt, sizes.max))):
         yield run_batch(opened.session, graph_input(manifest, prepare_batch(batch, manifest.preprocess)))
-
-
-def _open_warm(
-    path: str | os.PathLike[str], options: LoadOptions, sizes: Sequence[int], opening: Opening
-) -> OpenVariant:
-    opened = open_best(path, options, opening=opening)
-    try:
-        _warm_up(opened, sizes)
-    except BaseException:
-        opened.session.__exit__(None, None, None)
-        raise
-    return opened
 
 
 def _warm_up(opened: OpenVariant, sizes: Sequence[int]) -> None:

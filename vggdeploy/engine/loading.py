@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -24,11 +24,13 @@ from vggdeploy.runtime.base import CompiledSession
 from vggdeploy.runtime.registry import default_device
 from vggdeploy.runtime.sessions import conditions, depends_on_machine
 from vggdeploy.system.cache import Cache, cache_home, key_of
+from vggdeploy.system.priority import behind
 from vggdeploy.types import Device, OnProgress, Verdict, silent
 
 if TYPE_CHECKING:
     from vggdeploy.build.request import BuildPlan
 
+T = TypeVar("T")
 VERIFY = ("first-load", "always", "never")
 # With these a file system says that a bundle, or the directory that it lies in, cannot be written.
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -71,23 +73,23 @@ class LoadOptions:
         return self.rebuild if callable(self.rebuild) else silent
 
 
-Opening = Callable[[Callable[[], CheckedSession]], CheckedSession]
+def beside(variant: Variant, device: Device) -> Callable[[Callable[[], T]], T]:
+    """How to compute with a variant that nobody asks yet: behind those that are asked, where that leaves the threads that will
+    answer as they are."""
+    return behind if device.kind in backend_for(variant).own_threads_on else _at_once
 
 
-def _at_once(opens: Callable[[], CheckedSession]) -> CheckedSession:
-    return opens()
+def _at_once(work: Callable[[], T]) -> T:
+    return work()
 
 
 def open_best(
-    path: str | os.PathLike[str],
-    options: LoadOptions = LoadOptions(),
-    *,
-    opening: Opening = _at_once,
+    path: str | os.PathLike[str], options: LoadOptions = LoadOptions(), *, gently: bool = False
 ) -> OpenVariant:
     """What `vggdeploy.load` opens; its errors.
 
     Args:
-        opening: calls what opens a session, whose threads have the priority of the calling one, and gives what that gives.
+        gently: others are answered meanwhile; see `beside`.
     """
     if options.verify not in VERIFY:
         raise unknown_name("time to verify", options.verify, VERIFY)
@@ -103,7 +105,7 @@ def open_best(
         on = where or default_device(backend_for(candidate))
         try:
             count = options.threads if options.threads is not None else measured_threads(candidate)
-            return _open(bundle, candidate, on, count, options.verify, opening)
+            return _open(bundle, candidate, on, count, options.verify, gently)
         except IncompatibleError:  # the library's own objection, to an engine that looked as if it fitted
             if not options.rebuild or candidate.build is None:
                 raise
@@ -123,18 +125,19 @@ def _open(
     device: Device,
     threads: int | None,
     verify: str,
-    opening: Opening,
+    gently: bool,
 ) -> OpenVariant:
     session = open_session(bundle, variant, device=device, threads=threads)
     with ExitStack() as keep:
         with bundle.checking_all(but=main_path(variant)):
-            opening(lambda: keep.enter_context(session))
+            keep.enter_context(session)
         if verify == "always" or (verify == "first-load" and not _proven_here(bundle, variant, device)):
             code = session.unchecked
             sha256 = code.compiled_sha256 if isinstance(code, CompiledSession) else bundle.sha256(variant.path)
             proofs = Proofs(bundle, variant, sha256, conditions(variant, device))
             if verify == "always" or not proofs.passed():
-                proofs.keep(_prove(session, bundle, variant, device, sha256))
+                compute = beside(variant, device) if gently else _at_once
+                proofs.keep(compute(lambda: _prove(session, bundle, variant, device, sha256)))
         keep.pop_all()  # it stays open
     return OpenVariant(bundle, variant, session, device)
 

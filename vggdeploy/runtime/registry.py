@@ -25,7 +25,8 @@ class Backend:
     CPU, or can be made so. ``profiles_on``: the devices on which it can time its kernels. ``by_machine``: it chooses its
     FP32 kernels by the CPU, so that a proof holds for the CPU that it was made on. ``compiles``: it makes native code of
     the file where it opens it, which takes a minute the first time and which nobody proved elsewhere. ``any_batch_on``:
-    the devices on which it prepares nothing for a batch size that it has not met, once its largest has been run.
+    the devices on which a first run of a batch size costs nothing once its largest has been run. ``own_threads_on``: the
+    devices on which each session starts its threads when it is opened, so that they keep the priority of who opened it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Backend:
     by_machine: bool = False
     compiles: bool = False
     any_batch_on: tuple[str, ...] = ()
+    own_threads_on: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -94,6 +96,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend(
         "onnxruntime", "ONNX Runtime", ("ort", "onnx"), "onnx", "vggdeploy.runtime.onnxruntime.session", "onnxruntime", "cpu",
         _ORT_DEVICES, hints=("latency", "memory"), profiles_on=("cpu",), any_batch_on=("cpu",),
+        own_threads_on=("cpu",),
     ),
     Backend(
         "openvino", "OpenVINO", ("ov",), "openvino", "vggdeploy.runtime.openvino", "openvino", "cpu", ("cpu",),

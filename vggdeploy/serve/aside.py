@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from vggdeploy.serve.telemetry import LOGGER
-from vggdeploy.system.priority import finish, lowest_priority
+from vggdeploy.system.priority import LOWEST, lower_priority
 
 Item = TypeVar("Item")
 _JOIN_SECONDS = 10.0
@@ -18,8 +17,8 @@ _JOIN_SECONDS = 10.0
 class Aside(Generic[Item]):
     """A thread that does ``work`` for each item, in their order.
 
-    The threads that it starts have that priority too: so also a runtime's own that are started by ``begin`` or by a job of
-    `do`.
+    The threads that it starts have that priority too: so also a runtime's own that are started by ``begin`` or by what
+    `do` is given.
 
     Args:
         begin: called first, in the thread.
@@ -42,7 +41,7 @@ class Aside(Generic[Item]):
         self._work, self._begin, self._end = work, begin, end
         self._most, self._room, self._held = most, room, 0
         self._items: deque[tuple[Item, int]] = deque()
-        self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._closing = self._working = False
         self._thread = threading.Thread(target=self._run, name=f"vggdeploy-{name}", daemon=True)
@@ -61,18 +60,15 @@ class Aside(Generic[Item]):
         return True
 
     def do(self, job: Callable[[], None]) -> None:
-        """Do this in the thread, before what waits, and come back when it is done.
+        """Do this soon, in the thread and before what waits; once, where it waits already. Never waits for it.
 
-        Raises:
-            What ``job`` raises. CancelledError: the thread ends, and it was not done.
+        Args:
+            job: as ``work``, it must not raise.
         """
-        done: Future[None] = Future()
         with self._changed:
-            if self._closing:
-                done.cancel()
-            self._jobs.append((job, done))
-            self._changed.notify_all()
-        done.result()
+            if job not in self._jobs:
+                self._jobs.append(job)
+                self._changed.notify_all()
 
     def clear(self) -> int:
         """Forget what waits; how much that was."""
@@ -85,7 +81,7 @@ class Aside(Generic[Item]):
     def settle(self, seconds: float) -> bool:
         """Wait until nothing is left to do; whether that came about."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._items and not self._working, seconds)
+            return self._changed.wait_for(lambda: not (self._items or self._jobs or self._working), seconds)
 
     def close(self) -> None:
         """Forget what waits, and end after the item that is under way. A second call does nothing."""
@@ -97,7 +93,7 @@ class Aside(Generic[Item]):
             self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        lowest_priority()
+        lower_priority(LOWEST)
         self._begin()
         while True:
             with self._changed:
@@ -107,17 +103,15 @@ class Aside(Generic[Item]):
                 if self._closing:
                     break
                 self._working = True
-                job, done = self._jobs.popleft() if self._jobs else (None, None)
+                job = self._jobs.popleft() if self._jobs else None
                 if job is None:
                     item, size = self._items.popleft()
                     self._held -= size
-            if job is not None and done is not None:
-                finish(job, done)
-                continue
             try:
-                self._work(item)
+                if job is None:
+                    self._work(item)
+                else:
+                    job()
             except Exception:
                 LOGGER.exception("a bug beside the callers' path; they are not concerned")
-        for _, done in self._jobs:
-            done.cancel()
         self._end()

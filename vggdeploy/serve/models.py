@@ -206,8 +206,8 @@ class Models:
                     await self._forget(model)
                 else:
                     await self._renew(model, forced=forced)
-            if self.shadow is not None:
-                await asyncio.to_thread(self.shadow.renew, forced=forced)
+        if self.shadow is not None:
+            self.shadow.renew(forced=forced)
 
     async def watch(self) -> None:
         """`refresh` again and again, whatever comes of one."""

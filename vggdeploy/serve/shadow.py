@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
 from typing import Any
 
 import msgspec
@@ -89,6 +88,7 @@ class Shadow:
         self._stamp: Stamp | None = place.stamp()
         self._tried: Stamp | None = None  # the version that could not be taken,
         self._not_before = 0.0  # and until when it is left alone
+        self._forced = False
         self._engine: Engine | None = None
         self._error: BaseException | None = None
         self._pictures: Pictures | None = None
@@ -159,23 +159,18 @@ class Shadow:
         self._metrics.note(self.report())
 
     def renew(self, *, forced: bool = False) -> None:
-        """Take the version that now stands in the shadow's place, if it is another one, and count anew; one that cannot be
-        proven is told in the log. May take seconds: not for an event loop."""
-        stamp = self._place.stamp()
-        paused = stamp == self._tried and time.monotonic() < self._not_before
-        if not forced and (stamp == self._stamp or paused):
-            return
-        try:
-            self._aside.do(self.engine.reload)  # there: what the new version starts has the low priority, too
-            self._stamp, self._tried = stamp, None
-        except (VggdeployError, OSError) as error:
-            self._tried, self._not_before = stamp, time.monotonic() + _AGAIN
-            LOGGER.error("the reload of the shadow failed, the old one goes on", extra={"about": {"error": str(error)}})
-        except CancelledError:  # the server ends
-            return
+        """Soon, take the version that now stands in the shadow's place, if it is another one, and count anew; one that cannot
+        be proven is told in the log. Waits for nothing: under load it may take its time.
+
+        Args:
+            forced: open it again, whether it seems to have changed or not.
+        """
+        with self._lock:
+            self._forced = self._forced or forced
+        self._aside.do(self._renew)
 
     def settle(self, seconds: float = _CLOSE_SECONDS) -> bool:
-        """Wait until all that was offered is compared; whether it is."""
+        """Wait until all that was offered is compared, and a new version taken; whether that came about."""
         return self._aside.settle(seconds)
 
     def close(self) -> None:
@@ -199,6 +194,20 @@ class Shadow:
         except BaseException as error:  # the constructor raises it
             self._error = error
         self._opened.set()
+
+    def _renew(self) -> None:
+        """In the thread: what the new version starts has its priority, too."""
+        with self._lock:
+            stamp, forced, self._forced = self._place.stamp(), self._forced, False
+        paused = stamp == self._tried and time.monotonic() < self._not_before
+        if not forced and (stamp == self._stamp or paused):
+            return
+        try:
+            self.engine.reload()
+            self._stamp, self._tried = stamp, None
+        except (VggdeployError, OSError) as error:
+            self._tried, self._not_before = stamp, time.monotonic() + _AGAIN
+            LOGGER.error("the reload of the shadow failed, the old one goes on", extra={"about": {"error": str(error)}})
 
     def _close(self) -> None:
         if self._pictures is not None:

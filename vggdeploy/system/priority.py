@@ -1,4 +1,4 @@
-"""Work that others must not notice: in a thread of the lowest priority."""
+"""Work that others should not notice, in a thread of a low priority."""
 
 from __future__ import annotations
 
@@ -7,58 +7,41 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import TypeVar
 
 T = TypeVar("T")
-_LOWEST = 19  # nice
+# nice: with the lowest a thread gets a hundredth of a core beside one that always computes, with a low one a tenth.
+LOW, LOWEST = 10, 19
 
 
-def lowest_priority() -> None:
-    """Give the calling thread the lowest priority, for good; the threads that it starts have it too.
+def lower_priority(nice: int) -> None:
+    """Give the calling thread this priority, if its own is higher, for good; the threads that it starts have it too.
 
-    On Linux alone: elsewhere a priority belongs to the whole process, and nothing is changed.
+    On Linux alone: elsewhere a priority belongs to the whole process, and nothing is changed. Nor is it where a sandbox
+    refuses.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        thread = threading.get_native_id()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(nice, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-class Background:
-    """Work in a thread of the lowest priority, which hands back what has to be done with the priority of who waits for it."""
+def behind(work: Callable[[], T]) -> T:
+    """What ``work`` gives, in a thread of its own with a low priority; raises what it raises."""
+    outcome: list[Future[T]] = [Future()]
 
-    def __init__(self) -> None:
-        self._handed_back: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+    def run() -> None:
+        lower_priority(LOW)
+        finish(work, outcome[0])
 
-    def run(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives; raises what it raises. Once."""
-        done: Future[T] = Future()
-
-        def all_of_it() -> None:
-            lowest_priority()
-            finish(work, done)
-            self._handed_back.put(None)
-
-        thread = threading.Thread(target=all_of_it, name="vggdeploy-background", daemon=True)
-        thread.start()
-        try:
-            while job := self._handed_back.get():
-                finish(*job)
-        except BaseException:  # Ctrl-C: nobody waits any more, and what is handed back fails
-            while job := self._handed_back.get():
-                job[1].cancel()
-            raise
-        thread.join()
-        return done.result()
-
-    def in_front(self, job: Callable[[], T]) -> T:
-        """For the work: what ``job`` gives in the thread that waits for the work, whose priority its own threads have too.
-
-        Raises:
-            What ``job`` raises. CancelledError: nobody waits any more.
-        """
-        done: Future[T] = Future()
-        self._handed_back.put((job, done))
-        return done.result()
+    thread = threading.Thread(target=run, name="vggdeploy-behind", daemon=True)
+    thread.start()
+    try:
+        return outcome[0].result()
+    finally:
+        thread.join()  # also after Ctrl-C: it computes with what the caller closes
+        outcome.clear()  # as in `finish`
 
 
 def finish(work: Callable[[], T], done: Future[T]) -> None:
@@ -67,3 +50,5 @@ def finish(work: Callable[[], T], done: Future[T]) -> None:
         done.set_result(work())
     except BaseException as error:  # whoever waits for it is told
         done.set_exception(error)
+    finally:
+        del done  # else an error would hold itself: its traceback has this frame
