@@ -55,6 +55,7 @@ def main() -> None:
     latency = compared(day)
     memory = curve(spread(day["memory_mib"], day["minutes"], "mib"), "mib", "memory, MiB").properties(**SIZE)
     chart = (latency & memory).properties(
+        padding={"left": 5, "top": 5, "right": 40, "bottom": 5},  # fonts differ in width
         title=[
             f"{day['requests']:,} requests at {day['rate_per_s']:.0f}/s with {day['reloads']} reloads: "
             f"{day['wrong']} wrong, {day['lost']} lost",
