@@ -60,7 +60,7 @@ def main() -> None:
             f"{day['requests']:,} requests at {day['rate_per_s']:.0f}/s with {day['reloads']} reloads: "
             f"{day['wrong']} wrong, {day['lost']} lost",
             *unsent,
-        ]
+        ],
     )
     spec = chart.to_dict() | {"config": theme(dark=False) | {"font": FONT}}
     (HERE / "day.svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")

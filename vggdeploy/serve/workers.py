@@ -100,8 +100,8 @@ class Workers(Multiprocess):
     def _started(self, process: Process) -> bool | None:
         """Whether it takes requests; None where it is dead, or does not answer in time.
 
-        uvicorn's own question to a worker that dies over it waits for its whole patience: the answer's pipe stays open. So it
-        does when the server is to end, and no other worker learns of that meanwhile.
+        uvicorn's own question to a worker that dies over it waits for its whole patience: the answer's pipe stays open. Nor
+        does it look whether the server is to end, of which no other worker would learn meanwhile.
         """
         end = time.monotonic() + self.config.timeout_worker_healthcheck
         try:

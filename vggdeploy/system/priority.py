@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
@@ -28,27 +28,9 @@ def lower_priority(nice: int) -> None:
 
 
 def behind(work: Callable[[], T]) -> T:
-    """What ``work`` gives, in a thread of its own with a low priority; raises what it raises."""
-    outcome: list[Future[T]] = [Future()]
+    """What ``work`` gives, in a thread of its own with a low priority; raises what it raises.
 
-    def run() -> None:
-        lower_priority(LOW)
-        finish(work, outcome[0])
-
-    thread = threading.Thread(target=run, name="vggdeploy-behind", daemon=True)
-    thread.start()
-    try:
-        return outcome[0].result()
-    finally:
-        thread.join()  # also after Ctrl-C: it computes with what the caller closes
-        outcome.clear()  # as in `finish`
-
-
-def finish(work: Callable[[], T], done: Future[T]) -> None:
-    """Do it, and put what came of it into ``done``."""
-    try:
-        done.set_result(work())
-    except BaseException as error:  # whoever waits for it is told
-        done.set_exception(error)
-    finally:
-        del done  # else an error would hold itself: its traceback has this frame
+    Also after Ctrl-C it comes back when the work has ended, which computes with what the caller closes.
+    """
+    with ThreadPoolExecutor(1, "vggdeploy-behind", initializer=lower_priority, initargs=(LOW,)) as pool:
+        return pool.submit(work).result()
