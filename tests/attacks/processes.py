@@ -7,6 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def alive(pid: int) -> bool:
+    """Whether it can still compute; of one that has ended its parent may not have asked yet what became of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def children(pid: int) -> list[int]:
     """Those that any of its threads started, and that have not been waited for."""
     found: list[int] = []

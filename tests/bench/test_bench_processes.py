@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.processes import children
+from attacks.processes import alive, children
 
 from vggdeploy.bench.candidates import Entry
 from vggdeploy.bench.crew import Crew
@@ -164,10 +164,7 @@ def worker_of(process: subprocess.Popen[str]) -> int:
 def gone(pid: int) -> bool:
     end = time.monotonic() + 5
     while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
+        if not alive(pid):
             return True
         time.sleep(0.05)
     return False

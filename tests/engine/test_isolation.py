@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attacks.processes import alive
 from fuzz.mutations import changed_bytes
 from PIL import Image
 
@@ -208,17 +209,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     pid = int(done.stdout)
     for _ in range(200):
-        if not _runs(pid):
+        if not alive(pid):
             return
         time.sleep(0.05)
     pytest.fail("it still runs 10 s later")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_an_engine_answers_the_same_with_it(bundle_dir: Path, digit_png: Path) -> None:

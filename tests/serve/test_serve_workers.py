@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from attacks.processes import children
+from attacks.processes import alive, children
 from serve.conftest import Command, Starts, live_server
 from serve.stores import until as until_so
 
@@ -71,14 +71,6 @@ def test_workers_whose_bundle_was_altered_are_tried_later_and_later_and_nothing_
     assert command.stop() == 0
 
 
-def ended(pid: int) -> bool:
-    """Whether it computes no more; its parent may not have asked what became of it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.late
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_worker_that_hangs_keeps_the_others_from_nothing_when_the_server_ends(
@@ -93,11 +85,11 @@ def test_a_worker_that_hangs_keeps_the_others_from_nothing_when_the_server_ends(
     time.sleep(2)  # it is asked every half second
     command.process.send_signal(signal.SIGTERM)
     end = time.monotonic() + 10  # sooner than the end of everything, which is 20 s after the signal
-    while not ended(other):
+    while alive(other):
         assert time.monotonic() < end
         time.sleep(0.05)
     command.process.wait(40)
-    assert ended(hung)
+    assert not alive(hung)
 
 
 @pytest.mark.parametrize(
